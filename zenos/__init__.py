@@ -1,0 +1,5 @@
+"""zenos: an operating system for language models."""
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__"]

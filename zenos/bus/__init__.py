@@ -1,0 +1,1 @@
+"""Message passing between the daemon and its workers."""

@@ -1,0 +1,93 @@
+"""What to do: the actions that the kernel's step returns, performed after the commit.
+
+Actions are idempotent, and are derived again from the stored rows at boot.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from zenos.core.errors import ZenosError
+from zenos.core.task import Deployment, IdempotencyKey, Node, Task, TaskEvent
+
+
+class Action(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all actions."""
+
+
+class StartWorker(Action, frozen=True, kw_only=True):
+    """Start generation `task.generation` of this task with its allocation."""
+
+    task: Task
+
+
+class StopWorker(Action, frozen=True, kw_only=True):
+    """End this generation's whole process group: SIGTERM, and SIGKILL after `grace_s` seconds.
+
+    save: tell the worker to write a checkpoint first (within the grace time).
+    """
+
+    task: str
+    generation: int
+    grace_s: float
+    save: bool = False
+
+
+class Reply(Action, frozen=True, kw_only=True):
+    """Answer a request."""
+
+    request: int
+    result: Task | Deployment | ZenosError
+
+
+class Forget(Action, frozen=True, kw_only=True):
+    """Delete what is left of these tasks on disk: run directories, logs and checkpoints."""
+
+    tasks: list[str]
+
+
+class Changes(msgspec.Struct, kw_only=True):
+    """All that one step changed: one transaction.
+
+    tasks, deployments and nodes are upserts of whole records, the last one of each counts.
+    next_task and next_seq are the kernel's counters after the step; now is its time.
+    """
+
+    now: float = 0.0
+    next_task: int = 1
+    next_seq: int = 1
+    tasks: dict[str, Task] = {}
+    events: list[TaskEvent] = []
+    deployments: dict[str, Deployment] = {}
+    nodes: dict[str, Node] = {}
+    keys: list[IdempotencyKey] = []
+    deleted_tasks: list[str] = []
+    deleted_deployments: list[str] = []
+    deleted_keys: list[tuple[str, str]] = []
+    prune_events_before: int = 0
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to remember."""
+        return bool(
+            self.tasks
+            or self.events
+            or self.deployments
+            or self.nodes
+            or self.keys
+            or self.deleted_tasks
+            or self.deleted_deployments
+            or self.deleted_keys
+            or self.prune_events_before
+        )
+
+
+class Snapshot(msgspec.Struct, kw_only=True):
+    """All that the store remembers of the kernel's state, read at boot. `now`: the latest time."""
+
+    now: float = 0.0
+    next_task: int = 1
+    next_seq: int = 1
+    tasks: dict[str, Task] = {}
+    deployments: dict[str, Deployment] = {}
+    nodes: dict[str, Node] = {}
+    keys: list[IdempotencyKey] = []

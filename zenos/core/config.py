@@ -1,0 +1,112 @@
+"""The daemon's settings, resolved once: defaults < file < `ZENOS_*` environment < flags.
+
+The file is `zenos.yaml` in the home; `zenos/daemon.py` reads it. Every field has a heading in
+docs/reference/settings.md.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from zenos.core import limits
+from zenos.core.errors import InvalidError
+from zenos.core.names import check_name
+from zenos.core.resources import parse_share, parse_size
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings of one daemon.
+
+    cpus: cores to give out (None: all that this process may use). memory: bytes to give out, as
+    people write it (None: 90 % of what the machine or the cgroup has). gpus: declared virtual GPUs
+    where there are no real ones. gpu_memory: bytes of each virtual GPU.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8642
+    public: bool = False
+    allowed_hosts: list[str] = []
+    node: str = "local"
+    cpus: float | None = None
+    memory: str | None = None
+    gpus: int | None = None
+    gpu_memory: str = "0"
+    enforcement: Literal["auto", "cgroup", "watchdog"] = "auto"
+    zygote: Literal["eager", "lazy"] = "eager"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    ageing: float = 25.0
+    overdue_share: float = 0.25
+    overdue_wait_s: float = 3600.0
+    cancel_grace_s: float = limits.CANCEL_GRACE_S
+    keep_alive_s: float = limits.KEEP_ALIVE_S
+    ended_tasks_kept: int = limits.ENDED_TASKS_KEPT
+    ended_task_kept_s: float = limits.ENDED_TASK_KEPT_S
+
+    def check(self) -> None:
+        """Raises InvalidError for settings that contradict or may not be used."""
+        check_name(self.node, "node name")
+        if not 0 <= self.port <= 65535:
+            raise InvalidError(f"cannot use port {self.port}: from 0 (any free one) to 65535")
+        if self.cpus is not None and parse_share(self.cpus, "cpus", limits.CPU_MILLI_MAX) == 0:
+            raise InvalidError("cannot run with cpus 0: give at least 0.001")
+        if self.memory is not None:
+            parse_size(self.memory)
+        parse_size(self.gpu_memory, "gpu_memory")
+        if self.gpus is not None and not 0 <= self.gpus <= 1024:
+            raise InvalidError(f"cannot declare {self.gpus} GPUs: from 0 to 1024")
+        for name, low, high in (
+            ("ageing", 0.0, 1000.0),
+            ("overdue_share", 0.0, 1.0),
+            ("overdue_wait_s", 0.0, limits.EXPECTED_S_MAX),
+            ("cancel_grace_s", 0.0, 3600.0),
+            ("keep_alive_s", 0.0, limits.EXPECTED_S_MAX),
+            ("ended_tasks_kept", 0, 10_000_000),
+            ("ended_task_kept_s", 0.0, limits.EXPECTED_S_MAX),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise InvalidError(
+                    f"cannot use {name} {getattr(self, name)}: from {low:g} to {high:g}"
+                )
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """`; did you mean 'x'?` for the nearest of the known names, or nothing."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def resolve(
+    file: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> Config:
+    """One Config from the file's mapping, the environment and the flags that were given.
+
+    Raises InvalidError with the name of the setting, and the nearest one for a typo.
+    """
+    fields = {field.name: field for field in msgspec.structs.fields(Config)}
+    values: dict[str, Any] = {}
+    for source, given in (("zenos.yaml", file or {}), ("flag", flags or {})):
+        for name in given:
+            if name not in fields:
+                hint = nearest(str(name), list(fields))
+                raise InvalidError(f"cannot use the setting {name!r} ({source}): unknown{hint}")
+    values.update(file or {})
+    for name in fields:
+        variable = f"ZENOS_{name.upper()}"
+        if environment and variable in environment and name != "host":
+            values[name] = environment[variable]
+    values.update({k: v for k, v in (flags or {}).items() if v is not None})
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        try:
+            result[name] = msgspec.convert(value, fields[name].type, strict=False)
+        except msgspec.ValidationError as error:
+            raise InvalidError(f"cannot use {name} {value!r}: {error}") from None
+    config = Config(**result)
+    config.check()
+    return config

@@ -1,0 +1,88 @@
+"""The one module for durable writes: beside, fsync, rename, fsync of the directory.
+
+A reader sees the old file or the new one, whole, whatever dies in between.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from zenos.core import failpoints
+
+TEMPORARY_PREFIX: Final = ".tmp-"
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name beside `path`, unique to this process and call, that garbage collection knows."""
+    return path.with_name(
+        f"{TEMPORARY_PREFIX}{os.getpid()}-{os.urandom(6).hex()}-{path.name[:100]}"
+    )
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames and new names in the directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        failpoints.passing("durable.fsync")
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a file that something else wrote durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        failpoints.passing("durable.fsync")
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Write `data` to `path`, replacing what is there, atomically and durably."""
+    temporary = temporary_beside(path)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        try:
+            failpoints.passing("durable.write")
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            failpoints.passing("durable.fsync")
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        failpoints.passing("durable.rename")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+@contextmanager
+def new_directory(path: Path, mode: int = 0o700) -> Iterator[Path]:
+    """Fill a directory beside `path`, then put it in place at the end, atomically and durably.
+
+    `path` must not exist. The files written inside are fsynced here. On an error nothing is left.
+    """
+    temporary = temporary_beside(path)
+    temporary.mkdir(mode=mode)
+    try:
+        yield temporary
+        for root, _, files in os.walk(temporary):
+            for name in files:
+                sync_file(Path(root, name))
+            sync_directory(Path(root))
+        failpoints.passing("durable.rename")
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_directory(path.parent)

@@ -1,0 +1,112 @@
+"""What happened: the events that the kernel's step takes."""
+
+from __future__ import annotations
+
+import msgspec
+
+from zenos.core.specs import DeploymentSpec
+from zenos.core.task import Node, Outcome, Principal, TaskSpec
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all events."""
+
+
+class Submit(Event, frozen=True, kw_only=True):
+    """A user submits a task. Answered by a Reply with the Task."""
+
+    request: int
+    spec: TaskSpec
+    principal: Principal = Principal()
+    key: str | None = None
+
+
+class Cancel(Event, frozen=True, kw_only=True):
+    """A user cancels a task. Answered by a Reply with the Task."""
+
+    request: int
+    task: str
+    principal: Principal = Principal()
+
+
+class Deploy(Event, frozen=True, kw_only=True):
+    """A user deploys a model, or changes its deployment. Answered with the Deployment."""
+
+    request: int
+    spec: DeploymentSpec
+    principal: Principal = Principal()
+    key: str | None = None
+
+
+class Undeploy(Event, frozen=True, kw_only=True):
+    """A user stops a deployment. Answered with the Deployment."""
+
+    request: int
+    name: str
+    principal: Principal = Principal()
+
+
+class Demand(Event, frozen=True, kw_only=True):
+    """Requests wait for this model. Makes an implicit deployment where `spec` is given."""
+
+    name: str
+    spec: DeploymentSpec | None = None
+    principal: Principal = Principal()
+
+
+class Used(Event, frozen=True, kw_only=True):
+    """A deployment's requests: how many are in flight, as of now."""
+
+    name: str
+    in_flight: int
+
+
+class NodeUp(Event, frozen=True, kw_only=True):
+    """A node is there, with what it has."""
+
+    node: Node
+
+
+class WorkerStarted(Event, frozen=True, kw_only=True):
+    """The worker's process runs."""
+
+    task: str
+    generation: int
+    pid: int
+
+
+class WorkerReady(Event, frozen=True, kw_only=True):
+    """A serving worker has loaded its model."""
+
+    task: str
+    generation: int
+
+
+class WorkerExited(Event, frozen=True, kw_only=True):
+    """The worker has ended and said how."""
+
+    task: str
+    generation: int
+    outcome: Outcome
+
+
+class WorkerLost(Event, frozen=True, kw_only=True):
+    """The worker is gone and nobody knows how it ended: its shim was killed, or the machine."""
+
+    task: str
+    generation: int
+    reason: str
+
+
+class StartFailed(Event, frozen=True, kw_only=True):
+    """The worker could not be started; nothing of it runs."""
+
+    task: str
+    generation: int
+    reason: str
+
+
+class Shutdown(Event, frozen=True, kw_only=True):
+    """The daemon goes down. `suspend`: workers save their state and end; otherwise they go on."""
+
+    suspend: bool = True

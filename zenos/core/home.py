@@ -1,0 +1,86 @@
+"""Where things lie: one directory, `ZENOS_HOME`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+
+class Home(msgspec.Struct, frozen=True):
+    """Paths inside one home. Two homes are two independent systems."""
+
+    root: Path
+
+    @classmethod
+    def default(cls) -> Home:
+        """`ZENOS_HOME`, or `~/.zenos`."""
+        return cls(Path(os.environ.get("ZENOS_HOME") or "~/.zenos").expanduser().absolute())
+
+    @property
+    def id(self) -> str:
+        """Twelve hex digits that stand for this home in names outside it (cgroups, sockets)."""
+        return hashlib.sha256(os.fsencode(self.root)).hexdigest()[:12]
+
+    @property
+    def config(self) -> Path:
+        return self.root / "zenos.yaml"
+
+    @property
+    def token(self) -> Path:
+        return self.root / "token"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "daemon.lock"
+
+    @property
+    def daemon(self) -> Path:
+        """`daemon.json`: pid, start time, address and port of the running daemon."""
+        return self.root / "daemon.json"
+
+    @property
+    def daemon_log(self) -> Path:
+        return self.root / "daemon.log"
+
+    @property
+    def database(self) -> Path:
+        return self.root / "zenos.db"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    @property
+    def sockets(self) -> Path:
+        """The runtime directory for unix sockets: short, since a socket's path holds 108 bytes."""
+        base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+        if len(os.fsencode(base)) > 60:
+            base = "/tmp"  # noqa: S108 - the directory below is made with mode 0700 and checked
+        return Path(base) / f"zenos-{os.getuid()}-{self.id}"
+
+    @property
+    def bus(self) -> Path:
+        return self.sockets / "bus"
+
+    def run(self, task: str, generation: int) -> Path:
+        """The directory of one generation of one task."""
+        return self.runs / task / str(generation)
+
+    def checkpoint(self, task: str) -> Path:
+        return self.checkpoints / task

@@ -1,0 +1,70 @@
+"""Every named limit in one place. Units stand last in the names."""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+TIB: Final = 1024 * GIB
+
+# Requests
+BODY_BYTES_MAX: Final = 8 * MIB
+HEADER_BYTES_MAX: Final = 32 * KIB
+NAME_CHARS_MAX: Final = 64
+PATH_CHARS_MAX: Final = 4096
+ARGV_BYTES_MAX: Final = 128 * KIB
+ENV_BYTES_MAX: Final = 128 * KIB
+IDEMPOTENCY_KEY_CHARS_MAX: Final = 128
+FINISHED_TASKS_LISTED_MAX: Final = 1000
+
+# Resources
+CPU_MILLI_MAX: Final = 4096 * 1000
+GPU_MILLI_MAX: Final = 1024 * 1000
+MEMORY_BYTES_MAX: Final = 1024 * TIB
+MEMORY_BYTES_MIN: Final = 4 * MIB
+
+# Scheduling
+PRIORITY_MIN: Final = 0
+PRIORITY_LOW: Final = 25
+PRIORITY_NORMAL: Final = 50
+PRIORITY_HIGH: Final = 75
+PRIORITY_MAX: Final = 100
+EXPECTED_S_DEFAULT: Final = 600.0
+EXPECTED_S_MAX: Final = 10 * 365 * 86400.0
+RETRIES_MAX: Final = 1000
+QUEUED_TASKS_MAX: Final = 1_000_000
+
+# Workers
+CANCEL_GRACE_S: Final = 10.0
+START_TIMEOUT_S: Final = 120.0
+RETRY_BACKOFF_S: Final = 1.0
+RETRY_BACKOFF_S_MAX: Final = 300.0
+TRAIN_RESTARTS_MAX: Final = 10
+SERVE_RESTARTS_MAX: Final = 5
+LOG_TAIL_BYTES: Final = 4 * KIB
+LOG_BYTES_MAX: Final = 64 * MIB
+ORPHAN_WAIT_S: Final = 600.0
+
+# Bus
+FRAME_BYTES_MAX: Final = 64 * MIB
+SEND_QUEUE_FRAMES_MAX: Final = 4096
+HEARTBEAT_S: Final = 5.0
+
+# Serving
+REQUESTS_WAITING_MAX: Final = 256
+REQUEST_DEADLINE_S: Final = 600.0
+KEEP_ALIVE_S: Final = 300.0
+MAX_TOKENS_DEFAULT: Final = 256
+MAX_TOKENS_MAX: Final = 1_000_000
+CHOICES_MAX: Final = 16
+STOP_STRINGS_MAX: Final = 16
+LOGPROBS_MAX: Final = 20
+STREAM_CHUNKS_WAITING_MAX: Final = 2048
+
+# Retention
+ENDED_TASKS_KEPT: Final = 10_000
+ENDED_TASK_KEPT_S: Final = 30 * 86400.0
+EVENTS_KEPT: Final = 100_000
+IDEMPOTENCY_KEPT_S: Final = 86400.0

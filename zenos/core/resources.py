@@ -1,0 +1,139 @@
+"""Resource vectors, held as integers: millicores, milli-GPUs and bytes."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Self
+
+import msgspec
+
+from zenos.core import limits
+from zenos.core.errors import InvalidError
+
+_SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([kKmMgGtT]?)(i?)[bB]?\s*$")
+_POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+def parse_share(value: float | str, what: str, milli_max: int) -> int:
+    """Thousandths of a device or core from what people write: `0.5`, `2`, `"1.5"`.
+
+    Raises InvalidError for anything negative, not finite, absurdly large or finer than 1/1000.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise InvalidError(
+            f"cannot read {what} {value!r}: give a number such as 0.5 or 2"
+        ) from None
+    if isinstance(value, bool) or not math.isfinite(number) or number < 0:
+        raise InvalidError(f"cannot use {what} {value!r}: give a number of 0 or more")
+    if number * 1000 > milli_max:
+        raise InvalidError(f"cannot use {what} {value!r}: at most {milli_max // 1000} are allowed")
+    milli = round(number * 1000)
+    if number > 0 and milli == 0:
+        raise InvalidError(f"cannot use {what} {value!r}: the smallest share is 0.001")
+    return milli
+
+
+def parse_size(value: int | float | str, what: str = "memory") -> int:
+    """Bytes from `536870912`, `"512MiB"`, `"2GiB"` or `"2GB"` (decimal when without the i)."""
+    if isinstance(value, bool):
+        raise InvalidError(f"cannot read {what} {value!r}: write a size such as 512MiB or 2GiB")
+    if isinstance(value, int | float):
+        if not math.isfinite(value) or value < 0:
+            raise InvalidError(
+                f"cannot use {what} {value!r}: a size is a number of 0 or more bytes"
+            )
+        size = int(value)
+    else:
+        match = _SIZE.match(value) if len(value) <= 64 else None
+        if match is None:
+            raise InvalidError(
+                f"cannot read {what} {value[:64]!r}: write a size such as 512MiB or 2GiB"
+            )
+        base = 1024 if match[3] else 1000
+        size = round(float(match[1]) * base ** _POWER[match[2].lower()])
+    if size > limits.MEMORY_BYTES_MAX:
+        raise InvalidError(f"cannot use {what} {value!r}: more than any machine has")
+    return size
+
+
+def show_size(size: int) -> str:
+    """A size for people: `1.5 GiB`."""
+    value, unit = float(size), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(value) < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if value == int(value) or unit == "B" else f"{value:.1f} {unit}"
+
+
+def show_share(milli: int) -> str:
+    """Thousandths for people: 500 → `0.5`, 2000 → `2`."""
+    return f"{milli / 1000:g}"
+
+
+class Resources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a task wants, holds, or a node has.
+
+    cpu: millicores; gpu: milli-GPUs; memory and gpu_memory: bytes.
+    """
+
+    cpu: int = 0
+    gpu: int = 0
+    memory: int = 0
+    gpu_memory: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        cpu: float | str = 0,
+        gpu: float | str = 0,
+        memory: int | float | str = 0,
+        gpu_memory: int | float | str = 0,
+    ) -> Self:
+        """From what people write: `Resources.of(cpu=0.5, gpu=1, memory="2GiB")`."""
+        return cls(
+            cpu=parse_share(cpu, "cpu", limits.CPU_MILLI_MAX),
+            gpu=parse_share(gpu, "gpu", limits.GPU_MILLI_MAX),
+            memory=parse_size(memory, "memory"),
+            gpu_memory=parse_size(gpu_memory, "gpu_memory"),
+        )
+
+    def __add__(self, other: Resources) -> Resources:
+        return Resources(
+            cpu=self.cpu + other.cpu,
+            gpu=self.gpu + other.gpu,
+            memory=self.memory + other.memory,
+            gpu_memory=self.gpu_memory + other.gpu_memory,
+        )
+
+    def __sub__(self, other: Resources) -> Resources:
+        return Resources(
+            cpu=self.cpu - other.cpu,
+            gpu=self.gpu - other.gpu,
+            memory=self.memory - other.memory,
+            gpu_memory=self.gpu_memory - other.gpu_memory,
+        )
+
+    def fits_in(self, room: Resources) -> bool:
+        """Whether every component is within `room`."""
+        return (
+            self.cpu <= room.cpu
+            and self.gpu <= room.gpu
+            and self.memory <= room.memory
+            and self.gpu_memory <= room.gpu_memory
+        )
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether no component is negative."""
+        return min(self.cpu, self.gpu, self.memory, self.gpu_memory) >= 0
+
+    def __str__(self) -> str:
+        parts = [f"{show_share(self.cpu)} CPU", f"{show_share(self.gpu)} GPU"]
+        parts.append(f"{show_size(self.memory)} memory")
+        if self.gpu_memory:
+            parts.append(f"{show_size(self.gpu_memory)} GPU memory")
+        return ", ".join(parts)

@@ -1,0 +1,275 @@
+"""Tasks: what a user submits and the kernel schedules.
+
+A Task is an immutable record: each change makes a new one, so what the store writes, what readers
+see and what the kernel goes on with can never be the same object half changed.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from typing import Any, Final
+
+import msgspec
+
+from zenos.core import limits
+from zenos.core.errors import InvalidError, TransitionError
+from zenos.core.names import check_name
+from zenos.core.resources import Resources
+from zenos.core.specs import CreateSpec, DeploymentSpec, ProgramSpec, ServeSpec, TrainSpec, Work
+
+
+class Kind(enum.StrEnum):
+    """What a task does."""
+
+    TRAIN = "train"
+    SERVE = "serve"
+    BATCH = "batch"
+    PREPROCESS = "preprocess"
+    OPTIMISE = "optimise"
+    RUN = "run"
+    CALL = "call"
+
+
+class State(enum.StrEnum):
+    """Where a task is in its life."""
+
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSING = "pausing"
+    PAUSED = "paused"
+    SUSPENDING = "suspending"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+
+
+ENDED: Final = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.LOST})
+# States in which a task owns an allocation (a paused one keeps its memory).
+HOLDING: Final = frozenset(
+    {State.STARTING, State.RUNNING, State.PAUSING, State.PAUSED, State.SUSPENDING}
+)
+
+# Every legal transition. `→ queued` from a holding state is a restart or a suspension's end.
+TRANSITIONS: Final[dict[State, frozenset[State]]] = {
+    State.QUEUED: frozenset({State.STARTING, State.CANCELLED, State.FAILED}),
+    State.STARTING: frozenset({State.RUNNING, State.QUEUED}) | ENDED,
+    State.RUNNING: frozenset({State.PAUSING, State.SUSPENDING, State.QUEUED}) | ENDED,
+    State.PAUSING: frozenset({State.PAUSED, State.RUNNING, State.QUEUED}) | ENDED,
+    State.PAUSED: frozenset({State.RUNNING, State.SUSPENDING, State.QUEUED}) | ENDED,
+    State.SUSPENDING: frozenset({State.QUEUED}) | ENDED,
+    State.SUCCEEDED: frozenset(),
+    State.FAILED: frozenset(),
+    State.CANCELLED: frozenset(),
+    State.LOST: frozenset(),
+}
+
+
+def check_transition(old: State, new: State) -> None:
+    """Raises TransitionError unless `old → new` stands in the table."""
+    if new not in TRANSITIONS[old]:
+        raise TransitionError(f"cannot go from {old} to {new}")
+
+
+class Principal(msgspec.Struct, frozen=True):
+    """On whose behalf."""
+
+    user: str = "local"
+    project: str = "default"
+
+
+class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A task as submitted.
+
+    expected_s: the user's own estimate of the run time; time_limit_s: after which it is ended.
+    retries: how often a failed or lost run is started again (training restarts from its checkpoint
+    after a fault in any case).
+    """
+
+    work: Work
+    name: str = ""
+    resources: Resources = Resources(cpu=1000, memory=512 * limits.MIB)
+    priority: int = limits.PRIORITY_NORMAL
+    expected_s: float | None = None
+    time_limit_s: float | None = None
+    retries: int = 0
+
+    @property
+    def kind(self) -> Kind:
+        """Told from the work."""
+        match self.work:
+            case ProgramSpec():
+                return Kind.RUN
+            case TrainSpec():
+                return Kind.TRAIN
+            case ServeSpec():
+                return Kind.SERVE
+            case CreateSpec():
+                return Kind.PREPROCESS
+
+    def check(self) -> None:
+        """Raises InvalidError for anything that can be seen to be wrong without a node."""
+        self.work.check()
+        if self.name:
+            check_name(self.name, "task name")
+        wants = self.resources
+        if (
+            not wants.is_valid
+            or wants.cpu > limits.CPU_MILLI_MAX
+            or wants.gpu > limits.GPU_MILLI_MAX
+        ):
+            raise InvalidError(f"cannot use these resources: {wants}")
+        if wants.memory > limits.MEMORY_BYTES_MAX or wants.gpu_memory > limits.MEMORY_BYTES_MAX:
+            raise InvalidError("cannot use that much memory: more than any machine has")
+        if 0 < wants.memory < limits.MEMORY_BYTES_MIN:
+            raise InvalidError("cannot use so little memory: at least 4 MiB; or 0 for no limit")
+        if wants.gpu > 1000 and wants.gpu % 1000:
+            raise InvalidError("cannot share more than one GPU: ask for below 1, or for whole ones")
+        if not limits.PRIORITY_MIN <= self.priority <= limits.PRIORITY_MAX:
+            raise InvalidError(f"cannot use priority {self.priority}: it must be from 0 to 100")
+        if not 0 <= self.retries <= limits.RETRIES_MAX:
+            raise InvalidError(f"cannot use retries {self.retries}: from 0 to {limits.RETRIES_MAX}")
+        for what, seconds in (("time", self.expected_s), ("time limit", self.time_limit_s)):
+            if seconds is not None and not (
+                math.isfinite(seconds) and 0 < seconds <= limits.EXPECTED_S_MAX
+            ):
+                raise InvalidError(f"cannot use {what} {seconds!r}: give seconds above 0")
+
+
+class Allocation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a task holds on one node.
+
+    shares: milli-GPUs by device index; one entry of at most 1000 each.
+    """
+
+    node: str
+    resources: Resources
+    shares: dict[int, int] = {}
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How one generation's worker ended.
+
+    memory_peak: bytes; cpu_s: CPU seconds; error: begins with "cannot" when set.
+    """
+
+    exit_code: int | None = None
+    signal: int | None = None
+    error: str | None = None
+    oom: bool = False
+    memory_peak: int | None = None
+    cpu_s: float | None = None
+    log_tail: str = ""
+    result: dict[str, Any] | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the worker ended by itself with exit code 0."""
+        return self.exit_code == 0 and self.error is None
+
+    def describe(self) -> str:
+        """One line for people."""
+        if self.error:
+            return self.error
+        if self.signal is not None:
+            return f"cannot finish: the worker was ended by signal {self.signal}"
+        if self.exit_code:
+            return f"cannot finish: the program ended with exit code {self.exit_code}"
+        return "finished"
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """One task, as stored. Times are kernel time in seconds (see core/clock.py).
+
+    generation: counts the workers it has had; at most one is alive. attempts: runs that ended in a
+    failure or a fault. not_before: a restart waits until then. ran_s: run time of past generations.
+    ready: a serving worker has loaded its model.
+    """
+
+    id: str
+    spec: TaskSpec
+    principal: Principal
+    submitted: float
+    kind: Kind
+    state: State = State.QUEUED
+    generation: int = 0
+    attempts: int = 0
+    queued: float = 0.0
+    not_before: float = 0.0
+    started: float | None = None
+    running: float | None = None
+    ended: float | None = None
+    ran_s: float = 0.0
+    ready: bool = False
+    allocation: Allocation | None = None
+    stopping: str | None = None
+    stop_at: float | None = None
+    outcome: Outcome | None = None
+    format: int = 1
+
+    @property
+    def name(self) -> str:
+        """The user's name for it, or its id."""
+        return self.spec.name or self.id
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether it will never run again."""
+        return self.state in ENDED
+
+
+class TaskEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of a task's history; `seq` counts over the whole system."""
+
+    seq: int
+    at: float
+    task: str
+    type: str
+    state: State
+    generation: int
+    detail: str = ""
+
+
+class Deployment(msgspec.Struct, frozen=True, kw_only=True):
+    """A model being served. `used`: kernel time of the last request that the kernel heard of."""
+
+    name: str
+    spec: DeploymentSpec
+    principal: Principal
+    created: float
+    used: float
+    replicas: list[str] = []
+    failures: int = 0
+    error: str | None = None
+    stopping: bool = False
+    # Made by a request rather than by `zenos serve`: forgotten once it has been idle.
+    implicit: bool = False
+    format: int = 1
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True):
+    """One machine.
+
+    capacity: what zenos may give out. gpus: number of devices. virtual_gpus: declared, not real.
+    enforcement: how limits hold there, e.g. `{"memory": "cgroup v2", "cpu": "affinity"}`.
+    """
+
+    name: str
+    capacity: Resources
+    gpus: int = 0
+    virtual_gpus: bool = False
+    gpu_memory_each: int = 0
+    labels: list[str] = []
+    enforcement: dict[str, str] = {}
+
+
+class IdempotencyKey(msgspec.Struct, frozen=True, kw_only=True):
+    """That a principal's request with this key was answered with that task or deployment."""
+
+    user: str
+    key: str
+    fingerprint: str
+    subject: str
+    at: float

@@ -1,0 +1,148 @@
+"""Bodies of the messages between the daemon and its workers (see zenos/bus for the envelope).
+
+| topic | kind | direction | body |
+| --- | --- | --- | --- |
+| `request` | data | daemon → worker | GenerateRequest |
+| `abort` | command | daemon → worker | Abort |
+| `stop` | command | daemon → worker | Stop |
+| `ready` | state | worker → daemon | Ready |
+| `progress` | state | worker → daemon | Progress |
+| `chunk` | data | worker → daemon | Chunk |
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import msgspec
+
+from zenos.core import limits
+from zenos.core.errors import InvalidError
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How tokens are chosen: temperature 0 is greedy; max_tokens None goes on to the context."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int | None = limits.MAX_TOKENS_DEFAULT
+    stop: list[str] = []
+    seed: int | None = None
+    n: int = 1
+    logprobs: int | None = None
+    ignore_eos: bool = False
+
+    def check(self) -> None:
+        """Raises InvalidError for numbers that may not be used."""
+        if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 2):
+            raise InvalidError(f"cannot use temperature {self.temperature}: from 0 to 2")
+        if not (math.isfinite(self.top_p) and 0 < self.top_p <= 1):
+            raise InvalidError(f"cannot use top_p {self.top_p}: above 0, at most 1")
+        if self.max_tokens is not None and not 1 <= self.max_tokens <= limits.MAX_TOKENS_MAX:
+            raise InvalidError(
+                f"cannot use max_tokens {self.max_tokens}: from 1 to {limits.MAX_TOKENS_MAX}"
+            )
+        if not 1 <= self.n <= limits.CHOICES_MAX:
+            raise InvalidError(f"cannot use n {self.n}: from 1 to {limits.CHOICES_MAX}")
+        if self.logprobs is not None and not 0 <= self.logprobs <= limits.LOGPROBS_MAX:
+            raise InvalidError(f"cannot use logprobs {self.logprobs}: 0 to {limits.LOGPROBS_MAX}")
+        if len(self.stop) > limits.STOP_STRINGS_MAX or any(
+            not s or len(s) > 1024 for s in self.stop
+        ):
+            raise InvalidError(
+                f"cannot use these stop strings: at most {limits.STOP_STRINGS_MAX}, none empty"
+            )
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
+            raise InvalidError("cannot use that seed: it must fit 64 bits")
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One request. Exactly one of prompt, tokens and messages is given.
+
+    messages: `[{"role": …, "content": …}, …]` for the chat template. priority: higher first.
+    """
+
+    id: str
+    prompt: str | None = None
+    tokens: list[int] | None = None
+    messages: list[dict[str, Any]] | None = None
+    sampling: Sampling = Sampling()
+    priority: int = limits.PRIORITY_NORMAL
+    echo: bool = False
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    """One token with its natural-log probability and the likeliest alternatives."""
+
+    token: str
+    bytes: list[int]
+    logprob: float
+    top: list[tuple[str, list[int], float]] = []
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Token counts, and seconds spent waiting for a slot and computing."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of an answer: text of choice `index`, never cut inside a character.
+
+    finish: set on the last chunk of a choice. usage: set on the last chunk of the request, which is
+    also the last finish. error and code: the request failed; the last chunk.
+    """
+
+    request: str
+    index: int = 0
+    text: str = ""
+    token_count: int = 0
+    logprobs: list[TokenLogprob] = []
+    finish: Literal["stop", "length", "cancelled"] | None = None
+    usage: Usage | None = None
+    error: str | None = None
+    code: str | None = None
+
+
+class Abort(msgspec.Struct, frozen=True, kw_only=True):
+    """The client went away: free the request's slots at the next step."""
+
+    request: str
+
+
+class Stop(msgspec.Struct, frozen=True, kw_only=True):
+    """End; write a checkpoint first when `save`."""
+
+    save: bool = False
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True):
+    """A replica can answer. load_s: seconds from the worker's first line to here."""
+
+    model: str
+    context: int
+    slots: int
+    load_s: float
+    parameters: int
+    chat_template: bool = False
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How far a task is. stage: e.g. `reading`, `tokenizer`, `packing`, `training`, `saving`.
+
+    done and total count what the stage counts (training: steps). left_s: estimated seconds.
+    """
+
+    stage: str
+    done: float = 0
+    total: float | None = None
+    loss: float | None = None
+    eval_loss: float | None = None
+    learning_rate: float | None = None
+    tokens_per_s: float | None = None
+    left_s: float | None = None
+    note: str = ""

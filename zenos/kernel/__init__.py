@@ -1,0 +1,1 @@
+"""The kernel decides: a pure step over state, events and time."""

@@ -1,0 +1,230 @@
+"""The way into the loop and the view out of it, for the API and the effects.
+
+Everything here runs in the daemon's one event loop. Nobody outside the loop sees a state that is
+not yet remembered: `View` is made from committed changes alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from zenos.core import events as ev
+from zenos.core.actions import Changes, Reply, Snapshot
+from zenos.core.errors import StorageError, UnavailableError, ZenosError
+from zenos.core.resources import Resources
+from zenos.core.specs import DeploymentSpec
+from zenos.core.task import HOLDING, Deployment, Node, Principal, Task, TaskEvent, TaskSpec
+from zenos.core.wire import Progress
+
+REPLY_TIMEOUT_S = 30.0
+SUBSCRIBER_EVENTS_MAX = 4096
+
+
+class Inbox:
+    """Events on their way to the kernel, in order."""
+
+    def __init__(self) -> None:
+        self._events: list[ev.Event] = []
+        self._there = asyncio.Event()
+        self.closed = False
+        self.storage_error: StorageError | None = None
+
+    def put(self, event: ev.Event) -> None:
+        """Add an event; never blocks. Call from the event loop's thread only."""
+        self._events.append(event)
+        self._there.set()
+
+    async def drain(self, wait_s: float) -> list[ev.Event]:
+        """All events that are there; waits up to `wait_s` seconds (or for ever) for the first."""
+        if not self._events and wait_s > 0 and not self.closed:
+            try:
+                async with asyncio.timeout(None if math.isinf(wait_s) else wait_s):
+                    await self._there.wait()
+            except TimeoutError:
+                pass
+        self._there.clear()
+        events, self._events = self._events, []
+        return events
+
+    def close(self) -> None:
+        """Let the loop end after what it is doing."""
+        self.closed = True
+        self._there.set()
+
+
+class TaskProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """A task's progress, streamed beside the loop; not stored."""
+
+    task: str
+    progress: Progress
+
+
+class View:
+    """What is remembered, and live progress, for readers; with subscriptions to what changes."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.tasks: dict[str, Task] = dict(snapshot.tasks)
+        self.deployments: dict[str, Deployment] = dict(snapshot.deployments)
+        self.nodes: dict[str, Node] = dict(snapshot.nodes)
+        self.progress: dict[str, Progress] = {}
+        self._subscribers: set[asyncio.Queue[TaskEvent | TaskProgress | None]] = set()
+        self._changed = asyncio.Event()
+
+    def apply(self, changes: Changes) -> None:
+        """Take over what one step has committed."""
+        self.tasks.update(changes.tasks)
+        self.deployments.update(changes.deployments)
+        self.nodes.update(changes.nodes)
+        for task_id in changes.deleted_tasks:
+            self.tasks.pop(task_id, None)
+            self.progress.pop(task_id, None)
+        for name in changes.deleted_deployments:
+            self.deployments.pop(name, None)
+        for event in changes.events:
+            self._publish(event)
+        if changes:
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    def report(self, task: str, progress: Progress) -> None:
+        """A worker says how far it is."""
+        self.progress[task] = progress
+        self._publish(TaskProgress(task=task, progress=progress))
+
+    async def changed(self) -> None:
+        """Wait until something has been committed."""
+        await self._changed.wait()
+
+    def used(self) -> dict[str, Resources]:
+        """What tasks hold, by node."""
+        used = {name: Resources() for name in self.nodes}
+        for task in self.tasks.values():
+            if task.state in HOLDING and task.allocation is not None:
+                node = task.allocation.node
+                used[node] = used.get(node, Resources()) + task.allocation.resources
+        return used
+
+    def _publish(self, event: TaskEvent | TaskProgress) -> None:
+        for queue in list(self._subscribers):
+            if queue.full():
+                # A reader that slow is cut: it can come again from its last event.
+                self._subscribers.discard(queue)
+                while not queue.empty():
+                    queue.get_nowait()
+                queue.put_nowait(None)
+            else:
+                queue.put_nowait(event)
+
+    @asynccontextmanager
+    async def subscribe(self) -> AsyncIterator[AsyncIterator[TaskEvent | TaskProgress]]:
+        """Events from now on. The iterator ends when the reader is too slow or the view closes."""
+        queue: asyncio.Queue[TaskEvent | TaskProgress | None] = asyncio.Queue(SUBSCRIBER_EVENTS_MAX)
+        self._subscribers.add(queue)
+
+        async def iterate() -> AsyncIterator[TaskEvent | TaskProgress]:
+            while (event := await queue.get()) is not None:
+                yield event
+
+        try:
+            yield iterate()
+        finally:
+            self._subscribers.discard(queue)
+
+    def close(self) -> None:
+        """End all subscriptions."""
+        for queue in list(self._subscribers):
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(None)
+        self._subscribers.clear()
+
+
+class Control:
+    """Requests to the kernel, each answered after its commit."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[Task | Deployment]] = {}
+
+    async def submit(self, spec: TaskSpec, principal: Principal, key: str | None) -> Task:
+        """Submit a task; returns when it is accepted, that is, remembered."""
+        number = next(self._numbers)
+        event = ev.Submit(request=number, spec=spec, principal=principal, key=key)
+        return _task(await self._ask(number, event))
+
+    async def cancel(self, task: str, principal: Principal) -> Task:
+        """Cancel a task; one that runs is ended within the grace time, after the return."""
+        number = next(self._numbers)
+        return _task(
+            await self._ask(number, ev.Cancel(request=number, task=task, principal=principal))
+        )
+
+    async def deploy(
+        self, spec: DeploymentSpec, principal: Principal, key: str | None
+    ) -> Deployment:
+        """Deploy a model, or change its deployment."""
+        number = next(self._numbers)
+        event = ev.Deploy(request=number, spec=spec, principal=principal, key=key)
+        return _deployment(await self._ask(number, event))
+
+    async def undeploy(self, name: str, principal: Principal) -> Deployment:
+        """Stop a deployment."""
+        number = next(self._numbers)
+        event = ev.Undeploy(request=number, name=name, principal=principal)
+        return _deployment(await self._ask(number, event))
+
+    def resolve(self, reply: Reply) -> None:
+        """Give a caller its answer."""
+        future = self._waiting.pop(reply.request, None)
+        if future is None or future.done():
+            return
+        if isinstance(reply.result, ZenosError):
+            future.set_exception(reply.result)
+        else:
+            future.set_result(reply.result)
+
+    def close(self) -> None:
+        """Nobody will answer any more."""
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(UnavailableError("cannot answer: the daemon is going down"))
+        self._waiting.clear()
+
+    async def _ask(self, number: int, event: ev.Event) -> Task | Deployment:
+        if self._inbox.closed:
+            raise UnavailableError("cannot answer: the daemon is going down")
+        if self._inbox.storage_error is not None:
+            raise UnavailableError(str(self._inbox.storage_error), retry_after_s=5)
+        future: asyncio.Future[Task | Deployment] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        self._inbox.put(event)
+        try:
+            async with asyncio.timeout(REPLY_TIMEOUT_S):
+                return await future
+        except TimeoutError:
+            raise UnavailableError(
+                "cannot say whether this was accepted: the store does not answer; "
+                "send the request again with the same Idempotency-Key",
+                retry_after_s=5,
+            ) from None
+        finally:
+            self._waiting.pop(number, None)
+
+
+def _task(answer: Task | Deployment) -> Task:
+    if not isinstance(answer, Task):
+        raise TypeError("the kernel answered with another type")
+    return answer
+
+
+def _deployment(answer: Task | Deployment) -> Deployment:
+    if not isinstance(answer, Deployment):
+        raise TypeError("the kernel answered with another type")
+    return answer

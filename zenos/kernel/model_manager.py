@@ -1,0 +1,229 @@
+"""The model manager: brings the replicas of each deployment to where they should be.
+
+One idempotent verb, `reconcile`, after every batch of events. Replicas are ordinary tasks of kind
+`serve`: they wait in the queue, are placed and end like all others.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from zenos.core import events as ev
+from zenos.core import limits
+from zenos.core.errors import NotFoundError, RefusedError, UnavailableError
+from zenos.core.resources import Resources
+from zenos.core.specs import DeploymentSpec, ServeSpec
+from zenos.core.task import Deployment, Principal, State, Task, TaskSpec
+from zenos.kernel import supervision
+
+if TYPE_CHECKING:
+    from zenos.kernel.step import Kernel
+
+
+def replica_resources(spec: DeploymentSpec) -> Resources:
+    """What one replica wants."""
+    return Resources.of(cpu=spec.cpu, gpu=spec.gpu, memory=spec.memory)
+
+
+def replica_spec(name: str, spec: DeploymentSpec) -> TaskSpec:
+    """The task of one replica."""
+    work = ServeSpec(
+        model=spec.model, deployment=name, dtype=spec.dtype, slots=spec.slots, context=spec.context
+    )
+    return TaskSpec(work=work, resources=replica_resources(spec), priority=spec.priority)
+
+
+class ModelManager:
+    """Deployments and their replicas."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+
+    # -- events
+
+    def deploy(self, event: ev.Deploy, now: float) -> Deployment:
+        """Make or change a deployment. Running replicas of another spec are replaced."""
+        state = self._kernel.state
+        event.spec.check()
+        name = event.spec.model
+        known = self._kernel.remembered(event.principal, event.key, event.spec, now)
+        if known is not None and known in state.deployments:
+            return state.deployments[known]
+        if self._kernel.draining:
+            raise UnavailableError("cannot deploy: the daemon is going down")
+        state.resources.check_fits_ever(replica_resources(event.spec))
+        old = state.deployments.get(name)
+        if old is not None and replica_spec(name, old.spec) != replica_spec(name, event.spec):
+            self._stop_replicas(old, 0, now, "replaced")
+        deployment = self._put(name, event.spec, event.principal, now, implicit=False)
+        self._kernel.remember(event.principal, event.key, event.spec, name, now)
+        return deployment
+
+    def _put(
+        self, name: str, spec: DeploymentSpec, principal: Principal, now: float, *, implicit: bool
+    ) -> Deployment:
+        state = self._kernel.state
+        old = state.deployments.get(name)
+        state.used_at[name] = now
+        return state.put_deployment(
+            Deployment(
+                name=name,
+                spec=spec,
+                principal=principal,
+                created=old.created if old else now,
+                used=now,
+                replicas=old.replicas if old else [],
+                implicit=implicit,
+            )
+        )
+
+    def undeploy(self, event: ev.Undeploy, now: float) -> Deployment:
+        """Stop all replicas of a deployment and forget it when the last one has ended."""
+        deployment = self._kernel.state.deployments.get(event.name)
+        if deployment is None:
+            raise NotFoundError(f"cannot find a deployment of {event.name!r}: it isn't served")
+        if deployment.principal.project != event.principal.project:
+            raise RefusedError(f"cannot stop {event.name}: it belongs to another project")
+        return self._kernel.state.put_deployment(replace(deployment, stopping=True))
+
+    def demand(self, event: ev.Demand, now: float) -> None:
+        """Requests wait: the deployment is used; without one, an implicit one is made."""
+        state = self._kernel.state
+        deployment = state.deployments.get(event.name)
+        if deployment is None or deployment.stopping:
+            if event.spec is not None and not self._kernel.draining:
+                self._put(event.name, event.spec, event.principal, now, implicit=True)
+        elif deployment.error is not None:
+            # A new request is a new chance.
+            state.put_deployment(replace(deployment, error=None, failures=0))
+        state.used_at[event.name] = now
+        state.in_flight[event.name] = max(state.in_flight.get(event.name, 0), 1)
+
+    def used(self, event: ev.Used, now: float) -> None:
+        """How many requests are in flight."""
+        if event.name in self._kernel.state.deployments:
+            self._kernel.state.in_flight[event.name] = event.in_flight
+            self._kernel.state.used_at[event.name] = now
+
+    def ready(self, event: ev.WorkerReady, now: float) -> None:
+        """A replica has loaded its model and can answer."""
+        task = supervision.current(self._kernel, event.task, event.generation)
+        if task is None or task.ready:
+            return
+        if task.state is State.STARTING:
+            started = ev.WorkerStarted(task=task.id, generation=task.generation, pid=0)
+            supervision.started(self._kernel, started, now)
+            task = self._kernel.state.tasks[task.id]
+        self._kernel.state.put(task, replace(task, ready=True), now, "ready")
+        deployment = self._deployment_of(task)
+        if deployment is not None and deployment.failures:
+            self._kernel.state.put_deployment(replace(deployment, failures=0, error=None))
+
+    def replica_ended(self, task: Task, now: float) -> None:
+        """A replica has ended; one that wasn't told to counts as a failure of its deployment."""
+        deployment = self._deployment_of(task)
+        if deployment is None:
+            return
+        replicas = [replica for replica in deployment.replicas if replica != task.id]
+        failures = deployment.failures + (0 if task.stopping else 1)
+        error = deployment.error
+        if failures > limits.SERVE_RESTARTS_MAX or (
+            not task.stopping and _is_final(task) and not task.ready
+        ):
+            error = task.outcome.describe() if task.outcome else "cannot serve: its workers fail"
+        self._kernel.state.used_at.setdefault(deployment.name, now)
+        self._kernel.state.put_deployment(
+            replace(deployment, replicas=replicas, failures=failures, error=error)
+        )
+
+    def _deployment_of(self, task: Task) -> Deployment | None:
+        work = task.spec.work
+        if not isinstance(work, ServeSpec):
+            return None
+        return self._kernel.state.deployments.get(work.deployment)
+
+    # -- reconcile
+
+    def reconcile(self, now: float) -> None:
+        """Start missing replicas, stop idle ones, forget deployments that are done."""
+        state = self._kernel.state
+        for name in sorted(state.deployments):
+            deployment = state.deployments[name]
+            wanted = self.wanted(deployment, now)
+            live = self._live(deployment)
+            if len(live) > wanted:
+                self._stop_replicas(deployment, wanted, now, "idle")
+            elif len(live) < wanted and not self._kernel.draining:
+                self._start_replicas(deployment, wanted - len(live), now)
+            deployment = state.deployments[name]
+            used = deployment.error is not None and state.in_flight.get(name, 0) > 0
+            idle = deployment.implicit and wanted == 0 and not used
+            if (deployment.stopping or idle) and not deployment.replicas:
+                state.delete_deployment(name)
+
+    def wanted(self, deployment: Deployment, now: float) -> int:
+        """How many replicas there should be.
+
+        1. None while stopping, or after too many failures.
+        2. One for each full set of slots in use, and one while used within the keep-alive.
+        3. Within min_replicas and max_replicas.
+        """
+        state, spec = self._kernel.state, deployment.spec
+        if deployment.stopping or deployment.error is not None:  # 1
+            return 0
+        in_flight = state.in_flight.get(deployment.name, 0)
+        wanted = math.ceil(in_flight / spec.slots)  # 2
+        used_at = state.used_at.setdefault(deployment.name, now)
+        if wanted == 0 and now - used_at < spec.keep_alive_s:
+            wanted = min(1, len(self._live(deployment))) if deployment.implicit else 1
+        return min(max(wanted, spec.min_replicas), spec.max_replicas)  # 3
+
+    def _live(self, deployment: Deployment) -> list[Task]:
+        tasks = (self._kernel.state.tasks[replica] for replica in deployment.replicas)
+        return [task for task in tasks if not task.is_ended and not task.stopping]
+
+    def _start_replicas(self, deployment: Deployment, count: int, now: float) -> None:
+        state = self._kernel.state
+        new: list[str] = []
+        for _ in range(count):
+            spec = replica_spec(deployment.name, deployment.spec)
+            task = self._kernel.new_task(spec, deployment.principal, now)
+            if deployment.failures:
+                delay_s = limits.RETRY_BACKOFF_S * 2.0 ** min(deployment.failures - 1, 8)
+                delayed = replace(task, not_before=now + delay_s)
+                state.scheduler.queue.remove(task.id)
+                task = state.put(task, delayed, now, "delayed", f"{delay_s:g} s after a failure")
+            new.append(task.id)
+        state.put_deployment(replace(deployment, replicas=[*deployment.replicas, *new]))
+
+    def _stop_replicas(self, deployment: Deployment, keep: int, now: float, why: str) -> None:
+        """Stop all but `keep` replicas: waiting ones first, then the newest."""
+        state = self._kernel.state
+        live = sorted(self._live(deployment), key=lambda t: (t.ready, -t.submitted), reverse=True)
+        for task in live[keep:]:
+            if task.state is State.QUEUED:
+                ended = replace(task, state=State.CANCELLED, ended=now, stopping=why)
+                state.put(task, ended, now, "cancelled", why)
+                current = state.deployments[deployment.name]
+                replicas = [replica for replica in current.replicas if replica != task.id]
+                state.put_deployment(replace(current, replicas=replicas))
+            else:
+                self._kernel.stop(task, why, now)
+
+    def next_wake(self, now: float) -> float:
+        """When the next keep-alive ends."""
+        state = self._kernel.state
+        ends = [
+            state.used_at.get(d.name, now) + d.spec.keep_alive_s
+            for d in state.deployments.values()
+            if d.replicas and not state.in_flight.get(d.name) and d.spec.min_replicas == 0
+        ]
+        return min((end for end in ends if end > now), default=math.inf)
+
+
+def _is_final(task: Task) -> bool:
+    """Whether the worker itself said what is wrong: trying again would say the same."""
+    return task.outcome is not None and task.outcome.exit_code == 1 and bool(task.outcome.error)

@@ -1,0 +1,146 @@
+"""The resource manager: one pool per node, integers throughout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from zenos.core.errors import UnfittableError
+from zenos.core.resources import Resources, show_share, show_size
+from zenos.core.task import Allocation, Node
+
+WHOLE = 1000  # milli-GPUs in one device
+
+
+class Pool:
+    """What one node has, what of it is given out, and to which device.
+
+    A share of a GPU below 1 lies on one device; 1 or more means whole devices. GPU memory is
+    divided evenly over the devices of an allocation.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.used = Resources()
+        self.gpu_used = [0] * node.gpus
+        self.gpu_memory_used = [0] * node.gpus
+
+    @property
+    def free(self) -> Resources:
+        """Capacity less what is given out; negative where the node has shrunk under its tasks."""
+        return self.node.capacity - self.used
+
+    def allocate(self, request: Resources, reserved: Resources | None = None) -> Allocation | None:
+        """An allocation for `request`, or None. What is `reserved` for another is not touched."""
+        free = self.free if reserved is None else self.free - reserved
+        if not request.fits_in(free):
+            return None
+        devices = self._devices(request)
+        if devices is None:
+            return None
+        allocation = Allocation(node=self.node.name, resources=request, shares=devices)
+        self.occupy(allocation)
+        return allocation
+
+    def occupy(self, allocation: Allocation) -> None:
+        """Count an allocation as given out: a new one, or one from before a restart."""
+        self._count(allocation, +1)
+
+    def release(self, allocation: Allocation) -> None:
+        """Take an allocation back."""
+        self._count(allocation, -1)
+
+    def _count(self, allocation: Allocation, sign: int) -> None:
+        if sign > 0:
+            self.used = self.used + allocation.resources
+        else:
+            self.used = self.used - allocation.resources
+        for device, share in allocation.shares.items():
+            if device < len(self.gpu_used):
+                self.gpu_used[device] += sign * share
+                self.gpu_memory_used[device] += sign * memory_each(allocation)
+
+    def _devices(self, request: Resources) -> dict[int, int] | None:
+        """Shares by device: best fit for a share of one, the first free ones for whole devices."""
+        if request.gpu == 0:
+            return {}
+        each = self.node.gpu_memory_each
+        if request.gpu < WHOLE:
+            room = [
+                (WHOLE - used, device)
+                for device, used in enumerate(self.gpu_used)
+                if WHOLE - used >= request.gpu
+                and each - self.gpu_memory_used[device] >= request.gpu_memory
+            ]
+            return {min(room)[1]: request.gpu} if room else None
+        count = request.gpu // WHOLE
+        free = [device for device, used in enumerate(self.gpu_used) if used == 0]
+        if len(free) < count or -(-request.gpu_memory // count) > each:
+            return None
+        return dict.fromkeys(free[:count], WHOLE)
+
+
+def memory_each(allocation: Allocation) -> int:
+    """GPU memory (bytes) that an allocation takes on each of its devices."""
+    count = len(allocation.shares)
+    return -(-allocation.resources.gpu_memory // count) if count else 0
+
+
+class ResourceManager:
+    """The pools of all nodes. `allocate` and `release` are its whole interface to the scheduler."""
+
+    def __init__(self) -> None:
+        self.pools: dict[str, Pool] = {}
+
+    def add(self, node: Node, allocations: Iterable[Allocation]) -> None:
+        """A node is there, or has changed; `allocations` are those that tasks hold on it."""
+        pool = Pool(node)
+        for allocation in allocations:
+            pool.occupy(allocation)
+        self.pools[node.name] = pool
+
+    def allocate(
+        self, request: Resources, reserved: dict[str, Resources] | None = None
+    ) -> Allocation | None:
+        """First fit over the nodes. `reserved` is held back on each node."""
+        for name, pool in self.pools.items():
+            allocation = pool.allocate(request, (reserved or {}).get(name))
+            if allocation is not None:
+                return allocation
+        return None
+
+    def release(self, allocation: Allocation) -> None:
+        """Give an allocation back to its node, where the node is known."""
+        pool = self.pools.get(allocation.node)
+        if pool is not None:
+            pool.release(allocation)
+
+    def check_fits_ever(self, request: Resources) -> None:
+        """Raises UnfittableError when no node could hold `request` even if it were empty."""
+        empty = [Pool(pool.node) for pool in self.pools.values()]
+        if any(pool.allocate(request) is not None for pool in empty):
+            return
+        if not empty:
+            raise UnfittableError("cannot ever fit: no node is known yet")
+        capacities = [pool.node.capacity for pool in empty]
+        for what, show in (("cpu", show_share), ("gpu", show_share), ("memory", show_size)):
+            most = max(getattr(c, what) for c in capacities)
+            wanted = getattr(request, what)
+            if wanted > most:
+                unit = {"cpu": " CPUs", "gpu": " GPUs", "memory": " of memory"}[what]
+                raise UnfittableError(
+                    f"cannot ever fit: wants {show(wanted)}{unit}, "
+                    f"the largest node has {show(most)}; ask for less"
+                )
+        largest = max(pool.node.gpu_memory_each for pool in empty)
+        raise UnfittableError(
+            f"cannot ever fit: no single node has all of {request} "
+            f"(largest GPU memory: {show_size(largest)}); ask for less"
+        )
+
+    def capacity(self) -> Resources:
+        """The sum over all nodes."""
+        return sum((p.node.capacity for p in self.pools.values()), Resources())
+
+    def used(self) -> Resources:
+        """The sum of what is given out."""
+        return sum((p.used for p in self.pools.values()), Resources())

@@ -1,0 +1,255 @@
+"""The queue of waiting tasks and the order in which they are tried.
+
+Ranks by score cross over time and so fit no heap. Hence buckets: all tasks of one priority, user,
+power-of-two class of expected time and resource request, first in first out. Only the heads of
+buckets are scored. Tasks of one bucket want the same: when its head does not fit, none of it does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+from zenos.core.config import Config
+from zenos.core.resources import Resources
+from zenos.core.task import Allocation, Kind, Task
+from zenos.kernel import priority
+from zenos.kernel.resource_manager import ResourceManager
+
+
+class BucketKey(NamedTuple):
+    """What the tasks of one bucket have in common."""
+
+    priority: int
+    user: str
+    time_class: int
+    request: Resources
+
+
+class Entry(NamedTuple):
+    """A waiting task as the queue sees it. Times in kernel seconds."""
+
+    task: str
+    order: int
+    queued: float
+    expected_s: float
+    key: BucketKey
+
+
+class Ranked(NamedTuple):
+    """An entry with the numbers it is ordered by; a smaller `rank` comes first."""
+
+    rank: tuple[float, float, int]
+    entry: Entry
+    p: float
+    score: float
+
+
+def time_class(expected_s: float) -> int:
+    """The power of two of the expected time: 0 for up to 1 s, 1 for up to 2 s, and so on."""
+    return max(0, math.ceil(math.log2(max(expected_s, 1.0))))
+
+
+def order_of(task_id: str) -> int:
+    """The number in a task's id: the order of submission."""
+    return int(task_id[1:])
+
+
+class Queue:
+    """Waiting tasks: the buckets, and the overdue ones in the order in which they became so."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._buckets: dict[BucketKey, dict[str, Entry]] = {}
+        self._overdue: dict[str, Entry] = {}
+        self._entries: dict[str, Entry] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, task_id: object) -> bool:
+        return task_id in self._entries
+
+    @property
+    def overdue(self) -> list[Entry]:
+        """Overdue tasks, first come first."""
+        return list(self._overdue.values())
+
+    def add(self, task: Task, expected_s: float) -> None:
+        """Put a queued task at the end of its bucket."""
+        key = BucketKey(
+            task.spec.priority, task.principal.user, time_class(expected_s), task.spec.resources
+        )
+        entry = Entry(task.id, order_of(task.id), task.queued, expected_s, key)
+        self._entries[task.id] = entry
+        self._buckets.setdefault(key, {})[task.id] = entry
+
+    def remove(self, task_id: str) -> None:
+        """Take a task out; it is no error when it isn't in."""
+        entry = self._entries.pop(task_id, None)
+        if entry is None:
+            return
+        self._overdue.pop(task_id, None)
+        bucket = self._buckets.get(entry.key, {})
+        bucket.pop(task_id, None)
+        if not bucket:
+            self._buckets.pop(entry.key, None)
+
+    def heads(self) -> Iterator[Entry]:
+        """The first of each bucket."""
+        for bucket in self._buckets.values():
+            yield next(iter(bucket.values()))
+
+    def overdue_at(self, entry: Entry) -> float:
+        """The kernel time at which a waiting task becomes overdue."""
+        return entry.queued + priority.wait_s_max(entry.key.priority, self._config.overdue_wait_s)
+
+    def collect_overdue(self, now: float) -> None:
+        """Move tasks that have waited too long from the buckets to the overdue queue."""
+        due: list[Entry] = []
+        for bucket in self._buckets.values():
+            for entry in bucket.values():
+                if self.overdue_at(entry) > now:
+                    break
+                due.append(entry)
+        for entry in sorted(due, key=lambda e: (self.overdue_at(e), e.order)):
+            bucket = self._buckets[entry.key]
+            del bucket[entry.task]
+            if not bucket:
+                del self._buckets[entry.key]
+            self._overdue[entry.task] = entry
+
+    def next_overdue(self) -> float:
+        """When the next task becomes overdue; infinity when none waits."""
+        return min((self.overdue_at(entry) for entry in self.heads()), default=math.inf)
+
+    def rank(self, entry: Entry, now: float, contention: float) -> Ranked:
+        """Score, then the shorter expected time, then the earlier submission."""
+        expected_s = priority.execution_s(entry.expected_s, contention)
+        waited_s = now - entry.queued
+        value = priority.score(entry.key.priority, self._config.ageing, waited_s, expected_s)
+        return Ranked(
+            (-value, entry.expected_s, entry.order),
+            entry,
+            priority.p_of(waited_s, expected_s),
+            value,
+        )
+
+
+class Start(Protocol):
+    """Told of each task that starts, with what it was given."""
+
+    def __call__(self, task_id: str, allocation: Allocation, *, overdue: bool) -> None: ...
+
+
+class Scheduler:
+    """First fit by score, with the overdue queue in front."""
+
+    def __init__(self, config: Config, resources: ResourceManager) -> None:
+        self._config = config
+        self._resources = resources
+        self.queue = Queue(config)
+
+    def contention(self) -> float:
+        """The share of all CPUs that is given out, 0 to 1."""
+        capacity = self._resources.capacity().cpu
+        return min(1.0, self._resources.used().cpu / capacity) if capacity else 0.0
+
+    def ranking(self, now: float) -> list[Ranked]:
+        """The heads of all buckets in the order in which they are tried."""
+        contention = self.contention()
+        return sorted(self.queue.rank(entry, now, contention) for entry in self.queue.heads())
+
+    def schedule(self, now: float, overdue_running: Resources, start: Start) -> None:
+        """Start what can start now.
+
+        1. Tasks that have waited longer than `wait_s_max` of their priority become overdue.
+        2. Overdue tasks start in order while together they hold at most `overdue_share` of the
+           capacity (one may always run); the first that doesn't fit gets a reservation: what is
+           free, and becomes free, on its node is held back for it.
+        3. The heads of the buckets are tried by score; what fits starts, and the next of its
+           bucket is tried in its turn. What doesn't fit is passed over.
+        """
+        self.queue.collect_overdue(now)  # 1
+        reserved = self._start_overdue(overdue_running, start)  # 2
+        tried: set[BucketKey] = set()  # 3
+        while True:
+            waiting = [r for r in self.ranking(now) if r.entry.key not in tried]
+            if not waiting:
+                return
+            for ranked in waiting:
+                entry = ranked.entry
+                allocation = self._resources.allocate(entry.key.request, reserved)
+                if allocation is None:
+                    tried.add(entry.key)
+                    continue
+                self.queue.remove(entry.task)
+                start(entry.task, allocation, overdue=False)
+                break  # starting one changes the next head of its bucket, and the contention
+            else:
+                return
+
+    def _start_overdue(self, running: Resources, start: Start) -> dict[str, Resources]:
+        for entry in self.queue.overdue:
+            request = entry.key.request
+            if running != Resources() and not self._within_share(running + request):
+                return {}
+            allocation = self._resources.allocate(request)
+            if allocation is None:
+                return self._reserve(request)
+            self.queue.remove(entry.task)
+            running = running + request
+            start(entry.task, allocation, overdue=True)
+        return {}
+
+    def _within_share(self, wanted: Resources) -> bool:
+        capacity, share = self._resources.capacity(), self._config.overdue_share
+        return all(
+            getattr(wanted, name) <= share * getattr(capacity, name)
+            for name in ("cpu", "gpu", "memory", "gpu_memory")
+        )
+
+    def _reserve(self, request: Resources) -> dict[str, Resources]:
+        """Hold `request` back on the node that has the most free of what it could use."""
+        able = [p for p in self._resources.pools.values() if request.fits_in(p.node.capacity)]
+        if not able:
+            return {}
+        best = max(able, key=lambda p: (p.free.cpu, p.free.gpu, p.free.memory))
+        return {best.node.name: request}
+
+
+def signature(task: Task) -> str:
+    """Tasks of one signature are expected to run equally long: kind, user and what they do."""
+    work = task.spec.work
+    what = getattr(work, "argv", [""])[0] or getattr(work, "model", "") or getattr(work, "arch", "")
+    return f"{task.kind}/{task.principal.user}/{task.spec.name or what}"
+
+
+class Estimates:
+    """Run times learned from finished tasks of the same signature.
+
+    A geometric mean with exponential forgetting (weight 1/2 for the newest): run times are spread
+    over orders of magnitude, so their logarithms are averaged.
+    """
+
+    def __init__(self, default_s: float) -> None:
+        self._default_s = default_s
+        self._log_s: dict[str, float] = {}
+
+    def learn(self, task: Task, ran_s: float) -> None:
+        """A task of this signature has finished after `ran_s` seconds."""
+        if task.kind is Kind.SERVE:
+            return
+        new = math.log(max(ran_s, 1e-3))
+        key = signature(task)
+        old = self._log_s.get(key)
+        self._log_s[key] = new if old is None else (old + new) / 2
+
+    def expected_s(self, task: Task) -> float:
+        """Expected remaining seconds: the user's word, else what was learned, else the default."""
+        total = task.spec.expected_s
+        if total is None:
+            learned = self._log_s.get(signature(task))
+            total = self._default_s if learned is None else math.exp(learned)
+        return priority.remaining_s(total, task.ran_s)

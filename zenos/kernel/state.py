@@ -1,0 +1,223 @@
+"""The kernel's whole state, and the invariants that hold after every step."""
+
+from __future__ import annotations
+
+from zenos.core.actions import Changes, Snapshot
+from zenos.core.config import Config
+from zenos.core.resources import Resources
+from zenos.core.task import (
+    HOLDING,
+    Deployment,
+    IdempotencyKey,
+    Node,
+    State,
+    Task,
+    TaskEvent,
+    check_transition,
+)
+from zenos.kernel.resource_manager import ResourceManager, memory_each
+from zenos.kernel.scheduler import Estimates, Scheduler
+
+
+class InvariantError(AssertionError):
+    """An invariant of the kernel's state does not hold: a bug in zenos."""
+
+
+class KernelState:
+    """Tasks, nodes, deployments, the queue, and what the present step has changed.
+
+    Everything is changed through the methods here, which note it in `changes` too: so what is
+    remembered and what the kernel goes on with cannot differ.
+    """
+
+    def __init__(self, config: Config, snapshot: Snapshot, expected_default_s: float) -> None:
+        self.config = config
+        self.tasks: dict[str, Task] = dict(snapshot.tasks)
+        self.deployments: dict[str, Deployment] = dict(snapshot.deployments)
+        self.keys: dict[tuple[str, str], IdempotencyKey] = {
+            (key.user, key.key): key for key in snapshot.keys
+        }
+        self.next_task = snapshot.next_task
+        self.next_seq = snapshot.next_seq
+        self.pruned_seq = 0
+        self.resources = ResourceManager()
+        self.scheduler = Scheduler(config, self.resources)
+        self.estimates = Estimates(expected_default_s)
+        # Tasks that wait for the end of their backoff, and holders that were overdue when started.
+        self.delayed: set[str] = set()
+        self.holding: set[str] = set()
+        self.overdue_running: set[str] = set()
+        self.ended: dict[str, None] = {}
+        # Serving: requests in flight and the time of the last one, by deployment; not stored.
+        self.in_flight: dict[str, int] = {}
+        self.used_at: dict[str, float] = {}
+        self.changes = Changes()
+        for task in sorted(self.tasks.values(), key=lambda t: t.ended or 0.0):
+            if task.state is State.SUCCEEDED:
+                self.estimates.learn(task, task.ran_s)
+            self._file(task, snapshot.now)
+
+    def begin(self, now: float) -> None:
+        """Begin a step: nothing is changed yet."""
+        self.changes = Changes(now=now)
+
+    def finish(self) -> Changes:
+        """End a step: all that it changed."""
+        self.changes.next_task = self.next_task
+        self.changes.next_seq = self.next_seq
+        return self.changes
+
+    # -- tasks
+
+    def put(self, old: Task | None, new: Task, now: float, event: str, detail: str = "") -> Task:
+        """Replace `old` by `new`, checked against the table of transitions, with a history line."""
+        if old is not None and old.state is not new.state:
+            check_transition(old.state, new.state)
+        if old is not None:
+            self._unfile(old, new)
+        self.tasks[new.id] = new
+        self.changes.tasks[new.id] = new
+        self._file(new, now)
+        self.changes.events.append(
+            TaskEvent(
+                seq=self.next_seq,
+                at=now,
+                task=new.id,
+                type=event,
+                state=new.state,
+                generation=new.generation,
+                detail=detail,
+            )
+        )
+        self.next_seq += 1
+        return new
+
+    def _unfile(self, old: Task, new: Task) -> None:
+        self.delayed.discard(old.id)
+        if new.state is not State.QUEUED or old.state is not State.QUEUED:
+            self.scheduler.queue.remove(old.id)
+        if old.allocation is not None and new.allocation is None:
+            self.resources.release(old.allocation)
+            self.overdue_running.discard(old.id)
+        self.holding.discard(old.id)
+
+    def _file(self, task: Task, now: float) -> None:
+        if task.state is State.QUEUED:
+            if task.not_before > now:
+                self.delayed.add(task.id)
+            elif task.id not in self.scheduler.queue:
+                self.scheduler.queue.add(task, self.estimates.expected_s(task))
+        elif task.state in HOLDING:
+            self.holding.add(task.id)
+        else:
+            self.ended[task.id] = None
+
+    def release_delayed(self, now: float) -> None:
+        """Queue the tasks whose backoff is over."""
+        for task_id in sorted(self.delayed):
+            task = self.tasks[task_id]
+            if task.not_before <= now:
+                self.delayed.discard(task_id)
+                self.scheduler.queue.add(task, self.estimates.expected_s(task))
+
+    def delete(self, task_id: str) -> None:
+        """Forget an ended task."""
+        del self.tasks[task_id]
+        del self.ended[task_id]
+        self.changes.deleted_tasks.append(task_id)
+
+    # -- nodes, deployments, keys
+
+    def put_node(self, node: Node) -> None:
+        """A node is there, or has changed."""
+        held = [
+            task.allocation
+            for task in (self.tasks[task_id] for task_id in self.holding)
+            if task.allocation is not None and task.allocation.node == node.name
+        ]
+        self.resources.add(node, held)
+        self.changes.nodes[node.name] = node
+
+    def put_deployment(self, deployment: Deployment) -> Deployment:
+        """Add or replace a deployment."""
+        self.deployments[deployment.name] = deployment
+        self.changes.deployments[deployment.name] = deployment
+        return deployment
+
+    def delete_deployment(self, name: str) -> None:
+        """Forget a deployment."""
+        del self.deployments[name]
+        self.in_flight.pop(name, None)
+        self.used_at.pop(name, None)
+        self.changes.deployments.pop(name, None)
+        self.changes.deleted_deployments.append(name)
+
+    def put_key(self, key: IdempotencyKey) -> None:
+        """Remember the answer to a request with an idempotency key."""
+        self.keys[key.user, key.key] = key
+        self.changes.keys.append(key)
+
+    def delete_key(self, user: str, key: str) -> None:
+        """Forget an idempotency key."""
+        del self.keys[user, key]
+        self.changes.deleted_keys.append((user, key))
+
+    def overdue_resources(self) -> Resources:
+        """What tasks hold that were overdue when they started."""
+        held = (self.tasks[task_id].allocation for task_id in self.overdue_running)
+        return sum((a.resources for a in held if a is not None), Resources())
+
+    # -- invariants
+
+    def check(self) -> None:
+        """Raises InvariantError unless every invariant holds.
+
+        1. A task holds an allocation exactly while its state says so.
+        2. What a pool counts as used, in sum and by device, is the sum of the allocations on it.
+        3. Nothing is negative; nothing is over capacity, devices included.
+        4. Every queued task is in the queue or delayed, once, and nothing else is.
+        5. A starting or running task has a generation of at least 1; an ended one has an end.
+        6. Replicas of deployments are serving tasks that exist.
+        """
+        for task in self.tasks.values():
+            if (task.allocation is not None) != (task.state in HOLDING):  # 1
+                raise InvariantError(f"{task.id}: {task.state} with allocation {task.allocation}")
+            waits = (task.id in self.scheduler.queue) + (task.id in self.delayed)  # 4
+            if waits != (task.state is State.QUEUED):
+                raise InvariantError(f"{task.id}: {task.state}, and waits in {waits} queues")
+            if task.state in HOLDING and task.generation < 1:  # 5
+                raise InvariantError(f"{task.id}: {task.state} without a generation")
+            if task.is_ended != (task.ended is not None) or task.is_ended != (
+                task.id in self.ended
+            ):
+                raise InvariantError(f"{task.id}: {task.state} with end {task.ended}")
+        if len(self.scheduler.queue) + len(self.delayed) > len(self.tasks):
+            raise InvariantError("the queue holds tasks that don't exist")
+        self._check_pools()
+        for deployment in self.deployments.values():  # 6
+            for replica in deployment.replicas:
+                if replica not in self.tasks:
+                    raise InvariantError(f"{deployment.name}: replica {replica} is no task")
+
+    def _check_pools(self) -> None:
+        held: dict[str, list[str]] = {name: [] for name in self.resources.pools}
+        for task in self.tasks.values():
+            if task.allocation is not None and task.allocation.node in held:
+                held[task.allocation.node].append(task.id)
+        for name, pool in self.resources.pools.items():
+            allocations = [a for a in (self.tasks[t].allocation for t in held[name]) if a]
+            total = sum((a.resources for a in allocations), Resources())
+            if pool.used != total:  # 2
+                raise InvariantError(f"{name}: counts {pool.used}, tasks hold {total}")
+            devices = [0] * pool.node.gpus
+            memory = [0] * pool.node.gpus
+            for allocation in allocations:
+                for device, share in allocation.shares.items():
+                    devices[device] += share
+                    memory[device] += memory_each(allocation)
+            if devices != pool.gpu_used or memory != pool.gpu_memory_used:
+                raise InvariantError(f"{name}: counts GPUs {pool.gpu_used}, tasks hold {devices}")
+            if not pool.used.is_valid or not pool.free.is_valid:  # 3
+                raise InvariantError(f"{name}: {pool.used} of {pool.node.capacity} given out")
+            if any(not 0 <= share <= 1000 for share in devices):
+                raise InvariantError(f"{name}: GPU shares {devices}")

@@ -1,0 +1,184 @@
+"""What follows when a worker starts, ends or is lost: the policy of restarts, by kind of task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from zenos.core import events as ev
+from zenos.core import limits
+from zenos.core.task import Deployment, Kind, Outcome, State, Task
+
+if TYPE_CHECKING:
+    from zenos.kernel.step import Kernel
+
+Work = Callable[[], Task | Deployment]
+
+# A worker that was told to save its state and end, and did (EX_TEMPFAIL of sysexits.h).
+EXIT_SUSPENDED = 75
+
+
+def current(kernel: Kernel, task_id: str, generation: int) -> Task | None:
+    """The task, if that generation is its present one and it still holds its allocation.
+
+    A message of an older generation, or of a task that has ended, is dropped.
+    """
+    task = kernel.state.tasks.get(task_id)
+    if task is None or task.generation != generation or task.allocation is None:
+        return None
+    return task
+
+
+def started(kernel: Kernel, event: ev.WorkerStarted, now: float) -> None:
+    """The worker's process runs."""
+    task = current(kernel, event.task, event.generation)
+    if task is not None and task.state is State.STARTING:
+        running = replace(task, state=State.RUNNING, running=now)
+        kernel.state.put(task, running, now, "running", f"pid {event.pid}")
+
+
+def exited(kernel: Kernel, event: ev.WorkerExited, now: float) -> None:
+    """The worker has ended.
+
+    1. One that was being cancelled is cancelled; one over its time limit has failed.
+    2. One that saved its state and ended goes back to the queue.
+    3. A serving replica that was told to end has succeeded, and so has exit code 0.
+    4. What a shutdown stopped and cannot be resumed begins again.
+    5. Anything else is a failure; `restarts` says whether it is tried again.
+    """
+    task = current(kernel, event.task, event.generation)
+    if task is None:
+        return
+    outcome = event.outcome
+    if task.stopping == "cancel":  # 1
+        if outcome.ok and task.kind is not Kind.SERVE:
+            _end(kernel, task, State.SUCCEEDED, outcome, now)
+        else:
+            _end(kernel, task, State.CANCELLED, outcome, now)
+    elif task.stopping == "time limit" and not outcome.ok:
+        text = f"cannot finish: ran longer than its time limit of {task.spec.time_limit_s:g} s"
+        _end(kernel, task, State.FAILED, replace(outcome, error=text), now)
+    elif outcome.exit_code == EXIT_SUSPENDED and task.kind is Kind.TRAIN:  # 2
+        _requeue(kernel, task, outcome, now, "suspended", attempts=task.attempts)
+    elif (task.kind is Kind.SERVE and task.stopping) or outcome.ok:  # 3
+        _end(kernel, task, State.SUCCEEDED, outcome, now)
+    elif task.stopping == "suspend":  # 4
+        _requeue(kernel, task, outcome, now, "stopped", attempts=task.attempts)
+    else:  # 5
+        fault = outcome.signal is not None and not outcome.oom
+        _failed(kernel, task, outcome, now, State.FAILED, fault=fault)
+
+
+def lost(kernel: Kernel, event: ev.WorkerLost, now: float) -> None:
+    """The worker is gone and nobody knows how it ended.
+
+    A program may have done its work, or half of it: it is lost, and started again only if
+    `retries` says that this is harmless. The other kinds go on from what they saved.
+    """
+    task = current(kernel, event.task, event.generation)
+    if task is None:
+        return
+    outcome = Outcome(error=f"cannot say how it ended: {event.reason}")
+    if task.stopping == "cancel":
+        _end(kernel, task, State.CANCELLED, outcome, now)
+    elif task.kind is Kind.SERVE and task.stopping:
+        _end(kernel, task, State.SUCCEEDED, outcome, now)
+    else:
+        _failed(kernel, task, outcome, now, State.LOST, fault=True)
+
+
+def start_failed(kernel: Kernel, event: ev.StartFailed, now: float) -> None:
+    """The worker could not be started, and nothing of it runs: so it may always be tried again."""
+    task = current(kernel, event.task, event.generation)
+    if task is None:
+        return
+    outcome = Outcome(error=f"cannot start: {event.reason}")
+    if task.stopping == "cancel":
+        _end(kernel, task, State.CANCELLED, outcome, now)
+    elif task.stopping:
+        _end(kernel, task, State.FAILED, outcome, now)
+    else:
+        _failed(kernel, task, outcome, now, State.FAILED, fault=True, at_least=START_ATTEMPTS_MAX)
+
+
+START_ATTEMPTS_MAX = 3
+
+
+def restarts(task: Task, *, fault: bool, at_least: int = 0) -> int:
+    """How often a task is started again.
+
+    A failure that the work itself reports comes again, so only `retries` counts. After a fault
+    (a signal, a lost worker) training and model creation go on from what they saved.
+    """
+    allowed = max(task.spec.retries, at_least)
+    if fault and task.kind in (Kind.TRAIN, Kind.PREPROCESS):
+        allowed = max(allowed, limits.TRAIN_RESTARTS_MAX)
+    return allowed
+
+
+def _failed(
+    kernel: Kernel,
+    task: Task,
+    outcome: Outcome,
+    now: float,
+    final: State,
+    *,
+    fault: bool,
+    at_least: int = 0,
+) -> None:
+    attempts = task.attempts + 1
+    if attempts > restarts(task, fault=fault, at_least=at_least):
+        _end(kernel, task, final, outcome, now)
+        return
+    delay_s = min(limits.RETRY_BACKOFF_S * 2.0 ** min(attempts - 1, 30), limits.RETRY_BACKOFF_S_MAX)
+    _requeue(kernel, task, outcome, now, "restarting", attempts=attempts, delay_s=delay_s)
+
+
+def _ran_s(task: Task, now: float) -> float:
+    return task.ran_s + (now - task.running if task.running is not None else 0.0)
+
+
+def _requeue(
+    kernel: Kernel,
+    task: Task,
+    outcome: Outcome,
+    now: float,
+    event: str,
+    *,
+    attempts: int,
+    delay_s: float = 0.0,
+) -> None:
+    queued = replace(
+        task,
+        state=State.QUEUED,
+        allocation=None,
+        attempts=attempts,
+        queued=now,
+        not_before=now + delay_s,
+        ran_s=_ran_s(task, now),
+        running=None,
+        stopping=None,
+        stop_at=None,
+        ready=False,
+        outcome=outcome,
+    )
+    kernel.state.put(task, queued, now, event, outcome.describe())
+
+
+def _end(kernel: Kernel, task: Task, state: State, outcome: Outcome, now: float) -> None:
+    ended = replace(
+        task,
+        state=state,
+        allocation=None,
+        ended=now,
+        ran_s=_ran_s(task, now),
+        ready=False,
+        outcome=outcome,
+    )
+    kernel.state.put(task, ended, now, str(state), outcome.describe())
+    if state is State.SUCCEEDED:
+        kernel.state.estimates.learn(ended, ended.ran_s)
+    if task.kind is Kind.SERVE:
+        kernel.models.replica_ended(ended, now)

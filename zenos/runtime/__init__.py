@@ -1,0 +1,1 @@
+"""What runs inside workers; the only importer of torch."""

@@ -1,0 +1,1 @@
+"""The store remembers: one transaction for each step of the kernel."""

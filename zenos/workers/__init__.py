@@ -1,0 +1,1 @@
+"""Worker processes: shims, the zygote's client, limits, supervision."""
