@@ -1,0 +1,60 @@
+# The two commands of the README are `make demo` and `make test`; CONTRIBUTING.md explains the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Where torch comes from, if not from where pip looks already: a package index's address.
+TORCH_INDEX ?=
+TORCH_INDEX_OPTION := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
+
+.PHONY: demo test install lint format types imports docs soak bench clean help
+
+help: ## This list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+install: $(STAMP) ## Make .venv and install into it (done by the others when needed)
+
+# Built in steps, so that torch alone is looked for with TORCH_INDEX, and the stamp is made last.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "cannot install: $(PYTHON) is older than 3.11; set PYTHON to a newer one"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "cannot make $(VENV): Python's venv module is missing; type:"; \
+	  echo "    sudo apt-get install -y python3-venv"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH_INDEX_OPTION) 'torch==$(TORCH_VERSION)'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,demo,gpu,plot]'
+	@touch $(STAMP)
+
+demo: $(STAMP) ## Train a language model on this machine, serve it, ask it (about five minutes)
+	$(BIN)/zenos demo
+
+test: $(STAMP) ## All tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## ruff: lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## Put the code into ruff's format
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+types: $(STAMP) ## mypy, strict
+	$(BIN)/mypy
+
+imports: $(STAMP) ## The layers
+	$(BIN)/lint-imports
+
+docs: $(STAMP) ## Is everything documented that a user can name?
+	$(BIN)/python -m pytest tests/docs
+
+soak: $(STAMP) ## The long storms
+	$(BIN)/python -m pytest -m soak --timeout=7200 tests
+
+bench: $(STAMP) ## Ours beside the peers', one table (leave the machine alone meanwhile)
+	$(BIN)/python -m benchmarks
+
+clean: ## Remove what was built
+	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .hypothesis

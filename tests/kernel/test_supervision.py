@@ -1,0 +1,207 @@
+"""What follows when workers start, end, fail or are lost."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from tests.kernel.harness import TRAIN, Harness, node, spec
+from zenos.core import events as ev
+from zenos.core.errors import (
+    ConflictError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+    UnfittableError,
+)
+from zenos.core.task import Principal, State
+
+
+def test_a_task_runs_from_queued_to_succeeded() -> None:
+    h = Harness()
+    task = h.submit(spec())
+    assert h.now(task).state is State.STARTING
+    h.run(task)
+    h.clock.advance(5)
+    h.exit(task)
+    ended = h.now(task)
+    assert (ended.state, ended.ran_s, ended.allocation) == (State.SUCCEEDED, 5.0, None)
+    assert h.kernel.state.resources.used().cpu == 0
+
+
+def test_a_failed_program_is_tried_again_only_as_often_as_it_says() -> None:
+    h = Harness()
+    task = h.submit(spec(retries=1))
+    h.exit(task, exit_code=3)
+    assert h.now(task).state is State.QUEUED
+    assert h.started[-1].generation == 1  # it waits for its backoff
+    h.wait(1.0)
+    assert h.started[-1].generation == 2
+    h.exit(task, exit_code=3)
+    assert h.now(task).state is State.FAILED
+
+
+def test_a_lost_program_is_not_run_again_but_training_goes_on() -> None:
+    h = Harness()
+    program, training = h.submit(spec()), h.submit(spec(TRAIN))
+    h.lose(program)
+    h.lose(training)
+    assert h.now(program).state is State.LOST
+    assert h.now(training).state is State.QUEUED
+
+
+def test_training_that_reports_an_error_is_not_tried_again_but_killed_training_is() -> None:
+    h = Harness()
+    wrong, killed = h.submit(spec(TRAIN)), h.submit(spec(TRAIN))
+    h.exit(wrong, exit_code=1, error="cannot read the data")
+    h.exit(killed, exit_code=None, signal=9)
+    assert h.now(wrong).state is State.FAILED
+    assert h.now(killed).state is State.QUEUED
+
+
+def test_a_task_over_its_memory_limit_has_failed() -> None:
+    h = Harness()
+    task = h.submit(spec(TRAIN))
+    h.exit(task, exit_code=None, signal=9, oom=True, error="cannot allocate: used 2 of 1")
+    assert h.now(task).state is State.FAILED
+
+
+def test_messages_of_an_older_generation_are_dropped() -> None:
+    h = Harness()
+    task = h.submit(spec(retries=3))
+    h.exit(task, exit_code=1)
+    h.wait(1.0)
+    h.step(ev.WorkerLost(task=task.id, generation=1, reason="late"))
+    assert (h.now(task).state, h.now(task).generation) == (State.STARTING, 2)
+
+
+def test_cancelling_a_waiting_task_ends_it_and_a_running_one_is_stopped_first() -> None:
+    h = Harness(node(cpu=1))
+    running, waiting = h.submit(spec()), h.submit(spec())
+    assert h.cancel(waiting).state is State.CANCELLED
+    h.run(running)
+    assert h.cancel(running).state is State.RUNNING
+    assert h.stopped[-1].task == running.id
+    h.exit(running, exit_code=None, signal=15)
+    assert h.now(running).state is State.CANCELLED
+    assert h.cancel(running).state is State.CANCELLED  # again is no error
+
+
+def test_a_cancelled_training_that_saved_itself_is_cancelled_not_queued() -> None:
+    h = Harness()
+    task = h.submit(spec(TRAIN))
+    h.run(task)
+    h.cancel(task)
+    h.exit(task, exit_code=75)
+    assert h.now(task).state is State.CANCELLED
+
+
+def test_a_time_limit_ends_a_task() -> None:
+    h = Harness()
+    task = h.submit(spec(time_limit_s=60))
+    h.run(task)
+    assert h.steps[-1].wake == h.clock.now() + 60
+    h.wait(60)
+    assert h.stopped[-1].task == task.id
+    h.exit(task, exit_code=None, signal=15)
+    assert h.now(task).state is State.FAILED
+    assert "time limit of 60 s" in str(h.now(task).outcome)
+
+
+def test_a_worker_that_could_not_be_started_is_tried_three_times_more() -> None:
+    h = Harness()
+    task = h.submit(spec())
+    for _ in range(4):
+        assert h.now(task).state is State.STARTING
+        generation = h.now(task).generation
+        h.step(ev.StartFailed(task=task.id, generation=generation, reason="no zygote"))
+        h.wait(400)
+    assert h.now(task).state is State.FAILED
+
+
+def test_shutdown_suspends_training_and_leaves_programs() -> None:
+    h = Harness()
+    program, training = h.submit(spec()), h.submit(spec(TRAIN))
+    h.run(program)
+    h.run(training)
+    h.step(ev.Shutdown(suspend=True))
+    assert [(s.task, s.save) for s in h.stopped] == [(training.id, True)]
+    h.exit(training, exit_code=75)
+    assert h.now(training).state is State.QUEUED
+    assert len(h.started) == 2  # nothing starts any more
+    with pytest.raises(UnavailableError):
+        h.submit(spec())
+    again = h.restarted()
+    assert again.now(program).state is State.RUNNING
+    assert again.started[-1].id == training.id
+
+
+def test_a_restarted_kernel_holds_the_same_and_tells_stopping_workers_again() -> None:
+    h = Harness(node(cpu=1))
+    running, waiting = h.submit(spec()), h.submit(spec())
+    h.run(running)
+    h.cancel(running)
+    again = h.restarted()
+    assert again.kernel.state.resources.used().cpu == 1000
+    assert again.stopped[0].task == running.id
+    again.exit(running, exit_code=None, signal=15)
+    assert again.now(running).state is State.CANCELLED
+    assert again.started[-1].id == waiting.id
+
+
+def test_a_request_larger_than_any_node_is_refused() -> None:
+    h = Harness(node(gpu=2))
+    with pytest.raises(UnfittableError, match="wants 3 GPUs, the largest node has 2"):
+        h.submit(spec(gpu=3))
+    with pytest.raises(UnfittableError, match="wants 8 CPUs"):
+        h.submit(spec(cpu=8))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"priority": 101},
+        {"priority": -1},
+        {"expected_s": float("nan")},
+        {"expected_s": -1.0},
+        {"time_limit_s": float("inf")},
+        {"retries": -1},
+        {"name": "../x"},
+        {"name": "a" * 10_000},
+    ],
+)
+def test_absurd_numbers_and_names_are_refused(change: dict[str, object]) -> None:
+    h = Harness()
+    with pytest.raises(InvalidError, match="^cannot"):
+        h.submit(replace(spec(), **change))
+    assert not h.kernel.state.tasks
+
+
+def test_the_same_key_answers_with_the_same_task_and_refuses_another_request() -> None:
+    h = Harness()
+    first = h.submit(spec(), key="k")
+    assert h.submit(spec(), key="k").id == first.id
+    with pytest.raises(ConflictError, match="Idempotency-Key"):
+        h.submit(spec(name="other"), key="k")
+    other = h.submit(spec(), key="k", principal=Principal(user="someone"))
+    assert other.id != first.id
+    again = h.restarted()
+    assert again.submit(spec(), key="k").id == first.id
+
+
+def test_unknown_tasks_are_not_found() -> None:
+    with pytest.raises(NotFoundError):
+        Harness().ask(ev.Cancel(request=1, task="t9"))
+
+
+def test_ended_tasks_keys_and_events_have_a_retention() -> None:
+    h = Harness(config=replace(Harness().config, ended_tasks_kept=2))
+    tasks = []
+    for _ in range(4):
+        tasks.append(h.submit(spec(), key=f"k{len(tasks)}"))
+        h.exit(tasks[-1])
+    assert sorted(h.kernel.state.tasks) == ["t3", "t4"]
+    h.wait(2 * 86400)
+    assert not h.kernel.state.keys
+    h.wait(31 * 86400)
+    assert not h.kernel.state.tasks

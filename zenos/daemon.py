@@ -1,0 +1,302 @@
+"""The daemon: boot as a list that ends in the loop, and the same list in reverse to stop."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import ipaddress
+import logging
+import logging.handlers
+import os
+import secrets
+import signal
+import socket
+import sys
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from zenos import __version__
+from zenos.api.app import create_app
+from zenos.api.server import serve
+from zenos.bus.broker import Broker
+from zenos.core import config as configuration
+from zenos.core import durable, limits
+from zenos.core import events as ev
+from zenos.core.clock import SystemClock
+from zenos.core.config import Config
+from zenos.core.errors import ConflictError, InvalidError, RefusedError, StorageError, ZenosError
+from zenos.core.home import Home
+from zenos.core.task import HOLDING, Kind
+from zenos.kernel import loop
+from zenos.kernel.control import Inbox, View
+from zenos.kernel.step import Kernel
+from zenos.models.registry import Registry
+from zenos.store.sqlite import SqliteStore
+from zenos.workers import nodes
+from zenos.workers.executor import LocalExecutor
+from zenos.workers.system import LocalSystem, Mode
+from zenos.workers.zygote import ZygoteClient
+
+log = logging.getLogger("zenos.daemon")
+
+
+async def run(home: Home, config: Config) -> None:
+    """Boot, run until told to stop, and stop in reverse order."""
+    async with AsyncExitStack() as stack:
+        # 1. The home is ours alone.
+        stack.enter_context(claim(home))
+        token = read_or_make_token(home)
+        # 2. The address, before anything is started that would have to be stopped again.
+        listener = stack.enter_context(listen(config))
+        # 3. What the last daemon remembered.
+        store = await SqliteStore.open(home.database)
+        stack.push_async_callback(store.close)
+        snapshot = await store.load()
+        clock = SystemClock(floor=snapshot.now)
+        inbox, view = Inbox(), View(snapshot)
+        kernel = Kernel(config, snapshot)
+        registry = Registry(home.models)
+        # 4. The zygote warms up while the rest boots.
+        zygote = ZygoteClient(home)
+        stack.push_async_callback(zygote.close)
+        if config.zygote == "eager":
+            await zygote.start()
+        # 5. Workers: their bus, and what is left of the last daemon's.
+        system = LocalSystem(home, config, store, inbox, view, registry, lambda: zygote.ready)
+        stack.push_async_callback(system.effects_done)
+        executor = LocalExecutor(home, config, inbox.put, zygote)
+        stack.push_async_callback(executor.close)
+        broker = Broker(
+            executor.authenticate, system.on_message, on_disconnect=system.on_disconnect
+        )
+        await broker.start(home.bus)
+        stack.push_async_callback(broker.close)
+        system.executor, system.broker = executor, broker
+        inbox.put(ev.NodeUp(node=nodes.detect(config)))
+        await executor.recover(kernel.recovering())
+        # 6. The API.
+        app = create_app(system, config, token)
+        api = asyncio.create_task(serve(app, [listener]))
+        stack.push_async_callback(_end_api, api)
+        host, port = listener.getsockname()[:2]
+        write_daemon_file(home, host, port)
+        stack.callback(home.daemon.unlink, missing_ok=True)
+        # 7. The loop.
+        looping = asyncio.create_task(
+            loop.run(kernel, store, inbox, clock, view.apply, system.perform)
+        )
+        stack.push_async_callback(_end_loop, looping, inbox, system)
+        watch_signals(system, config, home)
+        log.info("zenos %s listens on http://%s:%d, home %s", __version__, host, port, home.root)
+        await _until_stopped(system, inbox, view, looping, api)
+
+
+async def _until_stopped(
+    system: LocalSystem,
+    inbox: Inbox,
+    view: View,
+    looping: asyncio.Task[None],
+    api: asyncio.Task[None],
+) -> None:
+    """Wait for the word to stop, then for the workers that it concerns."""
+    stop: asyncio.Future[Mode] = system.stop_requested
+    await asyncio.wait({stop, looping, api}, return_when=asyncio.FIRST_COMPLETED)
+    if not stop.done():
+        for ended in (looping, api):
+            if ended.done() and not ended.cancelled():
+                ended.result()  # raises what went wrong
+        return
+    mode = stop.result()
+    log.info("going down: %s", mode)
+    inbox.put(ev.Shutdown(suspend=mode == "suspend"))
+    if mode == "leave":
+        return
+    kinds = (Kind.TRAIN, Kind.SERVE, Kind.PREPROCESS) if mode == "suspend" else tuple(Kind)
+    # With `drain` replicas would never end by themselves.
+    if mode == "drain":
+        kinds = tuple(kind for kind in kinds if kind is not Kind.SERVE)
+    while any(t.state in HOLDING and t.kind in kinds for t in view.tasks.values()):
+        changed = asyncio.create_task(view.changed())
+        await asyncio.wait({changed, looping}, return_when=asyncio.FIRST_COMPLETED)
+        changed.cancel()
+        if looping.done():
+            return
+
+
+async def _end_api(api: asyncio.Task[None]) -> None:
+    api.cancel()
+    with suppress(asyncio.CancelledError):
+        await api
+
+
+async def _end_loop(looping: asyncio.Task[None], inbox: Inbox, system: LocalSystem) -> None:
+    inbox.close()
+    system.control.close()
+    system.view.close()
+    await looping
+
+
+def claim(home: Home) -> IO[bytes]:
+    """Lock the home; ConflictError when another daemon has it, StorageError if it can't be used."""
+    try:
+        for path in (home.root, home.models, home.runs, home.checkpoints, home.cache):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = home.lock.open("a+b")
+    except OSError as error:
+        raise StorageError(
+            f"cannot use the home {home.root}: {error.strerror}; choose one with ZENOS_HOME"
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConflictError(
+            f"cannot start: a daemon runs on {home.root} already; 'zenos status' shows it"
+        ) from None
+    return file
+
+
+def read_or_make_token(home: Home) -> str:
+    """The API's token, made at the first start, readable by its owner alone."""
+    try:
+        if not home.token.exists():
+            durable.write_file(home.token, secrets.token_urlsafe(32).encode(), mode=0o600)
+        home.token.chmod(0o600)
+        token = home.token.read_text().strip()
+    except OSError as error:
+        raise StorageError(f"cannot read or write {home.token}: {error.strerror}") from error
+    if len(token) < 16:
+        raise InvalidError(f"cannot use the token in {home.token}: delete it, a new one is made")
+    return token
+
+
+def listen(config: Config) -> socket.socket:
+    """The API's listening socket. Only the loopback is bound without the word `public`."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise InvalidError(f"cannot resolve the host {config.host!r}: {error.strerror}") from error
+    if not ipaddress.ip_address(address[0]).is_loopback and not config.public:
+        raise RefusedError(
+            f"cannot listen on {config.host} without TLS: everyone who reaches it could read the "
+            "token on its way; put a TLS proxy before 127.0.0.1, or set 'public: true' "
+            "(--i-know-this-is-public)"
+        )
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(1024)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise ConflictError(
+            f"cannot listen on {config.host}:{config.port}: {error.strerror}; "
+            "choose another with --port, or 0 for any free one"
+        ) from error
+    return listener
+
+
+def write_daemon_file(home: Home, host: str, port: int) -> None:
+    """Where clients find the daemon."""
+    shown = f"[{host}]" if ":" in host else host
+    record = {
+        "pid": os.getpid(),
+        "start_time": nodes.start_time(os.getpid()),
+        "host": host,
+        "port": port,
+        "url": f"http://{shown}:{port}",
+        "version": __version__,
+    }
+    durable.write_file(home.daemon, msgspec.json.encode(record))
+
+
+def watch_signals(system: LocalSystem, config: Config, home: Home) -> None:
+    """SIGTERM and SIGINT: suspend what can be, and end. SIGHUP: read the log level again."""
+    running = asyncio.get_running_loop()
+
+    def stop() -> None:
+        system.shut_down("suspend")
+
+    def reload() -> None:
+        try:
+            fresh = configuration.resolve(read_settings(home.config), os.environ)
+            logging.getLogger("zenos").setLevel(fresh.log_level.upper())
+            log.info("settings read again: log_level %s", fresh.log_level)
+        except ZenosError as error:
+            log.error("%s; going on with the old settings", error)  # noqa: TRY400
+
+    running.add_signal_handler(signal.SIGTERM, stop)
+    running.add_signal_handler(signal.SIGINT, stop)
+    running.add_signal_handler(signal.SIGHUP, reload)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings file as a mapping; empty when there is none."""
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidError(f"cannot read {path}: {error}") from error
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise InvalidError(f"cannot read {path}: it is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise InvalidError(f"cannot read {path}: it must be a mapping of settings")
+    return values
+
+
+def start_logging(home: Home, level: str, *, foreground: bool) -> None:
+    """To `daemon.log` in the home (16 MiB, three old ones), or to stderr in the foreground."""
+    handler: logging.Handler
+    if foreground:
+        handler = logging.StreamHandler()
+    else:
+        handler = logging.handlers.RotatingFileHandler(
+            home.daemon_log, maxBytes=16 * limits.MIB, backupCount=3, encoding="utf-8"
+        )
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().handlers[:] = [handler]
+    logging.getLogger("zenos").setLevel(level.upper())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `python -m zenos.daemon`. Exit codes as in cli/errors.py."""
+    parser = argparse.ArgumentParser(prog="zenos-daemon", allow_abbrev=False)
+    parser.add_argument("--home", type=Path)
+    parser.add_argument("--foreground", action="store_true")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    for name in ("host", "port", "gpus", "cpus", "memory"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--i-know-this-is-public", dest="public", action="store_true", default=None)
+    given = parser.parse_args(argv)
+    home = Home(given.home.absolute()) if given.home else Home.default()
+    names = ("host", "port", "gpus", "cpus", "memory", "public")
+    flags: dict[str, Any] = {name: getattr(given, name) for name in names}
+    try:
+        for item in given.set:
+            name, _, value = item.partition("=")
+            flags[name] = value
+        config = configuration.resolve(read_settings(home.config), os.environ, flags)
+        claim(home).close()
+        start_logging(home, config.log_level, foreground=given.foreground)
+        asyncio.run(run(home, config))
+    except ZenosError as error:
+        log.error("%s", error)  # noqa: TRY400 - a clear message, no traceback
+        print(error, file=sys.stderr)  # noqa: T201 - the one line that `zenos up` shows
+        return 4 if isinstance(error, RefusedError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

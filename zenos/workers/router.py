@@ -1,0 +1,222 @@
+"""The router: brings requests to ready replicas and their answers back.
+
+It lives in the daemon's event loop, beside the kernel's loop: tokens don't go through the loop, but
+what needs a decision does (`Demand`, `Used`). A request waits here, with its deadline, until a
+replica is ready; its client sees nothing but time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, suppress
+
+import msgspec
+
+from zenos.core import events as ev
+from zenos.core import limits
+from zenos.core.config import Config
+from zenos.core.errors import (
+    BusyError,
+    DeadlineError,
+    WorkerError,
+    from_code,
+)
+from zenos.core.names import ModelRef
+from zenos.core.specs import DeploymentSpec
+from zenos.core.task import Deployment, Principal, State, Task
+from zenos.core.wire import Abort, Chunk, GenerateRequest
+from zenos.kernel.control import View
+
+Send = Callable[[str, str, str, bytes, int], bool]  # task, kind, topic, body, priority
+
+
+class Flight:
+    """One request on its way: the chunks that have arrived and were not read yet, bounded."""
+
+    def __init__(self, request: GenerateRequest, replica: str) -> None:
+        self.request = request
+        self.replica = replica
+        self.chunks: asyncio.Queue[Chunk] = asyncio.Queue(limits.STREAM_CHUNKS_WAITING_MAX)
+        self.lost = False  # the replica has gone
+        self.cut = False  # nothing more is taken in
+        self.delivered = False  # something was given to the client
+
+    def end(self, error: str) -> None:
+        """End with an error that the reader finds after what is there already."""
+        self.cut = True
+        if self.chunks.full():
+            self.chunks.get_nowait()
+        self.chunks.put_nowait(Chunk(request=self.request.id, error=error, code="unavailable"))
+
+
+class Router:
+    """Requests in flight, by deployment and replica."""
+
+    def __init__(
+        self,
+        config: Config,
+        view: View,
+        post: Callable[[ev.Event], None],
+        send: Send,
+        find_model: Callable[[str], object],
+    ) -> None:
+        self._config = config
+        self._view = view
+        self._post = post
+        self._send = send
+        self._find_model = find_model
+        self._flights: dict[str, Flight] = {}
+        self._per_replica: dict[str, int] = {}
+        self._per_deployment: dict[str, int] = {}
+
+    # -- what workers say
+
+    def on_chunk(self, task: str, body: bytes) -> None:
+        """A piece of an answer. A reader that is too slow loses its request, not its neighbours."""
+        chunk = msgspec.msgpack.decode(body, type=Chunk)
+        flight = self._flights.get(chunk.request)
+        if flight is None or flight.replica != task or flight.cut:
+            return
+        if flight.chunks.full():
+            flight.end("cannot go on: the client reads too slowly")
+            self._abort(flight)
+        else:
+            flight.chunks.put_nowait(chunk)
+
+    def on_gone(self, task: str) -> None:
+        """A replica has gone: its requests fail, or try another if nothing was delivered yet."""
+        for flight in self._flights.values():
+            if flight.replica == task and not flight.cut:
+                flight.lost = True
+                flight.end("cannot finish the answer: its worker has ended; send it again")
+
+    # -- what clients ask
+
+    async def generate(
+        self, model: str, request: GenerateRequest, principal: Principal, deadline_s: float
+    ) -> AsyncIterator[Chunk]:
+        """The answer to a request, chunk by chunk.
+
+        Raises NotFoundError for an unknown model, BusyError when too many wait, DeadlineError when
+        no replica is ready in time, and what the worker raised. Closing the iterator frees the
+        slot.
+        """
+        name = self._deployment_name(model)
+        if self._per_deployment.get(name, 0) >= self._requests_max(name):
+            raise BusyError(
+                f"cannot take more requests for {name}: too many wait already", retry_after_s=1
+            )
+        deadline = time.monotonic() + deadline_s
+        self._count(name, +1)
+        try:
+            while True:
+                replica = await self._ready_replica(name, model, principal, deadline)
+                flight = Flight(request, replica)
+                async with aclosing(self._fly(flight, deadline)) as chunks:
+                    async for chunk in chunks:
+                        flight.delivered = True
+                        yield chunk
+                if flight.delivered or not flight.lost:
+                    return
+        finally:
+            self._count(name, -1)
+
+    async def _fly(self, flight: Flight, deadline: float) -> AsyncGenerator[Chunk]:
+        """Send the request to its replica and yield what comes back."""
+        request, replica = flight.request, flight.replica
+        self._flights[request.id] = flight
+        self._per_replica[replica] = self._per_replica.get(replica, 0) + 1
+        finished = False
+        try:
+            body = msgspec.msgpack.encode(request)
+            if not self._send(replica, "data", "request", body, request.priority):
+                flight.lost = True
+                return
+            while not finished:
+                try:
+                    async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                        chunk = await flight.chunks.get()
+                except TimeoutError:
+                    raise DeadlineError from None
+                if chunk.error is not None:
+                    finished = True
+                    if flight.lost and not flight.delivered:
+                        return
+                    raise from_code(chunk.code or "worker", chunk.error)
+                finished = chunk.usage is not None
+                yield chunk
+        finally:
+            del self._flights[request.id]
+            self._per_replica[replica] -= 1
+            if self._per_replica[replica] == 0:
+                del self._per_replica[replica]
+            if not finished and not flight.lost:
+                self._abort(flight)
+
+    def _abort(self, flight: Flight) -> None:
+        body = msgspec.msgpack.encode(Abort(request=flight.request.id))
+        with suppress(BusyError):
+            self._send(flight.replica, "command", "abort", body, flight.request.priority)
+
+    # -- which replica
+
+    def _deployment_name(self, model: str) -> str:
+        """The deployment that a request names: by its name, or by the model it serves.
+
+        Raises NotFoundError when no such model is registered, InvalidError for an impossible name.
+        """
+        name = str(ModelRef.parse(model))
+        if name not in self._view.deployments:
+            self._find_model(name)
+        return name
+
+    def _requests_max(self, name: str) -> int:
+        deployment = self._view.deployments.get(name)
+        slots = deployment.spec.slots * deployment.spec.max_replicas if deployment else 0
+        return limits.REQUESTS_WAITING_MAX + slots
+
+    async def _ready_replica(
+        self, name: str, model: str, principal: Principal, deadline: float
+    ) -> str:
+        """The ready replica with the fewest requests; asks the kernel for one and waits for it."""
+        asked = False
+        asked_from: Deployment | None = None
+        while True:
+            deployment = self._view.deployments.get(name)
+            replica = self._least_loaded(deployment)
+            if replica is not None:
+                return replica
+            if not asked:
+                spec = DeploymentSpec(model=model, keep_alive_s=self._config.keep_alive_s)
+                self._post(ev.Demand(name=name, spec=spec, principal=principal))
+                asked, asked_from = True, deployment
+            elif deployment is not None and deployment is not asked_from and deployment.error:
+                raise WorkerError(f"cannot serve {name}: {deployment.error}")
+            try:
+                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                    await self._view.changed()
+            except TimeoutError:
+                raise DeadlineError(
+                    f"cannot answer in time: {name} was not loaded before the deadline"
+                ) from None
+
+    def _least_loaded(self, deployment: Deployment | None) -> str | None:
+        if deployment is None:
+            return None
+        tasks = (self._view.tasks.get(replica) for replica in deployment.replicas)
+        ready = [t.id for t in tasks if t is not None and _can_answer(t)]
+        return min(ready, key=lambda t: self._per_replica.get(t, 0)) if ready else None
+
+    def _count(self, name: str, change: int) -> None:
+        count = self._per_deployment.get(name, 0) + change
+        if count:
+            self._per_deployment[name] = count
+        else:
+            del self._per_deployment[name]
+        self._post(ev.Used(name=name, in_flight=count))
+
+
+def _can_answer(task: Task) -> bool:
+    return task.ready and task.state is State.RUNNING and not task.stopping

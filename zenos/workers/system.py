@@ -1,0 +1,205 @@
+"""The running system as the API sees it: the kernel's control and view, the router, the registry.
+
+Also the effects, what the kernel's actions do: `perform` only enqueues; results are events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from zenos import __version__
+from zenos.bus.broker import Broker
+from zenos.bus.envelope import Envelope
+from zenos.core import events as ev
+from zenos.core.actions import Action, Forget, Reply, StartWorker, StopWorker
+from zenos.core.config import Config
+from zenos.core.errors import NotFoundError
+from zenos.core.home import Home
+from zenos.core.resources import Resources
+from zenos.core.specs import DeploymentSpec
+from zenos.core.task import HOLDING, Deployment, Kind, Node, Principal, Task, TaskEvent, TaskSpec
+from zenos.core.wire import Chunk, GenerateRequest, Progress
+from zenos.kernel.control import Control, Inbox, TaskProgress, View
+from zenos.models.registry import Registry
+from zenos.store.base import Store
+from zenos.workers.executor import Executor
+from zenos.workers.router import Router
+
+log = logging.getLogger(__name__)
+Mode = Literal["suspend", "drain", "leave"]
+
+
+class LocalSystem:
+    """One machine's system; implements `zenos.api.ports.System`."""
+
+    def __init__(
+        self,
+        home: Home,
+        config: Config,
+        store: Store,
+        inbox: Inbox,
+        view: View,
+        registry: Registry,
+        zygote_ready: Any,
+    ) -> None:
+        self.home = home
+        self.config = config
+        self.registry = registry
+        self.control = Control(inbox)
+        self.view = view
+        self.executor: Executor | None = None
+        self.broker: Broker | None = None
+        self.stop_requested: asyncio.Future[Mode] = asyncio.get_running_loop().create_future()
+        self._store = store
+        self._inbox = inbox
+        self._zygote_ready = zygote_ready
+        self._started = time.monotonic()
+        self._effects: set[asyncio.Task[None]] = set()
+        self.router = Router(config, view, inbox.put, self._send, registry.resolve)
+
+    # -- effects
+
+    def perform(self, actions: Sequence[Action]) -> None:
+        """Enqueue what the kernel decided."""
+        executor = self.executor
+        assert executor is not None  # noqa: S101 - boot gives it before the loop runs
+        for action in actions:
+            match action:
+                case Reply():
+                    self.control.resolve(action)
+                case StartWorker(task=task):
+                    self._spawn(executor.start(task), f"start {task.id}")
+                case StopWorker(task=name, generation=generation, grace_s=grace_s, save=save):
+                    work = executor.stop(name, generation, grace_s, save)
+                    self._spawn(work, f"stop {name}")
+                case Forget(tasks=tasks):
+                    self._spawn(asyncio.to_thread(executor.forget, tasks), "forget")
+                case _:
+                    raise TypeError(f"no effect for {type(action).__name__}")
+
+    def _spawn(self, work: Any, what: str) -> None:
+        task = asyncio.ensure_future(work)
+        self._effects.add(task)
+
+        def done(finished: asyncio.Task[None]) -> None:
+            self._effects.discard(finished)
+            if not finished.cancelled() and finished.exception() is not None:
+                log.error("effect failed: %s", what, exc_info=finished.exception())
+
+        task.add_done_callback(done)
+
+    async def effects_done(self) -> None:
+        """Wait until everything that was enqueued has been done."""
+        while self._effects:
+            await asyncio.wait(list(self._effects))
+
+    # -- what workers say
+
+    def on_message(self, task: str, generation: int, envelope: Envelope) -> None:
+        """A message of a worker; one of an older generation is dropped."""
+        known = self.view.tasks.get(task)
+        if known is None or known.generation != generation or known.state not in HOLDING:
+            return
+        match envelope.topic:
+            case "chunk":
+                self.router.on_chunk(task, envelope.body)
+            case "progress":
+                self.view.report(task, msgspec.msgpack.decode(envelope.body, type=Progress))
+            case "ready":
+                self._inbox.put(ev.WorkerReady(task=task, generation=generation))
+            case topic:
+                log.warning("%s sent a message on the unknown topic %r", task, topic)
+
+    def on_disconnect(self, task: str, generation: int) -> None:
+        """A worker's connection has ended: its requests cannot be answered any more."""
+        known = self.view.tasks.get(task)
+        if known is not None and known.kind is Kind.SERVE:
+            self.router.on_gone(task)
+        log.debug("%s generation %d disconnected", task, generation)
+
+    def _send(self, task: str, kind: str, topic: str, body: bytes, priority: int) -> bool:
+        return self.broker is not None and self.broker.send(
+            task, kind, topic, body, priority=priority
+        )
+
+    # -- zenos.api.ports.System
+
+    async def submit(self, spec: TaskSpec, principal: Principal, key: str | None) -> Task:
+        return await self.control.submit(spec, principal, key)
+
+    async def cancel(self, task: str, principal: Principal) -> Task:
+        return await self.control.cancel(task, principal)
+
+    async def deploy(
+        self, spec: DeploymentSpec, principal: Principal, key: str | None
+    ) -> Deployment:
+        spec.check()
+        await asyncio.to_thread(self.registry.resolve, spec.model)
+        return await self.control.deploy(spec, principal, key)
+
+    async def undeploy(self, name: str, principal: Principal) -> Deployment:
+        return await self.control.undeploy(name, principal)
+
+    def tasks(self) -> Mapping[str, Task]:
+        return self.view.tasks
+
+    def deployments(self) -> Mapping[str, Deployment]:
+        return self.view.deployments
+
+    def nodes(self) -> Mapping[str, Node]:
+        return self.view.nodes
+
+    def used(self) -> Mapping[str, Resources]:
+        return self.view.used()
+
+    def progress(self, task: str) -> Progress | None:
+        return self.view.progress.get(task)
+
+    async def events(self, after_seq: int, limit: int, task: str | None = None) -> list[TaskEvent]:
+        return await self._store.events(after_seq, limit, task)
+
+    def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[TaskEvent | TaskProgress]]:
+        return self.view.subscribe()
+
+    def log_path(self, task: str) -> Path | None:
+        """The log file of a task's newest generation; None before it has had a worker."""
+        known = self.view.tasks.get(task)
+        if known is None:
+            raise NotFoundError(f"cannot find task {task!r}: 'zenos ps --all' lists them")
+        if known.generation == 0:
+            return None
+        return self.home.run(known.id, known.generation) / "log"
+
+    def status(self) -> dict[str, Any]:
+        states: dict[str, int] = {}
+        for task in self.view.tasks.values():
+            states[task.state.value] = states.get(task.state.value, 0) + 1
+        return {
+            "pid": os.getpid(),
+            "version": __version__,
+            "uptime_s": round(time.monotonic() - self._started, 3),
+            "home": str(self.home.root),
+            "zygote_ready": bool(self._zygote_ready()),
+            "store": "failing" if self._inbox.storage_error else "ok",
+            "tasks": states,
+        }
+
+    async def generate(
+        self, model: str, request: GenerateRequest, principal: Principal, deadline_s: float
+    ) -> AsyncIterator[Chunk]:
+        async for chunk in self.router.generate(model, request, principal, deadline_s):
+            yield chunk
+
+    def shut_down(self, mode: Mode) -> None:
+        """Ask the daemon to go down; returns at once."""
+        if not self.stop_requested.done():
+            self.stop_requested.set_result(mode)
