@@ -172,7 +172,7 @@ def test_a_request_larger_than_any_node_is_refused() -> None:
 )
 def test_absurd_numbers_and_names_are_refused(change: dict[str, object]) -> None:
     h = Harness()
-    with pytest.raises(InvalidError, match="^cannot"):
+    with pytest.raises(InvalidError, match="cannot"):
         h.submit(replace(spec(), **change))
     assert not h.kernel.state.tasks
 

@@ -1,8 +1,8 @@
 """The worked case: two tasks on one machine."""
 
 import pytest
-from examples.two_tasks import run
 
+from examples.two_tasks import run
 from zenos.core.resources import Resources
 
 

@@ -57,7 +57,12 @@ def order_of(task_id: str) -> int:
 
 
 class Queue:
-    """Waiting tasks: the buckets, and the overdue ones in the order in which they became so."""
+    """Waiting tasks: the buckets, and the overdue ones in the order in which they were queued.
+
+    That order, and not the one in which they became overdue, keeps the bound under a flood: tasks
+    of a high priority that arrive faster than they can run become overdue too, and sooner, but all
+    that were queued after a low one stand behind it.
+    """
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -73,7 +78,7 @@ class Queue:
 
     @property
     def overdue(self) -> list[Entry]:
-        """Overdue tasks, first come first."""
+        """Overdue tasks, the longest waiting first."""
         return list(self._overdue.values())
 
     def add(self, task: Task, expected_s: float) -> None:
@@ -113,12 +118,14 @@ class Queue:
                 if self.overdue_at(entry) > now:
                     break
                 due.append(entry)
-        for entry in sorted(due, key=lambda e: (self.overdue_at(e), e.order)):
+        for entry in due:
             bucket = self._buckets[entry.key]
             del bucket[entry.task]
             if not bucket:
                 del self._buckets[entry.key]
-            self._overdue[entry.task] = entry
+        if due:
+            waiting = sorted([*self._overdue.values(), *due], key=lambda e: (e.queued, e.order))
+            self._overdue = {entry.task: entry for entry in waiting}
 
     def next_overdue(self) -> float:
         """When the next task becomes overdue; infinity when none waits."""

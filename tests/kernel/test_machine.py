@@ -1,0 +1,155 @@
+"""Any sequence of submits, ends, losses, cancels, deployments and restarts keeps the invariants.
+
+`Harness.step` checks them after every step; the rules here add what concerns several steps.
+"""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+
+from tests.kernel.harness import PROGRAM, TRAIN, Harness, node, spec
+from zenos.core import events as ev
+from zenos.core.specs import DeploymentSpec
+from zenos.core.task import ENDED, HOLDING, State, Task
+
+MODELS = st.sampled_from(["alpha", "beta"])
+
+
+class KernelMachine(RuleBasedStateMachine):
+    """The kernel with random events, and a restart from its own records at any time."""
+
+    tasks = Bundle("tasks")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.h = Harness(node(cpu=3, gpu=2), node(cpu=1, gpu=0, name="second"))
+        self.ended: dict[str, State] = {}
+        self.generations: set[tuple[str, int]] = set()
+
+    @rule(
+        target=tasks,
+        work=st.sampled_from([PROGRAM, TRAIN]),
+        cpu=st.sampled_from([0.0, 0.5, 1.0, 3.0]),
+        gpu=st.sampled_from([0.0, 0.3, 1.0, 2.0]),
+        priority=st.integers(0, 100),
+        retries=st.integers(0, 2),
+        limit=st.one_of(st.none(), st.floats(1, 100)),
+    )
+    def submit(
+        self,
+        work: object,
+        cpu: float,
+        gpu: float,
+        priority: int,
+        retries: int,
+        limit: float | None,
+    ) -> Task:
+        task = spec(
+            work,  # type: ignore[arg-type]
+            cpu=cpu,
+            gpu=gpu,
+            memory="300MB",
+            priority=priority,
+            retries=retries,
+            time_limit_s=limit,
+        )
+        return self.h.submit(task)
+
+    @rule(task=tasks)
+    def started(self, task: Task) -> None:
+        self.h.run(task)
+
+    @rule(task=tasks, code=st.sampled_from([0, 1, 75]), signal=st.sampled_from([None, 9]))
+    def exited(self, task: Task, code: int, signal: int | None) -> None:
+        self.h.exit(task, exit_code=None if signal else code, signal=signal)
+
+    @rule(task=tasks)
+    def lost(self, task: Task) -> None:
+        self.h.lose(task)
+
+    @rule(task=tasks)
+    def start_failed(self, task: Task) -> None:
+        generation = self.h.now(task).generation
+        self.h.step(ev.StartFailed(task=task.id, generation=generation, reason="no process"))
+
+    @rule(task=tasks)
+    def cancel(self, task: Task) -> None:
+        self.h.cancel(task)
+
+    @rule(seconds=st.floats(0, 5000))
+    def wait(self, seconds: float) -> None:
+        self.h.wait(seconds)
+
+    @rule(
+        model=MODELS, low=st.integers(0, 2), high=st.integers(2, 3), cpu=st.sampled_from([0.5, 1])
+    )
+    def deploy(self, model: str, low: int, high: int, cpu: float) -> None:
+        deployment = DeploymentSpec(
+            model=model, min_replicas=low, max_replicas=high, cpu=cpu, memory="100MB"
+        )
+        self.h.ask(ev.Deploy(request=1, spec=deployment))
+
+    @rule(model=MODELS)
+    def demand(self, model: str) -> None:
+        self.h.step(ev.Demand(name=model, spec=DeploymentSpec(model=model, memory="100MB")))
+
+    @rule(model=MODELS, count=st.integers(0, 100))
+    def used(self, model: str, count: int) -> None:
+        self.h.step(ev.Used(name=model, in_flight=count))
+
+    @rule(model=MODELS)
+    def undeploy(self, model: str) -> None:
+        if model in self.h.kernel.state.deployments:
+            self.h.ask(ev.Undeploy(request=1, name=model))
+
+    @rule(data=st.data())
+    def replica(self, data: st.DataObject) -> None:
+        live = [t for t in self.h.kernel.state.tasks.values() if t.kind == "serve" and t.allocation]
+        if live:
+            task = data.draw(st.sampled_from(live))
+            ready = ev.WorkerReady(task=task.id, generation=task.generation)
+            match data.draw(st.sampled_from(["ready", "exit", "lost"])):
+                case "ready":
+                    self.h.step(ready)
+                case "exit":
+                    self.h.exit(task, exit_code=data.draw(st.sampled_from([0, 1])))
+                case _:
+                    self.h.lose(task)
+
+    @rule()
+    def restart(self) -> None:
+        self.h = self.h.restarted()
+
+    @invariant()
+    def ended_tasks_stay_ended(self) -> None:
+        for task_id, state in self.ended.items():
+            assert self.h.kernel.state.tasks[task_id].state is state
+        for task in self.h.kernel.state.tasks.values():
+            if task.state in ENDED:
+                self.ended[task.id] = task.state
+
+    @invariant()
+    def no_generation_is_started_twice(self) -> None:
+        for task in self.h.started:
+            assert (task.id, task.generation) not in self.generations
+            self.generations.add((task.id, task.generation))
+        self.h.started.clear()
+
+    @invariant()
+    def replicas_are_within_their_bounds(self) -> None:
+        for deployment in self.h.kernel.state.deployments.values():
+            tasks = [self.h.kernel.state.tasks[r] for r in deployment.replicas]
+            live = [t for t in tasks if not t.stopping and not t.is_ended]
+            assert len(live) <= deployment.spec.max_replicas
+
+    @invariant()
+    def nothing_waits_that_could_run(self) -> None:
+        state = self.h.kernel.state
+        if not any(t.state in HOLDING for t in state.tasks.values()):
+            assert not len(state.scheduler.queue), "an empty machine, and tasks that wait"
+
+
+KernelMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestKernelMachine = KernelMachine.TestCase

@@ -1,0 +1,138 @@
+"""Replicas follow demand, keep-alive and failures."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kernel.harness import Harness, node, spec
+from zenos.core import events as ev
+from zenos.core.errors import NotFoundError, UnfittableError
+from zenos.core.specs import DeploymentSpec, ServeSpec
+from zenos.core.task import Deployment, State, Task
+
+SPEC = DeploymentSpec(model="m", keep_alive_s=60.0, memory="500MB")
+
+
+def deploy(h: Harness, more: DeploymentSpec = SPEC) -> Deployment:
+    answer = h.ask(ev.Deploy(request=1, spec=more))
+    assert isinstance(answer, Deployment)
+    return answer
+
+
+def replicas(h: Harness, name: str = "m") -> list[Task]:
+    deployment = h.kernel.state.deployments.get(name)
+    return [h.kernel.state.tasks[r] for r in deployment.replicas] if deployment else []
+
+
+def make_ready(h: Harness) -> Task:
+    task = replicas(h)[-1]
+    h.run(task)
+    h.step(ev.WorkerReady(task=task.id, generation=h.now(task).generation))
+    return h.now(task)
+
+
+def test_a_deployment_loads_at_once_and_unloads_when_idle() -> None:
+    h = Harness()
+    deploy(h)
+    task = make_ready(h)
+    assert isinstance(task.spec.work, ServeSpec)
+    assert task.ready
+    h.step(ev.Used(name="m", in_flight=2))
+    h.wait(1000)
+    assert not h.stopped  # in use
+    h.step(ev.Used(name="m", in_flight=0))
+    assert h.steps[-1].wake == h.clock.now() + 60
+    h.wait(60)
+    assert h.stopped[-1].task == task.id
+    h.exit(task)
+    assert h.now(task).state is State.SUCCEEDED
+    assert h.kernel.state.deployments["m"].replicas == []
+    h.step(ev.Demand(name="m"))
+    assert len(replicas(h)) == 1
+
+
+def test_a_request_for_an_undeployed_model_makes_a_deployment_that_goes_when_idle() -> None:
+    h = Harness()
+    h.step(ev.Demand(name="m", spec=SPEC))
+    task = make_ready(h)
+    h.step(ev.Used(name="m", in_flight=0))
+    h.wait(60)
+    h.exit(task)
+    assert not h.kernel.state.deployments
+
+
+def test_load_adds_replicas_up_to_the_most() -> None:
+    h = Harness(node(cpu=8))
+    deploy(h, DeploymentSpec(model="m", max_replicas=3, slots=4, memory="100MB"))
+    h.step(ev.Used(name="m", in_flight=9))
+    assert len(replicas(h)) == 3
+    h.step(ev.Used(name="m", in_flight=100))
+    assert len(replicas(h)) == 3
+
+
+def test_min_replicas_are_kept_and_replaced_when_they_fail() -> None:
+    h = Harness()
+    deploy(h, DeploymentSpec(model="m", min_replicas=1, memory="100MB"))
+    first = make_ready(h)
+    h.exit(first, exit_code=None, signal=9)
+    assert h.now(first).state is State.FAILED
+    assert len(replicas(h)) == 1
+    h.wait(2)
+    second = make_ready(h)
+    assert second.id != first.id
+    assert h.kernel.state.deployments["m"].failures == 0
+
+
+def test_a_replica_that_fails_again_and_again_is_given_up_until_the_next_request() -> None:
+    h = Harness()
+    deploy(h)
+    for _ in range(6):
+        h.step(ev.Used(name="m", in_flight=1))
+        h.exit(replicas(h)[-1], exit_code=None, signal=11)
+        h.wait(300)
+    assert h.kernel.state.deployments["m"].error
+    assert not replicas(h)
+    h.step(ev.Demand(name="m"))
+    assert len(replicas(h)) == 1
+
+
+def test_a_model_that_cannot_be_loaded_is_given_up_at_once_with_the_reason() -> None:
+    h = Harness()
+    deploy(h)
+    h.exit(replicas(h)[-1], exit_code=1, error="cannot serve an encoder")
+    assert h.kernel.state.deployments["m"].error == "cannot serve an encoder"
+
+
+def test_stopping_a_deployment_stops_its_replicas_and_forgets_it() -> None:
+    h = Harness()
+    deploy(h)
+    task = make_ready(h)
+    h.ask(ev.Undeploy(request=1, name="m"))
+    assert h.stopped[-1].task == task.id
+    h.exit(task, exit_code=None, signal=15)
+    assert not h.kernel.state.deployments
+    with pytest.raises(NotFoundError):
+        h.ask(ev.Undeploy(request=1, name="m"))
+
+
+def test_a_changed_deployment_replaces_its_replicas() -> None:
+    h = Harness()
+    deploy(h)
+    old = make_ready(h)
+    deploy(h, DeploymentSpec(model="m", slots=4, memory="500MB"))
+    assert h.stopped[-1].task == old.id
+    assert [t.id for t in replicas(h) if not t.stopping] != [old.id]
+
+
+def test_a_deployment_larger_than_any_node_is_refused() -> None:
+    with pytest.raises(UnfittableError):
+        deploy(Harness(), DeploymentSpec(model="m", memory="100GiB"))
+
+
+def test_replicas_wait_in_the_queue_like_other_tasks() -> None:
+    h = Harness(node(cpu=1))
+    blocker = h.submit(spec())
+    deploy(h)
+    assert replicas(h)[0].state is State.QUEUED
+    h.exit(blocker)
+    assert replicas(h)[0].state is State.STARTING
