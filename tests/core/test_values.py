@@ -1,0 +1,141 @@
+"""Resources, names, clocks, configuration: what people write, and what is refused."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zenos.core.clock import SystemClock, VirtualClock
+from zenos.core.config import Config, resolve
+from zenos.core.errors import BusyError, InvalidError, ZenosError, from_code
+from zenos.core.home import Home
+from zenos.core.names import ModelRef, check_name
+from zenos.core.resources import Resources, parse_share, parse_size, show_size
+
+amounts = st.builds(
+    Resources,
+    cpu=st.integers(0, 10**6),
+    gpu=st.integers(0, 10**6),
+    memory=st.integers(0, 2**50),
+    gpu_memory=st.integers(0, 2**50),
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("2GiB", 2**31), ("2GB", 2 * 10**9), ("512m", 512 * 10**6), ("1.5 KiB", 1536), (7, 7)],
+)
+def test_sizes_are_read_as_people_write_them(text: str | int, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-1", "2 GiBs", "1e3", "NaN", math.nan, math.inf, -1, True, "9" * 100, "99999TiB"]
+)
+def test_absurd_sizes_are_refused(text: str | float) -> None:
+    with pytest.raises(InvalidError, match="cannot"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("value", ["x", -0.1, math.nan, math.inf, 10**9, True, 0.0001])
+def test_absurd_shares_are_refused(value: float | str) -> None:
+    with pytest.raises(InvalidError, match="cannot"):
+        parse_share(value, "cpu", 4096_000)
+
+
+@given(a=amounts, b=amounts)
+def test_what_is_added_comes_back_exactly(a: Resources, b: Resources) -> None:
+    assert (a + b) - b == a
+    assert a.fits_in(a + b)
+    assert (a - b).is_valid == b.fits_in(a)
+
+
+@given(st.integers(0, 2**50))
+def test_shown_sizes_are_near_what_they_show(size: int) -> None:
+    assert parse_size(show_size(size).replace(" ", "")) == pytest.approx(size, rel=0.06, abs=1)
+
+
+@given(st.text(max_size=80))
+def test_a_name_that_is_allowed_is_one_safe_path_component(text: str) -> None:
+    try:
+        name = check_name(text)
+    except InvalidError:
+        return
+    assert 1 <= len(name) <= 64
+    assert "/" not in name
+    assert name not in {".", ".."}
+    assert not any(ord(c) < 32 or ord(c) == 127 for c in name)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a/b", "..", ".hidden", "a\0b", "a\nb", "a\n", "😀", "a b", "x" * 10_000, "-x"]
+)
+def test_bad_names_are_refused(name: str) -> None:
+    with pytest.raises(InvalidError, match="cannot"):
+        check_name(name)
+
+
+def test_names_are_compared_in_nfc() -> None:
+    assert check_name("mode\u0301le") == "mod\u00e9le"
+    assert check_name("模型") == "模型"
+
+
+def test_model_references_have_a_version_or_an_alias() -> None:
+    assert ModelRef.parse("m:3").version == 3
+    assert ModelRef.parse("m:prod").version is None
+    assert str(ModelRef.parse("m")) == "m"
+    for text in ("m:", ":3", "m:a/b", "m:../x"):
+        with pytest.raises(InvalidError):
+            ModelRef.parse(text)
+
+
+def test_kernel_time_never_goes_back() -> None:
+    future = SystemClock().now() + 1000
+    assert SystemClock(floor=future).now() >= future
+    clock = VirtualClock(5.0)
+    assert clock.advance(2.0) == 7.0
+    with pytest.raises(ValueError, match="back"):
+        clock.advance(-1.0)
+
+
+def test_settings_come_from_defaults_file_environment_and_flags_in_that_order() -> None:
+    assert resolve().port == 8642
+    assert resolve({"port": 1}).port == 1
+    assert resolve({"port": 1}, {"ZENOS_PORT": "2"}).port == 2
+    assert resolve({"port": 1}, {"ZENOS_PORT": "2"}, {"port": "3", "gpus": None}).port == 3
+    assert resolve({}, {"ZENOS_CPUS": "1.5"}).cpus == 1.5
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ({"prot": 1}, "did you mean 'port'"),
+        ({"port": "x"}, "port"),
+        ({"port": 70000}, "port"),
+        ({"gpus": -1}, "GPUs"),
+        ({"memory": "lots"}, "memory"),
+        ({"cpus": 0}, "cpus"),
+        ({"ageing": math.nan}, "ageing"),
+        ({"node": "a/b"}, "node"),
+    ],
+)
+def test_wrong_settings_say_which_and_what(file: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidError, match=message):
+        resolve(file)
+
+
+def test_errors_keep_their_kind_over_a_socket() -> None:
+    error = from_code("busy", "cannot now", retry_after_s=2)
+    assert isinstance(error, BusyError)
+    assert error.retry_after_s == 2
+    assert type(from_code("nonsense", "cannot")) is ZenosError
+    assert str(BusyError()).startswith("cannot")
+
+
+def test_a_home_has_short_socket_paths(tmp_path: object) -> None:
+    home = Home.default()
+    assert len(str(home.bus).encode()) < 100
+    assert Config() == resolve()

@@ -1,0 +1,96 @@
+"""What the API needs of the system: one protocol, so that it can be driven without a machine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from zenos.core.resources import Resources
+from zenos.core.specs import DeploymentSpec
+from zenos.core.task import Deployment, Node, Principal, Task, TaskEvent, TaskSpec
+from zenos.core.wire import Chunk, GenerateRequest, Progress
+from zenos.kernel.control import TaskProgress
+
+if TYPE_CHECKING:
+    from zenos.models.registry import Registry
+
+ShutdownMode = Literal["suspend", "drain", "leave"]
+
+
+class System(Protocol):
+    """The running system. Every method raises ZenosError and nothing else.
+
+    Mappings are live views: read them, don't keep them over an await.
+    """
+
+    registry: Registry
+
+    async def submit(self, spec: TaskSpec, principal: Principal, key: str | None) -> Task:
+        """Submit a task; returns when it is remembered. `key`: the same key, the same task."""
+        ...
+
+    async def cancel(self, task: str, principal: Principal) -> Task:
+        """Cancel a task, by id; NotFoundError when there is none."""
+        ...
+
+    async def deploy(
+        self, spec: DeploymentSpec, principal: Principal, key: str | None
+    ) -> Deployment:
+        """Deploy a model or change its deployment; NotFoundError when no such model is there."""
+        ...
+
+    async def undeploy(self, name: str, principal: Principal) -> Deployment:
+        """Stop a deployment; NotFoundError when there is none."""
+        ...
+
+    def tasks(self) -> Mapping[str, Task]:
+        """All tasks that are remembered, by id."""
+        ...
+
+    def deployments(self) -> Mapping[str, Deployment]:
+        """All deployments, by name."""
+        ...
+
+    def nodes(self) -> Mapping[str, Node]:
+        """All nodes, by name."""
+        ...
+
+    def used(self) -> Mapping[str, Resources]:
+        """What tasks hold, by node."""
+        ...
+
+    def progress(self, task: str) -> Progress | None:
+        """The newest progress of a task; None when it has reported none."""
+        ...
+
+    async def events(self, after_seq: int, limit: int, task: str | None = None) -> list[TaskEvent]:
+        """Stored events with `seq > after_seq`, oldest first, at most `limit`."""
+        ...
+
+    def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[TaskEvent | TaskProgress]]:
+        """Live events from now on; the iterator ends when its reader is too slow."""
+        ...
+
+    def log_path(self, task: str) -> Path | None:
+        """The log of a task's newest worker; None before the first; NotFoundError if unknown."""
+        ...
+
+    def status(self) -> dict[str, Any]:
+        """pid, version, uptime_s, home, tasks by state, and more: all JSON."""
+        ...
+
+    def generate(
+        self, model: str, request: GenerateRequest, principal: Principal, deadline_s: float
+    ) -> AsyncIterator[Chunk]:
+        """The answer, chunk by chunk; loads the model when needed.
+
+        An async generator: `aclose()` says that the client has gone, and frees its slot. Raises
+        NotFoundError, BusyError (with retry_after_s), DeadlineError, and what the worker raised.
+        """
+        ...
+
+    def shut_down(self, mode: ShutdownMode) -> None:
+        """Ask the daemon to go down; returns at once."""
+        ...
