@@ -1,0 +1,205 @@
+"""A worker's end of the bus: plain threads, no event loop.
+
+One thread connects (again and again, for a daemon may restart) and reads; one writes. Nothing here
+blocks the worker's own work: what cannot be sent waits in a bounded queue, and of state messages
+that wait, the newest on each topic replaces the older.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import queue
+import socket
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from zenos.bus.envelope import Decoder, Envelope, FrameError, Hello, Kind, encode
+from zenos.core import limits
+
+READ_BYTES: Final = 256 * limits.KIB
+BACKOFF_S: Final = 0.05
+BACKOFF_S_MAX: Final = 2.0
+
+
+class Channel:
+    """A connection to the daemon that comes back by itself."""
+
+    def __init__(self, path: Path, task: str, generation: int, token: str) -> None:
+        self._path = str(path)
+        self._task = task
+        self._generation = generation
+        self._token = token
+        self._incoming: queue.SimpleQueue[Envelope] = queue.SimpleQueue()
+        self._outgoing: collections.deque[tuple[Kind, str, bytes]] = collections.deque()
+        self._changed = threading.Condition()
+        self._socket: socket.socket | None = None
+        self._closed = threading.Event()
+        self._drained = True
+        self._lost_at = time.monotonic()
+        self._ids = itertools.count(1)
+        self._threads = [
+            threading.Thread(target=self._read_for_ever, name="bus-read", daemon=True),
+            threading.Thread(target=self._write_for_ever, name="bus-write", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    # -- for the worker
+
+    @property
+    def connected(self) -> bool:
+        """Whether the daemon is there."""
+        return self._socket is not None
+
+    @property
+    def disconnected_s(self) -> float:
+        """For how many seconds the daemon has been away; 0 when it is there."""
+        return 0.0 if self.connected else time.monotonic() - self._lost_at
+
+    def send(
+        self,
+        kind: Kind,
+        topic: str,
+        body: bytes,
+        *,
+        priority: int = limits.PRIORITY_NORMAL,
+    ) -> bool:
+        """Queue a message. False when the queue is full, or nobody is there to take data."""
+        frame = encode(
+            Envelope(
+                id=(number := next(self._ids)),
+                kind=kind,
+                topic=topic,
+                sender=self._task,
+                generation=self._generation,
+                sequence=number,
+                priority=priority,
+                sent=time.time(),
+                body=body,
+            )
+        )
+        with self._changed:
+            if kind == "state" and not self.connected:
+                waiting = [item for item in self._outgoing if item[1] != topic]
+                self._outgoing = collections.deque(waiting)
+            elif (kind == "data" and not self.connected) or len(
+                self._outgoing
+            ) >= limits.SEND_QUEUE_FRAMES_MAX:
+                return False
+            self._outgoing.append((kind, topic, frame))
+            self._drained = False
+            self._changed.notify_all()
+        return True
+
+    def receive(self, timeout_s: float | None = None) -> Envelope | None:
+        """The next message; None when none came within `timeout_s` seconds."""
+        try:
+            return self._incoming.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    def poll(self) -> list[Envelope]:
+        """All messages that have come, without waiting."""
+        found: list[Envelope] = []
+        with suppress(queue.Empty):
+            while True:
+                found.append(self._incoming.get_nowait())
+        return found
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until everything is sent; False when it isn't within `timeout_s` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._drained, timeout_s)
+
+    def close(self) -> None:
+        """Cut the connection and end both threads."""
+        self._closed.set()
+        with self._changed:
+            self._changed.notify_all()
+        self._cut(self._socket)
+        for thread in self._threads:
+            thread.join(timeout=5)
+
+    # -- threads
+
+    def _connect(self) -> socket.socket | None:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(self._path)
+            hello = Hello(task=self._task, generation=self._generation, token=self._token)
+            body = msgspec.msgpack.encode(hello)
+            first = Envelope(kind="command", topic="hello", generation=self._generation, body=body)
+            connection.sendall(encode(first))
+        except OSError:
+            connection.close()
+            return None
+        return connection
+
+    def _read_for_ever(self) -> None:
+        wait_s = BACKOFF_S
+        while not self._closed.is_set():
+            connection = self._connect()
+            if connection is None:
+                self._closed.wait(wait_s)
+                wait_s = min(2 * wait_s, BACKOFF_S_MAX)
+                continue
+            wait_s = BACKOFF_S
+            with self._changed:
+                self._socket = connection
+                self._changed.notify_all()
+            self._read(connection)
+            self._cut(connection)
+            connection.close()
+            # A daemon that refuses us closes at once: don't spin.
+            self._closed.wait(wait_s)
+
+    def _read(self, connection: socket.socket) -> None:
+        decoder = Decoder()
+        with suppress(OSError, FrameError):
+            while data := connection.recv(READ_BYTES):
+                for envelope in decoder.feed(data):
+                    self._incoming.put(envelope)
+
+    def _write_for_ever(self) -> None:
+        while not self._closed.is_set():
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._closed.is_set() or (self.connected and bool(self._outgoing))
+                )
+                if self._closed.is_set():
+                    return
+                connection = self._socket
+                batch = list(self._outgoing)
+                self._outgoing.clear()
+            if connection is None:
+                continue
+            try:
+                connection.sendall(b"".join(frame for _, _, frame in batch))
+            except OSError:
+                self._cut(connection)
+                self._put_back(batch)
+            with self._changed:
+                self._drained = not self._outgoing
+                self._changed.notify_all()
+
+    def _put_back(self, batch: list[tuple[Kind, str, bytes]]) -> None:
+        """Keep the state messages of a batch that could not be sent; data is at most once."""
+        with self._changed:
+            newer = {topic for kind, topic, _ in self._outgoing if kind == "state"}
+            kept = [item for item in batch if item[0] == "state" and item[1] not in newer]
+            self._outgoing.extendleft(reversed(kept))
+
+    def _cut(self, connection: socket.socket | None) -> None:
+        with self._changed:
+            if connection is not None and self._socket is connection:
+                self._socket = None
+                self._lost_at = time.monotonic()
+        if connection is not None:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
