@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -64,11 +64,9 @@ def test_a_mutated_frame_never_crashes_the_decoder(
 ) -> None:
     frame = bytearray(encode(message))
     frame[place % len(frame)] = value
-    try:
+    with suppress(FrameError):
         for found in Decoder(frame_bytes_max=1000).feed(bytes(frame)):
             assert isinstance(found, Envelope)
-    except FrameError as error:
-        assert str(error).startswith("cannot")
 
 
 def test_lengths_beyond_the_limit_are_refused_before_anything_is_kept() -> None:
@@ -95,7 +93,7 @@ class Daemon:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(10):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - several conditions, one helper
                 await asyncio.sleep(0.002)
 
 
@@ -212,9 +210,10 @@ async def test_a_reader_that_does_not_read_fills_only_its_own_bounded_queue(
         worker = await channel(path)
         try:
             await daemon.until(lambda: daemon.broker.connected("t1"))
+            for _ in range(limits.SEND_QUEUE_FRAMES_MAX):
+                daemon.broker.send("t1", "data", "d", b"x")
             with pytest.raises(BusyError):
-                for _ in range(limits.SEND_QUEUE_FRAMES_MAX + 1):
-                    daemon.broker.send("t1", "data", "d", b"x")
+                daemon.broker.send("t1", "data", "d", b"x")
         finally:
             stuck.close()
             await asyncio.to_thread(worker.close)

@@ -25,6 +25,7 @@ from zenos.core import limits
 READ_BYTES: Final = 256 * limits.KIB
 BACKOFF_S: Final = 0.05
 BACKOFF_S_MAX: Final = 2.0
+SEND_WAIT_S: Final = 5.0
 
 
 class Channel:
@@ -69,8 +70,12 @@ class Channel:
         body: bytes,
         *,
         priority: int = limits.PRIORITY_NORMAL,
+        drop_if_full: bool = False,
     ) -> bool:
-        """Queue a message. False when the queue is full, or nobody is there to take data."""
+        """Queue a message. False when nobody is there to take data, or the queue is full.
+
+        A full queue is waited for, at most SEND_WAIT_S seconds, unless `drop_if_full`.
+        """
         frame = encode(
             Envelope(
                 id=(number := next(self._ids)),
@@ -88,14 +93,20 @@ class Channel:
             if kind == "state" and not self.connected:
                 waiting = [item for item in self._outgoing if item[1] != topic]
                 self._outgoing = collections.deque(waiting)
-            elif (kind == "data" and not self.connected) or len(
-                self._outgoing
-            ) >= limits.SEND_QUEUE_FRAMES_MAX:
+            elif kind == "data" and not self.connected:
+                return False
+            if self._is_full(drop_if_full):
                 return False
             self._outgoing.append((kind, topic, frame))
             self._drained = False
             self._changed.notify_all()
         return True
+
+    def _is_full(self, drop: bool) -> bool:
+        def has_room() -> bool:
+            return len(self._outgoing) < limits.SEND_QUEUE_FRAMES_MAX
+
+        return not (has_room() if drop else self._changed.wait_for(has_room, SEND_WAIT_S))
 
     def receive(self, timeout_s: float | None = None) -> Envelope | None:
         """The next message; None when none came within `timeout_s` seconds."""
@@ -177,6 +188,7 @@ class Channel:
                 connection = self._socket
                 batch = list(self._outgoing)
                 self._outgoing.clear()
+                self._changed.notify_all()
             if connection is None:
                 continue
             try:
