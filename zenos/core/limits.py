@@ -11,13 +11,21 @@ TIB: Final = 1024 * GIB
 
 # Requests
 BODY_BYTES_MAX: Final = 8 * MIB
+BODIES_BYTES_MAX: Final = 64 * MIB  # all bodies that are being read, together
 HEADER_BYTES_MAX: Final = 32 * KIB
+HEADER_TIMEOUT_S: Final = 10.0
+BODY_TIMEOUT_S: Final = 30.0
+SEND_STALL_S: Final = 30.0  # a client that takes nothing for so long is cut
+CONNECTIONS_MAX: Final = 512
+JSON_DEPTH_MAX: Final = 64
+EVENT_HEARTBEAT_S: Final = 15.0
 NAME_CHARS_MAX: Final = 64
 PATH_CHARS_MAX: Final = 4096
 ARGV_BYTES_MAX: Final = 128 * KIB
 ENV_BYTES_MAX: Final = 128 * KIB
 IDEMPOTENCY_KEY_CHARS_MAX: Final = 128
 FINISHED_TASKS_LISTED_MAX: Final = 1000
+TASKS_LISTED_MAX: Final = 10_000
 
 # Resources
 CPU_MILLI_MAX: Final = 4096 * 1000
@@ -59,6 +67,8 @@ KEEP_ALIVE_S: Final = 300.0
 MAX_TOKENS_DEFAULT: Final = 256
 MAX_TOKENS_MAX: Final = 1_000_000
 CHOICES_MAX: Final = 16
+PROMPTS_MAX: Final = 64
+MESSAGES_MAX: Final = 4096
 STOP_STRINGS_MAX: Final = 16
 LOGPROBS_MAX: Final = 20
 STREAM_CHUNKS_WAITING_MAX: Final = 2048

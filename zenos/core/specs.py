@@ -6,7 +6,6 @@ says nothing. Bounds are checked by `check()` of each, with errors that say what
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import msgspec
@@ -17,8 +16,10 @@ from zenos.core.names import ModelRef, check_name
 
 
 def _bounded(name: str, value: float, low: float, high: float) -> None:
-    if not math.isfinite(value) or not low <= value <= high:
-        raise InvalidError(f"cannot use {name} {value!r}: it must be from {low:g} to {high:g}")
+    # NaN fails the comparison too; an integer may be too large to become a float.
+    if not low <= value <= high:
+        shown = repr(value)[:40]
+        raise InvalidError(f"cannot use {name} {shown}: it must be from {low:g} to {high:g}")
 
 
 class ProgramSpec(

@@ -115,22 +115,20 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if self.name:
             check_name(self.name, "task name")
         wants = self.resources
-        if (
-            not wants.is_valid
-            or wants.cpu > limits.CPU_MILLI_MAX
-            or wants.gpu > limits.GPU_MILLI_MAX
-        ):
-            raise InvalidError(f"cannot use these resources: {wants}")
         if wants.memory > limits.MEMORY_BYTES_MAX or wants.gpu_memory > limits.MEMORY_BYTES_MAX:
             raise InvalidError("cannot use that much memory: more than any machine has")
+        if wants.cpu > limits.CPU_MILLI_MAX or wants.gpu > limits.GPU_MILLI_MAX:
+            raise InvalidError("cannot use that many CPUs or GPUs: more than any machine has")
+        if not wants.is_valid:
+            raise InvalidError("cannot use negative resources: give numbers of 0 or more")
         if 0 < wants.memory < limits.MEMORY_BYTES_MIN:
             raise InvalidError("cannot use so little memory: at least 4 MiB; or 0 for no limit")
         if wants.gpu > 1000 and wants.gpu % 1000:
             raise InvalidError("cannot share more than one GPU: ask for below 1, or for whole ones")
         if not limits.PRIORITY_MIN <= self.priority <= limits.PRIORITY_MAX:
-            raise InvalidError(f"cannot use priority {self.priority}: it must be from 0 to 100")
+            raise InvalidError("cannot use that priority: it must be from 0 to 100")
         if not 0 <= self.retries <= limits.RETRIES_MAX:
-            raise InvalidError(f"cannot use retries {self.retries}: from 0 to {limits.RETRIES_MAX}")
+            raise InvalidError(f"cannot use that many retries: from 0 to {limits.RETRIES_MAX}")
         for what, seconds in (("time", self.expected_s), ("time limit", self.time_limit_s)):
             if seconds is not None and not (
                 math.isfinite(seconds) and 0 < seconds <= limits.EXPECTED_S_MAX

@@ -1,0 +1,168 @@
+"""What every store does, for each of them."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.kernel.harness import TRAIN, node, spec
+from zenos.core.actions import Changes, Snapshot
+from zenos.core.specs import DeploymentSpec
+from zenos.core.task import (
+    Allocation,
+    Deployment,
+    IdempotencyKey,
+    Kind,
+    Outcome,
+    Principal,
+    State,
+    Task,
+    TaskEvent,
+)
+from zenos.store.base import Store
+from zenos.store.memory import MemoryStore
+from zenos.store.sqlite import SqliteStore
+
+
+def task(number: int, state: State = State.QUEUED, name: str = "") -> Task:
+    return Task(
+        id=f"t{number}",
+        spec=spec(TRAIN, name=name),
+        principal=Principal(user="me"),
+        submitted=1.5,
+        kind=Kind.TRAIN,
+        state=state,
+        allocation=Allocation(node="n", resources=spec().resources, shares={1: 500}),
+        outcome=Outcome(exit_code=3, log_tail="Ende \u4e2d\n"),
+    )
+
+
+def event(seq: int, of: str = "t1") -> TaskEvent:
+    return TaskEvent(seq=seq, at=2.0, task=of, type="x", state=State.QUEUED, generation=1)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    made: Store = (
+        MemoryStore() if request.param == "memory" else await SqliteStore.open(tmp_path / "db")
+    )
+    yield made
+    await made.close()
+
+
+async def test_an_empty_store_has_an_empty_snapshot(store: Store) -> None:
+    assert await store.load() == Snapshot()
+    assert await store.events(0, 10) == []
+
+
+async def test_all_that_was_committed_comes_back(store: Store) -> None:
+    key = IdempotencyKey(user="me", key="k", fingerprint="f", subject="t1", at=3.0)
+    deployment = Deployment(
+        name="m", spec=DeploymentSpec(model="m"), principal=Principal(), created=1.0, used=2.0
+    )
+    changes = Changes(
+        now=12.25,
+        next_task=3,
+        next_seq=4,
+        tasks={"t1": task(1), "t2": task(2, name="zwei")},
+        events=[event(1), event(2, "t2"), event(3)],
+        deployments={"m": deployment},
+        nodes={"local": node()},
+        keys=[key],
+    )
+    await store.commit(changes)
+    assert await store.load() == Snapshot(
+        now=12.25,
+        next_task=3,
+        next_seq=4,
+        tasks=changes.tasks,
+        deployments=changes.deployments,
+        nodes=changes.nodes,
+        keys=[key],
+    )
+    assert await store.events(1, 10) == [event(2, "t2"), event(3)]
+    assert await store.events(0, 1) == [event(1)]
+    assert await store.events(0, 10, "t1") == [event(1), event(3)]
+
+
+async def test_the_same_changes_may_be_committed_again(store: Store) -> None:
+    changes = Changes(now=1.0, next_task=2, next_seq=2, tasks={"t1": task(1)}, events=[event(1)])
+    await store.commit(changes)
+    await store.commit(changes)
+    assert (await store.load()).tasks == {"t1": task(1)}
+    assert await store.events(0, 10) == [event(1)]
+
+
+async def test_later_records_replace_earlier_ones_and_deleted_ones_go(store: Store) -> None:
+    key = IdempotencyKey(user="me", key="k", fingerprint="f", subject="t1", at=3.0)
+    first = Changes(tasks={"t1": task(1), "t2": task(2)}, keys=[key], events=[event(1), event(2)])
+    await store.commit(first)
+    await store.commit(
+        Changes(
+            tasks={"t1": task(1, State.RUNNING)},
+            deleted_tasks=["t2", "t9"],
+            deleted_keys=[("me", "k"), ("me", "none")],
+            deleted_deployments=["none"],
+            prune_events_before=2,
+        )
+    )
+    snapshot = await store.load()
+    assert snapshot.tasks == {"t1": task(1, State.RUNNING)}
+    assert snapshot.keys == []
+    assert await store.events(0, 10) == [event(2)]
+
+
+numbers = st.integers(1, 6)
+steps = st.builds(
+    Changes,
+    now=st.floats(0, 1e10),
+    next_task=st.integers(1, 2**40),
+    next_seq=st.integers(1, 2**40),
+    tasks=st.dictionaries(numbers, st.sampled_from(State), max_size=3).map(
+        lambda d: {f"t{n}": task(n, s) for n, s in d.items()}
+    ),
+    events=st.lists(numbers, max_size=3, unique=True).map(lambda ns: [event(n) for n in ns]),
+    keys=st.lists(
+        st.builds(
+            IdempotencyKey,
+            user=st.sampled_from("ab"),
+            key=st.text(max_size=3),
+            fingerprint=st.just("f"),
+            subject=st.just("t1"),
+            at=st.floats(0, 10),
+        ),
+        max_size=2,
+    ),
+    deleted_tasks=st.lists(numbers.map(lambda n: f"t{n}"), max_size=2),
+    prune_events_before=st.integers(0, 6),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(steps, max_size=4))
+def test_any_sequence_of_changes_loads_alike_from_both(sequence: list[Changes]) -> None:
+    async def compare() -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "db"
+            memory, sqlite = MemoryStore(), await SqliteStore.open(path)
+            for changes in sequence:
+                await memory.commit(changes)
+                await sqlite.commit(changes)
+            await sqlite.close()
+            again = await SqliteStore.open(path)
+            ours, theirs = await memory.load(), await again.load()
+            for snapshot in (ours, theirs):
+                snapshot.keys.sort(key=lambda k: (k.user, k.key))
+            # A store's time is that of its last commit in SQLite; never earlier in memory.
+            theirs.now = ours.now
+            assert ours == theirs
+            assert await memory.events(0, 99) == await again.events(0, 99)
+            await again.close()
+
+    asyncio.run(compare())

@@ -1,0 +1,61 @@
+"""A store that forgets with its process: for simulation and tests. Same contract as SQLite's."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from zenos.core.actions import Changes, Snapshot
+from zenos.core.task import IdempotencyKey, TaskEvent
+
+
+class MemoryStore:
+    """Dictionaries."""
+
+    def __init__(self) -> None:
+        self._snapshot = Snapshot()
+        self._keys: dict[tuple[str, str], IdempotencyKey] = {}
+        self._events: dict[int, TaskEvent] = {}
+
+    async def load(self) -> Snapshot:
+        """A copy of what is remembered."""
+        now = self._snapshot
+        return replace(
+            now,
+            tasks=dict(now.tasks),
+            deployments=dict(now.deployments),
+            nodes=dict(now.nodes),
+            keys=list(self._keys.values()),
+        )
+
+    async def commit(self, changes: Changes) -> None:
+        """Remember all changes."""
+        state = self._snapshot
+        state.now = max(state.now, changes.now)
+        state.next_task, state.next_seq = changes.next_task, changes.next_seq
+        state.tasks.update(changes.tasks)
+        state.deployments.update(changes.deployments)
+        state.nodes.update(changes.nodes)
+        for key in changes.keys:
+            self._keys[key.user, key.key] = key
+        for task in changes.deleted_tasks:
+            state.tasks.pop(task, None)
+        for name in changes.deleted_deployments:
+            state.deployments.pop(name, None)
+        for user, name in changes.deleted_keys:
+            self._keys.pop((user, name), None)
+        self._events.update({event.seq: event for event in changes.events})
+        if changes.prune_events_before:
+            kept = self._events.items()
+            self._events = {s: e for s, e in kept if s >= changes.prune_events_before}
+
+    async def events(self, after_seq: int, limit: int, task: str | None = None) -> list[TaskEvent]:
+        """History lines, oldest first."""
+        found = [
+            event
+            for seq, event in sorted(self._events.items())
+            if seq > after_seq and task in (None, event.task)
+        ]
+        return found[:limit]
+
+    async def close(self) -> None:
+        """There is nothing to let go of."""

@@ -1,0 +1,347 @@
+"""The default store: SQLite in WAL mode, durable at every commit.
+
+Exactly one connection writes and checkpoints (SQLite before 3.51.3 can corrupt a WAL database when
+two do so at once), in one thread; readers open it read-only. The daemon's lock on its home keeps a
+second writer out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.exc import DBAPIError
+
+from zenos.core import limits
+from zenos.core.actions import Changes, Snapshot
+from zenos.core.errors import StorageError
+from zenos.core.task import Deployment, IdempotencyKey, Node, Task, TaskEvent
+from zenos.store import tables
+
+T = TypeVar("T")
+
+MIGRATIONS: Final = Path(__file__).parent / "migrations"
+WAL_BYTES_MAX: Final = 64 * limits.MIB
+NETWORK_FILE_SYSTEMS: Final = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "glusterfs"}
+    | {"fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "fuse.rclone"}
+)
+
+
+def _json(record: msgspec.Struct) -> str:
+    return msgspec.json.encode(record).decode()
+
+
+def _engine(path: Path, *, read_only: bool) -> sa.Engine:
+    uri = f"file:{path}?mode=ro&uri=true" if read_only else str(path)
+    engine = sa.create_engine(
+        f"sqlite+pysqlite:///{uri}", poolclass=sa.pool.StaticPool, connect_args=_ARGUMENTS
+    )
+
+    @sa.event.listens_for(engine, "connect")
+    def configure(connection: Any, _: object) -> None:
+        # The driver's own transactions are switched off: they begin late and deferred.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA busy_timeout=5000")
+        if not read_only:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.execute("PRAGMA synchronous=FULL")
+            cursor.execute(f"PRAGMA journal_size_limit={WAL_BYTES_MAX}")
+        cursor.close()
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+_ARGUMENTS: Final[Mapping[str, Any]] = {"check_same_thread": False}
+
+
+class SqliteStore:
+    """A database file. Open it with `open`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writer = ThreadPoolExecutor(1, "store-write")
+        self._reader = ThreadPoolExecutor(1, "store-read")
+        self._write = _engine(path, read_only=False)
+        self._read = _engine(path, read_only=True)
+
+    @classmethod
+    async def open(cls, path: Path) -> SqliteStore:
+        """Open, make or migrate the database at `path`.
+
+        Raises StorageError for a database that is damaged, of a newer version, on a network file
+        system, or not to be read or written.
+        """
+        refuse_network_file_system(path)
+        store = cls(path)
+        try:
+            await store._in_writer(store._prepare)
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+    async def load(self) -> Snapshot:
+        """Everything that is remembered of the kernel's state."""
+        return await self._in_writer(self._load)
+
+    async def commit(self, changes: Changes) -> None:
+        """One transaction, on the disk when this returns."""
+        await self._in_writer(lambda: self._commit(changes))
+
+    async def events(self, after_seq: int, limit: int, task: str | None = None) -> list[TaskEvent]:
+        """History lines, oldest first."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._reader, self._events, after_seq, limit, task)
+
+    async def close(self) -> None:
+        """Checkpoint, mark the end as clean and close."""
+
+        def finish() -> None:
+            with self._write.begin() as connection:
+                if sa.inspect(connection).has_table("meta"):
+                    _set_meta(connection, {"clean": "yes"})
+            with self._write.connect() as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
+        try:
+            await self._in_writer(finish)
+        except StorageError:
+            pass  # the database is checked at the next start
+        finally:
+            await self._in_writer(self._write.dispose)
+            await asyncio.get_running_loop().run_in_executor(self._reader, self._read.dispose)
+            self._writer.shutdown()
+            self._reader.shutdown()
+
+    # -- in the writer's thread
+
+    async def _in_writer(self, work: Callable[[], T]) -> T:
+        def guarded() -> T:
+            try:
+                return work()
+            except DBAPIError as error:
+                raise StorageError(f"cannot use the database {self._path}: {error.orig}") from error
+            except OSError as error:
+                raise StorageError(f"cannot use the database {self._path}: {error}") from error
+
+        return await asyncio.get_running_loop().run_in_executor(self._writer, guarded)
+
+    def _prepare(self) -> None:
+        """Make, check or migrate.
+
+        1. An empty file gets the tables as they are now.
+        2. After an end that wasn't clean the whole file is checked.
+        3. A newer revision is refused, an older one copied and migrated.
+        """
+        with self._write.connect() as connection:
+            found = sa.inspect(connection).get_table_names()
+        if not found:  # 1
+            with self._write.begin() as connection:
+                tables.metadata.create_all(connection)
+                connection.exec_driver_sql(
+                    "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"
+                )
+                connection.exec_driver_sql(
+                    "INSERT INTO alembic_version VALUES (?)", (tables.REVISION,)
+                )
+        else:
+            with self._write.connect() as connection:
+                clean = "meta" in found and _get_meta(connection).get("clean") == "yes"
+                if not clean:  # 2
+                    self._check(connection)
+                revision = connection.exec_driver_sql(
+                    "SELECT version_num FROM alembic_version"
+                ).scalar()
+            self._migrate(str(revision))  # 3
+        with self._write.begin() as connection:
+            _set_meta(connection, {"clean": "no"})
+
+    def _check(self, connection: sa.Connection) -> None:
+        said = connection.exec_driver_sql("PRAGMA integrity_check").scalar()
+        if said != "ok":
+            raise StorageError(
+                f"cannot use the database {self._path}: it is damaged ({str(said)[:200]}); "
+                "move it away and restore a copy"
+            )
+
+    def _migrate(self, revision: str) -> None:
+        if revision == tables.REVISION:
+            return
+        if revision > tables.REVISION:
+            raise StorageError(
+                f"cannot read the database {self._path}: it was written by a newer zenos "
+                f"(revision {revision}, this one knows {tables.REVISION}); install that version"
+            )
+        import alembic.command
+        import alembic.config
+
+        copy = self._path.with_name(f"{self._path.name}.before-{tables.REVISION}")
+        with self._write.connect() as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        shutil.copyfile(self._path, copy)
+        config = alembic.config.Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        with self._write.begin() as connection:
+            config.attributes["connection"] = connection
+            alembic.command.upgrade(config, "head")
+
+    def _load(self) -> Snapshot:
+        with self._write.connect() as connection:
+            counters = _get_meta(connection)
+
+            def records(table: sa.Table, kind: type[T]) -> list[T]:
+                rows = connection.execute(sa.select(table.c.record))
+                decoder = msgspec.json.Decoder(kind)
+                return [decoder.decode(row.record) for row in rows]
+
+            try:
+                return Snapshot(
+                    now=float(counters.get("now", "0")),
+                    next_task=int(counters.get("next_task", "1")),
+                    next_seq=int(counters.get("next_seq", "1")),
+                    tasks={task.id: task for task in records(tables.tasks, Task)},
+                    deployments={d.name: d for d in records(tables.deployments, Deployment)},
+                    nodes={node.name: node for node in records(tables.nodes, Node)},
+                    keys=records(tables.idempotency_keys, IdempotencyKey),
+                )
+            except (msgspec.DecodeError, ValueError) as error:
+                raise StorageError(
+                    f"cannot read the database {self._path}: a record is damaged ({error})"
+                ) from error
+
+    def _commit(self, changes: Changes) -> None:
+        with self._write.begin() as connection:
+            _upsert(connection, tables.tasks, map(_task_row, changes.tasks.values()))
+            _upsert(connection, tables.task_events, map(_event_row, changes.events))
+            _upsert(connection, tables.nodes, map(_node_row, changes.nodes.values()))
+            _upsert(
+                connection, tables.deployments, map(_deployment_row, changes.deployments.values())
+            )
+            _upsert(connection, tables.idempotency_keys, map(_key_row, changes.keys))
+            _delete(connection, tables.tasks.c.id, changes.deleted_tasks)
+            _delete(connection, tables.deployments.c.name, changes.deleted_deployments)
+            keys = tables.idempotency_keys
+            for user, key in changes.deleted_keys:
+                connection.execute(keys.delete().where(keys.c.user == user, keys.c.key == key))
+            if changes.prune_events_before:
+                events = tables.task_events
+                connection.execute(
+                    events.delete().where(events.c.seq < changes.prune_events_before)
+                )
+            _set_meta(
+                connection,
+                {
+                    "now": repr(changes.now),
+                    "next_task": str(changes.next_task),
+                    "next_seq": str(changes.next_seq),
+                },
+            )
+
+    def _events(self, after_seq: int, limit: int, task: str | None) -> list[TaskEvent]:
+        events = tables.task_events
+        query = sa.select(events.c.record).where(events.c.seq > after_seq)
+        if task is not None:
+            query = query.where(events.c.task == task)
+        decoder = msgspec.json.Decoder(TaskEvent)
+        try:
+            with self._read.connect() as connection:
+                rows = connection.execute(query.order_by(events.c.seq).limit(limit)).all()
+        except DBAPIError as error:
+            raise StorageError(f"cannot read the database {self._path}: {error.orig}") from error
+        return [decoder.decode(row.record) for row in rows]
+
+
+def _upsert(
+    connection: sa.Connection, table: sa.Table, rows: Iterable[Mapping[str, object]]
+) -> None:
+    values = list(rows)
+    if not values:
+        return
+    statement = insert(table)
+    keys = {column.name for column in table.primary_key}
+    changed = {c.name: statement.excluded[c.name] for c in table.c if c.name not in keys}
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=sorted(keys), set_=changed), values
+    )
+
+
+def _delete(connection: sa.Connection, column: sa.Column[Any], values: Sequence[str]) -> None:
+    for start in range(0, len(values), 500):
+        connection.execute(sa.delete(column.table).where(column.in_(values[start : start + 500])))
+
+
+def _get_meta(connection: sa.Connection) -> dict[str, str]:
+    return {row.name: row.value for row in connection.execute(sa.select(tables.meta))}
+
+
+def _set_meta(connection: sa.Connection, values: Mapping[str, str]) -> None:
+    _upsert(connection, tables.meta, [{"name": n, "value": v} for n, v in values.items()])
+
+
+def _task_row(task: Task) -> dict[str, object]:
+    return {
+        "id": task.id,
+        "user": task.principal.user,
+        "project": task.principal.project,
+        "kind": task.kind.value,
+        "state": task.state.value,
+        "generation": task.generation,
+        "submitted": task.submitted,
+        "ended": task.ended,
+        "record": _json(task),
+    }
+
+
+def _event_row(event: TaskEvent) -> dict[str, object]:
+    return {"seq": event.seq, "at": event.at, "task": event.task, "record": _json(event)}
+
+
+def _node_row(node: Node) -> dict[str, object]:
+    return {"name": node.name, "record": _json(node)}
+
+
+def _deployment_row(deployment: Deployment) -> dict[str, object]:
+    return {
+        "name": deployment.name,
+        "user": deployment.principal.user,
+        "project": deployment.principal.project,
+        "record": _json(deployment),
+    }
+
+
+def _key_row(key: IdempotencyKey) -> dict[str, object]:
+    return {"user": key.user, "key": key.key, "at": key.at, "record": _json(key)}
+
+
+def refuse_network_file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> None:
+    """Raises StorageError where SQLite's locks and shared memory don't work."""
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return
+    best, kind = "", ""
+    where = str(path.absolute())
+    for line in lines:
+        fields, _, rest = line.partition(" - ")
+        point = fields.split()[4].replace("\\040", " ")
+        inside = where == point or where.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, rest.split()[0]
+    if kind in NETWORK_FILE_SYSTEMS:
+        raise StorageError(
+            f"cannot keep a database on {best}: it is a network file system ({kind}), on which "
+            "SQLite's locks don't hold; choose a home on a local disk with ZENOS_HOME"
+        )
