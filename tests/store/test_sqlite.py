@@ -66,13 +66,14 @@ async def test_a_damaged_database_is_found_at_the_start(tmp_path: Path) -> None:
     store = await SqliteStore.open(path)
     await store.commit(Changes(tasks={f"t{n}": task(n) for n in range(1, 400)}))
     await store.close()
-    raw = bytearray(path.read_bytes())
-    raw[8192 : 8192 + 4096 * 4] = os.urandom(4096 * 4)
-    path.write_bytes(raw)
     connection = sqlite3.connect(path)
     connection.execute("UPDATE meta SET value = 'no' WHERE name = 'clean'")
     connection.commit()
     connection.close()
+    raw = bytearray(path.read_bytes())
+    middle = len(raw) // 8192 * 4096
+    raw[middle : middle + 4096 * 4] = os.urandom(4096 * 4)
+    path.write_bytes(raw)
     with pytest.raises(StorageError, match="cannot use the database"):
         await SqliteStore.open(path)
 
