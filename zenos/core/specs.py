@@ -103,6 +103,8 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     sequence_length: tokens; batch_size: sequences per micro-batch; accumulate: micro-batches per
     step; learning_rate: the schedule's peak; warmup: steps; clip: the gradient's largest 2-norm.
     steps: optimiser steps; None means as many as `epochs` over the corpus takes.
+    time_budget_s: seconds of training (not of reading) that the steps must fit in as well.
+    inexact: resume even where threads, build or instruction set have changed since the checkpoint.
     """
 
     model: str
@@ -133,6 +135,7 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     eval_every: int = 100
     eval_batches: int = 20
     checkpoint_every: int = 200
+    inexact: bool = False
 
     def check(self) -> None:
         """Raises InvalidError for contradictions and numbers that may not be used."""

@@ -1,0 +1,333 @@
+"""Starts, watches, stops and recovers workers on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Protocol
+
+from zenos.core import failpoints, shim
+from zenos.core.config import Config
+from zenos.core.events import Event, StartFailed, WorkerExited, WorkerLost, WorkerStarted
+from zenos.core.home import Home
+from zenos.core.specs import ProgramSpec
+from zenos.core.task import Task
+from zenos.workers import runs
+from zenos.workers.limits import Cgroups
+from zenos.workers.runs import Found
+from zenos.workers.zygote import ZygoteClient
+
+log = logging.getLogger(__name__)
+SHIM: Final = Path(shim.__file__)
+KILL_AGAIN_S: Final = 5.0
+# A shim's pipe closes a moment before its lock; one that is locked for longer is another shim's.
+ENDING_LOOKS, ENDING_LOOK_S = 40, 0.005
+
+
+class Executor(Protocol):
+    """Executes tasks: on this machine here, on a cluster's engine elsewhere."""
+
+    async def start(self, task: Task) -> None:
+        """Start the task's present generation. Idempotent; what comes of it is posted as events."""
+        ...
+
+    async def stop(self, task: str, generation: int, grace_s: float, save: bool) -> None:
+        """End a generation's whole process group: SIGTERM, after the grace time SIGKILL."""
+        ...
+
+    async def recover(self, tasks: Sequence[Task]) -> None:
+        """At boot: adopt, finish, start or report as lost each task that held an allocation."""
+        ...
+
+    def forget(self, tasks: Sequence[str]) -> None:
+        """Remove what ended tasks have left on the disk."""
+        ...
+
+    def authenticate(self, task: str, generation: int, token: str) -> bool:
+        """Whether that token is that generation's, which is its task's newest one here."""
+        ...
+
+    async def close(self) -> None:
+        """Stop watching. Workers go on."""
+        ...
+
+
+class Handle:
+    """A generation that is being watched."""
+
+    def __init__(self, task: str, generation: int, directory: Path) -> None:
+        self.task = task
+        self.generation = generation
+        self.directory = directory
+        self.popen: subprocess.Popen[bytes] | None = None
+        self.pidfd: int | None = None
+        self.notify: int | None = None
+        self.heard = b""
+        self.started = False
+        self.stopping: tuple[float, bool] | None = None
+        self.timers: list[asyncio.TimerHandle] = []
+
+
+class LocalExecutor:
+    """Workers on this machine. Belongs to the daemon's event loop."""
+
+    def __init__(
+        self,
+        home: Home,
+        config: Config,
+        post: Callable[[Event], None],
+        zygote: ZygoteClient,
+        cgroups: Cgroups | None = None,
+    ) -> None:
+        self._home = home
+        self._post = post
+        self._zygote = zygote
+        self.cgroups = cgroups or Cgroups.detect(config, home.id)
+        self._handles: dict[tuple[str, int], Handle] = {}
+        self._loop = asyncio.get_running_loop()
+
+    # -- starting
+
+    async def start(self, task: Task) -> None:
+        """Write the spec and have a shim forked: by exec for a program, by the zygote else."""
+        key = (task.id, task.generation)
+        if key in self._handles:
+            return
+        handle = Handle(*key, self._home.run(*key))
+        self._handles[key] = handle
+        failpoints.passing("worker.start.begin")
+        try:
+            await self._spawn(task, handle)
+        except (OSError, RuntimeError) as error:
+            log.warning("%s cannot be started: %s", task.id, error)
+            self._unwatch(handle)
+            self._conclude(handle, str(error))
+            return
+        failpoints.passing("worker.start.forked")
+
+    async def _spawn(self, task: Task, handle: Handle) -> None:
+        groups = await asyncio.to_thread(
+            self.cgroups.make, task.id, task.generation, task.spec.resources
+        )
+        spec = runs.make_spec(self._home, task, groups)
+        path = await asyncio.to_thread(runs.write_spec, self._home, task, spec)
+        failpoints.passing("worker.start.spec")
+        ours, theirs = os.pipe2(os.O_CLOEXEC)
+        try:
+            handle.notify = ours
+            if isinstance(task.spec.work, ProgramSpec):
+                handle.popen = await asyncio.to_thread(_exec_shim, path, theirs, self._home)
+            else:
+                await self._zygote.fork(path, theirs)
+        finally:
+            os.close(theirs)
+        self._loop.add_reader(ours, self._hear, handle)
+
+    def _hear(self, handle: Handle) -> None:
+        """A line of the shim, or its end."""
+        if handle.notify is None:
+            return
+        data = os.read(handle.notify, 4096)
+        if not data:
+            self._unwatch(handle)
+            self._loop.create_task(self._after_end(handle))
+            return
+        *lines, handle.heard = (handle.heard + data).split(b"\n")
+        for line in lines:
+            word, _, pid = line.partition(b" ")
+            if word == b"started":
+                self._started(handle, int(pid))
+
+    def _started(self, handle: Handle, pid: int) -> None:
+        handle.started = True
+        self._post(WorkerStarted(task=handle.task, generation=handle.generation, pid=pid))
+        if handle.stopping is not None:
+            self._signal(handle, *handle.stopping)
+
+    # -- ending
+
+    async def _after_end(self, handle: Handle) -> None:
+        if handle.popen is not None:
+            await asyncio.to_thread(handle.popen.wait)
+        for _ in range(ENDING_LOOKS):
+            if runs.look(self._home, handle.task, handle.generation) is not Found.ALIVE:
+                break
+            await asyncio.sleep(ENDING_LOOK_S)
+        self._conclude(handle, "its shim ended before it began")
+
+    def _conclude(self, handle: Handle, reason: str) -> None:
+        """A shim has ended: post what its directory says."""
+        task, generation = handle.task, handle.generation
+        for timer in handle.timers:
+            timer.cancel()
+        found = runs.look(self._home, task, generation)
+        if found is Found.ALIVE:
+            self._adopt(handle)
+            return
+        self._handles.pop((task, generation), None)
+        if found is not Found.ENDED:
+            self._kill_rest(handle)
+        self.cgroups.remove(task, generation)
+        match found:
+            case Found.ENDED:
+                outcome = runs.outcome(handle.directory)
+                self._post(WorkerExited(task=task, generation=generation, outcome=outcome))
+            case Found.LOST:
+                self._post(
+                    WorkerLost(task=task, generation=generation, reason="its shim was killed")
+                )
+            case _:
+                self._post(StartFailed(task=task, generation=generation, reason=reason))
+
+    def _kill_rest(self, handle: Handle) -> None:
+        """The shim is dead without having ended its worker: end what is left of its session."""
+        self.cgroups.kill(handle.task, handle.generation)
+        record = shim.read_record(str(handle.directory), "shim")
+        if record is None or record.get("boot_id") != shim.boot_id():
+            return
+        for pid in shim.session_members(int(record["pid"])):
+            if shim.start_time(pid) >= int(record["start_time"]):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    # -- stopping
+
+    async def stop(self, task: str, generation: int, grace_s: float, save: bool) -> None:
+        """SIGTERM to the group now, or as soon as it has started; SIGKILL after the grace time."""
+        handle = self._handles.get((task, generation))
+        if handle is None:
+            return
+        first = handle.stopping is None
+        handle.stopping = (grace_s, save)
+        if first and handle.started:
+            self._signal(handle, grace_s, save)
+
+    def _signal(self, handle: Handle, grace_s: float, save: bool) -> None:
+        log.info("stopping %s, grace %g s%s", handle.task, grace_s, ", saving" if save else "")
+        self._kill(handle, signal.SIGTERM)
+        kill = self._loop.call_later(grace_s, self._kill, handle, signal.SIGKILL)
+        last = self._loop.call_later(grace_s + KILL_AGAIN_S, self._kill_shim, handle)
+        handle.timers += [kill, last]
+
+    def _kill(self, handle: Handle, number: signal.Signals) -> None:
+        pid = runs.process(handle.directory, "started")
+        if pid is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(pid, number)
+        if number is signal.SIGKILL:
+            self.cgroups.kill(handle.task, handle.generation)
+
+    def _kill_shim(self, handle: Handle) -> None:
+        """A worker that not even SIGKILL has ended (stuck in a device): let its shim go."""
+        pid = runs.process(handle.directory, "shim")
+        if pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    # -- recovering
+
+    async def recover(self, tasks: Sequence[Task]) -> None:
+        """Look at each task's run directory: adopt, finish, start again, or report as lost."""
+        for task in tasks:
+            found = runs.look(self._home, task.id, task.generation)
+            log.info("%s generation %d: %s", task.id, task.generation, found.value)
+            if found is Found.NOTHING:
+                self._loop.create_task(self.start(task))
+                continue
+            key = (task.id, task.generation)
+            handle = Handle(*key, self._home.run(*key))
+            self._handles[key] = handle
+            if found is Found.ALIVE:
+                self._adopt(handle)
+            else:
+                self._conclude(handle, "its shim was killed before it began")
+
+    def _adopt(self, handle: Handle) -> None:
+        """Watch a shim that isn't our child: by pidfd."""
+        self._handles[handle.task, handle.generation] = handle
+        pid = runs.process(handle.directory, "shim")
+        try:
+            if pid is None:
+                raise ProcessLookupError
+            handle.pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            # It ended between our looks.
+            self._loop.create_task(self._after_end(handle))
+            return
+        self._loop.add_reader(handle.pidfd, self._gone, handle)
+        worker = runs.process(handle.directory, "started")
+        if worker is not None:
+            self._started(handle, worker)
+        else:
+            self._loop.call_later(0.05, self._look_again, handle)
+
+    def _look_again(self, handle: Handle) -> None:
+        """An adopted shim hadn't started its worker yet."""
+        if handle.pidfd is None or handle.started:
+            return
+        worker = runs.process(handle.directory, "started")
+        if worker is not None:
+            self._started(handle, worker)
+        else:
+            self._loop.call_later(0.05, self._look_again, handle)
+
+    def _gone(self, handle: Handle) -> None:
+        self._unwatch(handle)
+        self._loop.create_task(self._after_end(handle))
+
+    def _unwatch(self, handle: Handle) -> None:
+        for name in ("notify", "pidfd"):
+            fd = getattr(handle, name)
+            if fd is not None:
+                self._loop.remove_reader(fd)
+                os.close(fd)
+                setattr(handle, name, None)
+
+    # -- the rest
+
+    def forget(self, tasks: Sequence[str]) -> None:
+        """Remove run directories, logs and checkpoints."""
+        for task in tasks:
+            shutil.rmtree(self._home.runs / task, ignore_errors=True)
+            shutil.rmtree(self._home.checkpoint(task), ignore_errors=True)
+
+    def authenticate(self, task: str, generation: int, token: str) -> bool:
+        """Only generations that are being watched may use the bus."""
+        if (task, generation) not in self._handles:
+            return False
+        known = runs.read_token(self._home, task, generation)
+        return known is not None and hmac.compare_digest(known.encode(), token.encode())
+
+    async def close(self) -> None:
+        """Stop watching. Workers go on, and the next daemon adopts them."""
+        for handle in self._handles.values():
+            for timer in handle.timers:
+                timer.cancel()
+            self._unwatch(handle)
+            if handle.popen is not None:
+                # Not waited for: it lives on, and is the system's child when we are gone.
+                handle.popen.returncode = 0
+        self._handles.clear()
+        await asyncio.to_thread(self.cgroups.close)
+
+
+def _exec_shim(spec: Path, notify: int, home: Home) -> subprocess.Popen[bytes]:
+    # -I -S: nothing but the standard library is looked for, which halves the start.
+    with (home.root / "shim.log").open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", str(SHIM), str(spec), str(notify)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=[notify],
+            start_new_session=True,
+        )

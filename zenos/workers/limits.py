@@ -1,0 +1,183 @@
+"""How limits are enforced: cgroup v2, cgroup v1, or by watching.
+
+All groups of a home lie under one `zenos-HOMEID` group inside the daemon's own, so that the limits
+of whoever started the daemon hold for its tasks too. A worker enters its generation's groups, and
+its shim removes them; the daemon removes what a killed shim leaves over.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from zenos.core.config import Config
+from zenos.core.errors import InvalidError
+from zenos.core.resources import Resources
+
+log = logging.getLogger(__name__)
+PERIOD_US = 100_000
+Method = Literal["cgroup v2", "cgroup v1", "watchdog"]
+
+
+class Cgroups:
+    """The control groups of one home. Without any, `method` is `watchdog` and groups are empty."""
+
+    def __init__(self, memory: Path | None, cpu: Path | None, version: int) -> None:
+        self._memory = memory
+        self._cpu = cpu
+        self._version = version
+
+    @classmethod
+    def detect(cls, config: Config, home_id: str, root: Path = Path("/sys/fs/cgroup")) -> Cgroups:
+        """What can be used here.
+
+        InvalidError when the settings demand cgroups and none can be written.
+        """
+        if config.enforcement == "watchdog":
+            return cls(None, None, 0)
+        name = f"zenos-{home_id}"
+        found = _v2(root, name) or _v1(root, name)
+        if found is None:
+            if config.enforcement == "cgroup":
+                raise InvalidError(
+                    "cannot enforce limits by cgroup: none can be written; start the daemon with "
+                    "'systemd-run --user --scope -p Delegate=yes', or set 'enforcement: auto'"
+                )
+            return cls(None, None, 0)
+        return found
+
+    @property
+    def method(self) -> Method:
+        """How memory limits hold."""
+        if self._memory is None:
+            return "watchdog"
+        return "cgroup v2" if self._version == 2 else "cgroup v1"
+
+    @property
+    def cpu_method(self) -> str:
+        """How CPU limits hold."""
+        return f"cgroup v{self._version} quota" if self._cpu is not None else "thread counts"
+
+    def make(self, task: str, generation: int, wants: Resources) -> list[str]:
+        """Groups with the limits of one generation; the worker enters all of them."""
+        name = f"{task}-{generation}"
+        made: list[str] = []
+        if self._memory is not None:
+            made.append(str(self._make_memory(self._memory / name, wants.memory)))
+        if self._cpu is not None and wants.cpu:
+            group = self._cpu / name
+            group.mkdir(exist_ok=True)
+            quota_us = max(1000, wants.cpu * PERIOD_US // 1000)
+            if self._version == 2:
+                (group / "cpu.max").write_text(f"{quota_us} {PERIOD_US}")
+            else:
+                (group / "cpu.cfs_period_us").write_text(str(PERIOD_US))
+                (group / "cpu.cfs_quota_us").write_text(str(quota_us))
+            if str(group) not in made:
+                made.append(str(group))
+        return made
+
+    def _make_memory(self, group: Path, limit: int) -> Path:
+        group.mkdir(exist_ok=True)
+        if self._version == 2:
+            (group / "memory.max").write_text(str(limit) if limit else "max")
+            with suppress(OSError):
+                (group / "memory.swap.max").write_text("0")
+            with suppress(OSError):
+                (group / "memory.oom.group").write_text("1")
+        elif limit:
+            (group / "memory.limit_in_bytes").write_text(str(limit))
+            with suppress(OSError):  # only where swap is counted
+                (group / "memory.memsw.limit_in_bytes").write_text(str(limit))
+        return group
+
+    def kill(self, task: str, generation: int) -> None:
+        """End whatever is still in a generation's groups."""
+        for base in filter(None, (self._memory, self._cpu)):
+            with suppress(OSError):
+                for line in (base / f"{task}-{generation}" / "cgroup.procs").read_text().split():
+                    with suppress(ProcessLookupError):
+                        os.kill(int(line), signal.SIGKILL)
+
+    def remove(self, task: str, generation: int) -> None:
+        """Remove a generation's groups, if they are empty."""
+        for base in filter(None, (self._memory, self._cpu)):
+            with suppress(OSError):
+                (base / f"{task}-{generation}").rmdir()
+
+    def close(self) -> None:
+        """Remove the home's groups, if no worker goes on in one of them."""
+        for base in filter(None, (self._memory, self._cpu)):
+            with suppress(OSError):
+                base.rmdir()
+
+
+def own_groups(path: Path = Path("/proc/self/cgroup")) -> dict[str, str]:
+    """This process's group by controller; the key "" is version 2's."""
+    groups: dict[str, str] = {}
+    with suppress(OSError):
+        for line in path.read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            for controller in controllers.split(","):
+                groups[controller] = group
+    return groups
+
+
+def _v2(root: Path, name: str) -> Cgroups | None:
+    """Our own group, if its memory controller can be given to children.
+
+    A group with controllers for its children may hold no processes itself (the rule of leaves), so
+    the daemon moves itself into a child where it is alone in its group.
+    """
+    own = own_groups().get("")
+    if own is None or not (root / "cgroup.controllers").exists():
+        return None
+    parent = root / own.lstrip("/")
+    try:
+        if "memory" not in (parent / "cgroup.controllers").read_text().split():
+            return None
+        if "memory" not in (parent / "cgroup.subtree_control").read_text().split():
+            members = (parent / "cgroup.procs").read_text().split()
+            if own != "/" and members == [str(os.getpid())]:
+                (parent / f"{name}-daemon").mkdir(exist_ok=True)
+                (parent / f"{name}-daemon" / "cgroup.procs").write_text(str(os.getpid()))
+            (parent / "cgroup.subtree_control").write_text("+memory")
+        cpu = _try_write(parent / "cgroup.subtree_control", "+cpu")
+        base = parent / name
+        base.mkdir(exist_ok=True)
+        (base / "cgroup.subtree_control").write_text("+memory")
+        cpu = cpu and _try_write(base / "cgroup.subtree_control", "+cpu")
+    except OSError as error:
+        log.info("cgroup v2 cannot be used: %s", error)
+        return None
+    return Cgroups(base, base if cpu else None, 2)
+
+
+def _try_write(path: Path, text: str) -> bool:
+    try:
+        path.write_text(text)
+    except OSError:
+        return False
+    return True
+
+
+def _v1(root: Path, name: str) -> Cgroups | None:
+    """Our own groups of the memory and, where mounted, the CPU controller."""
+    own = own_groups()
+    bases: dict[str, Path | None] = {}
+    for controller in ("memory", "cpu"):
+        bases[controller] = None
+        parent = root / controller / own.get(controller, "/").lstrip("/")
+        try:
+            if (parent / "cgroup.procs").exists():
+                base = parent / name
+                base.mkdir(exist_ok=True)
+                bases[controller] = base
+        except OSError as error:
+            log.info("the %s controller of cgroup v1 cannot be used: %s", controller, error)
+    memory = bases["memory"]
+    return Cgroups(memory, bases["cpu"], 1) if memory is not None else None

@@ -1,0 +1,210 @@
+"""Run directories, as the daemon sees them: what it writes for the shim, and what the shim left."""
+
+from __future__ import annotations
+
+import enum
+import fcntl
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from zenos import __version__
+from zenos.core import durable, limits, shim
+from zenos.core.home import Home
+from zenos.core.resources import show_size
+from zenos.core.specs import ProgramSpec
+from zenos.core.task import Outcome, Task
+
+# What of the daemon's own environment a program gets to see.
+KEPT_VARIABLES: Final = frozenset(
+    {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "HF_ENDPOINT", "HF_HOME"}
+    | {"HF_HUB_OFFLINE", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "LD_LIBRARY_PATH"}
+    | {
+        name
+        for n in ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
+        for name in (n, n.upper())
+    }
+)
+
+
+class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a shim is told, as JSON in `runs/TASK/GENERATION.json`.
+
+    directory: the run directory to claim; record: the task, for torch work; memory_limit: bytes, 0
+    for none; cgroups: groups that the worker enters; token: with which it may use the bus.
+    """
+
+    version: str = __version__
+    home: str
+    directory: str
+    token: str
+    argv: list[str] = []
+    env: dict[str, str] = {}
+    cwd: str | None = None
+    record: Task | None = None
+    memory_limit: int = 0
+    cgroups: list[str] = []
+    log_bytes_max: int = limits.LOG_BYTES_MAX
+
+
+class Found(enum.Enum):
+    """What a run directory says."""
+
+    NOTHING = "nothing"  # no shim has claimed it: nothing of the task has run
+    ALIVE = "alive"  # its shim lives
+    ENDED = "ended"  # the shim wrote how it ended
+    UNSTARTED = "unstarted"  # its shim died before the worker was let go: nothing has run
+    LOST = "lost"  # its shim died, and nobody knows how the worker ended
+
+
+def spec_path(home: Home, task: str, generation: int) -> Path:
+    """Beside the run directory."""
+    return home.runs / task / f"{generation}.json"
+
+
+def environment(task: Task) -> dict[str, str]:
+    """A program's environment: scrubbed, what the task asks for, and what zenos says."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in KEPT_VARIABLES or name.startswith("LC_")
+    }
+    work = task.spec.work
+    asked = work.env if isinstance(work, ProgramSpec) else {}
+    held = task.allocation.resources if task.allocation else task.spec.resources
+    threads = str(max(1, -(-held.cpu // 1000)))
+    devices = ",".join(map(str, sorted(task.allocation.shares))) if task.allocation else ""
+    return {
+        **kept,
+        "OMP_NUM_THREADS": threads,
+        "CUDA_VISIBLE_DEVICES": devices,
+        "PYTHONUNBUFFERED": "1",
+        **asked,
+        "ZENOS_TASK": task.id,
+        "ZENOS_GENERATION": str(task.generation),
+    }
+
+
+def make_spec(home: Home, task: Task, cgroups: list[str]) -> RunSpec:
+    """The spec of a task's present generation."""
+    work = task.spec.work
+    program = isinstance(work, ProgramSpec)
+    return RunSpec(
+        home=str(home.root),
+        directory=str(home.run(task.id, task.generation)),
+        token=secrets.token_hex(16),
+        argv=work.argv if isinstance(work, ProgramSpec) else [],
+        env=environment(task),
+        cwd=work.cwd if isinstance(work, ProgramSpec) else None,
+        record=None if program else task,
+        memory_limit=task.spec.resources.memory,
+        cgroups=cgroups,
+    )
+
+
+def write_spec(home: Home, task: Task, spec: RunSpec) -> Path:
+    """Write the spec; one that is there already stays, since a shim may be reading it."""
+    path = spec_path(home, task.id, task.generation)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.exists():
+        durable.write_file(path, msgspec.json.encode(spec))
+    return path
+
+
+def read_token(home: Home, task: str, generation: int) -> str | None:
+    """The token of a generation; None when there is no such generation."""
+    try:
+        raw = spec_path(home, task, generation).read_bytes()
+        return msgspec.json.decode(raw, type=RunSpec).token
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def look(home: Home, task: str, generation: int) -> Found:
+    """What became of a generation."""
+    directory = home.run(task, generation)
+    if not directory.exists():
+        return Found.NOTHING
+    if is_locked(directory / "lock"):
+        return Found.ALIVE
+    if (directory / "exit").exists():
+        return Found.ENDED
+    return Found.LOST if (directory / "started").exists() else Found.UNSTARTED
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a shim holds the lock."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def process(directory: Path, name: str) -> int | None:
+    """The pid in `shim` or `started`, if that very process is alive: same start, same boot."""
+    record = shim.read_record(str(directory), name)
+    if record is None or record.get("boot_id") != shim.boot_id():
+        return None
+    pid = record.get("pid")
+    if not isinstance(pid, int) or shim.start_time(pid) != record.get("start_time"):
+        return None
+    return pid
+
+
+def outcome(directory: Path) -> Outcome:
+    """How a worker ended, from what its shim and itself have left."""
+    record = shim.read_record(str(directory), "exit") or {}
+    said = shim.read_record(str(directory), "error.json") or {}
+    error = said.get("message")
+    if record.get("oom"):
+        used, limit = int(record.get("memory_peak") or 0), int(record.get("limit") or 0)
+        error = (
+            f"cannot allocate more memory: used {show_size(used)} of {show_size(limit)}; "
+            "ask for more with --memory"
+        )
+    return Outcome(
+        exit_code=record.get("exit_code"),
+        signal=record.get("signal"),
+        error=error if isinstance(error, str) and error else None,
+        oom=bool(record.get("oom")),
+        memory_peak=record.get("memory_peak"),
+        cpu_s=record.get("cpu_s"),
+        log_tail=log_tail(directory / "log"),
+        result=_result(directory),
+    )
+
+
+def _result(directory: Path) -> dict[str, Any] | None:
+    path = directory / "result.json"
+    try:
+        if path.stat().st_size > limits.MIB:
+            return None
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def log_tail(path: Path) -> str:
+    """The end of a log, never cut inside a character."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - limits.LOG_TAIL_BYTES))
+            raw = file.read()
+    except OSError:
+        return ""
+    while raw and 0x80 <= raw[0] < 0xC0:  # the rest of a UTF-8 character
+        raw = raw[1:]
+    return raw.decode("utf-8", "replace").replace("\0", "\ufffd")
