@@ -1,0 +1,170 @@
+"""What a worker has at hand: its task, its directory, the bus, the registry, and the word to stop.
+
+Signal handlers and the bus both end in `stop_requested`, which long work asks at each boundary
+(a training step, a decoding step). Whoever waits for messages does so through `receive`, never
+through the channel itself, so that a `stop` is seen whoever waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import msgspec
+
+from zenos.core import durable, limits
+from zenos.core.errors import ZenosError
+from zenos.core.home import Home
+from zenos.core.task import Task
+from zenos.core.wire import Progress, Stop
+
+if TYPE_CHECKING:
+    from zenos.bus.envelope import Envelope
+    from zenos.models.registry import Registry
+
+log = logging.getLogger(__name__)
+
+# A worker that saved its state and ended because it was told to (EX_TEMPFAIL of sysexits.h).
+EXIT_SUSPENDED: Final = 75
+REPORT_EVERY_S: Final = 0.2
+_WAIT_SLICE_S: Final = 0.25
+
+
+class Messages(Protocol):
+    """What a context needs of `zenos.bus.channel.Channel`."""
+
+    @property
+    def disconnected_s(self) -> float:
+        """Seconds without a daemon; 0 while connected."""
+        ...
+
+    def send(
+        self,
+        kind: Any,
+        topic: str,
+        body: bytes,
+        *,
+        priority: int = 50,
+        drop_if_full: bool = False,
+    ) -> bool:
+        """Queue one message to the daemon; whether it was taken."""
+        ...
+
+    def receive(self, timeout_s: float | None) -> Envelope | None:
+        """The next message, waiting at most `timeout_s`."""
+        ...
+
+    def poll(self) -> list[Envelope]:
+        """All messages that have arrived."""
+        ...
+
+    def close(self) -> None:
+        """Disconnect."""
+        ...
+
+
+class WorkerContext:
+    """The surroundings of one generation of one task.
+
+    task: with its allocation. run_dir: `home.run(task.id, task.generation)`, where `result.json`
+    and `error.json` go. Used from one thread, except `report`, `send` and `stop_requested`'s
+    signal handler.
+    """
+
+    def __init__(
+        self, task: Task, home: Home, run_dir: Path, channel: Messages, registry: Registry
+    ) -> None:
+        self.task = task
+        self.home = home
+        self.run_dir = run_dir
+        self.channel = channel
+        self.registry = registry
+        self._waiting: deque[Envelope] = deque()
+        self._stop: Stop | None = None
+        self._reported_stage = ""
+        self._report_next = 0.0
+
+    # -- what the daemon hears
+
+    def send(self, kind: str, topic: str, body: msgspec.Struct, *, priority: int = 50) -> bool:
+        """Send one message of zenos.core.wire; whether the bus took it."""
+        return self.channel.send(kind, topic, msgspec.msgpack.encode(body), priority=priority)
+
+    def report(self, progress: Progress, *, force: bool = False) -> None:
+        """Say how far it is: at most five times a second, and always when the stage changes."""
+        now = time.monotonic()
+        due = force or progress.note or progress.stage != self._reported_stage
+        if not due and now < self._report_next:
+            return
+        if progress.stage != self._reported_stage or progress.note:
+            log.info("%s%s", progress.stage, f": {progress.note}" if progress.note else "")
+        self._reported_stage = progress.stage
+        self._report_next = now + REPORT_EVERY_S
+        body = msgspec.msgpack.encode(progress)
+        self.channel.send("state", "progress", body, drop_if_full=True)
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Leave `result.json` (a JSON object), durably: it goes to the task's outcome."""
+        durable.write_file(self.run_dir / "result.json", msgspec.json.encode(result))
+
+    def write_error(self, error: ZenosError) -> None:
+        """Leave `error.json`, durably: its message goes to the task's outcome."""
+        record = {"code": error.code, "message": error.message}
+        durable.write_file(self.run_dir / "error.json", msgspec.json.encode(record))
+
+    # -- what the worker hears
+
+    def stop_requested(self) -> Stop | None:
+        """Whether to end now: a `stop` of the bus, SIGTERM or SIGINT, or too long without a daemon.
+
+        The word stays once given; a later `save` adds to an earlier one without.
+        """
+        for envelope in self.channel.poll():
+            self._take(envelope)
+        if self._stop is None and self.channel.disconnected_s > limits.ORPHAN_WAIT_S:
+            log.warning("no daemon for %d s: saving and ending", limits.ORPHAN_WAIT_S)
+            self._stop = Stop(save=True)
+        return self._stop
+
+    def receive(self, timeout_s: float | None) -> Envelope | None:
+        """The next message that is not `stop`; None after `timeout_s`, or as soon as it is to stop.
+
+        timeout_s: 0 only looks, None waits until there is one.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            if self.stop_requested() is not None and not self._waiting:
+                return None
+            if self._waiting:
+                return self._waiting.popleft()
+            left_s = _WAIT_SLICE_S if deadline is None else deadline - time.monotonic()
+            if left_s <= 0:
+                return None
+            envelope = self.channel.receive(min(left_s, _WAIT_SLICE_S))
+            if envelope is not None:
+                self._take(envelope)
+
+    def ask_to_stop(self, stop: Stop) -> None:
+        """What the signal handlers do; safe to call from one."""
+        if self._stop is None or (stop.save and not self._stop.save):
+            self._stop = stop
+
+    def install_signal_handlers(self) -> None:
+        """SIGTERM and SIGINT ask to save and stop; SIGHUP does nothing. Main thread only."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.ask_to_stop(Stop(save=True)))
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def _take(self, envelope: Envelope) -> None:
+        if envelope.topic != "stop":
+            self._waiting.append(envelope)
+            return
+        try:
+            self.ask_to_stop(msgspec.msgpack.decode(envelope.body, type=Stop))
+        except msgspec.DecodeError:
+            log.warning("a `stop` that cannot be read: saving and ending")
+            self.ask_to_stop(Stop(save=True))

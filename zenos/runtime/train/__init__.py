@@ -1,0 +1,1 @@
+"""Training: corpus, tokenizer, packing, the loop, checkpoints, and publishing what came of it."""

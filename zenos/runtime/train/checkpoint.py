@@ -1,0 +1,346 @@
+"""Checkpoints: tensors in safetensors, the rest in a manifest with hashes that is written last.
+
+A checkpoint is a directory `step-000000200` that appears whole or not at all (written beside,
+fsynced, renamed). The last good one stays until the next is in place, and one before it, so that a
+damaged one has a predecessor. Nothing here is a pickle.
+
+    model.safetensors       parameters and buffers
+    optimizer.safetensors   AdamW's moments and step counts
+    best.safetensors        parameters of the best evaluation, if that was an earlier step
+    manifest.json           format, state, files with sizes and SHA-256; then the SHA-256 of that
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import torch
+from safetensors.torch import load_file
+
+from zenos.core import durable, failpoints
+from zenos.core.errors import RefusedError, StorageError
+
+log = logging.getLogger(__name__)
+
+FORMAT: Final = 1
+KEPT: Final = 2
+MANIFEST: Final = "manifest.json"
+_PREFIX: Final = "step-"
+_DAMAGED: Final = "damaged-"
+_DTYPES: Final = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+class Plan(msgspec.Struct, kw_only=True):
+    """What was decided once and must stay the same over every resume.
+
+    pack, tokenizer: directories in the cache. steps: None until a time budget has been turned into
+    a number of steps, which happened after `planned_at` steps.
+    """
+
+    pack: str
+    tokenizer: str
+    data_digest: str
+    steps: int | None
+    planned_at: int = 0
+    format: int = FORMAT
+
+
+class State(msgspec.Struct, kw_only=True):
+    """Everything besides tensors: a run goes on from it bit for bit.
+
+    step: optimiser steps done; with the spec's seed it gives data order and random numbers.
+    trained_s: seconds spent in steps. curve: (step, mean training loss since the last point,
+    held-out loss or None). window: losses since the last point.
+    """
+
+    step: int
+    plan: Plan
+    fingerprint: dict[str, str]
+    best_step: int | None = None
+    best_loss: float | None = None
+    trained_s: float = 0.0
+    curve: list[tuple[int, float, float | None]] = []
+    window: list[float] = []
+
+
+class _File(msgspec.Struct, frozen=True):
+    bytes: int
+    sha256: str
+
+
+class _Format(msgspec.Struct):
+    format: int
+
+
+class _Manifest(msgspec.Struct, kw_only=True):
+    format: int
+    state: State
+    files: dict[str, _File]
+
+
+class DamagedError(StorageError):
+    """cannot use this checkpoint: it is damaged"""
+
+
+class Checkpoint:
+    """One checkpoint on disk whose files are what its manifest says."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises DamagedError for anything missing or changed, RefusedError for a newer format."""
+        self.directory = directory
+        try:
+            manifest = _unseal((directory / MANIFEST).read_bytes())
+            if msgspec.json.decode(manifest, type=_Format).format > FORMAT:
+                raise RefusedError(
+                    f"cannot resume from {directory}: a newer zenos wrote it; upgrade this one"
+                )
+            self._manifest = msgspec.json.decode(manifest, type=_Manifest)
+            for name, expected in self._manifest.files.items():
+                path = directory / name
+                size = path.stat().st_size
+                if size != expected.bytes:
+                    raise DamagedError(f"{name} has {size} bytes instead of {expected.bytes}")
+                if _sha256(path) != expected.sha256:
+                    raise DamagedError(f"{name} has changed since it was written")
+        except (OSError, msgspec.DecodeError) as error:
+            raise DamagedError(str(error)) from error
+
+    @property
+    def state(self) -> State:
+        return self._manifest.state
+
+    def tensors(self, part: str) -> dict[str, torch.Tensor] | None:
+        """The tensors of `model`, `optimizer` or `best`; None where there is no such part."""
+        name = f"{part}.safetensors"
+        if name not in self._manifest.files:
+            return None
+        loaded: dict[str, torch.Tensor] = load_file(self.directory / name)
+        return loaded
+
+
+class Checkpoints:
+    """All checkpoints of one task, in `root`, and the thread that writes them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._thread: threading.Thread | None = None
+        self._buffers: dict[str, dict[str, torch.Tensor]] = {}
+        self._failure: OSError | None = None
+        self.saved_step: int | None = None
+
+    # -- reading
+
+    def latest(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest undamaged checkpoint, and a note for each newer one that is damaged.
+
+        DamagedError ones are put aside, so that their step can be written again.
+        """
+        notes: list[str] = []
+        for path in sorted(self._directories(), reverse=True):
+            try:
+                found = Checkpoint(path)
+            except DamagedError as error:
+                notes.append(
+                    f"cannot use the checkpoint {path.name}: {error}; taking the one before"
+                )
+                log.warning("%s", notes[-1])
+                self._put_aside(path)
+                continue
+            self.saved_step = found.state.step
+            return found, notes
+        return None, notes
+
+    def read_plan(self) -> Plan | None:
+        """The plan written before the first step; None where there is none or it is damaged."""
+        try:
+            return msgspec.json.decode(_unseal((self.root / "plan.json").read_bytes()), type=Plan)
+        except (OSError, msgspec.DecodeError, DamagedError):
+            return None
+
+    # -- writing
+
+    def write_plan(self, plan: Plan) -> None:
+        """Remember what was decided, durably. Raises StorageError."""
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            durable.write_file(self.root / "plan.json", _seal(msgspec.json.encode(plan)))
+        except OSError as error:
+            raise StorageError(
+                f"cannot write to {self.root}: {error.strerror or error}; free some space"
+            ) from error
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written at the moment."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def begin(self, state: State, model: Tensors, optimizer: Tensors, best: Tensors | None) -> None:
+        """Copy everything and write the copy in a thread; waits for one that is being written.
+
+        `best` is not copied: the caller never changes it in place.
+        """
+        self._join()
+        parts = {
+            "model": self._copy("model", model),
+            "optimizer": self._copy("optimizer", optimizer),
+        }
+        if best is not None:
+            parts["best"] = {name: tensor.detach().cpu() for name, tensor in best.items()}
+        views = {part: _views(tensors) for part, tensors in parts.items()}
+        encoded = msgspec.convert(msgspec.to_builtins(state), State)  # a copy of its own
+
+        def write() -> None:
+            try:
+                self._write(encoded, views)
+                self.saved_step = encoded.step
+            except OSError as error:
+                self._failure = error
+
+        self._thread = threading.Thread(target=write, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def failure(self) -> OSError | None:
+        """Why the last write failed, told once; None if it didn't, or is still under way."""
+        if self.busy:
+            return None
+        failure, self._failure = self._failure, None
+        return failure
+
+    def wait(self) -> OSError | None:
+        """Wait until nothing is being written; why the last write failed, or None."""
+        self._join()
+        return self.failure()
+
+    def remove(self) -> None:
+        """Delete everything: the run is over."""
+        self._join()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _copy(self, part: str, tensors: Tensors) -> dict[str, torch.Tensor]:
+        """Into buffers that are kept from one checkpoint to the next."""
+        buffers = self._buffers.setdefault(part, {})
+        for name, tensor in tensors.items():
+            source = tensor.detach()
+            if name not in buffers:
+                buffers[name] = torch.empty(source.shape, dtype=source.dtype, device="cpu")
+            buffers[name].copy_(source)
+        return buffers
+
+    def _write(self, state: State, parts: dict[str, list[tuple[str, str, list[int], Any]]]) -> None:
+        path = self.root / f"{_PREFIX}{state.step:09d}"
+        if path.exists():
+            return  # the same step again, by a run that repeats it: the same bytes
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with durable.new_directory(path) as fresh:
+            files = {
+                f"{part}.safetensors": _write_tensors(fresh / f"{part}.safetensors", views)
+                for part, views in parts.items()
+            }
+            manifest = _Manifest(format=FORMAT, state=state, files=files)
+            durable.write_file(fresh / MANIFEST, _seal(msgspec.json.encode(manifest)))
+        self._prune()
+
+    def _prune(self) -> None:
+        """Keep the newest KEPT; remove what is damaged and what a killed writer left."""
+        old = sorted(self._directories())[:-KEPT]
+        for entry in self.root.iterdir():
+            if entry.name.startswith((_DAMAGED, durable.TEMPORARY_PREFIX)) or entry in old:
+                shutil.rmtree(entry, ignore_errors=True)
+
+    def _directories(self) -> list[Path]:
+        try:
+            return [p for p in self.root.iterdir() if p.name.startswith(_PREFIX)]
+        except FileNotFoundError:
+            return []
+
+    def _put_aside(self, path: Path) -> None:
+        aside = path.with_name(_DAMAGED + path.name)
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            path.rename(aside)
+        except OSError as error:
+            raise StorageError(f"cannot put {path} aside: {error.strerror or error}") from error
+
+
+def _views(tensors: Tensors) -> list[tuple[str, str, list[int], Any]]:
+    """(name, safetensors dtype, shape, bytes) of each tensor, sorted by name.
+
+    Made by the training thread: the writing one runs no torch operation.
+    """
+    return [
+        (
+            name,
+            _DTYPES[tensor.dtype],
+            list(tensor.shape),
+            tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data,
+        )
+        for name, tensor in sorted(tensors.items())
+    ]
+
+
+def _write_tensors(path: Path, views: list[tuple[str, str, list[int], Any]]) -> _File:
+    """Write a safetensors file in one pass, hashing on the way.
+
+    The format: the header's length (8 bytes, little-endian), the header (JSON: dtype, shape and
+    offsets of each tensor), then the tensors' bytes without gaps.
+    """
+    header: dict[str, Any] = {}
+    offset = 0
+    for name, dtype, shape, view in views:
+        end = offset + view.nbytes
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+    head = msgspec.json.encode(header)
+    head += b" " * (-len(head) % 8)
+    digest = hashlib.sha256()
+    size = 0
+    failpoints.passing("durable.write")
+    with path.open("xb", buffering=0) as file:
+        for piece in (len(head).to_bytes(8, "little"), head, *(view for *_, view in views)):
+            left = memoryview(piece)
+            digest.update(left)
+            size += left.nbytes
+            while left:
+                left = left[file.write(left) :]
+        os.fsync(file.fileno())
+    return _File(size, digest.hexdigest())
+
+
+def _seal(body: bytes) -> bytes:
+    return body + b"\n" + hashlib.sha256(body).hexdigest().encode() + b"\n"
+
+
+def _unseal(data: bytes) -> bytes:
+    body, _, rest = data.partition(b"\n")
+    if rest.strip() != hashlib.sha256(body).hexdigest().encode():
+        raise DamagedError("its manifest has changed since it was written")
+    return body
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

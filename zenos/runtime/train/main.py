@@ -1,0 +1,239 @@
+"""A training task from its specification to a registered model, and on from wherever it stood.
+
+1. A version that this task has published already is the result (a kill came after publishing).
+2. The corpus, the tokenizer and the packed tokens come from the cache, or are made.
+3. The model is built, or loaded, and goes on from the newest undamaged checkpoint.
+4. It trains; told to stop, it saves and leaves with exit code 75.
+5. The better of the last and the best weights is measured, published, and the result written.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+
+from zenos.core import durable
+from zenos.core.errors import InvalidError, WorkerError
+from zenos.core.names import ModelRef
+from zenos.core.specs import TrainSpec
+from zenos.core.wire import Progress
+from zenos.runtime import architectures
+from zenos.runtime.context import EXIT_SUSPENDED, WorkerContext
+from zenos.runtime.train import caching, numerics, packing, publish
+from zenos.runtime.train import tokenizer as tokenizers
+from zenos.runtime.train.checkpoint import Checkpoint, Checkpoints, Plan
+from zenos.runtime.train.corpus import Corpus, Survey
+from zenos.runtime.train.objectives import objective_for
+from zenos.runtime.train.packing import Packed
+from zenos.runtime.train.tokenizer import Vocabulary
+from zenos.runtime.train.trainer import Suspended, Trainer
+
+log = logging.getLogger(__name__)
+
+_CLASSES: Final = {
+    "causal_lm": ("ForCausalLM", "LMHeadModel"),
+    "masked_lm": ("ForMaskedLM",),
+}
+
+
+def main(context: WorkerContext) -> int:
+    """Train; the exit code (see zenos.runtime.worker.main).
+
+    `result.json` is {"model": "name:version", metrics…}, or, with exit code 75,
+    {"suspended": true, "step": the step that a resume goes on from}.
+    """
+    spec = context.task.spec.work
+    if not isinstance(spec, TrainSpec):
+        raise InvalidError("cannot train: this task is something else")
+    checkpoints = Checkpoints(context.home.checkpoint(context.task.id))
+    try:
+        result = publish.published(context.registry, spec.model, context.task.id)  # 1
+        if result is None:
+            result = _train(context, spec, checkpoints)
+    except Suspended as suspended:
+        context.write_result({"suspended": True, "step": suspended.step})
+        return EXIT_SUSPENDED
+    context.write_result(result)
+    checkpoints.remove()
+    return 0
+
+
+class Data(NamedTuple):
+    """What is trained on."""
+
+    plan: Plan
+    packed: Packed
+    vocabulary: Vocabulary
+
+
+def _train(context: WorkerContext, spec: TrainSpec, checkpoints: Checkpoints) -> dict[str, Any]:
+    checkpoint, notes = checkpoints.latest()
+    for note in notes:
+        context.report(Progress(stage="resuming", note=note))
+    data = _data(context, spec, checkpoints, checkpoint)  # 2
+    device = numerics.choose_device(_gpu_milli(context))
+    model = _model(context, spec, data.vocabulary)  # 3
+    trainer = Trainer(
+        spec,
+        model,
+        objective_for(spec, data.vocabulary),
+        data.packed,
+        checkpoints,
+        data.plan,
+        device,
+        report=context.report,
+        stopping=lambda: _stopping(context),
+    )
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+    trainer.begin()
+    trainer.run()  # 4
+    return publish.publish(context, spec, trainer, data.vocabulary)  # 5
+
+
+def _stopping(context: WorkerContext) -> bool:
+    """Whether to save and leave. Raises WorkerError when told to end without saving."""
+    stop = context.stop_requested()
+    if stop is not None and not stop.save:
+        raise WorkerError("cannot go on: told to end without saving")
+    return stop is not None
+
+
+def _gpu_milli(context: WorkerContext) -> int:
+    allocation = context.task.allocation
+    return allocation.resources.gpu if allocation is not None else 0
+
+
+# -- data
+
+
+def _data(
+    context: WorkerContext,
+    spec: TrainSpec,
+    checkpoints: Checkpoints,
+    checkpoint: Checkpoint | None,
+) -> Data:
+    """Corpus and tokenizer as planned by the first generation, or planned now.
+
+    A resume needs the cache alone, whatever has become of the corpus; without the cache it makes it
+    again, and refuses to go on with another text.
+    """
+    plan = checkpoint.state.plan if checkpoint is not None else checkpoints.read_plan()
+    cache = context.home.cache
+    if plan is not None:
+        packed_at = caching.find(cache / "packs" / plan.pack)
+        tokenizer_at = caching.find(cache / "tokenizers" / plan.tokenizer)
+        if packed_at is not None and tokenizer_at is not None:
+            return Data(plan, Packed(packed_at), Vocabulary(tokenizer_at))
+    corpus = Corpus(spec.data)
+    stage = _Stage(context, corpus)
+    survey = stage.run("reading", corpus.survey)
+    if plan is not None and plan.data_digest != survey.digest:
+        raise InvalidError(
+            "cannot resume: the corpus has changed since the training began, and the cache of what "
+            "it was is gone; train again"
+        )
+    vocabulary = stage.run("tokenizer", lambda: _vocabulary(context, spec, corpus, survey))
+    directory = stage.run("packing", lambda: packing.pack(corpus, survey, vocabulary, cache))
+    if plan is None:
+        plan = Plan(
+            pack=directory.name,
+            tokenizer=vocabulary.directory.name,
+            data_digest=survey.digest,
+            steps=None,
+        )
+        checkpoints.write_plan(plan)
+    elif (plan.pack, plan.tokenizer) != (directory.name, vocabulary.directory.name):
+        raise InvalidError(
+            "cannot resume: the same corpus gives another tokenizer than when the training began; "
+            "was the tokenizers library changed? train again"
+        )
+    return Data(plan, Packed(directory), vocabulary)
+
+
+class _Stage:
+    """Runs a pass over the corpus under a name: reports how far it is, stops when told to."""
+
+    def __init__(self, context: WorkerContext, corpus: Corpus) -> None:
+        self._context = context
+        self._corpus = corpus
+        self._name = ""
+        corpus.on_bytes = self._on_bytes
+
+    def run(self, name: str, work: Any) -> Any:
+        self._name = name
+        note = ""
+        if name == "reading" and self._corpus.skipped:
+            note = f"left out {len(self._corpus.skipped)} binary files"
+        self._context.report(
+            Progress(stage=name, done=0, total=self._corpus.bytes, note=note), force=True
+        )
+        return work()
+
+    def _on_bytes(self, done: int) -> None:
+        if _stopping(self._context):
+            raise Suspended(0)
+        self._context.report(Progress(stage=self._name, done=done, total=self._corpus.bytes))
+
+
+def _vocabulary(
+    context: WorkerContext, spec: TrainSpec, corpus: Corpus, survey: Survey
+) -> Vocabulary:
+    """The tokenizer of the base model, of the model that `tokenizer` names, or a new one."""
+    reference = spec.tokenizer or spec.base
+    if reference is None:
+        return tokenizers.train(corpus, survey, spec.vocab_size, context.home.cache)
+    source = context.registry.path(context.registry.resolve(ModelRef.parse(reference)))
+    if not (source / "tokenizer.json").exists():
+        raise InvalidError(f"cannot use the tokenizer of {reference}: it has no tokenizer.json")
+    found = Vocabulary(source)
+
+    def copy(directory: Path) -> None:
+        for name, path in found.files.items():
+            shutil.copyfile(path, directory / name)
+            durable.sync_file(directory / name)
+
+    key = caching.key("copied", *(caching.digest(path) for path in found.files.values()))
+    return Vocabulary(caching.directory(context.home.cache / "tokenizers" / key, copy))
+
+
+# -- model
+
+
+def _model(context: WorkerContext, spec: TrainSpec, vocabulary: Vocabulary) -> torch.nn.Module:
+    """The model to train, in float32. Raises InvalidError when it doesn't fit the objective."""
+    context.report(Progress(stage="building"))
+    model: Any
+    if spec.arch is not None:
+        model = architectures.build(spec.arch, spec.settings, vocabulary.size, spec.seed)
+        model.config.bos_token_id = vocabulary.end_id
+        model.config.eos_token_id = vocabulary.end_id
+        model.config.pad_token_id = vocabulary.pad_id
+    else:
+        reference = ModelRef.parse(spec.base or "")
+        source = context.registry.path(context.registry.resolve(reference))
+        model = architectures.load(source, torch.float32)
+        model.requires_grad_(True)
+    name = type(model).__name__
+    if not name.endswith(_CLASSES[spec.objective]):
+        raise InvalidError(
+            f"cannot train {spec.arch or spec.base} ({name}) as {spec.objective}: choose an "
+            "architecture of that family (llama and gpt2 for causal_lm, bert for masked_lm)"
+        )
+    room = getattr(model.config, "max_position_embeddings", None)
+    if room is not None and spec.sequence_length > room:
+        raise InvalidError(
+            f"cannot train on sequences of {spec.sequence_length} tokens: the model has room for "
+            f"{room}; set max_position_embeddings in 'settings', or a shorter sequence_length"
+        )
+    if model.get_input_embeddings().num_embeddings < vocabulary.size:
+        raise InvalidError(
+            f"cannot train with a vocabulary of {vocabulary.size}: the model has "
+            f"{model.get_input_embeddings().num_embeddings} embeddings"
+        )
+    trained: torch.nn.Module = model
+    return trained

@@ -1,0 +1,134 @@
+"""The end of a run: measure the weights, register them as a model version, say so."""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zenos import __version__
+from zenos.core.errors import StorageError
+from zenos.core.specs import TrainSpec
+from zenos.core.wire import Progress
+from zenos.models.registry import Lineage, ModelVersion, Registry
+from zenos.runtime import architectures
+from zenos.runtime.context import WorkerContext
+from zenos.runtime.train.baselines import Baselines
+from zenos.runtime.train.tokenizer import Vocabulary
+from zenos.runtime.train.trainer import FINAL_TOKENS_MAX, Suspended, Trainer, load_weights
+
+log = logging.getLogger(__name__)
+
+
+def published(registry: Registry, name: str, task: str) -> dict[str, Any] | None:
+    """The result of a version that this task has published already; None where there is none."""
+    for version in registry.list():
+        if version.name == name and version.lineage.task == task:
+            return _result(version)
+    return None
+
+
+def publish(
+    context: WorkerContext, spec: TrainSpec, trainer: Trainer, vocabulary: Vocabulary
+) -> dict[str, Any]:
+    """Register the better of the last and the best weights; the task's result."""
+    state = trainer.state
+    step = state.step
+    last = next((e for s, _, e in reversed(state.curve) if s == step), None)
+    if trainer.best is not None and last is not None and (state.best_loss or last) < last:
+        load_weights(trainer.model, trainer.best)
+        step = state.best_step or step
+    metrics = _metrics(context, spec, trainer, vocabulary)
+    metrics["published_step"] = step
+    context.report(Progress(stage="publishing", done=step, total=state.step))
+    parent = None
+    if spec.base is not None:
+        base = context.registry.resolve(spec.base)
+        parent = f"{base.name}:{base.version}"
+    try:
+        # Beside the registry's blobs, so that files can be moved instead of copied.
+        with tempfile.TemporaryDirectory(prefix="publish-", dir=_scratch(context)) as scratch:
+            directory = Path(scratch)
+            architectures.save(trainer.model, directory)
+            files = {path.name: path for path in directory.iterdir() if path.is_file()}
+            version = context.registry.publish(
+                spec.model,
+                {**files, **vocabulary.files},
+                lineage=Lineage(
+                    parent=parent,
+                    data_hash=state.plan.data_digest,
+                    task=context.task.id,
+                    code_version=__version__,
+                ),
+                metrics=metrics,
+                curve=[list(point) for point in state.curve],
+            )
+    except OSError as error:
+        raise StorageError(
+            f"cannot publish {spec.model}: {error.strerror or error}; the training is saved: free "
+            "some space and start it again"
+        ) from error
+    return _result(version)
+
+
+def _scratch(context: WorkerContext) -> Path:
+    path = context.home.checkpoint(context.task.id)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+def _result(version: ModelVersion) -> dict[str, Any]:
+    return {"model": f"{version.name}:{version.version}", **version.metrics}
+
+
+def _metrics(
+    context: WorkerContext, spec: TrainSpec, trainer: Trainer, vocabulary: Vocabulary
+) -> dict[str, Any]:
+    """Losses in nats per token, bits per byte, baselines over the same held-out tokens, counts."""
+    state, meta = trainer.state, trainer.packed.meta
+    model: Any = trainer.model
+    metrics: dict[str, Any] = {
+        "steps": state.step,
+        "tokens": state.step * spec.batch_size * spec.accumulate * spec.sequence_length,
+        "train_loss": state.curve[-1][1] if state.curve else None,
+        "trained_s": round(state.trained_s, 3),
+        "tokens_per_s": round(trainer.tokens_per_s, 1) if trainer.tokens_per_s else None,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "corpus_bytes": meta.train_bytes + meta.eval_bytes,
+        "corpus_documents": meta.documents,
+        "train_tokens": meta.train_tokens,
+        "vocab_size": vocabulary.size,
+        "objective": spec.objective,
+    }
+
+    def check() -> None:
+        context.report(Progress(stage="evaluating", done=state.step, total=state.step))
+        if trainer.stopping():
+            raise Suspended(trainer.checkpoints.saved_step or 0)
+
+    held_out = trainer.evaluate(FINAL_TOKENS_MAX // spec.sequence_length, check)
+    if len(held_out.targets) == 0:
+        metrics["note"] = "nothing was held out: the corpus is too small"
+        return metrics
+    baselines = Baselines(trainer.packed.train, vocabulary.size)
+    unigram = baselines.unigram(held_out.targets)
+    bigram = baselines.bigram(held_out.before, held_out.targets)
+    held_out_bytes = int(np.sum(vocabulary.byte_lengths()[held_out.targets]))
+    per_byte = len(held_out.targets) / math.log(2) / max(1, held_out_bytes)
+    metrics |= {
+        "eval_loss": held_out.loss,
+        "perplexity": math.exp(min(held_out.loss, 700.0)),
+        "bits_per_byte": held_out.loss * per_byte,
+        "unigram_loss": unigram,
+        "unigram_bits_per_byte": unigram * per_byte,
+        "bigram_loss": bigram,
+        "bigram_bits_per_byte": bigram * per_byte,
+        "beats_bigram": held_out.loss < bigram,
+        "eval_tokens": len(held_out.targets),
+        "eval_bytes": held_out_bytes,
+    }
+    return metrics

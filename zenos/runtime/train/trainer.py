@@ -1,0 +1,444 @@
+"""The loop: steps, evaluation, checkpoints. It reads as prose from `run` downwards."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+
+from zenos.core.errors import InvalidError, StorageError
+from zenos.core.specs import TrainSpec
+from zenos.core.wire import Progress
+from zenos.runtime.train import numerics, schedule
+from zenos.runtime.train.checkpoint import Checkpoint, Checkpoints, Plan, State
+from zenos.runtime.train.objectives import IGNORED, Objective, mean_loss
+from zenos.runtime.train.packing import Packed, Samples, Tokens, held_out_windows
+
+log = logging.getLogger(__name__)
+
+CURVE_POINTS: Final = 200
+FINAL_TOKENS_MAX: Final = 2**18
+_SPEED_OVER_S: Final = 2.0
+Weights = dict[str, torch.Tensor]
+
+
+class Suspended(Exception):  # noqa: N818 - not an error: the way out of wherever the run is
+    """Told to stop; everything up to `step` is saved."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
+
+
+class HeldOut(NamedTuple):
+    """loss: nats per token. targets, before: the tokens it was taken over, shape (count,)."""
+
+    loss: float
+    targets: Tokens
+    before: Tokens
+
+
+class Trainer:
+    """One training run: model, optimiser, data and where it stands.
+
+    report: hears Progress. stopping: whether to save and leave at the next step boundary.
+    """
+
+    def __init__(
+        self,
+        spec: TrainSpec,
+        model: torch.nn.Module,
+        objective: Objective,
+        packed: Packed,
+        checkpoints: Checkpoints,
+        plan: Plan,
+        device: torch.device,
+        report: Callable[[Progress], None],
+        stopping: Callable[[], bool],
+    ) -> None:
+        self.spec = spec
+        self.model = model.to(device)
+        self.objective = objective
+        self.packed = packed
+        self.checkpoints = checkpoints
+        self.device = device
+        self.report = report
+        self.stopping = stopping
+        self.samples = Samples(
+            packed.train, length=objective.length, stride=objective.stride, seed=spec.seed
+        )
+        self.wanted = schedule.steps_wanted(spec, self.samples.per_epoch)
+        self.loss: Callable[..., torch.Tensor] = mean_loss
+        self.note = ""
+        if spec.compile:
+            self._compile()
+        self.optimizer = _adamw(spec, self.model)
+        self.state = State(
+            step=0,
+            plan=plan,
+            fingerprint=numerics.fingerprint(device, spec.dtype, self.loss is not mean_loss),
+        )
+        self.best: Weights | None = None
+        self.pace = schedule.Pace(spec)
+        self._speed = _Speed()
+        self._save_due = False
+
+    # -- the run
+
+    def begin(self) -> None:
+        """Fix the number of steps where it doesn't hang on the speed of the first ones."""
+        if self.state.plan.steps is None and self.spec.time_budget_s is None:
+            self.state.plan.steps = self.wanted
+            self.checkpoints.write_plan(self.state.plan)
+
+    def run(self) -> None:
+        """Train to the last step, and save there. Raises Suspended when told to stop."""
+        self.model.train()
+        while not self._finished():
+            if self.stopping():
+                self.suspend()
+            began = time.perf_counter()
+            loss = self._step()
+            took_s = time.perf_counter() - began
+            self._account(loss, took_s)
+            self._plan_steps(took_s)
+            self._evaluate_if_due()
+            self._save_if_due()
+            self._tell(loss)
+        self._save_and_wait("the last step")
+
+    def _finished(self) -> bool:
+        steps = self.state.plan.steps
+        if steps is not None and self.state.step >= steps:
+            return True
+        budget_s = self.spec.time_budget_s
+        overrun = budget_s is not None and self.state.trained_s > budget_s * schedule.OVERRUN
+        if overrun and not self.note:
+            self._say(f"ended at step {self.state.step}: the time budget is long over")
+        return overrun
+
+    def _step(self) -> float:
+        """One optimiser step over `accumulate` micro-batches; the mean loss in nats."""
+        spec, step = self.spec, self.state.step
+        # All randomness of a step (dropout) is a function of seed and step: nothing to save.
+        torch.manual_seed((spec.seed * 1_000_003 + step) % 2**63)
+        rate = schedule.learning_rate(spec, step, self.state.plan.steps, self.state.plan.planned_at)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total = 0.0
+        for micro in range(spec.accumulate):
+            inputs, targets = self._batch((step * spec.accumulate + micro) * spec.batch_size)
+            with self._autocast():
+                loss = self.loss(self.model, inputs, targets)
+            torch.autograd.backward(loss / spec.accumulate if spec.accumulate > 1 else loss)
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), spec.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        mean = total / spec.accumulate
+        if not math.isfinite(mean):
+            raise InvalidError(
+                f"cannot go on: the loss is {mean} at step {step}; lower learning_rate, "
+                "or train in float32"
+            )
+        return mean
+
+    def _batch(self, first: int) -> tuple[torch.Tensor, torch.Tensor]:
+        windows = self.samples.take(first, self.spec.batch_size)
+        return self._tensors(windows, first)[:2]
+
+    def _tensors(self, windows: Tokens, first: int) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        batch = self.objective.batch(windows, first)
+        inputs = torch.from_numpy(np.ascontiguousarray(batch.inputs))
+        targets = torch.from_numpy(np.ascontiguousarray(batch.targets))
+        return inputs.to(self.device), targets.to(self.device), batch
+
+    def _autocast(self) -> Any:
+        if self.spec.dtype == "bfloat16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def _account(self, loss: float, took_s: float) -> None:
+        state = self.state
+        state.step += 1
+        state.trained_s += took_s
+        state.window.append(loss)
+        tokens = self.spec.batch_size * self.spec.accumulate * self.spec.sequence_length
+        self._speed.add(tokens, took_s)
+        every = max(1, (state.plan.steps or 1) // CURVE_POINTS)
+        if state.step % every == 0 or state.step == state.plan.steps:
+            self._add_point(None)
+
+    def _add_point(self, eval_loss: float | None) -> None:
+        """A point on the loss curve: the mean training loss since the last one."""
+        state = self.state
+        if state.window:
+            mean = sum(state.window) / len(state.window)
+            state.curve.append((state.step, mean, eval_loss))
+            state.window.clear()
+        elif state.curve and state.curve[-1][0] == state.step:
+            step, mean, _ = state.curve[-1]
+            state.curve[-1] = (step, mean, eval_loss)
+
+    # -- how many steps
+
+    def _plan_steps(self, took_s: float) -> None:
+        """Turn a time budget into steps once the speed is known, and remember that for good."""
+        plan = self.state.plan
+        if plan.steps is not None:
+            return
+        self.pace.step_took(took_s)
+        plan.steps = self.pace.plan(self.wanted, self.state.step, self.state.trained_s)
+        if plan.steps is not None:
+            plan.planned_at = self.state.step
+            self.checkpoints.write_plan(plan)
+            self._say(f"{plan.steps} steps fit the time budget")
+
+    # -- evaluation
+
+    def _evaluate_if_due(self) -> None:
+        state, spec = self.state, self.spec
+        last = state.step == state.plan.steps
+        if len(self.packed.eval) == 0 or not (state.step % spec.eval_every == 0 or last):
+            return
+        began = time.perf_counter()
+        loss = self.evaluate(spec.eval_batches * spec.batch_size).loss
+        state.trained_s += time.perf_counter() - began
+        if math.isnan(loss):
+            return
+        self._add_point(loss)
+        if state.best_loss is None or loss < state.best_loss:
+            state.best_step, state.best_loss = state.step, loss
+            # New tensors each time: the ones before may be on their way to the disk.
+            self.best = {n: p.detach().clone() for n, p in _tensors_of(self.model).items()}
+
+    @torch.no_grad()
+    def evaluate(self, windows_max: int, check: Callable[[], None] | None = None) -> HeldOut:
+        """Loss over at most `windows_max` windows spread evenly over the held-out tokens.
+
+        NaN where there are not enough tokens for one window. check: called before each batch.
+        """
+        self.model.eval()
+        total, targets_seen, before_seen = 0.0, [], []
+        for inputs, targets, batch in self._held_out(windows_max):
+            if check is not None:
+                check()
+            with self._autocast():
+                loss = mean_loss(self.model, inputs, targets)
+            counted = batch.targets != IGNORED
+            total += loss.item() * int(counted.sum())
+            targets_seen.append(batch.targets[counted])
+            before_seen.append(batch.before[counted])
+        self.model.train()
+        if not targets_seen:
+            return HeldOut(math.nan, np.zeros(0, np.int64), np.zeros(0, np.int64))
+        seen = np.concatenate(targets_seen)
+        return HeldOut(total / len(seen), seen, np.concatenate(before_seen))
+
+    def _held_out(self, windows_max: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, Any]]:
+        windows = held_out_windows(
+            self.packed.eval,
+            length=self.objective.length,
+            stride=self.objective.stride,
+            count_max=windows_max,
+        )
+        size = self.spec.batch_size
+        for first in range(0, len(windows), size):
+            yield self._tensors(windows[first : first + size], first)
+
+    # -- checkpoints
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint. Raises RefusedError when that would change the numerics."""
+        state = checkpoint.state
+        note = numerics.check_same(
+            state.fingerprint, self.state.fingerprint, inexact=self.spec.inexact
+        )
+        model, moments = checkpoint.tensors("model"), checkpoint.tensors("optimizer")
+        if model is None or moments is None:
+            raise StorageError(f"cannot resume from {checkpoint.directory}: a part is missing")
+        load_weights(self.model, model)
+        self._load_moments(moments)
+        best = checkpoint.tensors("best")
+        if best is not None:
+            self.best = {name: tensor.to(self.device) for name, tensor in best.items()}
+        elif state.best_step is not None:
+            self.best = {n: p.detach().clone() for n, p in _tensors_of(self.model).items()}
+        state.fingerprint = self.state.fingerprint
+        self.state = state
+        self._say(note or f"resumed at step {state.step}")
+
+    def _moments(self) -> Weights:
+        return {
+            f"{key}.{name}": value
+            for name, parameter in self.model.named_parameters()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+        }
+
+    def _load_moments(self, moments: Weights) -> None:
+        for name, parameter in self.model.named_parameters():
+            found = {
+                key: moments[f"{key}.{name}"]
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"{key}.{name}" in moments
+            }
+            if found:
+                self.optimizer.state[parameter] = {
+                    # AdamW keeps its step counts in float32 where it keeps the parameters' moments.
+                    key: value.to(self.device)
+                    for key, value in found.items()
+                }
+
+    def _begin_save(self) -> None:
+        best = self.best if self.state.best_step not in (None, self.state.step) else None
+        self.checkpoints.begin(self.state, _tensors_of(self.model), self._moments(), best)
+
+    def _save_if_due(self) -> None:
+        """Begin a checkpoint; where one is being written still, as soon as that is done."""
+        failure = self.checkpoints.failure()
+        if failure is not None:
+            self._say(self._failed(failure))
+        planned_now = self.state.plan.planned_at == self.state.step
+        if self.state.step % self.spec.checkpoint_every == 0 or planned_now:
+            self._save_due = True
+        if self._save_due and not self.checkpoints.busy:
+            self._save_due = False
+            self._begin_save()
+
+    def _save_and_wait(self, when: str) -> bool:
+        """Save now; whether that worked. A failure is told, and the one before stays."""
+        failure = self.checkpoints.wait()
+        if failure is not None:
+            self._say(self._failed(failure))
+        if self.checkpoints.saved_step == self.state.step:
+            return True
+        self.report(Progress(stage="saving", done=self.state.step, note=f"at {when}"))
+        self._begin_save()
+        failure = self.checkpoints.wait()
+        if failure is not None:
+            self._say(self._failed(failure))
+        return failure is None
+
+    def suspend(self) -> None:
+        """Save and leave. Raises Suspended with the step that a resume will go on from."""
+        if self.state.step:
+            self._save_and_wait("being told to stop")
+        raise Suspended(self.checkpoints.saved_step or 0)
+
+    def _failed(self, failure: OSError) -> str:
+        last = self.checkpoints.saved_step
+        kept = f"the one of step {last} is intact" if last else "there is none before it"
+        return (
+            f"cannot write a checkpoint to {self.checkpoints.root}: "
+            f"{failure.strerror or failure}; {kept}; training goes on; free some space"
+        )
+
+    # -- progress
+
+    def _say(self, note: str) -> None:
+        self.note = note
+        log.info("%s", note)
+        self.report(self._progress(None, note))
+
+    def _tell(self, loss: float) -> None:
+        self.report(self._progress(loss, ""))
+
+    def _progress(self, loss: float | None, note: str) -> Progress:
+        state, plan = self.state, self.state.plan
+        each_s = state.trained_s / state.step if state.step else None
+        left_s = (plan.steps - state.step) * each_s if plan.steps and each_s else None
+        if plan.steps is None and self.spec.time_budget_s is not None:
+            left_s = max(0.0, self.spec.time_budget_s - state.trained_s)
+        eval_loss = next((e for _, _, e in reversed(state.curve[-500:]) if e is not None), None)
+        return Progress(
+            stage="training",
+            done=state.step,
+            total=plan.steps,
+            loss=loss,
+            eval_loss=eval_loss,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            tokens_per_s=self._speed.now,
+            left_s=left_s,
+            note=note,
+        )
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Mean over this process's steps."""
+        return self._speed.mean
+
+    def _compile(self) -> None:
+        compiled, note = numerics.try_compile(mean_loss)
+        if note:
+            self._say_later(note)
+        self.loss = compiled
+
+    def _say_later(self, note: str) -> None:
+        log.warning("%s", note)
+        self.report(Progress(stage="compiling", note=note))
+
+
+class _Speed:
+    """Tokens per second: over about the last two seconds, and over all."""
+
+    def __init__(self) -> None:
+        self._recent: list[tuple[int, float]] = []
+        self._tokens = 0
+        self._seconds = 0.0
+
+    def add(self, tokens: int, seconds: float) -> None:
+        self._tokens += tokens
+        self._seconds += seconds
+        self._recent.append((tokens, seconds))
+        while len(self._recent) > 1 and sum(s for _, s in self._recent[1:]) > _SPEED_OVER_S:
+            self._recent.pop(0)
+
+    @property
+    def now(self) -> float | None:
+        seconds = sum(s for _, s in self._recent)
+        return sum(t for t, _ in self._recent) / seconds if seconds else None
+
+    @property
+    def mean(self) -> float | None:
+        return self._tokens / self._seconds if self._seconds else None
+
+
+def load_weights(model: torch.nn.Module, weights: Weights) -> None:
+    """Copy saved tensors into a model's own. Raises StorageError for those of another model."""
+    own = _tensors_of(model)
+    if own.keys() != weights.keys():
+        raise StorageError("cannot resume: the checkpoint is of another model")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
+
+
+def _tensors_of(model: torch.nn.Module) -> Weights:
+    """Parameters, and the buffers that belong to a model's state; each tied tensor once."""
+    parameters: Weights = dict(model.named_parameters())
+    known = {id(p) for p in model.parameters()}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name not in parameters and id(tensor) not in known:
+            parameters[name] = tensor
+    return parameters
+
+
+def _adamw(spec: TrainSpec, model: torch.nn.Module) -> torch.optim.AdamW:
+    """AdamW; matrices decay, vectors (norms, biases) don't."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": spec.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=spec.learning_rate,
+        betas=(spec.beta1, spec.beta2),
+        fused=True,
+    )

@@ -1,0 +1,149 @@
+"""The first lines of a worker for torch work: threads, seeds, bus, signals, then the work."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from zenos.core.errors import InvalidError, StorageError, WorkerError, ZenosError
+from zenos.core.home import Home
+from zenos.core.specs import CreateSpec, ProgramSpec, ServeSpec, TrainSpec
+from zenos.core.task import Task
+from zenos.runtime.context import EXIT_SUSPENDED, WorkerContext
+
+__all__ = ["EXIT_SUSPENDED", "main", "thread_count"]
+
+log = logging.getLogger(__name__)
+
+
+class _StartFile(msgspec.Struct):
+    """What this module needs of the spec file that the executor wrote beside the run directory."""
+
+    token: str = ""
+
+
+def main(task: Task, home: Home, run_dir: Path) -> int:
+    """Do a task's work in this process; returns the exit code.
+
+    0: done, `result.json` says what came of it. 75: told to stop, state saved. 1: failed, with the
+    reason in `error.json`.
+    """
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        force=True,
+    )
+    from zenos.bus.channel import Channel
+    from zenos.models.registry import Registry
+
+    use_threads(thread_count(task))
+    reseed()
+    channel = Channel(home.bus, task.id, task.generation, _token(run_dir))
+    context = WorkerContext(task, home, run_dir, channel, Registry(home.models))
+    try:
+        return run(context, entry(task))
+    finally:
+        channel.close()
+
+
+def run(context: WorkerContext, work: Callable[[WorkerContext], int | None]) -> int:
+    """Run `work` under this context's signal handlers; every failure ends in `error.json`."""
+    context.install_signal_handlers()
+    try:
+        return work(context) or 0
+    except ZenosError as error:
+        log.error("%s", error)  # noqa: TRY400 - a clear message, no traceback
+        failure = error
+    except MemoryError as error:
+        log.exception("out of memory")
+        failure = WorkerError("cannot allocate more memory: ask for more with --memory")
+        failure.__cause__ = error
+    except OSError as error:
+        log.exception("failed")
+        failure = StorageError(f"cannot finish: {error}")
+    except Exception as error:
+        log.exception("failed")
+        failure = WorkerError(
+            f"cannot finish: {type(error).__name__}: {_shorten(str(error))}; "
+            f"'zenos logs {context.task.id}' has the details"
+        )
+    try:
+        context.write_error(failure)
+    except OSError as error:
+        log.error("cannot write error.json: %s", error)  # noqa: TRY400
+    return 1
+
+
+def entry(task: Task) -> Callable[[WorkerContext], int | None]:
+    """The function that does this kind of work; imported only now, since each pulls in much."""
+    match task.spec.work:
+        case TrainSpec():
+            from zenos.runtime.train.main import main as train
+
+            return train
+        case CreateSpec():
+            from zenos.runtime.create import main as create
+
+            return create
+        case ServeSpec():
+            from zenos.runtime.engine.serve import main as serve
+
+            return serve
+        case ProgramSpec():
+            raise InvalidError("cannot run a program in a torch worker")
+
+
+def thread_count(task: Task) -> int:
+    """Threads for this task's allocation: its cores rounded up, at least one."""
+    held = task.allocation.resources if task.allocation is not None else task.spec.resources
+    return max(1, math.ceil(held.cpu / 1000))
+
+
+def use_threads(count: int) -> None:
+    """Set the threads of torch, of BLAS under it, and of the tokenizers library.
+
+    The environment variables have no effect on torch by now (it was imported before the fork), but
+    libraries loaded later and child processes read them.
+    """
+    import torch
+
+    torch.set_num_threads(count)
+    for name in ("OMP", "OPENBLAS", "MKL", "RAYON"):
+        os.environ[f"{name}_NUM_THREADS"] = str(count)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if count > 1 else "false"
+
+
+def reseed() -> None:
+    """Give this process generators of its own: a fork has copies of its parent's.
+
+    Work that must be repeatable seeds them again from its specification.
+    """
+    import numpy as np
+    import torch
+
+    seed = int.from_bytes(os.urandom(8), "little") >> 1
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # the legacy generator is what libraries use
+    torch.manual_seed(seed)
+
+
+def _token(run_dir: Path) -> str:
+    """The worker's token for the bus, from `runs/TASK/GENERATION.json`."""
+    path = run_dir.with_name(f"{run_dir.name}.json")
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_StartFile).token
+    except (OSError, msgspec.DecodeError) as error:
+        raise StorageError(f"cannot read {path}: {error}") from error
+
+
+def _shorten(text: str, chars_max: int = 500) -> str:
+    first = text.strip()
+    return first if len(first) <= chars_max else first[:chars_max] + "…"
