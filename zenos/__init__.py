@@ -1,5 +1,18 @@
 """zenos: an operating system for language models."""
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
 
-__all__ = ["__version__"]
+__all__ = ["__version__", "connect", "connect_async"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for, by name (see __init__.pyi for the types): every part of zenos passes
+    # through here, and only those that talk to a daemon need the client.
+    if name in ("connect", "connect_async"):
+        return getattr(importlib.import_module("zenos.client"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

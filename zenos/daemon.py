@@ -71,12 +71,12 @@ async def run(home: Home, config: Config) -> None:
         executor = LocalExecutor(home, config, inbox.put, zygote)
         stack.push_async_callback(executor.close)
         broker = Broker(
-            executor.authenticate, system.on_message, on_disconnect=system.on_disconnect
+            executor.authenticate, system.on_message, system.on_connect, system.on_disconnect
         )
         await broker.start(home.bus)
         stack.push_async_callback(broker.close)
         system.executor, system.broker = executor, broker
-        inbox.put(ev.NodeUp(node=nodes.detect(config)))
+        inbox.put(ev.NodeUp(node=nodes.detect(config, executor.cgroups)))
         await executor.recover(kernel.recovering())
         # 6. The API.
         app = create_app(system, config, token)
@@ -104,7 +104,8 @@ async def _until_stopped(
 ) -> None:
     """Wait for the word to stop, then for the workers that it concerns."""
     stop: asyncio.Future[Mode] = system.stop_requested
-    await asyncio.wait({stop, looping, api}, return_when=asyncio.FIRST_COMPLETED)
+    first: set[asyncio.Future[Any]] = {stop, looping, api}
+    await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
     if not stop.done():
         for ended in (looping, api):
             if ended.done() and not ended.cancelled():

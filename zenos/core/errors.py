@@ -109,7 +109,9 @@ class WorkerError(ZenosError):
 def _tree(root: type[ZenosError]) -> dict[str, type[ZenosError]]:
     found = {root.code: root}
     for child in root.__subclasses__():
-        found.update(_tree(child))
+        for code, kind in _tree(child).items():
+            # A class elsewhere that has its parent's code is no kind of its own.
+            found.setdefault(code, kind)
     return found
 
 

@@ -320,7 +320,7 @@ def run(spec: dict[str, Any], notify: int, target: Target | None = None) -> None
     try:
         os.write(go_write, b"g")
     except BrokenPipeError:
-        pass  # it was stopped before it began
+        _say(notify, "stopped before it began")
     os.close(go_write)
     code, usage = _wait(worker, directory, spec, limits)
     passing("shim.exit.before")

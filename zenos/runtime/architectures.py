@@ -21,6 +21,8 @@ from zenos.models.records import family_of
 # No published model comes near these; beyond them even a description costs minutes.
 SETTING_MAX: Final = 10_000_000
 LAYERS_MAX: Final = 1_000
+transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
 CLASSES: Final = {
     "decoder": transformers.AutoModelForCausalLM,
     "encoder": transformers.AutoModelForMaskedLM,
@@ -34,7 +36,7 @@ def configure(arch: str, settings: dict[str, Any], vocab_size: int) -> Any:
     Raises InvalidError for an unknown architecture or setting (naming the nearest), and for values
     of the wrong type or an absurd size.
     """
-    types = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
+    types = list(transformers.CONFIG_MAPPING)
     preset = PRESETS.get(arch) or (Preset(arch, {}) if arch in types else None)
     if preset is None:
         hint = nearest(arch, [*PRESETS, *types])

@@ -14,6 +14,7 @@ from contextlib import aclosing, suppress
 
 import msgspec
 
+from zenos.bus.envelope import Kind as MessageKind
 from zenos.core import events as ev
 from zenos.core import limits
 from zenos.core.config import Config
@@ -29,7 +30,7 @@ from zenos.core.task import Deployment, Principal, State, Task
 from zenos.core.wire import Abort, Chunk, GenerateRequest
 from zenos.kernel.control import View
 
-Send = Callable[[str, str, str, bytes, int], bool]  # task, kind, topic, body, priority
+Send = Callable[[str, MessageKind, str, bytes, int], bool]  # task, kind, topic, body, priority
 
 
 class Flight:
@@ -60,12 +61,15 @@ class Router:
         view: View,
         post: Callable[[ev.Event], None],
         send: Send,
+        connected: Callable[[str], bool],
         find_model: Callable[[str], object],
     ) -> None:
         self._config = config
         self._view = view
         self._post = post
         self._send = send
+        self._connected = connected
+        self._arrived = asyncio.Event()
         self._find_model = find_model
         self._flights: dict[str, Flight] = {}
         self._per_replica: dict[str, int] = {}
@@ -91,6 +95,11 @@ class Router:
             if flight.replica == task and not flight.cut:
                 flight.lost = True
                 flight.end("cannot finish the answer: its worker has ended; send it again")
+
+    def on_connect(self) -> None:
+        """A worker has connected: requests that wait for its replica can go."""
+        self._arrived.set()
+        self._arrived = asyncio.Event()
 
     # -- what clients ask
 
@@ -196,17 +205,29 @@ class Router:
                 raise WorkerError(f"cannot serve {name}: {deployment.error}")
             try:
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                    await self._view.changed()
+                    await self._change()
             except TimeoutError:
                 raise DeadlineError(
                     f"cannot answer in time: {name} was not loaded before the deadline"
                 ) from None
 
+    async def _change(self) -> None:
+        """Wait until something is committed, or a worker connects."""
+        waits = {
+            asyncio.ensure_future(self._view.changed()),
+            asyncio.ensure_future(self._arrived.wait()),
+        }
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
     def _least_loaded(self, deployment: Deployment | None) -> str | None:
         if deployment is None:
             return None
         tasks = (self._view.tasks.get(replica) for replica in deployment.replicas)
-        ready = [t.id for t in tasks if t is not None and _can_answer(t)]
+        ready = [t.id for t in tasks if t is not None and _can_answer(t) and self._connected(t.id)]
         return min(ready, key=lambda t: self._per_replica.get(t, 0)) if ready else None
 
     def _count(self, name: str, change: int) -> None:

@@ -19,6 +19,7 @@ import msgspec
 from zenos import __version__
 from zenos.bus.broker import Broker
 from zenos.bus.envelope import Envelope
+from zenos.bus.envelope import Kind as MessageKind
 from zenos.core import events as ev
 from zenos.core.actions import Action, Forget, Reply, StartWorker, StopWorker
 from zenos.core.config import Config
@@ -64,7 +65,7 @@ class LocalSystem:
         self._zygote_ready = zygote_ready
         self._started = time.monotonic()
         self._effects: set[asyncio.Task[None]] = set()
-        self.router = Router(config, view, inbox.put, self._send, registry.resolve)
+        self.router = Router(config, view, inbox.put, self._send, self._connected, registry.resolve)
 
     # -- effects
 
@@ -126,7 +127,15 @@ class LocalSystem:
             self.router.on_gone(task)
         log.debug("%s generation %d disconnected", task, generation)
 
-    def _send(self, task: str, kind: str, topic: str, body: bytes, priority: int) -> bool:
+    def on_connect(self, task: str, generation: int) -> None:
+        """A worker has connected, for the first time or again."""
+        log.debug("%s generation %d connected", task, generation)
+        self.router.on_connect()
+
+    def _connected(self, task: str) -> bool:
+        return self.broker is not None and self.broker.connected(task)
+
+    def _send(self, task: str, kind: MessageKind, topic: str, body: bytes, priority: int) -> bool:
         return self.broker is not None and self.broker.send(
             task, kind, topic, body, priority=priority
         )

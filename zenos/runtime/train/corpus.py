@@ -11,10 +11,12 @@ import codecs
 import fnmatch
 import glob
 import hashlib
+import itertools
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -306,39 +308,41 @@ class Corpus:
         )
 
     def _read_table(self, file: SourceFile) -> Iterator[str]:
+        with closing(_rows(file, self.spec.encoding)) as rows:
+            for number in itertools.count(1):
+                try:
+                    row = next(rows, None)
+                except OSError:
+                    raise
+                except Exception as error:
+                    raise InvalidError(
+                        f"cannot read {file.path} as {file.format} after row {number - 1}: "
+                        f"{_reason(error)}"
+                    ) from error
+                if row is None:
+                    return
+                text = self._text_of(row, number, file.path)
+                if text is not None:
+                    yield text
+
+    def _text_of(self, row: dict[str, Any], number: int, path: Path) -> str | None:
         column = self.spec.text_column
-        rows = _rows(file, self.spec.encoding)
-        number = 0
-        while True:
-            try:
-                row = next(rows, None)
-            except OSError:
-                raise
-            except Exception as error:
-                raise InvalidError(
-                    f"cannot read {file.path} as {file.format} after row {number}: {_reason(error)}"
-                ) from error
-            if row is None:
-                return
-            number += 1
-            if column not in row:
-                names = ", ".join(map(str, list(row)[:10]))
-                raise InvalidError(
-                    f"cannot find the column {column!r} in {file.path}: it has {names}; "
-                    "name one with data.text_column"
-                )
-            text = row[column]
-            if text is None:
-                continue
-            if not isinstance(text, str):
-                raise InvalidError(
-                    f"cannot use the column {column!r} of {file.path}: row {number} holds "
-                    f"{type(text).__name__}, not text"
-                )
-            yield text
+        if column not in row:
+            names = ", ".join(map(str, list(row)[:10]))
+            raise InvalidError(
+                f"cannot find the column {column!r} in {path}: it has {names}; "
+                "name one with data.text_column"
+            )
+        text = row[column]
+        if text is None or isinstance(text, str):
+            return text
+        raise InvalidError(
+            f"cannot use the column {column!r} of {path}: row {number} holds "
+            f"{type(text).__name__}, not text"
+        )
 
 
-def _rows(file: SourceFile, encoding: str) -> Iterator[dict[str, Any]]:
+def _rows(file: SourceFile, encoding: str) -> Generator[dict[str, Any]]:
     """The rows of a table, streamed by `datasets`."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import datasets

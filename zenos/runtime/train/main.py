@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
+import transformers
 
 from zenos.core import durable
 from zenos.core.errors import InvalidError, WorkerError
@@ -207,16 +208,18 @@ def _vocabulary(
 def _model(context: WorkerContext, spec: TrainSpec, vocabulary: Vocabulary) -> torch.nn.Module:
     """The model to train, in float32. Raises InvalidError when it doesn't fit the objective."""
     context.report(Progress(stage="building"))
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model: Any
     if spec.arch is not None:
         model = architectures.build(spec.arch, spec.settings, vocabulary.size, spec.seed)
-        model.config.bos_token_id = vocabulary.end_id
-        model.config.eos_token_id = vocabulary.end_id
-        model.config.pad_token_id = vocabulary.pad_id
+        for config in (model.config, getattr(model, "generation_config", None)):
+            if config is not None:
+                config.bos_token_id = config.eos_token_id = vocabulary.end_id
+                config.pad_token_id = vocabulary.pad_id
     else:
         reference = ModelRef.parse(spec.base or "")
         source = context.registry.path(context.registry.resolve(reference))
-        model = architectures.load(source, torch.float32)
+        model = architectures.load(source, torch.float32)  # without gradients, to be served
         model.requires_grad_(True)
     name = type(model).__name__
     if not name.endswith(_CLASSES[spec.objective]):
@@ -224,7 +227,7 @@ def _model(context: WorkerContext, spec: TrainSpec, vocabulary: Vocabulary) -> t
             f"cannot train {spec.arch or spec.base} ({name}) as {spec.objective}: choose an "
             "architecture of that family (llama and gpt2 for causal_lm, bert for masked_lm)"
         )
-    room = getattr(model.config, "max_position_embeddings", None)
+    room = architectures.context_length(model.config.to_dict())
     if room is not None and spec.sequence_length > room:
         raise InvalidError(
             f"cannot train on sequences of {spec.sequence_length} tokens: the model has room for "

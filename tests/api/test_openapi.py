@@ -1,0 +1,213 @@
+"""The OpenAPI document is complete, and the app does what it says: schemathesis asks."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import jsonschema
+import pytest
+import schemathesis
+from fastapi import FastAPI
+from schemathesis.checks import CHECKS
+
+from tests.api.conftest import TOKEN, serving
+from tests.api.double import Double, publish, running
+from zenos.api.app import create_app
+from zenos.api.errors import STATUS
+from zenos.api.openai_bodies import _NEUTRAL
+from zenos.core.config import Config
+from zenos.core.specs import DeploymentSpec, ProgramSpec
+from zenos.core.task import Principal, TaskSpec
+
+EXAMPLES = 20
+SOURCE: list[Path] = []  # a model's directory
+
+
+def document() -> dict[str, Any]:
+    system: Any = None  # nothing is asked of it
+    return create_app(system, Config(), TOKEN).openapi()
+
+
+OPERATIONS = [
+    (method.upper(), path)
+    for path, item in document()["paths"].items()
+    for method in item
+    # The stream that never ends has its own tests.
+    if path != "/api/events"
+]
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server in a thread of its own, as schemathesis calls without asyncio."""
+    started = threading.Event()
+    found: list[str] = []
+    loops: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    async def main(root: Path) -> None:
+        stop = asyncio.Event()
+        loops.append((asyncio.get_running_loop(), stop))
+        async with running(root, Config()) as system:
+            SOURCE[:] = [system.source]
+            program = TaskSpec(work=ProgramSpec(argv=["true"]))
+            await system.submit(program, Principal(), None)
+            await system.deploy(DeploymentSpec(model="tiny"), Principal(), None)
+            # Two to delete: what is served can't be.
+            publish(system.registry, system.source, "other")
+            await system.deploy(DeploymentSpec(model="other:1"), Principal(), None)
+            async with serving(create_app(system, Config(), TOKEN)) as url:
+                found.append(url)
+                started.set()
+                await stop.wait()
+
+    root = tmp_path_factory.mktemp("api")
+    thread = threading.Thread(target=lambda: asyncio.run(main(root)))
+    thread.start()
+    assert started.wait(20)
+    yield found[0]
+    loop, stop = loops[0]
+    loop.call_soon_threadsafe(stop.set)
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def known(case: schemathesis.Case) -> schemathesis.Case:
+    """The same case about things that exist, so that it can succeed."""
+    for name in case.path_parameters or {}:
+        thing = "tiny"
+        if case.method == "DELETE":
+            thing = "other:1" if "deployments" in case.path else "other:2"
+        case.path_parameters[name] = "t1" if name == "task" else thing
+    if case.path == "/api/schemas/{name}":
+        case.path_parameters["name"] = "train"
+    if not isinstance(case.body, dict):
+        return case
+    if case.path.startswith("/v1"):
+        for name in {*_NEUTRAL, "best_of", "stream_options", "top_logprobs", "max_tokens"}:
+            case.body.pop(name, None)
+        case.body.update(stop="x", priority=3)
+        case.body.update(
+            {"messages": [{"role": "user", "content": "x"}]}
+            if "chat" in case.path
+            else {"prompt": ["x"]}
+        )
+    elif case.path == "/api/tasks":
+        case.body = {"work": {"type": "program", "argv": ["true"]}}
+    elif case.path == "/api/deployments":
+        case.body = {"min_replicas": 0}
+    elif case.path.endswith("/aliases"):
+        case.body = {"alias": "prod", "version": 1}
+    elif case.path.endswith("/copy"):
+        case.body = {"source": "tiny", "target": "copied"}
+    elif case.path.endswith("/import"):
+        case.body = {"path": str(SOURCE[0]), "name": "imported"}
+    elif case.path.endswith("/export"):
+        case.body = {"ref": "tiny", "path": str(SOURCE[0].parent / "exported")}
+    if "model" in case.body or case.path == "/api/deployments":
+        case.body["model"] = "tiny"
+    return case
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_the_app_does_what_the_document_says(address: str, method: str, path: str) -> None:
+    schema = schemathesis.openapi.from_dict(document())
+    schema.config.update(base_url=address)
+    operation = schema[path][method]
+    modes = schemathesis.GenerationMode
+    statuses: set[int] = set()
+
+    @hypothesis.settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(
+        case=operation.as_strategy(generation_mode=modes.POSITIVE)
+        | operation.as_strategy(generation_mode=modes.POSITIVE).map(known)
+        | operation.as_strategy(generation_mode=modes.NEGATIVE)
+    )
+    def ask(case: schemathesis.Case) -> None:
+        if case.query and "follow" in case.query:
+            del case.query["follow"]
+        answer = case.call_and_validate(
+            headers={"Authorization": f"Bearer {TOKEN}"},
+            timeout=10,
+            # What joins several fields, or a name that must be registered, is no part of a JSON
+            # schema: data that fits the schema may be refused, with 400 and the reason.
+            excluded_checks=[CHECKS.get_one("positive_data_acceptance")],
+        )
+        statuses.add(answer.status_code)
+
+    ask()
+    assert {200, 201, 202} & statuses, statuses
+
+
+def test_every_route_stands_in_the_document(app: FastAPI, system: Double) -> None:
+    made = app.openapi()
+    for name, schema in made["components"]["schemas"].items():
+        jsonschema.Draft202012Validator.check_schema(schema)
+        assert schema.get("description"), name
+    assert made["components"]["schemas"]["TaskSpec"]["additionalProperties"] is False
+    assert made["security"] == [{"token": []}]
+    for path, item in made["paths"].items():
+        for method, one in item.items():
+            assert one["summary"], (method, path)
+            assert one["description"], (method, path)
+            assert {"400", "401", "403", "413", "500", "503"} <= set(one["responses"])
+            assert ("422" in one["responses"]) == (
+                path in ("/api/tasks", "/api/deployments") and method == "post"
+            )
+            if method == "post" and not path.endswith("/cancel"):
+                assert one["requestBody"]["content"]["application/json"]["schema"]
+    assert "x-zenos-type" not in str(made)
+    assert "HTTPValidationError" not in str(made)
+    assert {path for _, path in OPERATIONS} | {"/api/events"} == {
+        "/health",
+        "/metrics",
+        "/api/status",
+        "/api/nodes",
+        "/api/schemas/{name}",
+        "/api/shutdown",
+        "/api/tasks",
+        "/api/tasks/{task}",
+        "/api/tasks/{task}/cancel",
+        "/api/tasks/{task}/log",
+        "/api/events",
+        "/api/models",
+        "/api/models/{ref}",
+        "/api/models/{name}/aliases",
+        "/api/models/copy",
+        "/api/models/import",
+        "/api/models/export",
+        "/api/deployments",
+        "/api/deployments/{name}",
+        "/v1/models",
+        "/v1/models/{model}",
+        "/v1/completions",
+        "/v1/chat/completions",
+    }
+
+
+def test_every_endpoint_has_a_heading_in_the_documentation() -> None:
+    page = Path(__file__).parent.parent.parent / "docs" / "reference" / "http.md"
+    headings = {
+        line[4:] for line in page.read_text(encoding="utf-8").splitlines() if line[:4] == "### "
+    }
+    operations = {f"{method} {path}" for method, path in OPERATIONS} | {"GET /api/events"}
+    assert headings == operations
+
+
+def test_every_code_and_its_status_stand_in_the_documentation() -> None:
+    page = Path(__file__).parent.parent.parent / "docs" / "reference" / "http.md"
+    text = page.read_text(encoding="utf-8")
+    for code, status in STATUS.items():
+        if code != "no_daemon":  # a client's own
+            [row] = [line for line in text.splitlines() if line[:1] == "|" and f"`{code}`" in line]
+            assert str(status) in row

@@ -1,0 +1,211 @@
+"""The server on a real socket: what clients may not do to it, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from tests.api.conftest import TOKEN, serving, until
+from tests.api.double import Double
+from zenos.core import limits
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+HEAD = f"Host: 127.0.0.1\r\nAuthorization: Bearer {TOKEN}\r\n"
+
+
+@asynccontextmanager
+async def connected(
+    url: str,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+async def ended(reader: asyncio.StreamReader, within_s: float = 5) -> bytes:
+    """All that comes until the server closes."""
+    try:
+        return await asyncio.wait_for(reader.read(), within_s)
+    except ConnectionError:
+        return b""
+
+
+async def healthy(url: str) -> bool:
+    async with httpx.AsyncClient(base_url=url) as client:
+        return (await client.get("/health")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"GET /health HTTP/1.1\r\nHost: 127", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"],
+)
+async def test_half_open_connections_are_cut(
+    url: str, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(limits, "HEADER_TIMEOUT_S", 0.05)
+    async with connected(url) as (reader, writer):
+        writer.write(sent)
+        assert await ended(reader) == b""
+    assert await healthy(url)
+
+
+async def test_headers_without_end_are_cut(url: str) -> None:
+    async with connected(url) as (reader, writer):
+        writer.write(b"GET /health HTTP/1.1\r\n")
+        answer = asyncio.ensure_future(ended(reader))
+        sent = 0
+        while not answer.done() and sent < 10 * limits.MIB:
+            writer.write(b"X-Long: " + b"y" * 8000 + b"\r\n")
+            sent += 8000
+            await asyncio.wait({answer}, timeout=0.01)
+        assert sent < limits.MIB
+        assert (await answer)[:12] in (b"HTTP/1.1 400", b"")
+    assert await healthy(url)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"\x00" * 1000,
+        b"GET\r\n\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\n\r\n",
+        b"GET http://[::1 HTTP/1.1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /api/tasks HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        b"POST /api/tasks HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFFFF\r\n",
+        b"GET /health HTTP/9.9\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ],
+)
+async def test_garbage_is_refused_and_harms_nobody(url: str, garbage: bytes) -> None:
+    async with connected(url) as (reader, writer):
+        writer.write(garbage)
+        writer.write_eof()
+        answer = await ended(reader)
+        assert answer == b"" or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 505")), answer
+    assert await healthy(url)
+
+
+async def test_an_answer_before_the_body_was_sent_reaches_the_client(url: str) -> None:
+    """27 MB are refused at once, and the refusal is not lost in a reset."""
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    async with httpx.AsyncClient(base_url=url, headers=headers) as client:
+        for path, auth, status in (
+            ("/v1/completions", TOKEN, 413),
+            ("/v1/completions", "wrong", 401),
+        ):
+            answer = await client.post(
+                path, content=b"x" * 27_000_000, headers={"Authorization": f"Bearer {auth}"}
+            )
+            assert answer.status_code == status
+
+
+async def test_a_connection_goes_on_after_a_refused_body(url: str) -> None:
+    async with connected(url) as (reader, writer):
+        size = limits.BODY_BYTES_MAX + 1
+        writer.write(f"POST /x HTTP/1.1\r\n{HEAD}Content-Length: {size}\r\n\r\n".encode())
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 413")
+        writer.write(b"x" * size)
+        writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        rest = await ended(reader)
+        assert b"HTTP/1.1 200" in rest
+
+
+async def test_a_refused_body_that_never_comes_is_cut(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "HEADER_TIMEOUT_S", 0.1)
+    async with connected(url) as (reader, writer):
+        writer.write(f"POST /x HTTP/1.1\r\n{HEAD}Content-Length: 99999999\r\n\r\n".encode())
+        answer = await ended(reader)
+        assert answer.startswith(b"HTTP/1.1 413")
+
+
+async def test_requests_in_a_row_are_answered_in_order(url: str) -> None:
+    async with connected(url) as (reader, writer):
+        one = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        two = b"GET /nope HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        last = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        writer.write(one + two + last)
+        answer = await ended(reader)
+        assert re.findall(rb"HTTP/1\.1 ([0-9]+)", answer) == [b"200", b"401", b"200"]
+
+
+async def test_a_client_that_reads_nothing_is_cut(
+    url: str, system: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SEND_STALL_S", 0.2)
+    system.words = ["x" * 100_000] * 1000
+    body = b'{"model":"tiny","prompt":"x","stream":true}'
+    host, port = url.removeprefix("http://").split(":")
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.setblocking(False)
+    try:
+        await asyncio.get_running_loop().sock_connect(client, (host, int(port)))
+        head = f"POST /v1/completions HTTP/1.1\r\n{HEAD}Content-Length: {len(body)}\r\n\r\n"
+        await asyncio.get_running_loop().sock_sendall(client, head.encode() + body)
+        await until(lambda: system.open == 1)
+        await until(lambda: system.open == 0)
+        [said] = system.said.values()
+        assert said < 1000
+    finally:
+        client.close()
+    assert await healthy(url)
+
+
+async def test_many_idle_connections_make_room(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CONNECTIONS_MAX", 4)
+    host, port = url.removeprefix("http://").split(":")
+    pairs = [await asyncio.open_connection(host, int(port)) for _ in range(12)]
+    try:
+        assert await healthy(url)
+        waiting = [asyncio.ensure_future(reader.read()) for reader, _ in pairs]
+        await until(lambda: sum(task.done() for task in waiting) >= 8)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+    finally:
+        for _, writer in pairs:
+            writer.transport.abort()
+
+
+async def test_it_ends_gracefully_and_leaves_signals_alone(app: FastAPI, system: Double) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    async with serving(app) as url:
+        assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+        assert await healthy(url)
+    with pytest.raises(httpx.ConnectError):
+        await healthy(url)
+
+
+async def test_ending_closes_generations(
+    app: FastAPI, system: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zenos.api.server.STOP_GRACE_S", 0.2)
+    system.gate = asyncio.Event()
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    async with httpx.AsyncClient(headers=headers) as client:
+        async with serving(app) as url:
+            body = {"model": "tiny", "prompt": "x"}
+            request = asyncio.ensure_future(client.post(f"{url}/v1/completions", json=body))
+            await until(lambda: system.open == 1)
+        assert system.open == 0
+        answer = await request
+        assert answer.status_code == 503
+        assert "going down" in answer.json()["error"]["message"]

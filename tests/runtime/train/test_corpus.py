@@ -1,0 +1,211 @@
+"""Reading corpora: every kind of file, every kind of damage, and the split."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from zenos.core.errors import InvalidError
+from zenos.core.specs import DataSpec
+from zenos.runtime.train.corpus import Corpus
+
+from .helpers import sentences, write_corpus
+
+
+def read(*paths: object, **changes: Any) -> list[str]:
+    corpus = Corpus(DataSpec(paths=[str(p) for p in paths], **changes))
+    return [document.text for document in corpus.documents()]
+
+
+def refused(*paths: object, **changes: Any) -> str:
+    with pytest.raises(InvalidError) as caught:
+        read(*paths, **changes)
+    assert caught.value.message.startswith("cannot ")
+    return caught.value.message
+
+
+def test_directories_files_and_globs_give_the_same_documents(tmp_path: Path) -> None:
+    root = write_corpus(tmp_path / "c", files=3, words=300)
+    (root / "sub").mkdir()
+    (root / "sub" / "x.txt").write_text("deep\n")
+    (root / ".hidden").write_text("no")
+    (root / "__pycache__").mkdir()
+    (root / "__pycache__" / "y.txt").write_text("no")
+    whole = read(root)
+    assert whole == read(root / "*.txt", root / "sub" / "**" / "*")
+    assert "".join(whole) == "".join(
+        p.read_text() for p in [*sorted(root.glob("*.txt")), root / "sub" / "x.txt"]
+    )
+    assert read(root / "00.txt", root / "00.txt") == read(root / "00.txt")
+    assert "no" not in whole
+
+
+def test_exclude_leaves_out_files_and_directories(tmp_path: Path) -> None:
+    root = write_corpus(tmp_path / "c", files=2, words=50)
+    (root / "test").mkdir()
+    (root / "test" / "t.txt").write_text("left out")
+    assert "left out" in read(root)
+    assert "left out" not in read(root, exclude=["*/test/*"])
+    assert "left out" not in read(root, exclude=[str(root / "test")])
+    assert "every file" in refused(root / "00.txt", exclude=["*.txt"])
+
+
+def test_a_large_file_is_cut_at_line_ends_without_loss(tmp_path: Path) -> None:
+    text = sentences(1, 30_000)
+    path = tmp_path / "one.txt"
+    path.write_text(text)
+    documents = read(path)
+    assert len(documents) > 20
+    assert "".join(documents) == text
+    assert all(d.endswith("\n") for d in documents[:-1])
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-16", "latin-1", "utf-8"])
+def test_encodings(tmp_path: Path, encoding: str) -> None:
+    text = "caf\u00e9\n" if encoding == "latin-1" else "你好,世界。𠀀\n"
+    # Long enough for characters to lie across block boundaries.
+    text *= 300_000 if encoding == "gb18030" else 10
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    assert "".join(read(tmp_path / "a.txt", encoding=encoding)) == text
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello")
+    assert read(tmp_path / "a.txt") == ["hello"]
+
+
+def test_an_unknown_encoding_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    assert "'klingon'" in refused(tmp_path / "a.txt", encoding="klingon")
+    assert "encoding" in refused(tmp_path / "a.txt", encoding="base64")
+
+
+def test_invalid_utf8_names_file_and_place(tmp_path: Path) -> None:
+    path = tmp_path / "bad.txt"
+    path.write_bytes(b"good " * 300_000 + b"\xff\xfe rest")
+    message = refused(path)
+    assert str(path) in message
+    assert "byte 1500000" in message
+    assert "--encoding" in message
+    assert str(path) in refused(tmp_path)
+
+
+def test_empty_binary_missing_and_odd_files_are_named(tmp_path: Path) -> None:
+    empty, binary = tmp_path / "empty.txt", tmp_path / "data.bin"
+    empty.touch()
+    binary.write_bytes(bytes(range(256)) * 10)
+    assert f"{empty}: it is empty" in refused(empty)
+    assert f"{binary}: it is binary" in refused(binary)
+    late = tmp_path / "late.txt"
+    late.write_bytes(b"a" * 20_000 + b"\0")
+    assert f"{late}: it is binary" in refused(late)
+    late.unlink()
+    assert "no such file" in refused(tmp_path / "missing.txt")
+    assert "no file matches" in refused(tmp_path / "*.nothing")
+    os.mkfifo(tmp_path / "pipe")
+    assert "not a regular file" in refused(tmp_path / "pipe")
+    assert "no text files" in refused(tmp_path)
+    blank = tmp_path / "blank.txt"
+    blank.write_text(" \n\n ")
+    with pytest.raises(InvalidError, match="no text in it"):
+        Corpus(DataSpec(paths=[str(blank)])).survey()
+
+
+def test_unreadable_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "secret.txt"
+    path.write_text("x")
+    real = Path.open
+
+    def refuse(self: Path, *args: Any, **more: Any) -> Any:
+        if self == path:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(self, *args, **more)
+
+    # The tests may run as root, for whom nothing is unreadable.
+    monkeypatch.setattr(Path, "open", refuse)
+    assert refused(path) == f"cannot read {path}: Permission denied"
+    assert refused(tmp_path) == f"cannot read {path}: Permission denied"
+
+
+def test_directories_skip_binaries_and_say_how_many(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.bin").write_bytes(b"\0\1")
+    corpus = Corpus(DataSpec(paths=[str(tmp_path)]))
+    assert corpus.skipped == [tmp_path / "b.bin"]
+    assert corpus.survey().skipped == 1
+
+
+def test_tables(tmp_path: Path) -> None:
+    texts = ["one", "two, with comma", "NA", "vier\nLinien", "五"]
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in enumerate(texts))
+    )
+    csv = "id,text\n" + "".join(f'{i},"{t}"\n' for i, t in enumerate(texts))
+    (tmp_path / "a.csv").write_text(csv)
+    (tmp_path / "g.csv").write_bytes(csv.encode("gb18030"))
+    pq.write_table(pa.table({"text": texts, "id": range(5)}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.jsonl") == texts
+    assert read(tmp_path / "a.csv") == texts
+    assert read(tmp_path / "a.parquet") == texts
+    assert read(tmp_path / "g.csv", encoding="gb18030") == texts
+    assert read(tmp_path / "a.parquet", text_column="text", format="parquet") == texts
+
+
+def test_broken_tables_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "fine"}\n{"text": "bro')
+    assert str(path) in refused(path)
+    path.write_text('{"body": "fine"}\n')
+    message = refused(path)
+    assert "'text'" in message
+    assert "body" in message
+    path.write_text('{"text": 5}\n')
+    assert "not text" in refused(path)
+    parquet = tmp_path / "a.parquet"
+    parquet.write_text("no parquet at all")
+    assert str(parquet) in refused(parquet)
+    parquet.write_bytes(b"PAR1" + b"x" * 100)
+    assert str(parquet) in refused(parquet)
+    csv = tmp_path / "a.csv"
+    csv.write_bytes(b"text\n\xff\xfe\n")
+    assert str(csv) in refused(csv)
+
+
+def test_the_split_hangs_on_content_alone(tmp_path: Path) -> None:
+    first = write_corpus(tmp_path / "a", files=60, words=60)
+    survey = Corpus(spec := DataSpec(paths=[str(first)], eval_fraction=0.2)).survey()
+    held = {d.text for d in Corpus(spec).documents() if survey.holds_out(d)}
+    assert 3 <= len(held) <= 24
+    second = tmp_path / "b"
+    second.mkdir()
+    for number, path in enumerate(sorted(first.iterdir(), reverse=True)):
+        (second / f"{number:03d}.txt").write_bytes(path.read_bytes())
+    (second / "more.txt").write_text("something else entirely")
+    other = Corpus(spec2 := DataSpec(paths=[str(second)], eval_fraction=0.2))
+    again = other.survey()
+    assert again.digest != survey.digest
+    held_again = {d.text for d in Corpus(spec2).documents() if again.holds_out(d)}
+    assert held_again - {"something else entirely"} == held
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1e-9, 0.5])
+def test_something_is_held_out_and_something_is_left(tmp_path: Path, fraction: float) -> None:
+    (tmp_path / "a.txt").write_text("alpha")
+    (tmp_path / "b.txt").write_text("beta")
+    corpus = Corpus(DataSpec(paths=[str(tmp_path)], eval_fraction=fraction))
+    survey = corpus.survey()
+    held = [survey.holds_out(d) for d in corpus.documents()]
+    assert sum(held) == (1 if fraction else 0)
+
+
+def test_one_document_is_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("alpha")
+    corpus = Corpus(DataSpec(paths=[str(tmp_path)], eval_fraction=0.5))
+    survey = corpus.survey()
+    assert not any(survey.holds_out(d) for d in corpus.documents())

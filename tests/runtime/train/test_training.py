@@ -1,0 +1,435 @@
+"""Whole runs in this process: from files to a registered model, stopping, going on, failing."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from zenos.core.specs import TrainSpec
+from zenos.runtime import architectures, worker
+from zenos.runtime import context as context_module
+from zenos.runtime.context import EXIT_SUSPENDED, WorkerContext
+from zenos.runtime.train.checkpoint import Checkpoints
+from zenos.runtime.train.main import main
+
+from .helpers import Bus, error, make_context, make_task, result, spec, write_corpus
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs a spec as one generation of task t1; gives the exit code and the context."""
+    monkeypatch.setattr(WorkerContext, "install_signal_handlers", lambda self: None)
+    monkeypatch.setattr(context_module, "REPORT_EVERY_S", 0.0)
+
+    def go(
+        work: TrainSpec, generation: int = 1, bus: Bus | None = None, task: str = "t1"
+    ) -> tuple[int, WorkerContext]:
+        context = make_context(
+            tmp_path / "home", make_task(work, generation=generation, task=task), bus
+        )
+        return worker.run(context, main), context
+
+    return go
+
+
+def weights(context: WorkerContext, name: str = "tiny") -> str:
+    version = context.registry.resolve(name)
+    return version.files["model.safetensors"].digest
+
+
+def test_a_causal_model_from_files_to_the_registry(run: Any, corpus: Path) -> None:
+    bus = Bus()
+    code, context = run(spec(corpus, steps=150, eval_every=50), bus=bus)
+    assert code == 0, error(context)
+    found = result(context)
+    version = context.registry.resolve("tiny")
+    assert found["model"] == version.ref == "tiny:1"
+    assert version.arch == "llama"
+    assert version.lineage.task == "t1"
+    assert version.lineage.data_hash
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= version.files.keys()
+    # It has learned something: more than how often which token comes.
+    assert found["eval_loss"] < found["unigram_loss"] * 0.8
+    assert found["bigram_loss"] < found["unigram_loss"]
+    assert found["perplexity"] == pytest.approx(math.exp(found["eval_loss"]))
+    assert found["bits_per_byte"] == pytest.approx(
+        found["eval_loss"] / math.log(2) * found["eval_tokens"] / found["eval_bytes"]
+    )
+    size = sum(p.stat().st_size for p in corpus.iterdir())
+    assert found["corpus_bytes"] == size
+    assert found["parameters"] == version.parameters
+    assert found["steps"] == 150
+    assert found["tokens"] == 150 * 4 * 32
+    curve = version.curve
+    assert [p[0] for p in curve] == sorted({p[0] for p in curve})
+    assert [p[0] for p in curve if p[2] is not None] == [50, 100, 150]
+    assert curve[-1][1] < curve[0][1]
+    stages = list(dict.fromkeys(p.stage for p in bus.progress))
+    assert stages == [
+        "reading", "tokenizer", "packing", "building", "training", "saving", "evaluating",
+        "publishing",
+    ]  # fmt: skip
+    last = [p for p in bus.progress if p.stage == "training"][-1]
+    assert last.total == 150
+    assert last.left_s is not None
+    assert last.tokens_per_s
+    # Nothing is left of the run but the model and the caches.
+    assert not context.home.checkpoint("t1").exists()
+
+
+def test_the_published_model_is_the_measured_one(run: Any, corpus: Path) -> None:
+    """Loaded by transformers, the held-out loss is what the metrics say."""
+    from zenos.runtime.train.packing import Packed, held_out_windows
+
+    code, context = run(spec(corpus, steps=30))
+    assert code == 0, error(context)
+    version = context.registry.resolve("tiny")
+    model: Any = architectures.load(context.registry.path(version), torch.float32)
+    packed = Packed(next((context.home.cache / "packs").iterdir()))
+    windows = torch.from_numpy(held_out_windows(packed.eval, length=33, stride=32, count_max=10**6))
+    with torch.no_grad():
+        logits = model(input_ids=windows[:, :-1]).logits
+    loss = torch.nn.functional.cross_entropy(
+        logits.reshape(-1, logits.size(-1)), windows[:, 1:].reshape(-1)
+    )
+    assert loss.item() == pytest.approx(result(context)["eval_loss"], rel=1e-5)
+    assert model.config.eos_token_id == model.config.bos_token_id == 0
+    assert model.generation_config.eos_token_id == 0
+
+
+def test_a_masked_model(run: Any, corpus: Path) -> None:
+    work = spec(
+        corpus,
+        arch="bert-nano",
+        settings={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
+        objective="masked_lm",
+        steps=250,
+        eval_every=125,
+        eval_batches=20,
+        learning_rate=5e-3,
+    )
+    code, context = run(work)
+    assert code == 0, error(context)
+    found = result(context)
+    assert context.registry.resolve("tiny").family == "encoder"
+    assert found["eval_loss"] < found["unigram_loss"]
+    assert found["objective"] == "masked_lm"
+
+
+@pytest.mark.parametrize(
+    ("arch", "objective"),
+    [("bert-nano", "causal_lm"), ("llama-nano", "masked_lm"), ("t5-nano", "causal_lm")],
+)
+def test_architecture_and_objective_must_fit(
+    run: Any, corpus: Path, arch: str, objective: str
+) -> None:
+    code, context = run(spec(corpus, arch=arch, settings={}, objective=objective))
+    assert code == 1
+    assert error(context)["code"] == "invalid"
+    assert f"cannot train {arch}" in error(context)["message"]
+
+
+def test_stop_saves_and_the_next_generation_goes_on_to_the_same_weights(
+    run: Any, corpus: Path
+) -> None:
+    work = spec(corpus, checkpoint_every=1000)
+    code, context = run(work, task="whole")
+    assert code == 0, error(context)
+    expected = weights(context)
+
+    bus = Bus()
+    bus.on_progress = lambda p: bus.say_stop(save=True) if p.done == 7 else None
+    code, context = run(work, bus=bus)
+    assert code == EXIT_SUSPENDED == 75
+    assert result(context) == {"suspended": True, "step": 7}
+    assert Checkpoints(context.home.checkpoint("t1")).latest()[0] is not None
+    assert len(context.registry.list()) == 1
+
+    code, context = run(work, generation=2)
+    assert code == 0, error(context)
+    assert result(context)["model"] == "tiny:2"
+    assert weights(context) == expected
+    whole, resumed = context.registry.list()
+    assert whole.curve == resumed.curve
+    assert whole.metrics["eval_loss"] == resumed.metrics["eval_loss"]
+
+
+def test_stop_before_the_first_step(run: Any, corpus: Path) -> None:
+    for stage in ("reading", "tokenizer", "packing", "building"):
+        bus = Bus()
+        bus.on_progress = lambda p, s=stage, b=bus: b.say_stop(save=True) if p.stage == s else None
+        code, context = run(spec(corpus, vocab_size=333), bus=bus)
+        assert code == EXIT_SUSPENDED, stage
+        assert result(context) == {"suspended": True, "step": 0}
+    code, context = run(spec(corpus, vocab_size=333))
+    assert code == 0, error(context)
+
+
+def test_stop_without_saving(run: Any, corpus: Path) -> None:
+    bus = Bus()
+    bus.on_progress = lambda p: bus.say_stop(save=False) if p.done == 3 else None
+    code, context = run(spec(corpus), bus=bus)
+    assert code == 1
+    assert "without saving" in error(context)["message"]
+
+
+def test_a_resume_that_would_change_the_numerics_is_refused(
+    run: Any, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = Bus()
+    bus.on_progress = lambda p: bus.say_stop(save=True) if p.done == 5 else None
+    work = spec(corpus)
+    assert run(work, bus=bus)[0] == EXIT_SUSPENDED
+    torch.set_num_threads(2)
+    code, context = run(work, generation=2)
+    assert code == 1
+    assert error(context)["code"] == "refused"
+    assert "threads was '1' and is '2'" in error(context)["message"]
+    code, context = run(msgspec.structs.replace(work, inexact=True), generation=3)
+    assert code == 0, error(context)
+
+
+def test_publishing_once_though_killed_after_it(run: Any, corpus: Path) -> None:
+    work = spec(corpus)
+    code, context = run(work)
+    assert code == 0
+    first = result(context)
+    # As after a kill between publishing and the exit: the version is there, the rest is forgotten.
+    code, context = run(work, generation=2)
+    assert code == 0
+    assert result(context) == first
+    assert len(context.registry.list()) == 1
+
+
+def test_resuming_needs_the_cache_alone(run: Any, tmp_path: Path) -> None:
+    own = write_corpus(tmp_path / "own")
+    bus = Bus()
+    bus.on_progress = lambda p: bus.say_stop(save=True) if p.done == 5 else None
+    work = spec(own)
+    assert run(work, bus=bus)[0] == EXIT_SUSPENDED
+    text = (own / "00.txt").read_text()
+    (own / "00.txt").write_text("changed")
+    code, context = run(work, generation=2, bus=(again := Bus()))
+    assert code == 0, error(context)
+    assert "reading" not in {p.stage for p in again.progress}
+    assert text
+
+
+def test_without_the_cache_a_changed_corpus_is_refused(run: Any, tmp_path: Path) -> None:
+    import shutil
+
+    own = write_corpus(tmp_path / "own")
+    bus = Bus()
+    bus.on_progress = lambda p: bus.say_stop(save=True) if p.done == 5 else None
+    work = spec(own)
+    code, context = run(work, bus=bus)
+    assert code == EXIT_SUSPENDED
+    shutil.rmtree(context.home.cache)
+    text = (own / "00.txt").read_text()
+    (own / "00.txt").write_text("changed")
+    code, context = run(work, generation=2)
+    assert code == 1
+    assert "the corpus has changed" in error(context)["message"]
+    (own / "00.txt").write_text(text)
+    code, context = run(work, generation=3)
+    assert code == 0, error(context)
+
+
+def test_a_damaged_checkpoint_gives_the_one_before_and_the_same_weights(
+    run: Any, corpus: Path
+) -> None:
+    work = spec(corpus, checkpoint_every=2)
+    assert run(work, task="whole")[0] == 0
+    bus = Bus()
+    bus.on_progress = lambda p: bus.say_stop(save=True) if p.done == 9 else None
+    code, context = run(work, bus=bus)
+    assert code == EXIT_SUSPENDED
+    root = context.home.checkpoint("t1")
+    newest = sorted(root.glob("step-*"))[-1]
+    assert newest.name == "step-000000009"
+    data = bytearray((newest / "model.safetensors").read_bytes())
+    data[-5] ^= 4
+    (newest / "model.safetensors").write_bytes(data)
+    code, context = run(work, generation=2, bus=(again := Bus()))
+    assert code == 0, error(context)
+    notes = [p.note for p in again.progress if p.note]
+    assert any("step-000000009" in note for note in notes)
+    whole, resumed = context.registry.list()
+    assert whole.files["model.safetensors"] == resumed.files["model.safetensors"]
+
+
+def test_best_weights_are_published_when_the_last_are_worse(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tiny corpus gone over many times is learned by heart: the held-out loss rises again."""
+    own = write_corpus(tmp_path / "small", files=3, words=200)
+    work = spec(own, steps=160, eval_every=20, learning_rate=1e-2, learning_rate_min=1e-2)
+    code, context = run(work)
+    assert code == 0, error(context)
+    version = context.registry.resolve("tiny")
+    held = {int(p[0] or 0): p[2] for p in version.curve if p[2] is not None}
+    best = min(held, key=lambda s: held[s] or 0.0)
+    assert best < 160
+    assert version.metrics["published_step"] == best
+    assert version.metrics["eval_loss"] < (held[160] or 0.0)
+
+
+def test_accumulation_and_a_budget_of_time(run: Any, corpus: Path) -> None:
+    work = spec(corpus, steps=None, epochs=500.0, time_budget_s=2.0, accumulate=2, eval_every=1000)
+    code, context = run(work, bus=(bus := Bus()))
+    assert code == 0, error(context)
+    found = result(context)
+    assert 10 < found["steps"] < 20_000
+    assert found["trained_s"] < 2.0 * 1.6
+    assert found["tokens"] == found["steps"] * 2 * 4 * 32
+    assert any("fit the time budget" in p.note for p in bus.progress)
+
+
+def test_a_planned_budget_stays_over_a_resume(run: Any, corpus: Path) -> None:
+    bus = Bus()
+
+    def stop_later(progress: Any) -> None:
+        if progress.stage == "training" and progress.total and progress.done > progress.total / 2:
+            bus.say_stop(save=True)
+
+    bus.on_progress = stop_later
+    work = spec(corpus, steps=None, epochs=500.0, time_budget_s=2.0, eval_every=1000)
+    code, context = run(work, bus=bus)
+    assert code == EXIT_SUSPENDED
+    checkpoint, _ = Checkpoints(context.home.checkpoint("t1")).latest()
+    assert checkpoint is not None
+    planned = checkpoint.state.plan.steps
+    code, context = run(work, generation=2)
+    assert code == 0, error(context)
+    assert result(context)["steps"] == planned
+
+
+def test_going_on_from_a_registered_model(run: Any, corpus: Path, tmp_path: Path) -> None:
+    code, context = run(spec(corpus, steps=60))
+    assert code == 0, error(context)
+    first = result(context)
+    work = spec(corpus, model="more", arch=None, base="tiny", settings={}, steps=60, warmup=1)
+    code, context = run(work, task="t2")
+    assert code == 0, error(context)
+    version = context.registry.resolve("more")
+    assert version.lineage.parent == "tiny:1"
+    assert (
+        version.files["tokenizer.json"] == context.registry.resolve("tiny").files["tokenizer.json"]
+    )
+    assert result(context)["eval_loss"] < first["eval_loss"]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_advice(run: Any, corpus: Path) -> None:
+    code, context = run(
+        spec(
+            corpus,
+            learning_rate=10.0,
+            learning_rate_min=10.0,
+            clip=1e6,
+            steps=200,
+            warmup=0,
+            weight_decay=10.0,
+        )
+    )
+    if code == 0:
+        assert math.isfinite(result(context)["train_loss"])
+    else:
+        assert "lower learning_rate" in error(context)["message"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arch": "lama-nano"}, "llama-nano"),
+        ({"settings": {"hiden_size": 64}}, "hidden_size"),
+        ({"sequence_length": 9000}, "cannot"),
+        ({"arch": None, "settings": {}, "base": "nothing"}, "cannot find the model 'nothing'"),
+        ({"tokenizer": "nothing:3"}, "cannot find the model 'nothing'"),
+    ],
+)
+def test_bad_specifications(run: Any, corpus: Path, changes: dict[str, Any], message: str) -> None:
+    code, context = run(spec(corpus, **changes))
+    assert code == 1
+    assert error(context)["message"].startswith("cannot ")
+    assert message in error(context)["message"]
+
+
+def test_a_corpus_without_held_out_text(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("word " * 300)
+    code, context = run(spec(tmp_path / "one.txt"))
+    assert code == 0, error(context)
+    assert "nothing was held out" in result(context)["note"]
+
+
+def test_two_runs_with_one_seed_are_the_same_and_with_another_not(run: Any, corpus: Path) -> None:
+    found = []
+    for task, seed in (("a", 1), ("b", 1), ("c", 2)):
+        code, context = run(spec(corpus, seed=seed, model=f"m{task}"), task=task)
+        assert code == 0, error(context)
+        found.append(weights(context, f"m{task}"))
+    assert found[0] == found[1] != found[2]
+
+
+def test_bfloat16_and_dropout_are_bit_exact_over_a_resume(run: Any, corpus: Path) -> None:
+    work = spec(
+        corpus,
+        arch="gpt-nano",
+        settings={
+            "n_embd": 32,
+            "n_layer": 2,
+            "resid_pdrop": 0.1,
+            "attn_pdrop": 0.1,
+            "n_head": 2,
+            "n_inner": 64,
+        },
+        dtype="bfloat16",
+    )
+    assert run(work, task="whole")[0] == 0
+    bus = Bus()
+    bus.on_progress = lambda p: bus.say_stop(save=True) if p.done == 6 else None
+    assert run(work, bus=bus)[0] == EXIT_SUSPENDED
+    code, context = run(work, generation=2)
+    assert code == 0, error(context)
+    whole, resumed = context.registry.list()
+    assert whole.files["model.safetensors"] == resumed.files["model.safetensors"]
+
+
+def test_a_full_disk_during_a_checkpoint_is_told_and_training_goes_on(
+    run: Any, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Checkpoints._write
+    seen = threading.Event()
+
+    def full(self: Checkpoints, state: Any, parts: Any) -> None:
+        if state.step == 4:
+            seen.set()
+            raise OSError(28, "No space left on device")
+        real(self, state, parts)
+
+    monkeypatch.setattr(Checkpoints, "_write", full)
+    bus = Bus()
+    code, context = run(spec(corpus), bus=bus)
+    assert code == 0, error(context)
+    assert seen.is_set()
+    notes = [p.note for p in bus.progress if p.note]
+    assert any("cannot write a checkpoint" in n and "No space left" in n for n in notes), notes

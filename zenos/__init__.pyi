@@ -1,0 +1,4 @@
+from zenos.client import connect as connect
+from zenos.client import connect_async as connect_async
+
+__version__: str

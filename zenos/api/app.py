@@ -1,0 +1,68 @@
+"""The app: the gate, the routes of each noun, one map of errors, one OpenAPI document."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from zenos import __version__
+from zenos.api import errors, events, models, openai, schema, serving, system, tasks
+from zenos.api.auth import Gate
+from zenos.api.common import home_of
+from zenos.api.metrics import Metered, Metrics
+from zenos.api.ports import System
+from zenos.core.config import Config
+from zenos.core.errors import ZenosError
+
+
+def create_app(system_: System, config: Config, token: str) -> FastAPI:
+    """The HTTP interface of a running system.
+
+    `token` opens everything but `GET /health`. Set `app.state.closing` to end open streams.
+    """
+    app = FastAPI(
+        title="zenos",
+        version=__version__,
+        openapi_url="/openapi.json",
+        docs_url=None,  # they load scripts from elsewhere, and a browser has no token
+        redoc_url=None,
+        redirect_slashes=False,
+        default_response_class=Response,
+    )
+    app.state.system = system_
+    app.state.metrics = Metrics()
+    app.state.closing = asyncio.Event()
+    for noun in (system, openai, tasks, models, serving, events):
+        app.include_router(noun.router)
+    app.add_exception_handler(ZenosError, _zenos_error)
+    app.add_exception_handler(RequestValidationError, _bad_parameters)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_middleware(Gate, config=config, token=token)
+    app.add_middleware(Metered, metrics=app.state.metrics)
+    app.openapi = partial(schema.document, app)  # type: ignore[method-assign]
+    return app
+
+
+async def _zenos_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, ZenosError):
+        error = errors.unexpected(error)
+    return errors.respond(error, home_of(request))
+
+
+async def _bad_parameters(request: Request, error: Exception) -> Response:
+    problems = list(error.errors()) if isinstance(error, RequestValidationError) else []
+    return errors.respond(errors.of_parameters(problems or [{}]))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    response = errors.of_status(status, request.url.path, request.method)
+    allow = (error.headers or {}).get("Allow") if isinstance(error, HTTPException) else None
+    if allow:
+        response.headers["Allow"] = allow
+    return response

@@ -1,0 +1,295 @@
+"""The gate before everything else: who asks, from where, and how much.
+
+A pure ASGI middleware, so that no path, method or framework feature lies outside of it. In order:
+
+1. header and path sizes (431, 414);
+2. Host and Origin against the allow-list (403): a browser is a way in even on 127.0.0.1, since any
+   page can have its own name resolve to it;
+3. the bearer token, compared in constant time, on everything but `GET /health` (401);
+4. the body: its size, alone and together with all others (413, 503), and its time (408).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import logging
+import re
+from collections.abc import Iterable
+from typing import Final
+from urllib.parse import urlsplit
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from zenos.api import errors
+from zenos.core import limits
+from zenos.core.config import Config
+from zenos.core.errors import (
+    RefusedError,
+    TooLargeError,
+    UnauthorizedError,
+    UnavailableError,
+    ZenosError,
+)
+from zenos.core.task import Principal
+
+log = logging.getLogger(__name__)
+
+PRINCIPAL: Final = "zenos.principal"
+_LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+_WILDCARDS: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - names of it, nothing is bound
+_SECURITY_HEADERS: Final = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+_HOST: Final = re.compile(r"^(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]@/\\\s]+))(?::[0-9]{1,5})?$")
+
+
+class Gate:
+    """Lets in what may come in, with its body read; answers the rest itself."""
+
+    def __init__(self, app: ASGIApp, config: Config, token: str) -> None:
+        self.app = app
+        self._token = token.encode()
+        own = {config.host.lower()} - _WILDCARDS
+        self._hosts = _LOOPBACK_NAMES | own | {host.lower() for host in config.allowed_hosts}
+        self._bodies_bytes = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            # There is no WebSocket here; none gets past.
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        answering = _Answering(send)
+        held = _Held(self)
+        try:
+            refusal = self._check(scope)
+            if refusal is None:
+                body = await self._body(scope, receive, held)
+                scope[PRINCIPAL] = Principal()
+                await self.app(scope, _Replay(body, receive), answering.holding(held))
+                return
+        except _RefusedBody as refused:
+            refusal = refused.response
+        except ZenosError as error:
+            refusal = errors.respond(error)
+        except asyncio.CancelledError:
+            if answering.started:
+                raise
+            # Only the server cancels, when it ends; its client hears why.
+            refusal = errors.respond(UnavailableError("cannot answer: the daemon is going down"))
+        except Exception as error:  # noqa: BLE001 - the last line: logged, and answered with 500
+            refusal = errors.respond(errors.unexpected(error))
+            if answering.started:
+                # Too late to say so: the missing end tells the client.
+                raise ConnectionAbortedError from None
+        finally:
+            held.release()
+        await refusal(scope, receive, answering)
+
+    # -- 1 to 3
+
+    def _check(self, scope: Scope) -> Response | None:
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        if sum(len(name) + len(value) + 4 for name, value in headers) > limits.HEADER_BYTES_MAX:
+            return errors.answer(
+                431,
+                "too_large",
+                f"cannot take headers of more than {limits.HEADER_BYTES_MAX} bytes",
+            )
+        path_bytes = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+        if path_bytes > limits.PATH_CHARS_MAX:
+            return errors.answer(
+                414,
+                "too_large",
+                f"cannot take a path and query of more than {limits.PATH_CHARS_MAX} characters",
+            )
+        self._check_host(headers, scope)
+        if not (scope["path"] == "/health" and scope["method"] == "GET"):
+            self._check_token(_values(headers, b"authorization"))
+        return None
+
+    def _check_host(self, headers: list[tuple[bytes, bytes]], scope: Scope) -> None:
+        hosts = _values(headers, b"host")
+        if len(hosts) != 1 or not self._is_ours(_host_name(hosts[0].decode("latin-1")), scope):
+            raise RefusedError(
+                "cannot answer for this Host: call the daemon by its address, "
+                "or add the name to allowed_hosts in zenos.yaml"
+            )
+        for origin in _values(headers, b"origin"):
+            if not self._is_ours(_origin_name(origin.decode("latin-1")), scope):
+                raise RefusedError(
+                    "cannot answer pages of this Origin: add its host to allowed_hosts in "
+                    "zenos.yaml if you trust it"
+                )
+
+    def _is_ours(self, name: str | None, scope: Scope) -> bool:
+        """Whether it is in the list, or the very address on which the connection came in."""
+        if name is None:
+            return False
+        if name in self._hosts:
+            return True
+        server = scope.get("server")
+        return server is not None and _same_address(name, server[0])
+
+    def _check_token(self, given: list[bytes]) -> None:
+        scheme, _, token = (given[0] if len(given) == 1 else b"").partition(b" ")
+        # Compared in any case, so that the time does not tell why it was refused.
+        same = hmac.compare_digest(token.strip(), self._token)
+        if not (same and scheme.lower() == b"bearer"):
+            raise UnauthorizedError
+
+    # -- 4
+
+    async def _body(self, scope: Scope, receive: Receive, held: _Held) -> bytes:
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        lengths = _values(headers, b"content-length")
+        if lengths and (len(lengths) > 1 or not lengths[0].isdigit() or len(lengths[0]) > 18):
+            raise _RefusedBody(errors.answer(400, "invalid", "cannot read the Content-Length"))
+        if lengths and int(lengths[0]) > limits.BODY_BYTES_MAX:
+            raise _too_large()
+        if _values(headers, b"content-encoding"):
+            raise _RefusedBody(
+                errors.answer(415, "invalid", "cannot read an encoded body: send it as it is")
+            )
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(limits.BODY_TIMEOUT_S):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _RefusedBody(errors.answer(400, "invalid", "cannot read the body"))
+                    part = message.get("body", b"")
+                    size += len(part)
+                    if size > limits.BODY_BYTES_MAX:
+                        raise _too_large()
+                    held.add(len(part))
+                    parts.append(part)
+                    if not message.get("more_body", False):
+                        return b"".join(parts)
+        except TimeoutError:
+            raise _RefusedBody(
+                errors.answer(
+                    408,
+                    "timeout",
+                    f"cannot wait longer than {limits.BODY_TIMEOUT_S:g} s for the body",
+                    headers={"Connection": "close"},
+                )
+            ) from None
+
+    def take(self, size: int) -> None:
+        """Count bytes of bodies that are being read; all together are bounded."""
+        if self._bodies_bytes + size > limits.BODIES_BYTES_MAX:
+            raise _RefusedBody(
+                errors.answer(
+                    503,
+                    "busy",
+                    "cannot take more request bodies at the moment: try again shortly",
+                    headers={"Retry-After": "1"},
+                )
+            )
+        self._bodies_bytes += size
+
+    def give_back(self, size: int) -> None:
+        """The counterpart of `take`."""
+        self._bodies_bytes -= size
+
+
+class _RefusedBody(Exception):  # noqa: N818 - carries an answer out of the reading
+    def __init__(self, response: Response) -> None:
+        super().__init__()
+        self.response = response
+
+
+class _Held:
+    """The bytes that one request holds until its answer begins."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._size = 0
+
+    def add(self, size: int) -> None:
+        self._gate.take(size)
+        self._size += size
+
+    def release(self) -> None:
+        self._gate.give_back(self._size)
+        self._size = 0
+
+
+class _Answering:
+    """`send` that knows whether the answer has begun, and adds the headers that all have."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._held: _Held | None = None
+        self.started = False
+
+    def holding(self, held: _Held) -> _Answering:
+        self._held = held
+        return self
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            if self._held is not None:
+                self._held.release()
+            message = {**message, "headers": [*message.get("headers", ()), *_SECURITY_HEADERS]}
+        await self._send(message)
+
+
+class _Replay:
+    """`receive` that gives the body that was read, then what the server says."""
+
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self._body: bytes | None = body
+        self._receive = receive
+
+    async def __call__(self) -> Message:
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                return message
+
+
+def _too_large() -> _RefusedBody:
+    error = TooLargeError(f"cannot take a body of more than {limits.BODY_BYTES_MAX} bytes")
+    return _RefusedBody(errors.respond(error))
+
+
+def _values(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
+    return [value for key, value in headers if key.lower() == name]
+
+
+def _host_name(host: str) -> str | None:
+    match = _HOST.match(host.strip())
+    return (match[1] or match[2]).lower() if match else None
+
+
+def _origin_name(origin: str) -> str | None:
+    try:
+        parts = urlsplit(origin.strip())
+    except ValueError:
+        return None
+    if parts.scheme not in ("http", "https") or parts.path or parts.query or parts.username:
+        return None
+    return _host_name(parts.netloc)
+
+
+def _same_address(name: str, address: str) -> bool:
+    try:
+        return ipaddress.ip_address(name) == ipaddress.ip_address(address)
+    except ValueError:
+        return False

@@ -1,0 +1,85 @@
+"""What the routes of all nouns share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Header, Path, Request
+
+from zenos.api.auth import PRINCIPAL
+from zenos.api.errors import BadFieldError
+from zenos.api.ports import System
+from zenos.core import limits
+from zenos.core.errors import InvalidError
+from zenos.core.task import Principal
+
+_REF_CHARS_MAX = 2 * limits.NAME_CHARS_MAX + 1
+
+ModelPath = Annotated[
+    str,
+    Path(
+        min_length=1,
+        max_length=_REF_CHARS_MAX,
+        description="`name`, `name:version` or `name:alias`.",
+    ),
+]
+NamePath = Annotated[str, Path(min_length=1, max_length=_REF_CHARS_MAX)]
+TaskPath = Annotated[
+    str,
+    Path(min_length=1, max_length=limits.NAME_CHARS_MAX, description="A task's id, or its name."),
+]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=limits.IDEMPOTENCY_KEY_CHARS_MAX,
+        description="The same key with the same body makes one thing, however often it is sent.",
+    ),
+]
+
+
+def system_of(request: Request) -> System:
+    """The system behind the app."""
+    system: System = request.app.state.system
+    return system
+
+
+def home_of(request: Request) -> str | None:
+    """The home's path, which answers don't tell."""
+    if not hasattr(request.app.state, "home"):
+        request.app.state.home = str(system_of(request).status().get("home") or "") or None
+    home: str | None = request.app.state.home
+    return home
+
+
+def principal_of(request: Request) -> Principal:
+    """On whose behalf the request is, as the gate found out."""
+    principal: Principal = request.scope[PRINCIPAL]
+    return principal
+
+
+def check_path(path: str) -> str:
+    """An absolute path on the daemon's machine; raises BadFieldError."""
+    if not path.startswith("/") or "\0" in path or len(path) > limits.PATH_CHARS_MAX:
+        raise BadFieldError(
+            f"cannot use the path {path[:64]!a}: give an absolute one on the daemon's machine",
+            "path",
+        )
+    return path
+
+
+def check_depth(value: Any, what: str) -> None:
+    """Raises InvalidError where lists and objects are nested deeper than the limit."""
+    level = [value]
+    for _ in range(limits.JSON_DEPTH_MAX):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below.extend(item.values())
+            elif isinstance(item, list):
+                below.extend(item)
+        if not below:
+            return
+        level = below
+    raise InvalidError(f"cannot use {what}: it is nested deeper than {limits.JSON_DEPTH_MAX}")

@@ -1,0 +1,181 @@
+"""The one map from errors to HTTP, in the shape that OpenAI's clients know."""
+
+from __future__ import annotations
+
+import http
+import logging
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, Final, get_args, get_type_hints
+
+import msgspec
+from starlette.responses import Response
+
+from zenos.api.shapes import ErrorAnswer, ErrorDetail
+from zenos.core.config import nearest
+from zenos.core.errors import InvalidError, ZenosError
+
+log = logging.getLogger(__name__)
+
+STATUS: Final[dict[str, int]] = {
+    "invalid": 400,
+    "unauthorized": 401,
+    "refused": 403,
+    "not_found": 404,
+    "conflict": 409,
+    "too_large": 413,
+    "unfittable": 422,
+    "internal": 500,
+    "transition": 500,
+    "worker": 500,
+    "busy": 503,
+    "unavailable": 503,
+    "no_daemon": 503,
+    "storage": 503,
+    "deadline": 504,
+}
+# OpenAI's clients choose their exception by the status; `type` is for people and logs.
+_TYPES: Final[dict[int, str]] = {401: "authentication_error", 403: "permission_error"}
+_RETRY_AFTER_S: Final = 5.0
+_UNKNOWN_FIELD: Final = re.compile(r"^Object contains unknown field `(.*?)`(?: - at `\$(.*)`)?$")
+_AT: Final = re.compile(r"^(.*?) - at `(?:key in )?\$\.?(.*)`$", re.DOTALL)
+SHOWN_CHARS_MAX: Final = 300
+MESSAGE_CHARS_MAX: Final = 4000
+
+
+class BadFieldError(InvalidError):
+    """cannot use a field of the request"""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+def answer(
+    status: int,
+    code: str,
+    message: str,
+    *,
+    param: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """An error as a response."""
+    detail = detail_of(status, code, message, param)
+    body = msgspec.json.encode(ErrorAnswer(error=detail))
+    return Response(body, status, headers, media_type="application/json")
+
+
+def detail_of(status: int, code: str, message: str, param: str | None = None) -> ErrorDetail:
+    """The error object; text that UTF-8 cannot hold is shown with question marks."""
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    clean = message[:MESSAGE_CHARS_MAX].encode("utf-8", "replace").decode()
+    return ErrorDetail(message=clean, type=kind, code=code, param=param)
+
+
+def status_of(error: ZenosError) -> int:
+    """The HTTP status of an error."""
+    return STATUS.get(error.code, 500)
+
+
+def respond(error: ZenosError, home: str | None = None) -> Response:
+    """A ZenosError as a response. Paths in `home` are shown from `$ZENOS_HOME` on."""
+    status = status_of(error)
+    headers = {}
+    if status == 503:
+        wait_s = _RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
+        headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    param = error.param if isinstance(error, BadFieldError) else None
+    return answer(status, error.code, _shown(error, home), param=param, headers=headers)
+
+
+def _shown(error: ZenosError, home: str | None) -> str:
+    return error.message.replace(home, "$ZENOS_HOME") if home else error.message
+
+
+def in_stream(error: Exception, home: str | None = None) -> bytes:
+    """An error after the headers have gone: the body of one server-sent event."""
+    if not isinstance(error, ZenosError):
+        error = unexpected(error)
+    param = error.param if isinstance(error, BadFieldError) else None
+    detail = detail_of(status_of(error), error.code, _shown(error, home), param)
+    return msgspec.json.encode(ErrorAnswer(error=detail))
+
+
+def unexpected(error: BaseException) -> ZenosError:
+    """What the client hears of a fault of ours: nothing; the log has the traceback."""
+    log.error("unexpected %s", type(error).__name__, exc_info=error)
+    return ZenosError()
+
+
+def of_status(status: int, path: str, method: str) -> Response:
+    """The framework's own refusals: no such path, no such method on it."""
+    if status == 404:
+        return answer(404, "not_found", f"cannot find the path {path[:200]!a}: see /openapi.json")
+    if status == 405:
+        return answer(405, "method_not_allowed", f"cannot {method} this path: see /openapi.json")
+    phrase = http.HTTPStatus(status).phrase.lower()
+    return answer(status, "invalid" if status < 500 else "internal", f"cannot do that: {phrase}")
+
+
+def of_parameters(problems: list[dict[str, Any]]) -> BadFieldError:
+    """Path, query and header parameters that FastAPI refused."""
+    first = problems[0]
+    where = [str(part) for part in first.get("loc", ())]
+    name = where[-1] if where else "request"
+    place = where[0] if len(where) > 1 else "request"
+    shown = repr(first.get("input"))[:SHOWN_CHARS_MAX]
+    reason = str(first.get("msg", "it is not valid")).lower()
+    return BadFieldError(f"cannot use the {place} parameter {name} {shown}: {reason}", name)
+
+
+def decode(raw: bytes, type_: Any, what: str = "body") -> Any:
+    """A JSON body as a struct.
+
+    Raises BadFieldError that says which field is wrong, with the nearest name for a typo.
+    """
+    try:
+        return msgspec.json.decode(raw, type=type_)
+    except msgspec.ValidationError as error:
+        raise _bad_field(str(error), type_) from None
+    except UnicodeDecodeError:
+        raise InvalidError(f"cannot read the {what}: it is not valid UTF-8") from None
+    except msgspec.DecodeError as error:
+        reason = str(error)[:SHOWN_CHARS_MAX] if raw else "it is empty"
+        raise InvalidError(f"cannot read the {what} as JSON: {reason}") from None
+    except RecursionError:
+        raise InvalidError(f"cannot read the {what}: it is nested too deeply") from None
+
+
+def _bad_field(reason: str, type_: Any) -> BadFieldError:
+    unknown = _UNKNOWN_FIELD.match(reason)
+    if unknown:
+        name, where = unknown[1], (unknown[2] or "").lstrip(".")
+        hint = nearest(name[:100], sorted(set(_field_names(type_))))
+        inside = f" in {where}" if where else ""
+        shown = name[:SHOWN_CHARS_MAX]
+        return BadFieldError(f"cannot use the field {shown!r}{inside}: unknown{hint}", shown)
+    placed = _AT.match(reason)
+    text, where = (placed[1], placed[2]) if placed else (reason, "")
+    text = text[:1].lower() + text[1:].replace("`", "'")
+    if not where:
+        return BadFieldError(f"cannot use this body: {text[:SHOWN_CHARS_MAX]}")
+    shown = where[:SHOWN_CHARS_MAX]
+    return BadFieldError(f"cannot use {shown}: {text[:SHOWN_CHARS_MAX]}", shown)
+
+
+def _field_names(type_: Any, seen: set[Any] | None = None) -> Iterator[str]:
+    """Names of the fields of a struct and of all structs that it can hold."""
+    seen = set() if seen is None else seen
+    if isinstance(type_, type) and issubclass(type_, msgspec.Struct):
+        if type_ in seen:
+            return
+        seen.add(type_)
+        hints = get_type_hints(type_)
+        for field in msgspec.structs.fields(type_):
+            yield field.encode_name
+            yield from _field_names(hints[field.name], seen)
+    for inner in get_args(type_):
+        yield from _field_names(inner, seen)

@@ -1,0 +1,131 @@
+"""Models in the registry: list, show, remove, alias, copy, import and export."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, ParamSpec, TypeVar
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from zenos.api.common import ModelPath, NamePath, check_path, system_of
+from zenos.api.ports import System
+from zenos.api.schema import operation, read, reply
+from zenos.api.shapes import (
+    AliasBody,
+    CopyBody,
+    ExportBody,
+    Exported,
+    ImportBody,
+    ModelList,
+    ModelRemoved,
+)
+from zenos.core.errors import ConflictError, InvalidError, StorageError
+from zenos.core.names import ModelRef, check_name
+from zenos.models.records import ModelVersion
+
+router = APIRouter(prefix="/api/models", tags=["models"])
+P = ParamSpec("P")
+T = TypeVar("T")
+# What is wrong with the path that was given, rather than with the disk.
+_OF_THE_PATH: Final = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.EINVAL,
+    }
+)
+
+
+@router.get("", **operation(ModelList))
+async def list_models(request: Request) -> Response:
+    """All versions of all models."""
+    return reply(ModelList(models=await in_thread(system_of(request).registry.list)))
+
+
+@router.post("/copy", **operation(ModelVersion, body=CopyBody, status=201, also=(404, 409)))
+async def copy(request: Request) -> Response:
+    """Register a version under another name too; its blobs are shared."""
+    body: CopyBody = await read(request, CopyBody)
+    source, target = ModelRef.parse(body.source), check_name(body.target, "model name")
+    return reply(await in_thread(system_of(request).registry.copy, source, target), 201)
+
+
+@router.post("/import", **operation(ModelVersion, body=ImportBody, status=201, also=(404, 409)))
+async def import_model(request: Request) -> Response:
+    """Register a Hugging Face directory that lies on the daemon's machine."""
+    body: ImportBody = await read(request, ImportBody)
+    path, name = Path(check_path(body.path)), check_name(body.name, "model name")
+    return reply(await in_thread(system_of(request).registry.import_directory, path, name), 201)
+
+
+@router.post("/export", **operation(Exported, body=ExportBody, status=201, also=(404, 409)))
+async def export(request: Request) -> Response:
+    """Write a model as a Hugging Face directory on the daemon's machine."""
+    body: ExportBody = await read(request, ExportBody)
+    ref, path = ModelRef.parse(body.ref), Path(check_path(body.path))
+    await in_thread(system_of(request).registry.export, ref, path)
+    return reply(Exported(path=str(path)), 201)
+
+
+@router.get("/{ref}", **operation(ModelVersion, also=(404,)))
+async def show(request: Request, ref: ModelPath) -> Response:
+    """One version: of a bare name the newest."""
+    return reply(await in_thread(system_of(request).registry.resolve, ModelRef.parse(ref)))
+
+
+@router.delete("/{ref}", **operation(ModelRemoved, also=(404, 409)))
+async def remove(request: Request, ref: ModelPath) -> Response:
+    """Remove a version: of a bare name the newest. One that is being served stays."""
+    system = system_of(request)
+    version = await in_thread(system.registry.resolve, ModelRef.parse(ref))
+    await _check_unused(system, version)
+    exact = ModelRef(version.name, str(version.version))
+    freed = await in_thread(system.registry.remove, exact)
+    return reply(ModelRemoved(removed=str(exact), freed_bytes=freed))
+
+
+@router.post(
+    "/{name}/aliases", **operation(ModelVersion, body=AliasBody, status=201, also=(404, 409))
+)
+async def alias(request: Request, name: NamePath) -> Response:
+    """Let an alias name a version, or move it there."""
+    body: AliasBody = await read(request, AliasBody)
+    model, word = check_name(name, "model name"), check_name(body.alias, "alias")
+    if not 1 <= body.version < 10**9:
+        raise InvalidError("cannot use that version: versions are counted from 1")
+    registry = system_of(request).registry
+    await in_thread(registry.alias, model, word, body.version)
+    return reply(await in_thread(registry.resolve, ModelRef(model, word)), 201)
+
+
+async def _check_unused(system: System, version: ModelVersion) -> None:
+    for deployment in list(system.deployments().values()):
+        ref = ModelRef.parse(deployment.spec.model)
+        if deployment.stopping or ref.name != version.name:
+            continue
+        served = await in_thread(system.registry.resolve, ref)
+        if served.version == version.version:
+            raise ConflictError(
+                f"cannot remove {version.ref}: {deployment.name} serves it; "
+                f"stop that first (zenos stop {deployment.name})"
+            )
+
+
+async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Work on the disk beside the event loop; what the disk says becomes a ZenosError."""
+    try:
+        return await asyncio.to_thread(call, *args, **kwargs)
+    except OSError as error:
+        reason = f"cannot do that with the files: {error.strerror or type(error).__name__}"
+        if error.errno in _OF_THE_PATH:
+            raise InvalidError(reason) from error
+        raise StorageError(reason) from error

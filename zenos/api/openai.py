@@ -1,0 +1,182 @@
+"""OpenAI's paths: models, completions and chat completions, streamed and at once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from zenos.api import errors, openai_answers, openai_bodies
+from zenos.api.auth import PRINCIPAL
+from zenos.api.common import ModelPath, home_of, system_of
+from zenos.api.metrics import metrics_of
+from zenos.api.models import in_thread
+from zenos.api.openai_answers import Gathering
+from zenos.api.openai_bodies import Common
+from zenos.api.schema import operation, read, reply
+from zenos.api.streams import CLIENT_GONE, Stream, merged, unless_gone
+from zenos.core import limits
+from zenos.core.errors import UnavailableError, from_code
+from zenos.core.names import ModelRef
+from zenos.core.wire import Chunk, GenerateRequest
+
+router = APIRouter(tags=["openai"])
+_encode = msgspec.json.Encoder().encode
+Chunks = AsyncGenerator[tuple[int, Chunk], None]
+
+
+@router.get("/v1/models", **operation(openai_answers.ModelListAnswer))
+async def list_models(request: Request) -> Response:
+    """Models that can be asked: those that are registered, and deployments."""
+    system = system_of(request)
+    created: dict[str, float] = {}
+    for version in await in_thread(system.registry.list):
+        created[version.name] = max(created.get(version.name, 0.0), version.created)
+    for name, deployment in system.deployments().items():
+        created.setdefault(name, deployment.created)
+    data = [
+        openai_answers.ModelAnswer(id=name, created=int(at)) for name, at in sorted(created.items())
+    ]
+    return reply(openai_answers.ModelListAnswer(data=data))
+
+
+@router.get("/v1/models/{model}", **operation(openai_answers.ModelAnswer, also=(404,)))
+async def show_model(request: Request, model: ModelPath) -> Response:
+    """One model that can be asked."""
+    system = system_of(request)
+    deployment = system.deployments().get(model)
+    if deployment is not None:
+        return reply(openai_answers.ModelAnswer(id=model, created=int(deployment.created)))
+    ref = ModelRef.parse(model)
+    version = await in_thread(system.registry.resolve, ref)
+    return reply(openai_answers.ModelAnswer(id=str(ref), created=int(version.created)))
+
+
+@router.post(
+    "/v1/completions",
+    **operation(
+        openai_answers.Completion,
+        body=openai_bodies.CompletionBody,
+        also=(404, 504),
+        streams=True,
+    ),
+)
+async def complete(request: Request) -> Response:
+    """Go on with a text."""
+    body: openai_bodies.CompletionBody = await read(request, openai_bodies.CompletionBody)
+    requests = openai_bodies.completion_requests(body)
+    return await _answer(request, body, requests, chat=False)
+
+
+@router.post(
+    "/v1/chat/completions",
+    **operation(openai_answers.Chat, body=openai_bodies.ChatBody, also=(404, 504), streams=True),
+)
+async def chat(request: Request) -> Response:
+    """Answer a conversation."""
+    body: openai_bodies.ChatBody = await read(request, openai_bodies.ChatBody)
+    return await _answer(request, body, [openai_bodies.chat_request(body)], chat=True)
+
+
+async def _answer(
+    request: Request, body: Common, requests: list[GenerateRequest], *, chat: bool
+) -> Response:
+    """Ask the engine; wait for the first chunk, so that errors before it have their status."""
+    system, metrics = system_of(request), metrics_of(request)
+    principal = request.scope[PRINCIPAL]
+    sources: list[AsyncIterator[Chunk]] = [
+        system.generate(body.model, one, principal, limits.REQUEST_DEADLINE_S) for one in requests
+    ]
+    sampling = requests[0].sampling
+    gathering = Gathering(
+        requests[0].id,
+        body.model,
+        choices_each=sampling.n,
+        logprobs=sampling.logprobs is not None,
+    )
+    chunks = metrics.watching(body.model, merged(sources))
+    try:
+        if body.stream:
+            first = await unless_gone(request, _first(chunks))
+            if first is not None:
+                events = _events(first, chunks, gathering, body, home_of(request), chat=chat)
+                return Stream(events, "text/event-stream", chunks)
+        else:
+            whole = await unless_gone(request, _gather(chunks, gathering))
+            if whole is not None:
+                return reply(whole.chat() if chat else whole.completion())
+    except BaseException:
+        await chunks.aclose()
+        raise
+    await chunks.aclose()
+    return Response(status_code=CLIENT_GONE)
+
+
+async def _first(chunks: Chunks) -> tuple[int, Chunk]:
+    try:
+        return await anext(chunks)
+    except StopAsyncIteration:
+        raise _cut_short() from None
+
+
+async def _gather(chunks: Chunks, gathering: Gathering) -> Gathering:
+    async with aclosing(chunks):
+        async for prompt, chunk in chunks:
+            gathering.add(prompt, _checked(chunk))
+    return gathering
+
+
+async def _events(
+    first: tuple[int, Chunk],
+    chunks: Chunks,
+    gathering: Gathering,
+    body: Common,
+    home: str | None,
+    *,
+    chat: bool,
+) -> AsyncGenerator[bytes, None]:
+    """Server-sent events; an error after the first is one more event, then the end."""
+    try:
+        async with aclosing(chunks):
+            prompt, chunk = first
+            while True:
+                for piece in _pieces(gathering, prompt, _checked(chunk), chat=chat):
+                    yield _event(_encode(piece))
+                try:
+                    prompt, chunk = await anext(chunks)
+                except StopAsyncIteration:
+                    break
+        if body.include_usage:
+            yield _event(_encode(gathering.usage_piece(chat=chat)))
+    except Exception as error:  # noqa: BLE001 - the status has gone: told in the stream
+        yield _event(errors.in_stream(error, home))
+        return
+    yield _event(b"[DONE]")
+
+
+def _pieces(gathering: Gathering, prompt: int, chunk: Chunk, *, chat: bool) -> list[Any]:
+    if chat:
+        return list(gathering.chat_pieces(chunk))
+    piece = gathering.completion_piece(prompt, chunk)
+    return [] if piece is None else [piece]
+
+
+def _checked(chunk: Chunk) -> Chunk:
+    """The chunk; raises when it says that the request failed or was cut."""
+    if chunk.error is not None:
+        raise from_code(chunk.code or "worker", chunk.error)
+    if chunk.finish == "cancelled":
+        raise _cut_short()
+    return chunk
+
+
+def _cut_short() -> UnavailableError:
+    return UnavailableError("cannot finish the answer: it was cut short; send it again")
+
+
+def _event(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"

@@ -1,0 +1,316 @@
+"""Answers in OpenAI's shapes, put together from the engine's chunks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from zenos.core.wire import Chunk, TokenLogprob, Usage
+
+Finish = Literal["stop", "length", "content_filter", "tool_calls"]
+
+
+class UsageAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Token counts of a whole request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class CompletionLogprobs(msgspec.Struct, frozen=True, kw_only=True):
+    """Natural-log probabilities, parallel lists; text_offset counts characters."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """One completion, or a piece of it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: Finish | None = None
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of /v1/completions, and each event of its stream."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: UsageAnswer | None = None
+    system_fingerprint: str | None = None
+
+
+class TopLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    """One alternative."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatTokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    """One token that was chosen, and the likeliest alternatives."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct, frozen=True, kw_only=True):
+    """Natural-log probabilities of an answer's tokens."""
+
+    content: list[ChatTokenLogprob]
+    refusal: list[ChatTokenLogprob] | None = None
+
+
+class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """What the model said."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: str | None = None
+
+
+class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None = None
+    finish_reason: Finish
+
+
+class Chat(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: UsageAnswer
+    system_fingerprint: str | None = None
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A piece of what the model says; the role comes once, first."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of one answer."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: Finish | None = None
+
+
+class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
+    """Each event of a chat's stream."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: UsageAnswer | None = None
+    system_fingerprint: str | None = None
+
+
+class Gathering:
+    """Chunks of one request on their way to an answer: the state that pieces need."""
+
+    def __init__(self, id_: str, model: str, *, choices_each: int, logprobs: bool) -> None:
+        self.id = id_
+        self.model = model
+        self.created = int(time.time())
+        self._choices_each = choices_each
+        self._logprobs = logprobs
+        self._offsets: dict[int, int] = {}
+        self._begun: set[int] = set()
+        self._usages: list[Usage] = []
+        self._texts: dict[int, list[str]] = {}
+        self._tokens: dict[int, list[TokenLogprob]] = {}
+        self._finishes: dict[int, Finish] = {}
+
+    def index(self, prompt: int, chunk: Chunk) -> int:
+        """The number of the choice among those of all prompts."""
+        return prompt * self._choices_each + chunk.index
+
+    def count(self, chunk: Chunk) -> None:
+        """Take over the token counts that the last chunk of a request carries."""
+        if chunk.usage is not None:
+            self._usages.append(chunk.usage)
+
+    @property
+    def usage(self) -> UsageAnswer:
+        """Token counts of all prompts together."""
+        prompt = sum(usage.prompt_tokens for usage in self._usages)
+        completion = sum(usage.completion_tokens for usage in self._usages)
+        return UsageAnswer(
+            prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion
+        )
+
+    # -- in pieces
+
+    def completion_piece(self, prompt: int, chunk: Chunk) -> Completion | None:
+        """The event for a chunk; None where it has nothing for the client."""
+        self.count(chunk)
+        if not (chunk.text or chunk.logprobs or chunk.finish):
+            return None
+        index = self.index(prompt, chunk)
+        choice = CompletionChoice(
+            index=index,
+            text=chunk.text,
+            logprobs=self._completion_logprobs(index, chunk.logprobs),
+            finish_reason=finish_of(chunk),
+        )
+        return Completion(id=self.id, created=self.created, model=self.model, choices=[choice])
+
+    def chat_pieces(self, chunk: Chunk) -> list[ChatChunk]:
+        """The events for a chunk."""
+        self.count(chunk)
+        pieces = []
+        if chunk.index not in self._begun:
+            self._begun.add(chunk.index)
+            pieces.append(self._chat_chunk(chunk.index, Delta(role="assistant", content="")))
+        if chunk.text or chunk.logprobs:
+            made = self._chat_chunk(
+                chunk.index, Delta(content=chunk.text), self._chat_logprobs(chunk.logprobs)
+            )
+            pieces.append(made)
+        if chunk.finish is not None:
+            pieces.append(self._chat_chunk(chunk.index, Delta(), None, finish_of(chunk)))
+        return pieces
+
+    def usage_piece(self, *, chat: bool) -> Completion | ChatChunk:
+        """The last event, with the token counts and no choice."""
+        kind = ChatChunk if chat else Completion
+        return kind(
+            id=self.id, created=self.created, model=self.model, choices=[], usage=self.usage
+        )
+
+    def _chat_chunk(
+        self,
+        index: int,
+        delta: Delta,
+        logprobs: ChatLogprobs | None = None,
+        finish: Finish | None = None,
+    ) -> ChatChunk:
+        choice = ChatChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish)
+        return ChatChunk(id=self.id, created=self.created, model=self.model, choices=[choice])
+
+    # -- at once
+
+    def add(self, prompt: int, chunk: Chunk) -> None:
+        """Keep a chunk for the whole answer."""
+        self.count(chunk)
+        index = self.index(prompt, chunk)
+        self._texts.setdefault(index, []).append(chunk.text)
+        self._tokens.setdefault(index, []).extend(chunk.logprobs)
+        finish = finish_of(chunk)
+        if finish is not None:
+            self._finishes[index] = finish
+
+    def completion(self) -> Completion:
+        """The whole answer."""
+        choices = [
+            CompletionChoice(
+                index=index,
+                text="".join(self._texts[index]),
+                logprobs=self._completion_logprobs(index, self._tokens[index]),
+                finish_reason=self._finishes.get(index, "stop"),
+            )
+            for index in sorted(self._texts)
+        ]
+        return Completion(
+            id=self.id, created=self.created, model=self.model, choices=choices, usage=self.usage
+        )
+
+    def chat(self) -> Chat:
+        """The whole answer."""
+        choices = [
+            ChatChoice(
+                index=index,
+                message=ChatMessage(content="".join(self._texts[index])),
+                logprobs=self._chat_logprobs(self._tokens[index]),
+                finish_reason=self._finishes.get(index, "stop"),
+            )
+            for index in sorted(self._texts)
+        ]
+        return Chat(
+            id=self.id, created=self.created, model=self.model, choices=choices, usage=self.usage
+        )
+
+    # -- logprobs
+
+    def _completion_logprobs(
+        self, index: int, tokens: Sequence[TokenLogprob]
+    ) -> CompletionLogprobs | None:
+        if not self._logprobs:
+            return None
+        offset = self._offsets.get(index, 0)
+        offsets = []
+        for token in tokens:
+            offsets.append(offset)
+            offset += len(token.token)
+        self._offsets[index] = offset
+        return CompletionLogprobs(
+            tokens=[token.token for token in tokens],
+            token_logprobs=[token.logprob for token in tokens],
+            top_logprobs=[{text: value for text, _, value in token.top} for token in tokens],
+            text_offset=offsets,
+        )
+
+    def _chat_logprobs(self, tokens: Sequence[TokenLogprob]) -> ChatLogprobs | None:
+        if not self._logprobs:
+            return None
+        content = [
+            ChatTokenLogprob(
+                token=token.token,
+                logprob=token.logprob,
+                bytes=token.bytes,
+                top_logprobs=[
+                    TopLogprob(token=text, logprob=value, bytes=raw)
+                    for text, raw, value in token.top
+                ],
+            )
+            for token in tokens
+        ]
+        return ChatLogprobs(content=content)
+
+
+def finish_of(chunk: Chunk) -> Finish | None:
+    """OpenAI's word for how a choice ended."""
+    return "stop" if chunk.finish == "cancelled" else chunk.finish
+
+
+class ModelAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A model, as OpenAI's clients list them. created: seconds since 1970."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "zenos"
+
+
+class ModelListAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """All models that can be asked."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelAnswer]

@@ -1,0 +1,147 @@
+"""Bodies of zenos' own paths, beside the structs of core: JSON as msgspec encodes them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from zenos.core.resources import Resources
+from zenos.core.task import Deployment, Node, Task
+from zenos.core.wire import Progress
+from zenos.models.records import ModelVersion
+
+
+class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of what clients send."""
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of what zenos answers."""
+
+
+class Health(Answer, frozen=True, kw_only=True):
+    """That the daemon answers."""
+
+    status: Literal["ok"] = "ok"
+    version: str
+
+
+class TaskView(Answer, frozen=True, kw_only=True):
+    """A task and its newest progress."""
+
+    task: Task
+    progress: Progress | None = None
+
+
+class TaskList(Answer, frozen=True, kw_only=True):
+    """Tasks that have not ended, then ended ones; the newest first in each."""
+
+    tasks: list[TaskView]
+
+
+class NodeView(Answer, frozen=True, kw_only=True):
+    """A node and what tasks hold of it."""
+
+    node: Node
+    used: Resources
+
+
+class NodeList(Answer, frozen=True, kw_only=True):
+    """All nodes."""
+
+    nodes: list[NodeView]
+
+
+class Status(Answer, frozen=True, kw_only=True):
+    """The daemon: uptime_s in seconds; tasks: how many by state. More fields may follow."""
+
+    pid: int
+    version: str
+    uptime_s: float
+    home: str
+    tasks: dict[str, int]
+    nodes: list[NodeView]
+
+
+class DeploymentList(Answer, frozen=True, kw_only=True):
+    """All deployments."""
+
+    deployments: list[Deployment]
+
+
+class ModelList(Answer, frozen=True, kw_only=True):
+    """All versions of all models."""
+
+    models: list[ModelVersion]
+
+
+class ModelRemoved(Answer, frozen=True, kw_only=True):
+    """A model version is gone; its blobs were freed where no other version has them."""
+
+    removed: str
+    freed_bytes: int
+
+
+class Exported(Answer, frozen=True, kw_only=True):
+    """Where the directory was written."""
+
+    path: str
+
+
+class AliasBody(Body, frozen=True, kw_only=True):
+    """Let `alias` name this version."""
+
+    alias: str
+    version: int
+
+
+class CopyBody(Body, frozen=True, kw_only=True):
+    """Register the version that `source` names under the name `target` too."""
+
+    source: str
+    target: str
+
+
+class ImportBody(Body, frozen=True, kw_only=True):
+    """Register a Hugging Face directory. path: absolute, on the daemon's machine."""
+
+    path: str
+    name: str
+
+
+class ExportBody(Body, frozen=True, kw_only=True):
+    """Write a Hugging Face directory. path: absolute, on the daemon's machine, not there yet."""
+
+    ref: str
+    path: str
+
+
+class ShutdownBody(Body, frozen=True, kw_only=True):
+    """How the daemon ends.
+
+    suspend: workers save their state and end; drain: they finish first; leave: they go on without.
+    """
+
+    mode: Literal["suspend", "drain", "leave"] = "suspend"
+
+
+class ShutdownAnswer(Answer, frozen=True, kw_only=True):
+    """The daemon was told to go down."""
+
+    mode: Literal["suspend", "drain", "leave"]
+
+
+class ErrorDetail(Answer, frozen=True, kw_only=True):
+    """code: zenos' word for the kind of error; param: the field that was wrong, where known."""
+
+    message: str
+    type: str
+    code: str
+    param: str | None = None
+
+
+class ErrorAnswer(Answer, frozen=True, kw_only=True):
+    """An error in the shape that OpenAI's clients know."""
+
+    error: ErrorDetail

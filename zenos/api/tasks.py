@@ -1,0 +1,173 @@
+"""Tasks: submit, list, show, cancel, and their logs."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from zenos.api.common import (
+    IdempotencyKey,
+    TaskPath,
+    check_depth,
+    principal_of,
+    system_of,
+)
+from zenos.api.errors import BadFieldError
+from zenos.api.ports import System
+from zenos.api.schema import operation, read, reply
+from zenos.api.shapes import TaskList, TaskView
+from zenos.api.streams import Stream
+from zenos.core import limits
+from zenos.core.config import nearest
+from zenos.core.errors import NotFoundError, RefusedError
+from zenos.core.specs import CreateSpec, ServeSpec, TrainSpec
+from zenos.core.task import Kind, State, Task, TaskSpec
+
+router = APIRouter(prefix="/api/tasks", tags=["tasks"])
+LOG_PART_BYTES: Final = 64 * limits.KIB
+LOG_LOOK_S: Final = 0.2
+
+States = Annotated[
+    list[str],
+    Query(
+        description="Only these states.",
+        json_schema_extra={"items": {"type": "string", "enum": [s.value for s in State]}},
+    ),
+]
+Kinds = Annotated[
+    list[str],
+    Query(
+        description="Only these kinds.",
+        json_schema_extra={"items": {"type": "string", "enum": [k.value for k in Kind]}},
+    ),
+]
+
+
+@router.get("", **operation(TaskList))
+async def list_tasks(
+    request: Request,
+    state: States = [],  # noqa: B006 - FastAPI copies it
+    kind: Kinds = [],  # noqa: B006
+    limit: Annotated[int, Query(ge=1, le=limits.TASKS_LISTED_MAX)] = 1000,
+) -> Response:
+    """Tasks that have not ended, then ended ones; the newest first in each."""
+    system = system_of(request)
+    states = _chosen("state", state, [s.value for s in State])
+    kinds = _chosen("kind", kind, [k.value for k in Kind])
+    tasks = list(system.tasks().values())
+
+    def newest(*, ended: bool) -> Iterator[Task]:
+        for task in reversed(tasks):
+            if task.is_ended is ended and (
+                (not states or task.state in states) and (not kinds or task.kind in kinds)
+            ):
+                yield task
+
+    found = itertools.islice(itertools.chain(newest(ended=False), newest(ended=True)), limit)
+    views = [_view(system, task) for task in found]
+    return reply(TaskList(tasks=views))
+
+
+@router.post("", **operation(Task, body=TaskSpec, status=201, also=(409, 422)))
+async def submit(request: Request, key: IdempotencyKey = None) -> Response:
+    """Submit a task. The answer comes when it is remembered."""
+    spec: TaskSpec = await read(request, TaskSpec)
+    if isinstance(spec.work, ServeSpec):
+        raise RefusedError("cannot submit a replica by itself: deploy the model (zenos serve)")
+    if isinstance(spec.work, CreateSpec | TrainSpec):
+        check_depth(spec.work.settings, "settings")
+    spec.check()
+    system = system_of(request)
+    task = await system.submit(spec, principal_of(request), key)
+    return reply(task, 201)
+
+
+@router.get("/{task}", **operation(TaskView, also=(404,)))
+async def show(request: Request, task: TaskPath) -> Response:
+    """One task."""
+    system = system_of(request)
+    return reply(_view(system, find(system, task)))
+
+
+@router.post("/{task}/cancel", **operation(Task, also=(404, 409)))
+async def cancel(request: Request, task: TaskPath) -> Response:
+    """Cancel a task: it ends within the grace time, with its whole process group."""
+    system = system_of(request)
+    return reply(await system.cancel(find(system, task).id, principal_of(request)))
+
+
+@router.get("/{task}/log", **operation(also=(404,), media="text/plain"))
+async def log(
+    request: Request,
+    task: TaskPath,
+    follow: Annotated[bool, Query(description="Go on until the task has ended.")] = False,
+    offset: Annotated[int, Query(ge=0, le=2**62, description="Bytes to leave out.")] = 0,
+) -> Response:
+    """What the task's worker has written, as it is; bytes need not be valid UTF-8."""
+    system = system_of(request)
+    found = find(system, task)
+    parts = _log(system, found.id, request.app.state.closing, follow=follow, offset=offset)
+    return Stream(parts, "text/plain; charset=utf-8")
+
+
+def find(system: System, task: str) -> Task:
+    """The task of that id, or the newest of that name; NotFoundError with the nearest name."""
+    tasks = system.tasks()
+    found = tasks.get(task)
+    if found is not None:
+        return found
+    for other in reversed(list(tasks.values())):
+        if other.spec.name == task:
+            return other
+    names = [t.spec.name for t in itertools.islice(tasks.values(), 1000) if t.spec.name]
+    hint = nearest(task, names)
+    raise NotFoundError(f"cannot find the task {task!a}{hint or ': zenos ps --all lists them'}")
+
+
+def _view(system: System, task: Task) -> TaskView:
+    return TaskView(task=task, progress=system.progress(task.id))
+
+
+def _chosen(name: str, values: Iterable[str], known: list[str]) -> set[str]:
+    chosen = {part for value in values for part in value.split(",") if part}
+    for value in chosen:
+        if value not in known:
+            hint = nearest(value[:100], known) or f": one of {', '.join(known)}"
+            raise BadFieldError(f"cannot use the {name} {value[:64]!r}{hint}", name)
+    return chosen
+
+
+async def _log(
+    system: System, task_id: str, closing: asyncio.Event, *, follow: bool, offset: int
+) -> AsyncGenerator[bytes, None]:
+    """The log from `offset`; a restarted worker's log follows that of the one before it."""
+    path: Path | None = None
+    while True:
+        # Looked at before reading: what is written before the end is read for certain.
+        task = system.tasks().get(task_id)
+        ended = task is None or task.is_ended or closing.is_set()
+        newest = system.log_path(task_id) if task is not None else path
+        if newest != path:
+            path, offset = newest, (offset if path is None else 0)
+        if path is not None:
+            while part := await asyncio.to_thread(_read, path, offset):
+                offset += len(part)
+                yield part
+        if ended or not follow:
+            return
+        await asyncio.sleep(LOG_LOOK_S)
+
+
+def _read(path: Path, offset: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(LOG_PART_BYTES)
+    except FileNotFoundError:
+        return b""

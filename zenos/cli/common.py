@@ -1,0 +1,96 @@
+"""What the commands share: options, the client, shell completion of names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from zenos.client import Client
+    from zenos.core.task import Task
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+COMPLETION_TIMEOUT_S = 1.0
+
+
+@contextmanager
+def client() -> Iterator[Client]:
+    """The client of the daemon that the environment names; raises NoDaemonError without one."""
+    from zenos.client import connect
+
+    with connect() as made:
+        yield made
+
+
+def complete(names: Callable[[Client], list[str]]) -> Callable[[str], list[str]]:
+    """Completion by what the daemon has; nothing when it cannot be asked at once."""
+
+    def completion(incomplete: str) -> list[str]:
+        try:
+            from zenos.client import connect
+
+            with connect(retry_s=0) as made:
+                made.http.timeout = COMPLETION_TIMEOUT_S
+                return [name for name in names(made) if name.startswith(incomplete)]
+        except Exception:  # noqa: BLE001 - a shell that completes must never see an error
+            return []
+
+    return completion
+
+
+def _tasks(made: Client) -> list[str]:
+    return sorted(
+        {name for view in made.tasks(limit=200) for name in (view.task.id, view.task.name)}
+    )
+
+
+def _models(made: Client) -> list[str]:
+    found: set[str] = set()
+    for version in made.models():
+        found |= {version.name, version.ref}
+        found |= {f"{version.name}:{alias}" for alias in version.aliases}
+    return sorted(found)
+
+
+def _deployments(made: Client) -> list[str]:
+    return sorted(deployment.name for deployment in made.deployments())
+
+
+complete_tasks = complete(_tasks)
+complete_models = complete(_models)
+complete_deployments = complete(_deployments)
+
+
+def parse_settings(items: list[str] | None) -> dict[str, Any]:
+    """`["hidden_size=256", "tie=true"]` as a mapping: values are JSON where they can be read so."""
+    import json
+
+    from zenos.core.errors import InvalidError
+
+    settings: dict[str, Any] = {}
+    for item in items or []:
+        name, equals, text = item.partition("=")
+        if not equals or not name:
+            raise InvalidError(f"cannot read the setting {item[:60]!r}: write NAME=VALUE")
+        try:
+            settings[name] = json.loads(text)
+        except (ValueError, RecursionError):
+            settings[name] = text
+    return settings
+
+
+def finish(task: Task) -> None:
+    """End the command as the task ended."""
+    from zenos.cli.errors import FAILED, say_error
+    from zenos.client.display import summary
+    from zenos.core.task import State
+
+    if task.state is not State.SUCCEEDED:
+        message = summary(task)
+        say_error(message if message.startswith("cannot") else f"{task.name} was {message}")
+        raise typer.Exit(FAILED)

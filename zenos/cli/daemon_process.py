@@ -1,0 +1,143 @@
+"""Starting the daemon's process in the background, and waiting for its end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+from zenos.client.address import DaemonFile, read_daemon_file
+from zenos.core.errors import (
+    DeadlineError,
+    InvalidError,
+    RefusedError,
+    StorageError,
+    UnavailableError,
+    ZenosError,
+)
+from zenos.core.home import Home
+
+START_TIMEOUT_S = 60.0
+LOOK_S = 0.02
+LOG_TAIL_BYTES = 64 * 1024
+
+
+def running(home: Home) -> DaemonFile | None:
+    """The daemon that runs on this home; None if none does."""
+    daemon = read_daemon_file(home)
+    return daemon if daemon is not None and daemon.is_alive else None
+
+
+def arguments(home: Home, flags: Sequence[str]) -> list[str]:
+    """The daemon's command. -P: a file called like a module in the working directory is no risk."""
+    return [sys.executable, "-P", "-m", "zenos.daemon", "--home", str(home.root), *flags]
+
+
+def replace_by_daemon(home: Home, flags: Sequence[str]) -> NoReturn:
+    """Become the daemon, in the foreground."""
+    argv = arguments(home, [*flags, "--foreground"])
+    sys.stdout.flush()
+    os.execv(argv[0], argv)  # noqa: S606 - no shell is wanted
+
+
+def start(home: Home, flags: Sequence[str]) -> DaemonFile:
+    """Start it in a session of its own and wait until it answers.
+
+    Raises what made it end, as it said itself; DeadlineError when it doesn't answer in time.
+    """
+    log, before = _open_log(home)
+    try:
+        pid = _spawn(arguments(home, flags), log)
+    finally:
+        os.close(log)
+    end = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < end:
+        code = _exit_code(pid)
+        if code is not None:
+            # Another one may have been faster on the same home.
+            other = running(home)
+            if other is not None and _answers(other):
+                return other
+            raise _why(home, before, code)
+        daemon = running(home)
+        if daemon is not None and daemon.pid == pid and _answers(daemon):
+            return daemon
+        time.sleep(LOOK_S)
+    raise DeadlineError(
+        f"cannot wait longer than {START_TIMEOUT_S:g} s for the daemon (process {pid}): "
+        f"look into {home.daemon_log}"
+    )
+
+
+def _open_log(home: Home) -> tuple[int, int]:
+    """The log, for what the daemon prints before and beside its own logging; its size so far."""
+    try:
+        home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(home.daemon_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageError(
+            f"cannot use the home {home.root}: {error.strerror}; choose another with ZENOS_HOME"
+        ) from None
+    return fd, os.fstat(fd).st_size
+
+
+def _spawn(argv: list[str], log: int) -> int:
+    """Its own session, no terminal, no descriptor of ours but the log."""
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_DUP2, log, 1),
+        (os.POSIX_SPAWN_DUP2, log, 2),
+    ]
+    return os.posix_spawn(argv[0], argv, os.environ, file_actions=actions, setsid=True)
+
+
+def _exit_code(pid: int) -> int | None:
+    try:
+        found, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return 1
+    return None if found == 0 else os.waitstatus_to_exitcode(status)
+
+
+def _why(home: Home, before: int, code: int) -> ZenosError:
+    """What the daemon said before it ended: its last line that begins with "cannot"."""
+    try:
+        with home.daemon_log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(min(before, size), size - LOG_TAIL_BYTES))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        lines = []
+    said = [line for line in lines if line.startswith("cannot ")]
+    if not said:
+        ended = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return UnavailableError(
+            f"cannot start the daemon: it ended with {ended}; look into {home.daemon_log}"
+        )
+    # The daemon's exit codes are ours (errors.py).
+    kinds: dict[int, type[ZenosError]] = {2: InvalidError, 4: RefusedError}
+    return kinds.get(code, StorageError)(said[-1])
+
+
+def _answers(daemon: DaemonFile) -> bool:
+    import httpx
+
+    try:
+        with httpx.Client(trust_env=False, timeout=5) as http:
+            return http.get(f"{daemon.url}/health").is_success
+    except httpx.HTTPError:
+        return False
+
+
+def wait_gone(daemon: DaemonFile, timeout_s: float | None) -> None:
+    """Until that very process has ended; DeadlineError when it takes longer."""
+    end = None if timeout_s is None else time.monotonic() + timeout_s
+    while daemon.is_alive:
+        if end is not None and time.monotonic() > end:
+            raise DeadlineError(
+                f"cannot wait longer: the daemon (process {daemon.pid}) is still saving work; "
+                "it ends by itself"
+            )
+        time.sleep(LOOK_S)

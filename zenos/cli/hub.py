@@ -1,0 +1,68 @@
+"""What `zenos pull` is given: a directory, or a model of the Hugging Face Hub that is fetched."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from zenos.core.errors import InvalidError, NotFoundError, UnavailableError
+
+# What a model consists of; weights in other formats are not even fetched.
+PATTERNS: Final = (
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "tokenizer*",
+    "vocab*",
+    "merges*",
+)
+
+
+@contextmanager
+def fetched(source: str) -> Iterator[Path]:
+    """The directory with the model; one that was fetched is there until the end of the block."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        yield path.absolute()
+        return
+    if path.exists():
+        raise InvalidError(f"cannot import {source}: give the directory with config.json in it")
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise NotFoundError(
+            f"cannot find {source}: give a directory, or a model of the Hub as ORG/NAME"
+        )
+    with tempfile.TemporaryDirectory(prefix="zenos-pull-") as directory:
+        _download(source, directory)
+        yield Path(directory)
+
+
+def _download(source: str, directory: str) -> None:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+        )
+    except ImportError:
+        raise InvalidError(
+            "cannot fetch from the Hub: 'pip install huggingface_hub' first"
+        ) from None
+    try:
+        snapshot_download(source, local_dir=directory, allow_patterns=list(PATTERNS))
+    except RepositoryNotFoundError:
+        raise NotFoundError(
+            f"cannot find {source} on the Hub, and there is no such directory here"
+        ) from None
+    except HFValidationError as error:
+        raise InvalidError(f"cannot use {source!r} as a model of the Hub: {error}") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UnavailableError(
+            f"cannot fetch {source} from the Hub, and there is no such directory here: {reason}"
+        ) from None

@@ -1,0 +1,320 @@
+"""Models: create, list, show, cp, rm, pull, export, alias."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zenos.cli.common import Json, client, complete_models, finish, parse_settings
+
+if TYPE_CHECKING:
+    from zenos.client import Client, ModelVersion, TaskView
+
+Ref = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="NAME, NAME:VERSION or NAME:ALIAS.", autocompletion=complete_models
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    panel = "Models"
+    app.command("create", rich_help_panel=panel)(create)
+    app.command("list", rich_help_panel=panel)(list_)
+    app.command("show", rich_help_panel=panel)(show)
+    app.command("cp", rich_help_panel=panel)(cp)
+    app.command("rm", rich_help_panel=panel)(rm)
+    app.command("pull", rich_help_panel=panel)(pull)
+    app.command("export", rich_help_panel=panel)(export)
+    app.command("alias", rich_help_panel=panel)(alias)
+
+
+def create(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name in the registry.")],
+    arch: Annotated[
+        str, typer.Option(help="A short name (llama-nano) or a model type (llama, gpt2, bert, t5).")
+    ],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A field of its configuration; repeat."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Registered model whose tokenizer it gets.")
+    ] = None,
+    memory: Annotated[str, typer.Option(help="Memory for making it.")] = "1GiB",
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is there.")] = True,
+    json: Json = False,
+) -> None:
+    """Create a new, untrained model.
+
+    Example: zenos create tiny --arch llama-nano --set hidden_size=256
+    """
+    from zenos.cli.output import put, put_json, say
+
+    settings = parse_settings(set_)
+    with client() as made:
+        handle = made.create(name, arch, settings, seed=seed, tokenizer=tokenizer, memory=memory)
+        if wait:
+            handle.wait()
+            finish(handle.task)
+    result = (handle.task.outcome.result if handle.task.outcome else None) or {}
+    if json:
+        put_json(handle.task)
+    elif wait:
+        put(str(result.get("model", name)))
+    else:
+        put(handle.id)
+        say(f"{name} is being made; 'zenos logs -f {handle.id}' follows it")
+
+
+def list_(json: Json = False) -> None:
+    """List all versions of all models.
+
+    Example: zenos list
+    """
+    from zenos.cli.output import put_json, table
+    from zenos.cli.rows import MODELS, model_row
+
+    with client() as made:
+        models = made.models()
+    if json:
+        put_json(models)
+        return
+    hint = "no models; 'zenos train' and 'zenos create' make one, 'zenos pull' imports one"
+    table(MODELS, (model_row(model) for model in models), empty=hint)
+
+
+def show(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|TASK",
+            help="NAME, NAME:VERSION, NAME:ALIAS, or a task's id.",
+            autocompletion=complete_models,
+        ),
+    ],
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="With --plot: a picture's file.")
+    ] = None,
+    plot: Annotated[
+        bool, typer.Option("--plot", help="Draw the loss curve here, or into FILE.png.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Show a model with its lineage and metrics, or a task.
+
+    Example: zenos show shakespeare --plot loss.png
+    """
+    from zenos.cli.output import facts, put_json, say
+    from zenos.core.errors import InvalidError
+
+    if file is not None and not plot:
+        raise InvalidError("cannot tell what the file is for: write --plot FILE.png")
+    with client() as made:
+        model, task = _model_or_task(made, name)
+    if task is not None:
+        if plot:
+            raise InvalidError(f"cannot plot the task {task.task.id}: give the model that it made")
+        if json:
+            put_json(task)
+        else:
+            facts(_task_facts(task))
+        return
+    assert model is not None  # noqa: S101 - one of the two was found
+    if plot:
+        from zenos.cli import plot as drawing
+
+        if file is not None:
+            drawing.write_picture(model, file)
+            say(f"wrote {file}")
+        elif not json:
+            drawing.draw(model)
+            return
+    if json:
+        put_json(model)
+    elif not plot:
+        facts(_model_facts(model))
+
+
+def _model_or_task(made: Client, name: str) -> tuple[ModelVersion | None, TaskView | None]:
+    from zenos.core.errors import InvalidError, NotFoundError
+
+    try:
+        return made.model(name), None
+    except NotFoundError as error:
+        try:
+            return None, made.task(name).view
+        except (NotFoundError, InvalidError):
+            raise error from None
+
+
+def _model_facts(model: ModelVersion) -> list[tuple[str, object]]:
+    import time
+
+    from zenos.client.display import show_count
+    from zenos.core.resources import show_size
+
+    metrics = ", ".join(f"{name} {_short(value)}" for name, value in model.metrics.items())
+    created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(model.created))
+    return [
+        ("model", model.ref),
+        ("aliases", ", ".join(model.aliases)),
+        ("architecture", " / ".join(dict.fromkeys(filter(None, (model.family, model.arch))))),
+        ("parameters", show_count(model.parameters)),
+        ("size", show_size(model.bytes)),
+        ("created", created if model.created else ""),
+        ("parent", model.lineage.parent),
+        ("task", model.lineage.task),
+        ("data", model.lineage.data_hash),
+        ("code", model.lineage.code_version),
+        ("metrics", metrics),
+        ("files", "\n".join(f"{name}  {show_size(f.size)}" for name, f in model.files.items())),
+    ]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _task_facts(view: TaskView) -> list[tuple[str, object]]:
+    import time
+
+    from zenos.cli.rows import work_line
+    from zenos.client.display import show_progress, show_seconds, summary, took_s
+
+    task = view.task
+    outcome = task.outcome
+    return [
+        ("task", f"{task.id}{f' ({task.spec.name})' if task.spec.name else ''}"),
+        ("kind", task.kind),
+        ("does", work_line(task.spec.work)),
+        ("state", summary(task)),
+        ("progress", show_progress(view.progress)),
+        ("priority", task.spec.priority),
+        ("wants", task.spec.resources),
+        ("node", task.allocation.node if task.allocation else ""),
+        ("submitted", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(task.submitted))),
+        ("ran", show_seconds(took_s(task, time.time()))),
+        ("generation", task.generation),
+        ("exit code", "" if outcome is None else outcome.exit_code),
+        ("log ends", outcome.log_tail[-1000:].strip() if outcome else ""),
+    ]
+
+
+def cp(
+    source: Ref,
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="The other name.")],
+    json: Json = False,
+) -> None:
+    """Register a version under another name too; its files are shared.
+
+    Example: zenos cp shakespeare:3 bard
+    """
+    from zenos.cli.output import put, put_json
+
+    with client() as made:
+        model = made.copy(source, target)
+    put_json(model) if json else put(model.ref)
+
+
+def rm(
+    refs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...", help="NAME:VERSION, or NAME.", autocompletion=complete_models
+        ),
+    ],
+    all_: Annotated[
+        bool, typer.Option("--all", help="All versions, where a bare NAME has several.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Remove models; files that no other version has are freed.
+
+    Example: zenos rm shakespeare:2
+    """
+    from zenos.cli.output import put_json, say
+    from zenos.core.errors import InvalidError
+    from zenos.core.resources import show_size
+
+    with client() as made:
+        if not all_:
+            models = made.models()
+            for ref in refs:
+                count = sum(model.name == ref for model in models)
+                if ":" not in ref and count > 1:
+                    raise InvalidError(
+                        f"cannot tell which of the {count} versions of {ref} to remove: "
+                        f"write {ref}:VERSION, or --all"
+                    )
+        removed = [made.remove(ref) for ref in refs]
+    if json:
+        put_json(removed)
+        return
+    for one in removed:
+        say(f"{one.removed} is removed, {show_size(one.freed_bytes)} freed")
+
+
+def pull(
+    source: Annotated[
+        str, typer.Argument(metavar="DIRECTORY|HUB_ID", help="A directory, or ORG/NAME.")
+    ],
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Default: the last part of the source.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Import a Hugging Face directory, or a model of the Hub; safetensors only.
+
+    Example: zenos pull ./my-model my-model
+    """
+    from zenos.cli.hub import fetched
+    from zenos.cli.output import put, put_json
+
+    name = name or Path(source.rstrip("/")).name
+    with client() as made, fetched(source) as directory:
+        model = made.import_model(directory, name)
+    put_json(model) if json else put(model.ref)
+
+
+def export(
+    ref: Ref,
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIRECTORY", help="Is made; must not be there yet.")
+    ],
+    json: Json = False,
+) -> None:
+    """Write a model as a directory that transformers reads.
+
+    Example: zenos export shakespeare ./shakespeare
+    """
+    from zenos.cli.output import put, put_json
+
+    with client() as made:
+        path = made.export_model(ref, directory)
+    put_json({"path": str(path)}) if json else put(str(path))
+
+
+def alias(
+    ref: Ref,
+    word: Annotated[str, typer.Argument(metavar="ALIAS", help="E.g. prod.")],
+    json: Json = False,
+) -> None:
+    """Let an alias name a version, or move it there.
+
+    Example: zenos alias shakespeare:3 prod
+    """
+    from zenos.cli.output import put, put_json
+
+    with client() as made:
+        model = made.model(ref)
+        made.alias(model.name, word, model.version)
+    if json:
+        put_json({"model": model.ref, "alias": f"{model.name}:{word}"})
+    else:
+        put(f"{model.name}:{word} is {model.ref}")

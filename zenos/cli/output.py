@@ -1,0 +1,94 @@
+"""What commands print: tables for people, JSON for machines on stdout; messages on stderr."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# C0 but tab and newline, DEL, C1: what would let a text drive the terminal.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROLS_AND_LINES = re.compile("[\x00-\x1f\x7f-\x9f]")
+WIDE = 240  # columns where the output is no terminal
+
+
+def clean(text: str, *, lines: bool = False) -> str:
+    """The text without control characters; lines: newlines and tabs stay."""
+    return (_CONTROLS if lines else _CONTROLS_AND_LINES).sub("\ufffd", text)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where people read. Without a terminal lines are not folded at 80 columns."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    made = Console(file=stream, highlight=False)
+    if not made.is_terminal:
+        made.width = WIDE
+    return made
+
+
+def say(text: str) -> None:
+    """A message to the person who typed the command, on stderr."""
+    print(clean(text, lines=True), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def put(text: str) -> None:
+    """A line of the result, on stdout."""
+    print(text, flush=True)  # noqa: T201
+
+
+def put_json(value: Any) -> None:
+    """The result as JSON; structs as msgspec encodes them."""
+    import msgspec
+
+    put(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str = "") -> None:
+    """A table; a column whose name begins with `>` stands right. empty: said on stderr if so."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in columns:
+        made.add_column(
+            name.lstrip(">"),
+            justify="right" if name.startswith(">") else "left",
+            no_wrap=name.startswith(">"),
+            overflow="fold",
+        )
+    count = 0
+    for row in rows:
+        count += 1
+        made.add_row(*(cell if isinstance(cell, Text) else Text(clean(str(cell))) for cell in row))
+    if count == 0 and empty:
+        say(empty)
+    else:
+        console().print(made)
+
+
+def coloured(text: str, style: str) -> Any:
+    """A cell in a colour."""
+    from rich.text import Text
+
+    return Text(clean(text), style=style)
+
+
+def facts(rows: Iterable[tuple[str, object]]) -> None:
+    """Names and values below each other."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table.grid(padding=(0, 2))
+    made.add_column(style="bold", no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, value in rows:
+        if value not in (None, ""):
+            shown = value if isinstance(value, Text) else Text(clean(str(value), lines=True))
+            made.add_row(Text(name), shown)
+    console().print(made)

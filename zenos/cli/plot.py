@@ -1,0 +1,92 @@
+"""The loss curve of a model: in the terminal by plotext, into a file by matplotlib."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from zenos.core.errors import InvalidError, NotFoundError, StorageError
+
+if TYPE_CHECKING:
+    from zenos.client import ModelVersion
+
+Line = tuple[list[float], list[float]]
+ENDINGS: Final = (".png", ".svg", ".pdf", ".jpg")
+WIDTH_MAX, HEIGHT = 100, 20
+
+
+def lines(model: ModelVersion) -> dict[str, Line]:
+    """Steps and losses to draw, `training` and `held out`; NotFoundError without any."""
+    found: dict[str, Line] = {}
+    for place, name in ((1, "training"), (2, "held out")):
+        points = [
+            (float(point[0]), float(value))
+            for point in model.curve
+            if (value := point[place]) is not None and math.isfinite(value)
+        ]
+        if points:
+            found[name] = ([step for step, _ in points], [loss for _, loss in points])
+    if not found:
+        raise NotFoundError(f"cannot find a loss curve of {model.ref}: it was not trained here")
+    return found
+
+
+def draw(model: ModelVersion) -> None:
+    """On stdout; without colours where that is no terminal."""
+    sys.stdout.write(f"{rendered(model, colours=sys.stdout.isatty())}\n")
+
+
+def rendered(model: ModelVersion, *, colours: bool) -> str:
+    """The curve as text."""
+    found = lines(model)
+    try:
+        import plotext
+    except ImportError as error:
+        raise InvalidError(f"cannot draw here: {error}; write --plot FILE.png instead") from None
+    columns = min(shutil.get_terminal_size().columns, WIDTH_MAX)
+    figure = plotext.figure
+    figure.clear()
+    figure.plot_size(columns, HEIGHT)
+    # The terminal's own background; the legend where a falling curve is not.
+    figure.theme("simple" if colours else "colorless")
+    last = max(steps[-1] for steps, _ in found.values())
+    highest = max(max(losses) for _, losses in found.values())
+    figure.legend(x=last, y=highest, ha="right", relative=True)
+    for name, (steps, losses) in found.items():
+        signal = figure.signal(steps, losses, marker="braille").lines().label(name)
+        figure.draw(signal)
+    figure.title(f"{model.ref}: loss over steps")
+    text = str(figure.build())
+    return text if colours else str(plotext.uncolorize(text))
+
+
+def write_picture(model: ModelVersion, path: Path) -> None:
+    """As a picture; the ending says of which kind. Raises InvalidError without matplotlib."""
+    if path.suffix.lower() not in ENDINGS:
+        raise InvalidError(f"cannot write {path}: its ending must be one of {', '.join(ENDINGS)}")
+    found = lines(model)
+    try:
+        import matplotlib
+    except ImportError:
+        raise InvalidError(
+            "cannot draw a picture: matplotlib is missing; type: pip install 'zenos[plot]'"
+        ) from None
+    matplotlib.use("agg")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for name, (steps, losses) in found.items():
+        axes.plot(steps, losses, label=name, marker="o" if len(steps) < 3 else None)
+    axes.set_title(model.ref)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats per token)")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend()
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}") from None

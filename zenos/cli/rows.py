@@ -1,0 +1,101 @@
+"""Rows of the tables: one function for each thing that is listed."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from typing import TYPE_CHECKING, Any
+
+from zenos.cli.output import coloured
+from zenos.client.display import COLOURS, show_count, show_progress, show_seconds, summary, took_s
+from zenos.core.resources import show_share, show_size
+from zenos.core.specs import CreateSpec, ProgramSpec, ServeSpec, TrainSpec, Work
+
+if TYPE_CHECKING:
+    from zenos.client import ModelVersion, NodeView, TaskView
+    from zenos.core.task import Deployment, Task
+
+TASKS = ("ID", "NAME", "KIND", "STATE", ">PRIO", ">CPU", ">GPU", ">MEMORY", ">TIME", "PROGRESS")
+NODES = ("NODE", ">CPU", ">GPU", ">MEMORY", "LIMITS BY")
+MODELS = ("MODEL", "ALIASES", "ARCHITECTURE", ">PARAMETERS", ">SIZE", ">HELD-OUT LOSS", "CREATED")
+DEPLOYMENTS = ("DEPLOYMENT", ">REPLICAS", ">PRIO", "STATE")
+
+
+def task_row(view: TaskView) -> tuple[Any, ...]:
+    """One task."""
+    task = view.task
+    wants = task.spec.resources
+    doing = show_progress(view.progress) if not task.is_ended else _ending(task)
+    return (
+        task.id,
+        task.name,
+        str(task.kind),
+        coloured(str(task.state), COLOURS[task.state]),
+        task.spec.priority,
+        show_share(wants.cpu),
+        show_share(wants.gpu) if wants.gpu else "",
+        show_size(wants.memory) if wants.memory else "",
+        show_seconds(took_s(task, time.time())),
+        doing or work_line(task.spec.work),
+    )
+
+
+def _ending(task: Task) -> str:
+    line = summary(task)
+    return work_line(task.spec.work) if line == str(task.state) else line
+
+
+def work_line(work: Work) -> str:
+    """What a task does, in a few words."""
+    match work:
+        case ProgramSpec():
+            line = shlex.join(work.argv)
+            return line if len(line) <= 60 else line[:59] + "…"
+        case TrainSpec():
+            return f"{work.arch or work.base} → {work.model}"
+        case CreateSpec():
+            return f"{work.arch} → {work.name}"
+        case ServeSpec():
+            return work.model
+
+
+def node_row(view: NodeView) -> tuple[Any, ...]:
+    """One node: in use of capacity."""
+    node, used = view.node, view.used
+    gpus = f"{show_share(used.gpu)} / {show_share(node.capacity.gpu)}" if node.gpus else "-"
+    return (
+        node.name,
+        f"{show_share(used.cpu)} / {show_share(node.capacity.cpu)}",
+        gpus + (" (virtual)" if node.virtual_gpus else ""),
+        f"{show_size(used.memory)} / {show_size(node.capacity.memory)}",
+        ", ".join(f"{what}: {how}" for what, how in node.enforcement.items()),
+    )
+
+
+def model_row(model: ModelVersion) -> tuple[Any, ...]:
+    """One version of a model."""
+    loss = model.metrics.get("eval_loss")
+    created = time.strftime("%Y-%m-%d %H:%M", time.localtime(model.created))
+    return (
+        model.ref,
+        ", ".join(model.aliases),
+        model.arch or model.family,
+        show_count(model.parameters),
+        show_size(model.bytes),
+        f"{loss:.4f}" if isinstance(loss, int | float) else "",
+        created if model.created else "",
+    )
+
+
+def deployment_row(deployment: Deployment) -> tuple[Any, ...]:
+    """One deployment."""
+    spec = deployment.spec
+    state = "stopping" if deployment.stopping else deployment.error or "served"
+    if not deployment.replicas and state == "served":
+        state = "loads with the next request"
+    return (
+        deployment.name,
+        f"{len(deployment.replicas)} ({spec.min_replicas} to {spec.max_replicas})",
+        spec.priority,
+        state,
+    )

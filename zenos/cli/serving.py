@@ -1,0 +1,183 @@
+"""Serving: serve, stop, run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from zenos.cli.common import Json, client, complete_deployments, complete_models
+
+if TYPE_CHECKING:
+    from zenos.client import Client
+    from zenos.core.task import Deployment
+
+READY_LOOK_S = 0.1
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="NAME, NAME:VERSION or NAME:ALIAS.", autocompletion=complete_models
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    panel = "Serving"
+    app.command("serve", rich_help_panel=panel)(serve)
+    app.command("stop", rich_help_panel=panel)(stop)
+    app.command("run", rich_help_panel=panel)(run)
+
+
+def serve(
+    model: ModelName,
+    min_replicas: Annotated[
+        int, typer.Option(help="Replicas that always stand; 0: loaded by the first request.")
+    ] = 1,
+    max_replicas: Annotated[int | None, typer.Option(help="At most so many.")] = None,
+    keep_alive: Annotated[
+        str | None, typer.Option(help="How long an idle one above the minimum stays, e.g. 5m.")
+    ] = None,
+    priority: Annotated[str, typer.Option(help="low, normal, high or 0 to 100.")] = "high",
+    cpu: Annotated[float, typer.Option(help="Cores for each replica.")] = 1.0,
+    gpu: Annotated[float, typer.Option(help="GPUs, or a share, for each replica.")] = 0.0,
+    memory: Annotated[str, typer.Option(help="Memory of each replica.")] = "1GiB",
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None, typer.Option(help="Arithmetic.")
+    ] = None,
+    slots: Annotated[int | None, typer.Option(help="Sequences decoded together.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens per sequence.")] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait until a replica answers.")
+    ] = True,
+    json: Json = False,
+) -> None:
+    """Deploy a model, or change how it is deployed.
+
+    Example: zenos serve shakespeare --max-replicas 2 --memory 2GiB
+    """
+    from zenos.cli.output import put, put_json
+    from zenos.client.build import parse_duration
+
+    with client() as made:
+        deployment = made.serve(
+            model,
+            min_replicas=min_replicas,
+            max_replicas=max_replicas if max_replicas is not None else max(min_replicas, 1),
+            keep_alive_s=parse_duration(keep_alive, "keep-alive"),
+            priority=priority,
+            cpu=cpu,
+            gpu=gpu,
+            memory=memory,
+            dtype=dtype,
+            slots=slots,
+            context=context,
+        )
+        if wait and min_replicas > 0:
+            deployment = _until_ready(made, deployment)
+        if json:
+            put_json(deployment)
+            return
+        url = made.address.url
+    state = "is served" if wait and min_replicas > 0 else "is deployed"
+    put(f"{deployment.name} {state} at {url}/v1; 'zenos run {deployment.name}' asks it")
+
+
+def _until_ready(made: Client, deployment: Deployment) -> Deployment:
+    """Until one replica has loaded its model; raises what keeps it from that."""
+    import time
+
+    from zenos.cli.output import say
+    from zenos.core.errors import NotFoundError, WorkerError
+    from zenos.core.task import Kind
+
+    said = False
+    while True:
+        found = [d for d in made.deployments() if d.name == deployment.name]
+        if not found or found[0].stopping:
+            raise NotFoundError(f"cannot wait for {deployment.name}: it was stopped")
+        if found[0].error is not None:
+            raise WorkerError(found[0].error)
+        replicas = set(found[0].replicas)
+        views = [v for v in made.tasks(kind=Kind.SERVE) if v.task.id in replicas]
+        if any(view.task.ready for view in views):
+            return found[0]
+        if views and all(view.task.state == "queued" for view in views) and not said:
+            said = True
+            say(f"{deployment.name} waits for room; Ctrl-C leaves it deployed")
+        time.sleep(READY_LOOK_S)
+
+
+def stop(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...", help="As deployed.", autocompletion=complete_deployments
+        ),
+    ],
+    json: Json = False,
+) -> None:
+    """Stop serving models; requests that are being answered are finished.
+
+    Example: zenos stop shakespeare
+    """
+    from zenos.cli.output import put_json, say
+
+    with client() as made:
+        stopped = [made.stop(name) for name in names]
+    if json:
+        put_json(stopped)
+        return
+    for deployment in stopped:
+        say(f"{deployment.name} is being stopped")
+
+
+def run(
+    model: ModelName,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="[PROMPT]", help="Without one: interactive, or stdin.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", help="At most.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0: the likeliest token.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Choose within this probability.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed, the same text.")] = None,
+    stop_at: Annotated[
+        list[str] | None, typer.Option("--stop", help="Text to stop at; may be repeated.")
+    ] = None,
+    priority: Annotated[str | None, typer.Option(help="low, normal, high or 0 to 100.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message of a chat.")] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option("--chat/--complete", help="By default chat if the model has a template."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Ask a model: streams the answer; loads the model when needed.
+
+    Example: zenos run shakespeare "To be, or" --max-tokens 40
+    """
+    import sys
+
+    from zenos.cli.conversation import Conversation
+    from zenos.client.build import parse_priority
+    from zenos.core.errors import InvalidError
+
+    settings = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "stop": stop_at or None,
+        "priority": None if priority is None else parse_priority(priority),
+    }
+    if prompt is None and not sys.stdin.isatty():
+        prompt = sys.stdin.read()
+    if prompt is None and json:
+        raise InvalidError("cannot be interactive with --json: give a prompt")
+    with client() as made:
+        chats = made.model(model).has_chat_template if chat is None else chat
+        talk = Conversation(made, model, settings, chat=chats, system=system)
+        if prompt is None:
+            talk.interact()
+        else:
+            talk.ask_once(prompt, json=json)

@@ -1,0 +1,221 @@
+"""The daemon: up, down, status, top, schema."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from zenos.cli.common import Json, client
+
+Mode = Literal["suspend", "drain", "leave"]
+SCHEMAS = Literal["train", "create", "task", "deployment"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    panel = "The daemon"
+    app.command("up", rich_help_panel=panel)(up)
+    app.command("down", rich_help_panel=panel)(down)
+    app.command("status", rich_help_panel=panel)(status)
+    app.command("top", rich_help_panel=panel)(top)
+    app.command("schema", rich_help_panel=panel)(schema)
+
+
+def up(
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay, and log here: for service managers.")
+    ] = False,
+    host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="The port; 0 takes any free one.")] = None,
+    cpus: Annotated[float | None, typer.Option(help="CPUs to give out.")] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="Virtual GPUs to declare where there are no real ones.")
+    ] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory to give out, e.g. 12GiB.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting; may be repeated."),
+    ] = None,
+    public: Annotated[
+        bool,
+        typer.Option(
+            "--i-know-this-is-public",
+            help="Allow an address that others reach, without TLS: they could read the token.",
+        ),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Start the daemon in the background; returns when it answers.
+
+    Example: zenos up --port 0 --memory 12GiB
+    """
+    from zenos.cli import daemon_process
+    from zenos.cli.output import put, put_json
+    from zenos.core.home import Home
+
+    home = Home.default()
+    given = {"host": host, "port": port, "cpus": cpus, "gpus": gpus, "memory": memory}
+    flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    flags += [f"--set={item}" for item in set_ or []]
+    flags += ["--i-know-this-is-public"] if public else []
+    found = daemon_process.running(home)
+    if foreground and found is None:
+        daemon_process.replace_by_daemon(home, flags)
+    daemon = found or daemon_process.start(home, flags)
+    if json:
+        put_json(
+            {
+                "pid": daemon.pid,
+                "url": daemon.url,
+                "version": daemon.version,
+                "home": str(home.root),
+                "started": found is None,
+            }
+        )
+        return
+    verb = "runs already" if found is not None else "is up"
+    put(f"zenos {daemon.version} {verb} at {daemon.url} (process {daemon.pid}, home {home.root})")
+
+
+def down(
+    suspend: Annotated[
+        bool, typer.Option("--suspend", help="Training saves a checkpoint and goes on later.")
+    ] = False,
+    drain: Annotated[
+        bool, typer.Option("--drain", help="Wait until running tasks have ended.")
+    ] = False,
+    leave: Annotated[
+        bool, typer.Option("--leave", help="Let workers go on; the next daemon adopts them.")
+    ] = False,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds to wait for its end; by default for ever.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Stop the daemon; says what happens to running work (--suspend by default).
+
+    Example: zenos down --drain
+    """
+    from zenos.cli import daemon_process
+    from zenos.cli.output import put_json, say
+    from zenos.client import connect
+    from zenos.core.errors import InvalidError, NoDaemonError, UnavailableError
+    from zenos.core.home import Home
+
+    wanted: dict[Mode, bool] = {"suspend": suspend, "drain": drain, "leave": leave}
+    chosen = [mode for mode, is_wanted in wanted.items() if is_wanted]
+    if len(chosen) > 1:
+        raise InvalidError("cannot do all of it: give one of --suspend, --drain and --leave")
+    mode: Mode = chosen[0] if chosen else "suspend"
+    home = Home.default()
+    daemon = daemon_process.running(home)
+    stopped = False
+    try:
+        with connect() as made:
+            daemon = made.address.daemon
+            try:
+                made.shut_down(mode)
+            except UnavailableError:
+                if daemon is None:
+                    raise
+            stopped = True
+    except NoDaemonError as error:
+        if json:
+            put_json({"stopped": False})
+        else:
+            say(f"no daemon runs ({error.message.partition(':')[0]})")
+        return
+    if daemon is not None:
+        daemon_process.wait_gone(daemon, timeout)
+    if json:
+        put_json({"stopped": stopped, "mode": mode})
+    else:
+        say(f"zenos is down ({mode})")
+
+
+def status(json: Json = False) -> None:
+    """Show the daemon, its nodes with what is in use, tasks by state, and deployments.
+
+    Example: zenos status --json
+    """
+    from zenos.cli.output import facts, put_json, table
+    from zenos.cli.rows import DEPLOYMENTS, NODES, deployment_row, node_row
+    from zenos.client.display import show_seconds
+
+    with client() as made:
+        found, served = made.status(), made.deployments()
+    if json:
+        put_json(_status_json(found, served))
+        return
+    counts = ", ".join(f"{count} {state}" for state, count in found.tasks.items()) or "none"
+    facts(
+        [
+            ("zenos", f"{found.version} at {made.address.url}"),
+            ("process", f"{found.pid}, up {show_seconds(found.uptime_s)}"),
+            ("home", found.home),
+            ("tasks", counts),
+            ("store", found.store if found.store not in (None, "ok") else ""),
+        ]
+    )
+    table(NODES, (node_row(view) for view in found.nodes))
+    if served:
+        table(DEPLOYMENTS, (deployment_row(deployment) for deployment in served))
+
+
+def _status_json(found: Any, served: Any) -> dict[str, Any]:
+    import msgspec
+
+    value: dict[str, Any] = msgspec.to_builtins(found)
+    value["deployments"] = msgspec.to_builtins(served)
+    return value
+
+
+def top(
+    interval: Annotated[float, typer.Option(min=0.1, max=60, help="Seconds between looks.")] = 1.0,
+    json: Json = False,
+) -> None:
+    """Watch nodes, tasks and the queue live: q quits, c cancels the selected task.
+
+    Example: zenos top
+    """
+    import sys
+
+    from zenos.cli.output import put_json
+    from zenos.core.errors import InvalidError
+
+    if json:
+        with client() as made:
+            put_json({"status": made.status(), "tasks": made.tasks(limit=200)})
+        return
+    if not sys.stdout.isatty():
+        raise InvalidError("cannot draw the live screen: this is no terminal; try 'zenos ps'")
+    with client() as made:
+        made.status()  # says now, in a line, if it cannot be reached
+    from zenos.cli.top import run
+
+    run(interval)
+
+
+def schema(
+    name: Annotated[SCHEMAS, typer.Argument(help="Which specification.")],
+    json: Json = False,
+) -> None:
+    """Print the JSON schema of a specification; needs no daemon.
+
+    Example: zenos schema train > train.schema.json
+    """
+    import msgspec
+
+    from zenos.cli.output import put_json
+    from zenos.core.specs import CreateSpec, DeploymentSpec, TrainSpec
+    from zenos.core.task import TaskSpec
+
+    types: dict[str, Any] = {
+        "train": TrainSpec,
+        "create": CreateSpec,
+        "task": TaskSpec,
+        "deployment": DeploymentSpec,
+    }
+    made = msgspec.json.schema(types[name])
+    put_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **made})

@@ -1,0 +1,302 @@
+"""Tasks: submit, train, ps, logs, cancel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zenos.cli.common import Json, client, complete_tasks, finish
+from zenos.cli.train_flags import merged, read_spec, with_train_flags
+
+if TYPE_CHECKING:
+    from zenos.client import TaskHandle
+
+Cpu = Annotated[float, typer.Option(help="Cores, e.g. 0.5.")]
+Gpu = Annotated[float, typer.Option(help="GPUs, or a share of one.")]
+GpuMemory = Annotated[str, typer.Option(help="Memory on the GPU, e.g. 4GiB.")]
+Priority = Annotated[
+    str, typer.Option(help="low, normal, high or 0 to 100; higher goes first.", metavar="PRIORITY")
+]
+Time = Annotated[
+    str | None, typer.Option(help="Expected run time: 90s, 10m, 2h. Short work goes first.")
+]
+TimeLimit = Annotated[str | None, typer.Option(help="End it after this time: 90s, 10m, 2h.")]
+Name = Annotated[str, typer.Option(help="A name for it.")]
+Retries = Annotated[int, typer.Option(help="How often a failed run is started again.")]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show it live until it ends.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait quietly until it ends.")]
+TaskName = Annotated[
+    str, typer.Argument(metavar="TASK", help="Its id or name.", autocompletion=complete_tasks)
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    panel = "Tasks"
+    arguments_follow = {"allow_interspersed_args": False}
+    app.command("submit", rich_help_panel=panel, context_settings=arguments_follow)(submit)
+    app.command("train", rich_help_panel=panel)(with_train_flags(train))
+    app.command("ps", rich_help_panel=panel)(ps)
+    app.command("logs", rich_help_panel=panel)(logs)
+    app.command("cancel", rich_help_panel=panel)(cancel)
+
+
+def submit(
+    program: Annotated[
+        list[str], typer.Argument(metavar="-- PROGRAM [ARGS]...", help="What to run.")
+    ],
+    cpu: Cpu = 1.0,
+    gpu: Gpu = 0.0,
+    memory: Annotated[
+        str, typer.Option(help="Memory, e.g. 2GiB; it is ended when it takes more.")
+    ] = "512MiB",
+    gpu_memory: GpuMemory = "0",
+    priority: Priority = "normal",
+    time: Time = None,
+    time_limit: TimeLimit = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[=VALUE]", help="An environment variable; may be repeated."),
+    ] = None,
+    cwd: Annotated[Path | None, typer.Option(help="Its working directory; default this.")] = None,
+    name: Name = "",
+    retries: Retries = 0,
+    follow: Follow = False,
+    wait: Wait = False,
+    json: Json = False,
+) -> None:
+    """Run any program as a task.
+
+    Example: zenos submit --cpu 2 --memory 4GiB --follow -- python work.py --epochs 3
+    """
+    from zenos.client import build
+    from zenos.client.build import TaskOptions
+
+    options = TaskOptions(
+        name=name,
+        cpu=cpu,
+        gpu=gpu,
+        memory=memory,
+        gpu_memory=gpu_memory,
+        priority=priority,
+        time=time,
+        time_limit=time_limit,
+        retries=retries,
+    )
+    spec = options.task(build.program(program, _environment(env), cwd))
+    spec.check()
+    with client() as made:
+        _after_submit(made.submit(spec), follow=follow, wait=wait, json=json, log=True)
+
+
+def _environment(items: list[str] | None) -> dict[str, str]:
+    import os
+
+    from zenos.core.errors import InvalidError
+
+    env: dict[str, str] = {}
+    for item in items or []:
+        name, equals, value = item.partition("=")
+        if not equals and name not in os.environ:
+            raise InvalidError(f"cannot pass on {name[:60]!r}: it is not set; write NAME=VALUE")
+        env[name] = value if equals else os.environ[name]
+    return env
+
+
+def train(
+    spec: Annotated[
+        Path | None, typer.Argument(metavar="[SPEC.yaml]", help="A file with the fields below.")
+    ] = None,
+    cpu: Cpu = 1.0,
+    gpu: Gpu = 0.0,
+    memory: Annotated[str, typer.Option(help="Memory of the run, e.g. 8GiB.")] = "2GiB",
+    gpu_memory: GpuMemory = "0",
+    priority: Priority = "normal",
+    time: Time = None,
+    time_limit: TimeLimit = None,
+    name: Name = "",
+    retries: Retries = 0,
+    follow: Follow = False,
+    wait: Wait = False,
+    json: Json = False,
+    **flags: Any,
+) -> None:
+    """Train a model; the result is registered. Flags win over the file, the file over defaults.
+
+    Example: zenos train --model shakespeare --arch llama-nano --data input.txt --follow
+    """
+    from zenos.client import build
+    from zenos.client.build import TaskOptions
+
+    values = merged(read_spec(spec) if spec is not None else {}, flags)
+    options = TaskOptions(
+        name=name,
+        cpu=cpu,
+        gpu=gpu,
+        memory=memory,
+        gpu_memory=gpu_memory,
+        priority=priority,
+        time=time,
+        time_limit=time_limit,
+        retries=retries,
+    )
+    work = options.task(build.train(values))
+    work.check()
+    with client() as made:
+        _after_submit(made.submit(work), follow=follow, wait=wait, json=json, log=False)
+
+
+def _after_submit(handle: TaskHandle, *, follow: bool, wait: bool, json: bool, log: bool) -> None:
+    """Say what was submitted, or stay with it; the exit code is then the task's."""
+    import sys
+
+    from zenos.cli.errors import INTERRUPTED
+    from zenos.cli.output import put_json, say
+
+    if not follow and not wait:
+        if json:
+            put_json(handle.task)
+        else:
+            _submitted(handle)
+        return
+    try:
+        if not follow:
+            handle.wait()
+        elif log:
+            # The log is the result of a program; with --json that is the task.
+            _stream_log(handle, sys.stderr if json else sys.stdout)
+            handle.wait()
+        else:
+            handle.wait(progress=True)
+    except KeyboardInterrupt:
+        say(f"\n{handle.task.name} goes on; 'zenos cancel {handle.id}' ends it")
+        raise typer.Exit(INTERRUPTED) from None
+    if json:
+        put_json(handle.task)
+    elif not log or not follow:
+        _ended(handle)
+    finish(handle.task)
+
+
+def _submitted(handle: TaskHandle) -> None:
+    from zenos.cli.output import put, say
+
+    put(handle.id)
+    say(f"{handle.task.name} is {handle.task.state}; 'zenos logs -f {handle.id}' follows it")
+
+
+def _ended(handle: TaskHandle) -> None:
+    from zenos.cli.output import say
+    from zenos.client.display import show_seconds, took_s
+    from zenos.core.task import State
+
+    task = handle.task
+    if task.state is not State.SUCCEEDED:
+        return
+    result = (task.outcome.result if task.outcome else None) or {}
+    made = result.get("model")
+    what = f"; registered as {made} ('zenos run {made}' asks it)" if made else ""
+    say(f"{task.name} succeeded in {show_seconds(took_s(task))}{what}")
+
+
+def _stream_log(handle: TaskHandle, stream: Any) -> None:
+    for text in handle.log(follow=True):
+        stream.write(text)
+        stream.flush()
+
+
+def ps(
+    all_: Annotated[bool, typer.Option("--all", "-a", help="Ended tasks too.")] = False,
+    state: Annotated[
+        str | None, typer.Option(help="Only these states, e.g. queued,running.")
+    ] = None,
+    kind: Annotated[str | None, typer.Option(help="Only these kinds, e.g. train,serve.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 100,
+    json: Json = False,
+) -> None:
+    """List tasks: what runs, what waits, how far it is.
+
+    Example: zenos ps --all --kind train
+    """
+    from zenos.cli.output import put_json, table
+    from zenos.cli.rows import TASKS, task_row
+    from zenos.core.task import ENDED, State
+
+    if state is None and not all_:
+        state = ",".join(s for s in State if s not in ENDED)
+    with client() as made:
+        views = made.tasks(state=state, kind=kind, limit=limit)
+    if json:
+        put_json(views)
+        return
+    hint = "no tasks" if all_ else "no tasks run or wait; 'zenos ps --all' lists ended ones"
+    table(TASKS, (task_row(view) for view in views), empty=hint)
+
+
+def logs(
+    task: TaskName,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the task has ended.")
+    ] = False,
+    tail: Annotated[int | None, typer.Option("--tail", "-n", min=0, help="Last lines.")] = None,
+    json: Json = False,
+) -> None:
+    """Print what a task has written.
+
+    Example: zenos logs -f t12
+    """
+    import sys
+    from collections import deque
+
+    from zenos.cli.output import put_json
+    from zenos.core.errors import InvalidError
+
+    if json and follow:
+        raise InvalidError("cannot follow with --json: the log is a stream; leave one of them out")
+    with client() as made:
+        handle = made.task(task)
+        if json or tail is not None:
+            lines: deque[str] = deque("".join(handle.log()).splitlines(keepends=True), maxlen=tail)
+            if json:
+                put_json({"task": handle.id, "log": "".join(lines)})
+                return
+            sys.stdout.write("".join(lines))
+            sys.stdout.flush()
+            if not follow:
+                return
+        skip = 0 if tail is None else handle.log_offset
+        for text in handle.log(follow=follow, offset=skip):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+
+def cancel(
+    tasks: Annotated[
+        list[str],
+        typer.Argument(metavar="TASK...", help="Ids or names.", autocompletion=complete_tasks),
+    ],
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until they have ended.")] = False,
+    json: Json = False,
+) -> None:
+    """Cancel tasks: their whole process groups are ended within the grace time.
+
+    Example: zenos cancel t12
+    """
+    from zenos.cli.output import put_json, say
+
+    with client() as made:
+        handles = [made.task(name) for name in tasks]
+        for handle in handles:
+            handle.cancel()
+        if wait:
+            for handle in handles:
+                handle.wait()
+        if json:
+            put_json([handle.task for handle in handles])
+            return
+        for handle in handles:
+            task = handle.task
+            ending = task.state if task.is_ended else "being ended"
+            say(f"{task.name} is {ending}")

@@ -1,0 +1,254 @@
+"""The live screen: nodes with bars, tasks with state and progress, the queue."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from rich.table import Table
+from rich.text import Text
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.widgets import DataTable, Footer, Label, Static
+
+from zenos.cli.output import clean
+from zenos.cli.rows import work_line
+from zenos.client import AsyncClient, connect_async
+from zenos.client.display import COLOURS, fraction, show_count, show_seconds, took_s
+from zenos.core.errors import ZenosError
+from zenos.core.resources import show_share, show_size
+from zenos.core.task import State
+
+if TYPE_CHECKING:
+    from zenos.client import NodeView, Status, TaskView
+
+TASKS_SHOWN: Final = 200
+BAR_CELLS: Final = 20
+COLUMNS: Final = ("TASK", "KIND", "STATE", "PRIO", "TIME", "PROGRESS", "TOK/S", "LOSS", "DOES")
+_EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
+
+
+def bar(share: float, cells: int = BAR_CELLS) -> Text:
+    """A bar of character cells, to an eighth of one; red from 90 % on."""
+    eighths = round(min(max(share, 0.0), 1.0) * cells * 8)
+    full, rest = divmod(eighths, 8)
+    drawn = _EIGHTHS[8] * full + (_EIGHTHS[rest] if rest else "")
+    colour = "red" if share >= 0.9 else "yellow" if share >= 0.7 else "green"
+    return Text(drawn.ljust(cells, "·"), style=colour)
+
+
+def nodes_table(views: Sequence[NodeView]) -> Table:
+    """A line for each node: what tasks hold of CPU, GPU and memory."""
+    table = Table.grid(padding=(0, 2))
+    for view in views:
+        node, used, capacity = view.node, view.used, view.node.capacity
+        cells: list[Any] = [Text(node.name, style="bold")]
+        held: list[tuple[str, int, int, Callable[[int], str]]] = [
+            ("cpu", used.cpu, capacity.cpu, show_share)
+        ]
+        if node.gpus:
+            held.append(("gpu", used.gpu, capacity.gpu, show_share))
+        held.append(("memory", used.memory, capacity.memory, show_size))
+        for what, inside, whole, show in held:
+            cells += [Text(what), bar(inside / whole if whole else 0.0)]
+            cells.append(Text(f"{show(inside)} / {show(whole)}"))
+        table.add_row(*cells)
+    return table
+
+
+def head(status: Status, url: str) -> Text:
+    """The first line: where, since when, how many tasks in each state."""
+    line = Text.assemble((f"zenos {status.version} ", "bold"), url)
+    line.append(f"  up {show_seconds(status.uptime_s)}")
+    for state, count in status.tasks.items():
+        line.append(f"  {count} {state}", style=COLOURS[state])
+    return line
+
+
+def task_cells(view: TaskView) -> tuple[Any, ...]:
+    """A line of the table of tasks."""
+    task, progress = view.task, view.progress
+    share = fraction(progress)
+    doing: Any = Text(progress.stage if progress is not None else "")
+    if share is not None and not task.is_ended:
+        doing = Text.assemble(bar(share, 12), f" {share:4.0%} ", progress.stage if progress else "")
+        if progress is not None and progress.left_s is not None:
+            doing.append(f", {show_seconds(progress.left_s)} left", style="bright_black")
+    loss = progress.loss if progress is not None else None
+    name = task.id if not task.spec.name else f"{task.id} {task.spec.name}"
+    return (
+        Text(clean(name)),
+        Text(str(task.kind)),
+        Text(str(task.state), style=COLOURS[task.state]),
+        Text(str(task.spec.priority), justify="right"),
+        Text(show_seconds(took_s(task, time.time())), justify="right"),
+        doing,
+        Text(show_count(progress.tokens_per_s) if progress else "", justify="right"),
+        Text("" if loss is None else f"{loss:.3f}", justify="right"),
+        Text(clean(work_line(task.spec.work))),
+    )
+
+
+def ordered(views: Sequence[TaskView]) -> list[TaskView]:
+    """What runs, then what waits in the queue, then what has ended last."""
+
+    def rank(view: TaskView) -> tuple[int, float, float]:
+        task = view.task
+        if task.is_ended:
+            return (2, -(task.ended or 0.0), 0.0)
+        if task.state is State.QUEUED:
+            return (1, -task.spec.priority, task.submitted)
+        return (0, -task.spec.priority, task.submitted)
+
+    return sorted(views, key=rank)
+
+
+class Confirm(ModalScreen[bool]):
+    """Whether a task is really to be cancelled."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("y", "answer(True)", "yes"),
+        Binding("n,escape,q", "answer(False)", "no"),
+    ]
+    DEFAULT_CSS = """
+    Confirm { align: center middle; }
+    Confirm Label { padding: 1 3; border: round $warning; background: $surface; }
+    """
+
+    def __init__(self, question: str) -> None:
+        super().__init__()
+        self._question = question
+
+    def compose(self) -> ComposeResult:
+        """The question."""
+        yield Label(Text(f"{self._question}  y / n"))
+
+    def action_answer(self, answer: bool) -> None:
+        """y or n."""
+        self.dismiss(answer)
+
+
+class Top(App[int]):
+    """`zenos top`. interval_s: seconds between looks at the daemon."""
+
+    TITLE = "zenos top"
+    ENABLE_COMMAND_PALETTE = False
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q", "quit", "quit"),
+        Binding("c", "cancel", "cancel task"),
+        Binding("e", "toggle_ended", "ended tasks"),
+    ]
+    CSS = """
+    #head, #nodes, #message { height: auto; padding: 0 1; }
+    #message { color: $error; }
+    DataTable { height: 1fr; }
+    """
+
+    def __init__(self, client: AsyncClient, interval_s: float = 1.0) -> None:
+        super().__init__()
+        self._client = client
+        self._interval_s = interval_s
+        self._with_ended = True
+        self._looking = False
+
+    def compose(self) -> ComposeResult:
+        """Head, nodes, tasks, what went wrong, keys."""
+        with Vertical():
+            yield Static(id="head")
+            yield Static(id="nodes")
+            yield DataTable(id="tasks", cursor_type="row", zebra_stripes=True)
+            yield Static(id="message")
+            yield Footer()
+
+    async def on_mount(self) -> None:
+        """Look now, and from then on again and again."""
+        table = self.query_one(DataTable)
+        for name in COLUMNS:
+            table.add_column(name, key=name)
+        self.set_interval(self._interval_s, self.look)
+        await self.look()
+
+    async def on_unmount(self) -> None:
+        """Give the connections back."""
+        await self._client.aclose()
+
+    async def look(self) -> None:
+        """Ask the daemon and draw; what goes wrong is shown, and the next look tries again."""
+        if self._looking:
+            return
+        self._looking = True
+        try:
+            status = await self._client.status()
+            views = await self._client.tasks(limit=TASKS_SHOWN)
+        except ZenosError as error:
+            self._say(error.message)
+            return
+        finally:
+            self._looking = False
+        self._say("")
+        self.query_one("#head", Static).update(head(status, self._client.address.url))
+        self.query_one("#nodes", Static).update(nodes_table(status.nodes))
+        self._draw([v for v in ordered(views) if self._with_ended or not v.task.is_ended])
+
+    def _draw(self, views: Sequence[TaskView]) -> None:
+        """The table, keeping the selection on the same task and the place on the screen."""
+        table = self.query_one(DataTable)
+        selected, scroll = self.selected, table.scroll_y
+        ids = [view.task.id for view in views]
+        if ids == [str(key.value) for key in table.rows]:
+            for view in views:
+                for name, cell in zip(COLUMNS, task_cells(view), strict=True):
+                    if table.get_cell(view.task.id, name) != cell:
+                        table.update_cell(view.task.id, name, cell, update_width=True)
+            return
+        table.clear()
+        for view in views:
+            table.add_row(*task_cells(view), key=view.task.id)
+        if selected in ids:
+            table.move_cursor(row=ids.index(selected), scroll=False)
+        table.scroll_to(y=scroll, animate=False)
+
+    @property
+    def selected(self) -> str | None:
+        """The id of the task under the cursor."""
+        table = self.query_one(DataTable)
+        if not table.row_count:
+            return None
+        return str(table.coordinate_to_cell_key(table.cursor_coordinate).row_key.value)
+
+    def action_toggle_ended(self) -> None:
+        """Show or hide tasks that have ended."""
+        self._with_ended = not self._with_ended
+        self.run_worker(self.look())
+
+    def action_cancel(self) -> None:
+        """Ask, then cancel the selected task."""
+        selected = self.selected
+        if selected is not None:
+            self.push_screen(Confirm(f"Cancel {selected}?"), self._canceller(selected))
+
+    def _canceller(self, task: str) -> Any:
+        def decided(yes: bool | None) -> None:
+            if yes:
+                self.run_worker(self._cancel(task))
+
+        return decided
+
+    async def _cancel(self, task: str) -> None:
+        try:
+            await self._client.cancel(task)
+        except ZenosError as error:
+            self._say(error.message)
+            return
+        await self.look()
+
+    def _say(self, message: str) -> None:
+        self.query_one("#message", Static).update(Text(clean(message)))
+
+
+def run(interval_s: float) -> None:
+    """Show the screen until it is left."""
+    Top(connect_async(retry_s=0), interval_s).run()

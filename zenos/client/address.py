@@ -1,0 +1,126 @@
+"""Where the daemon is: arguments, else `ZENOS_HOST` and `ZENOS_TOKEN`, else what its home says."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from zenos.core.errors import InvalidError, NoDaemonError, StorageError, UnauthorizedError
+from zenos.core.home import Home
+
+PORT_DEFAULT = 8642
+
+
+class DaemonFile(msgspec.Struct, frozen=True, kw_only=True):
+    """`daemon.json` in the home: the process that runs there, and its address."""
+
+    pid: int
+    start_time: float
+    url: str
+    host: str = ""
+    port: int = 0
+    version: str = ""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether that very process still runs."""
+        return start_time(self.pid) == self.start_time
+
+
+class Address(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to send requests, and with which token. daemon: the local one, if it is that."""
+
+    url: str
+    token: str
+    daemon: DaemonFile | None = None
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is this machine (then no proxy stands in between)."""
+        host = urlsplit(self.url).hostname or ""
+        if host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
+
+
+def find(
+    host: str | None = None, token: str | None = None, home: str | Path | None = None
+) -> Address:
+    """The daemon's address; NoDaemonError where none runs, InvalidError for a bad `host`."""
+    place = Home(Path(home).expanduser().absolute()) if home is not None else Home.default()
+    host = host or (None if home is not None else os.environ.get("ZENOS_HOST")) or None
+    if host:
+        url, daemon = url_of(host), None
+    else:
+        daemon = read_daemon_file(place)
+        if daemon is None or not daemon.is_alive:
+            raise NoDaemonError(
+                f"cannot reach a daemon: none runs on {place.root}; start it with 'zenos up'"
+            )
+        url = daemon.url
+    return Address(url=url, token=_token(token, place), daemon=daemon)
+
+
+def url_of(host: str) -> str:
+    """The base address from `host`, `host:port` or `http://host:port`."""
+    text = host.strip()
+    try:
+        parts = urlsplit(text if "://" in text else f"http://{text}")
+        port = parts.port
+    except ValueError:
+        raise InvalidError(f"cannot use the address {host!r}: write HOST or HOST:PORT") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+        raise InvalidError(
+            f"cannot use the address {host!r}: write HOST, HOST:PORT or https://HOST"
+        )
+    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    if port is None and "://" not in text:
+        port = PORT_DEFAULT
+    return f"{parts.scheme}://{name}{f':{port}' if port is not None else ''}{parts.path.rstrip('/')}"
+
+
+def _token(given: str | None, place: Home) -> str:
+    token = given or os.environ.get("ZENOS_TOKEN")
+    if not token:
+        try:
+            token = place.token.read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            raise UnauthorizedError(
+                f"cannot find the token: set ZENOS_TOKEN, or ZENOS_HOME to the daemon's home "
+                f"({place.token} is not there)"
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise StorageError(f"cannot read {place.token}: {error}") from None
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise InvalidError("cannot use this token: it has characters that no token has")
+    return token
+
+
+def read_daemon_file(home: Home) -> DaemonFile | None:
+    """What the home says of its daemon; None when there is no such file."""
+    try:
+        return msgspec.json.decode(home.daemon.read_bytes(), type=DaemonFile)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StorageError(f"cannot read {home.daemon}: {error.strerror}") from None
+    except msgspec.MsgspecError as error:
+        raise StorageError(f"cannot read {home.daemon}: {error}") from None
+
+
+def start_time(pid: int) -> float | None:
+    """When a process was started, in clock ticks since boot; None when it is gone or a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    # The second field is the program's name in parentheses and may contain anything.
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return None if fields[0] in (b"Z", b"X") else float(fields[19])

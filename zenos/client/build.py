@@ -1,0 +1,208 @@
+"""Specifications from what people write: shares, sizes, durations, priorities by name, files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from zenos.core import limits
+from zenos.core.config import nearest
+from zenos.core.errors import InvalidError
+from zenos.core.resources import Resources
+from zenos.core.specs import CreateSpec, DeploymentSpec, ProgramSpec, TrainSpec, Work
+from zenos.core.task import TaskSpec
+
+S = TypeVar("S", bound=msgspec.Struct)
+PRIORITIES: Final = {
+    "low": limits.PRIORITY_LOW,
+    "normal": limits.PRIORITY_NORMAL,
+    "high": limits.PRIORITY_HIGH,
+}
+# What a task gets whose user says nothing: torch alone takes some hundred megabytes.
+MEMORY_DEFAULT: Final = {"program": "512MiB", "create": "1GiB", "train": "2GiB"}
+_DURATION: Final = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|min|h|d)?\s*$")
+_SECONDS: Final = {
+    None: 1.0,
+    "ms": 1e-3,
+    "s": 1.0,
+    "m": 60.0,
+    "min": 60.0,
+    "h": 3600.0,
+    "d": 86400.0,
+}
+_WRONG_FIELD: Final = re.compile(r"unknown field `(.*?)`(?: - at `\$\.?(.*)`)?$")
+_AT: Final = re.compile(r"^(.*?) - at `\$\.?(.*)`$", re.DOTALL)
+
+
+def parse_priority(value: int | str | None) -> int:
+    """0 to 100 from a number or `low`, `normal`, `high`; None is normal."""
+    if value is None:
+        return limits.PRIORITY_NORMAL
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if word in PRIORITIES:
+            return PRIORITIES[word]
+        if not re.fullmatch(r"[0-9]{1,3}", word):
+            raise InvalidError(
+                f"cannot use priority {value[:40]!r}: give low, normal, high or 0 to 100"
+            )
+        value = int(word)
+    if isinstance(value, bool) or not limits.PRIORITY_MIN <= value <= limits.PRIORITY_MAX:
+        raise InvalidError(f"cannot use priority {value!r}: from 0 to 100")
+    return value
+
+
+def parse_duration(value: float | str | None, what: str = "time") -> float | None:
+    """Seconds from `90`, `"90s"`, `"10m"`, `"2h"` or `"1d"`."""
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return None if value is None else float(value)
+    match = _DURATION.match(value) if isinstance(value, str) and len(value) <= 64 else None
+    if match is None:
+        raise InvalidError(f"cannot read {what} {str(value)[:40]!r}: write 90s, 10m, 2h or 1d")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+class TaskOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a task is to be run, as people write it: `cpu=0.5, memory="2GiB", time="10m"`.
+
+    time: the expected run time; time_limit: after which it is ended.
+    """
+
+    name: str = ""
+    cpu: float | str = 1
+    gpu: float | str = 0
+    memory: int | str | None = None
+    gpu_memory: int | str = 0
+    priority: int | str | None = None
+    time: float | str | None = None
+    time_limit: float | str | None = None
+    retries: int = 0
+
+    def task(self, work: Work) -> TaskSpec:
+        """The task that does this work."""
+        tag = type(work).__struct_config__.tag
+        memory = MEMORY_DEFAULT.get(str(tag), "512MiB") if self.memory is None else self.memory
+        return TaskSpec(
+            work=work,
+            name=self.name,
+            resources=Resources.of(self.cpu, self.gpu, memory, self.gpu_memory),
+            priority=parse_priority(self.priority),
+            expected_s=parse_duration(self.time, "time"),
+            time_limit_s=parse_duration(self.time_limit, "time limit"),
+            retries=self.retries,
+        )
+
+
+def options(given: Mapping[str, Any]) -> TaskOptions:
+    """Options by name; InvalidError for one that is unknown or of another type."""
+    return convert(given, TaskOptions)
+
+
+def program(
+    argv: Sequence[str],
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+) -> ProgramSpec:
+    """A program to run; cwd: by default the caller's."""
+    if isinstance(argv, str):
+        raise InvalidError("cannot run a string: give a list of arguments, e.g. ['ls', '-l']")
+    directory = str(Path(cwd or ".").expanduser().absolute())
+    return ProgramSpec(argv=[os.fspath(a) for a in argv], env=dict(env or {}), cwd=directory)
+
+
+def train_task(spec: TrainSpec | Mapping[str, Any] | None, given: Mapping[str, Any]) -> TaskSpec:
+    """A training task: fields of TrainSpec and of TaskOptions, told apart by their names."""
+    ours = {field.name for field in msgspec.structs.fields(TaskOptions)}
+    fields = {name: value for name, value in given.items() if name not in ours}
+    if not isinstance(spec, TrainSpec):
+        spec = train({**(spec or {}), **fields})
+    elif fields:
+        raise InvalidError(f"cannot use {sorted(fields)} beside a TrainSpec: put it into that")
+    return options({n: v for n, v in given.items() if n in ours}).task(spec)
+
+
+def train(values: Mapping[str, Any], base: Path | None = None) -> TrainSpec:
+    """A training run from a mapping; relative data paths are meant from `base` (default: cwd)."""
+    data = values.get("data")
+    if isinstance(data, str | Path):
+        data = {"paths": [os.fspath(data)]}
+    elif isinstance(data, list | tuple):
+        data = {"paths": list(data)}
+    if isinstance(data, Mapping):
+        data = resolve_paths(data, base or Path.cwd())
+    return convert({**values, **({} if data is None else {"data": data})}, TrainSpec)
+
+
+def create(**values: Any) -> CreateSpec:
+    """A new model."""
+    return convert(values, CreateSpec)
+
+
+def deployment(**values: Any) -> DeploymentSpec:
+    """A deployment; None leaves a field at its default."""
+    given = {name: value for name, value in values.items() if value is not None}
+    if "priority" in given:
+        given["priority"] = parse_priority(given["priority"])
+    return convert(given, DeploymentSpec)
+
+
+def resolve_paths(data: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """The same, with `paths` made absolute; globs stay globs."""
+    made = dict(data)
+    paths = made.get("paths")
+    if isinstance(paths, str):
+        paths = [paths]
+    if isinstance(paths, list | tuple):
+        made["paths"] = [
+            str(Path(base, Path(path).expanduser()).absolute())
+            if isinstance(path, str | Path) and path and "\0" not in str(path)
+            else path
+            for path in paths
+        ]
+    return made
+
+
+def convert(values: Mapping[str, Any], into: type[S]) -> S:
+    """The struct; InvalidError names the field, and for a typo the nearest one."""
+    tag = into.__struct_config__.tag
+    given = dict(values)
+    if tag is not None and given.get("type", tag) != tag:
+        raise InvalidError(f"cannot use a specification of type {given['type']!r}: expected {tag}")
+    if tag is not None:
+        given["type"] = tag
+    try:
+        return msgspec.convert(given, into)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise InvalidError(explain(str(error), into)) from None
+
+
+def explain(message: str, into: type[Any]) -> str:
+    """msgspec's message in our words."""
+    wrong = _WRONG_FIELD.search(message)
+    if wrong:
+        where = wrong[2] or ""
+        known = _field_names(into, where)
+        shown = f"{where}.{wrong[1]}" if where else wrong[1]
+        return f"cannot use the field {shown!r}: it is unknown{nearest(wrong[1], known)}"
+    missing = re.search(r"missing required field `(.*?)`", message)
+    if missing:
+        at = _AT.match(message)
+        name = f"{at[2]}.{missing[1]}" if at and at[2] else missing[1]
+        return f"cannot do without the field {name!r}: give it"
+    at = _AT.match(message)
+    if at:
+        return f"cannot use {at[2]}: {at[1][:1].lower()}{at[1][1:]}"
+    return f"cannot use this specification: {message[:1].lower()}{message[1:]}"
+
+
+def _field_names(into: type[Any], path: str) -> list[str]:
+    for part in filter(None, re.split(r"[.\[]", path)):
+        for field in msgspec.structs.fields(into):
+            if field.encode_name == part and hasattr(field.type, "__struct_fields__"):
+                into = field.type
+    return [field.encode_name for field in msgspec.structs.fields(into)]

@@ -1,0 +1,295 @@
+"""The requests of the HTTP interface as values: what both the sync and the async client send."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from zenos.client.types import ModelVersion, NodeView, Removed, Status, TaskView
+from zenos.core.errors import InvalidError
+from zenos.core.specs import DeploymentSpec
+from zenos.core.task import Deployment, State, Task, TaskSpec
+
+T = TypeVar("T")
+Mode = Literal["suspend", "drain", "leave"]
+ANSWER_TIMEOUT_S = 60.0
+COPY_TIMEOUT_S = 3600.0  # whole models are read, hashed and written
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call(Generic[T]):
+    """One request.
+
+    into: the type of the answer. gone: the answer where a request that may have been carried out
+    before is answered with "not found" (a deletion sent again). repeatable: sent twice, it does
+    what it does once; if not, a lost connection is told to the caller.
+    """
+
+    method: Literal["GET", "POST", "DELETE"]
+    path: str
+    into: type[T]
+    body: bytes | None = None
+    params: Mapping[str, str | int] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    timeout_s: float = ANSWER_TIMEOUT_S
+    gone: T | None = None
+    repeatable: bool = True
+
+    def decode(self, content: bytes) -> T:
+        """The answer; raises msgspec's errors."""
+        return msgspec.json.decode(content, type=self.into)
+
+
+class TaskList(msgspec.Struct):
+    """Answer of GET /api/tasks."""
+
+    tasks: list[TaskView]
+
+
+class NodeList(msgspec.Struct):
+    """Answer of GET /api/nodes."""
+
+    nodes: list[NodeView]
+
+
+class ModelList(msgspec.Struct):
+    """Answer of GET /api/models."""
+
+    models: list[ModelVersion]
+
+
+class DeploymentList(msgspec.Struct):
+    """Answer of GET /api/deployments."""
+
+    deployments: list[Deployment]
+
+
+class Path_(msgspec.Struct):  # noqa: N801 - `Path` is the standard library's
+    """Answer of POST /api/models/export."""
+
+    path: str
+
+
+class Health(msgspec.Struct):
+    """Answer of GET /health."""
+
+    status: str
+    version: str
+
+
+def _post(
+    path: str,
+    body: Any,
+    into: type[T],
+    *,
+    key: str | None = None,
+    timeout_s: float = ANSWER_TIMEOUT_S,
+    repeatable: bool = True,
+) -> Call[T]:
+    headers = {
+        "Content-Type": "application/json",
+        "Idempotency-Key": key or secrets.token_urlsafe(16),
+    }
+    return Call(
+        method="POST",
+        path=path,
+        into=into,
+        body=_encode(body),
+        headers=headers,
+        timeout_s=timeout_s,
+        repeatable=repeatable,
+    )
+
+
+def _encode(body: Any) -> bytes:
+    try:
+        return msgspec.json.encode(body)
+    except (UnicodeEncodeError, TypeError, OverflowError) as error:
+        raise InvalidError(f"cannot send this request: {error}") from None
+
+
+def _part(text: str, what: str) -> str:
+    if text in ("", ".", ".."):
+        raise InvalidError(f"cannot use the {what} {text!r}")
+    try:
+        return quote(text, safe=":")
+    except UnicodeEncodeError:
+        raise InvalidError(f"cannot use the {what} {text!a}: it is no text") from None
+
+
+def absolute(path: str | Path) -> str:
+    """The path as the daemon, which has another working directory, can use it."""
+    text = os.fspath(path)
+    if not text or "\0" in text:
+        raise InvalidError(f"cannot use the path {text!r}")
+    return str(Path(text).expanduser().absolute())
+
+
+# -- the system
+
+
+def health() -> Call[Health]:
+    """That the daemon answers."""
+    return Call(method="GET", path="/health", into=Health, timeout_s=5)
+
+
+def status() -> Call[Status]:
+    """The daemon, its nodes, and its tasks by state."""
+    return Call(method="GET", path="/api/status", into=Status)
+
+
+def nodes() -> Call[NodeList]:
+    """All nodes."""
+    return Call(method="GET", path="/api/nodes", into=NodeList)
+
+
+def schema(name: str) -> Call[dict[str, Any]]:
+    """The JSON schema of `train`, `task` or `deployment`."""
+    return Call(method="GET", path=f"/api/schemas/{_part(name, 'schema')}", into=dict[str, Any])
+
+
+def shutdown(mode: Mode) -> Call[dict[str, Any]]:
+    """Ask the daemon to go down."""
+    return _post("/api/shutdown", {"mode": mode}, dict[str, Any], repeatable=False)
+
+
+# -- tasks
+
+
+def submit(spec: TaskSpec, key: str | None) -> Call[Task]:
+    """Submit a task."""
+    spec.check()
+    return _post("/api/tasks", spec, Task, key=key)
+
+
+def tasks(state: State | str | None, kind: str | None, limit: int | None) -> Call[TaskList]:
+    """Tasks, the newest first."""
+    given = {"state": state and str(state), "kind": kind and str(kind), "limit": limit}
+    params = {name: value for name, value in given.items() if value is not None}
+    return Call(method="GET", path="/api/tasks", into=TaskList, params=params)
+
+
+def task(id_: str) -> Call[TaskView]:
+    """One task."""
+    return Call(method="GET", path=f"/api/tasks/{_part(id_, 'task')}", into=TaskView)
+
+
+def cancel(id_: str) -> Call[Task]:
+    """Cancel a task."""
+    return _post(f"/api/tasks/{_part(id_, 'task')}/cancel", {}, Task)
+
+
+def log(id_: str, offset: int, *, follow: bool) -> Call[bytes]:
+    """The log of a task's newest worker, from a byte on."""
+    params: dict[str, str | int] = {"offset": offset, "follow": "true" if follow else "false"}
+    return Call(
+        method="GET", path=f"/api/tasks/{_part(id_, 'task')}/log", into=bytes, params=params
+    )
+
+
+def events(task_id: str | None, after: int | None) -> Call[bytes]:
+    """Events of one task or of all, after a sequence number (None: from now on)."""
+    headers = {"Accept": "text/event-stream"}
+    if after is not None:
+        headers["Last-Event-ID"] = str(after)
+    params = {"task": task_id} if task_id else {}
+    return Call(method="GET", path="/api/events", into=bytes, params=params, headers=headers)
+
+
+# -- models
+
+
+def models() -> Call[ModelList]:
+    """All versions of all models."""
+    return Call(method="GET", path="/api/models", into=ModelList)
+
+
+def model(ref: str) -> Call[ModelVersion]:
+    """One version."""
+    return Call(method="GET", path=f"/api/models/{_part(ref, 'model')}", into=ModelVersion)
+
+
+def remove(ref: str) -> Call[Removed]:
+    """Remove a version."""
+    return Call(
+        method="DELETE",
+        path=f"/api/models/{_part(ref, 'model')}",
+        into=Removed,
+        gone=Removed(removed=ref, freed_bytes=0),
+    )
+
+
+def alias(name: str, alias_: str, version: int) -> Call[ModelVersion]:
+    """Let an alias name a version."""
+    body = {"alias": alias_, "version": version}
+    path = f"/api/models/{_part(name, 'model')}/aliases"
+    return _post(path, body, ModelVersion)
+
+
+def copy(source: str, target: str) -> Call[ModelVersion]:
+    """Register a version under another name too."""
+    body = {"source": source, "target": target}
+    return _post("/api/models/copy", body, ModelVersion, timeout_s=COPY_TIMEOUT_S, repeatable=False)
+
+
+def import_model(path: str | Path, name: str) -> Call[ModelVersion]:
+    """Register a directory on the daemon's machine."""
+    body = {"path": absolute(path), "name": name}
+    return _post(
+        "/api/models/import", body, ModelVersion, timeout_s=COPY_TIMEOUT_S, repeatable=False
+    )
+
+
+def export_model(ref: str, path: str | Path) -> Call[Path_]:
+    """Write a directory on the daemon's machine."""
+    body = {"ref": ref, "path": absolute(path)}
+    return _post("/api/models/export", body, Path_, timeout_s=COPY_TIMEOUT_S, repeatable=False)
+
+
+# -- serving
+
+
+def deployments() -> Call[DeploymentList]:
+    """All deployments."""
+    return Call(method="GET", path="/api/deployments", into=DeploymentList)
+
+
+def deploy(spec: DeploymentSpec, key: str | None) -> Call[Deployment]:
+    """Deploy a model, or change its deployment."""
+    spec.check()
+    return _post("/api/deployments", spec, Deployment, key=key)
+
+
+def undeploy(name: str) -> Call[Deployment]:
+    """Stop a deployment."""
+    path = f"/api/deployments/{_part(name, 'deployment')}"
+    return Call(method="DELETE", path=path, into=Deployment)
+
+
+def generate(
+    model: str,
+    prompt: str | Sequence[int] | None,
+    messages: Sequence[Mapping[str, Any]] | None,
+    settings: Mapping[str, Any],
+) -> Call[bytes]:
+    """Generate, streamed. settings: OpenAI's fields and `priority`; None leaves one out."""
+    if (prompt is None) == (messages is None):
+        raise InvalidError("cannot tell what to generate: give either 'prompt' or 'messages'")
+    body: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    body.update(model=model, stream=True, stream_options={"include_usage": True})
+    if messages is not None:
+        count = body.pop("logprobs", None)
+        if count is not None:
+            body.update(logprobs=True, top_logprobs=count)
+        body.pop("echo", None)
+        body["messages"] = list(messages)
+        return _post("/v1/chat/completions", body, bytes)
+    body["prompt"] = prompt if isinstance(prompt, str) else list(prompt or ())
+    return _post("/v1/completions", body, bytes)

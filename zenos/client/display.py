@@ -1,0 +1,260 @@
+"""How tasks look while they run: in a terminal by rich, in a notebook as HTML that is updated."""
+
+from __future__ import annotations
+
+import html
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from zenos.client.types import TaskView
+from zenos.core.task import State, Task
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from zenos.client.types import ModelVersion
+    from zenos.core.wire import Progress
+
+Show = Callable[[TaskView], None]
+COLOURS = {
+    State.QUEUED: "yellow",
+    State.STARTING: "cyan",
+    State.RUNNING: "green",
+    State.PAUSING: "magenta",
+    State.PAUSED: "magenta",
+    State.SUSPENDING: "magenta",
+    State.SUCCEEDED: "green",
+    State.FAILED: "red",
+    State.CANCELLED: "bright_black",
+    State.LOST: "red",
+}
+REDRAWS_PER_S = 8
+
+
+def show_seconds(seconds: float | None) -> str:
+    """A duration for people: `0.8 s`, `42 s`, `3:05`, `2:03:05`, `4 d 02 h`."""
+    if seconds is None or not math.isfinite(seconds):
+        return ""
+    seconds = max(seconds, 0.0)
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    whole = int(seconds)
+    if whole >= 86400:
+        return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def show_count(number: float | None) -> str:
+    """A number for people: `512`, `1,249`, `5.3 M`, `7.1 B`."""
+    if number is None or not math.isfinite(number):
+        return ""
+    for size, unit in ((1e9, " B"), (1e6, " M")):
+        if abs(number) >= size:
+            return f"{number / size:.1f}{unit}"
+    return f"{number:,.0f}"
+
+
+def fraction(progress: Progress | None) -> float | None:
+    """How much of the stage is done, 0 to 1; None when nobody knows."""
+    if progress is None or not progress.total:
+        return None
+    return min(max(progress.done / progress.total, 0.0), 1.0)
+
+
+def facts(progress: Progress | None) -> list[tuple[str, str]]:
+    """What a task says of itself, as name and value, beside its bar."""
+    if progress is None:
+        return []
+    given = [
+        ("loss", _figure(progress.loss)),
+        ("held out", _figure(progress.eval_loss)),
+        ("lr", "" if progress.learning_rate is None else f"{progress.learning_rate:.2e}"),
+        ("tok/s", show_count(progress.tokens_per_s)),
+        ("left", show_seconds(progress.left_s)),
+        ("", progress.note),
+    ]
+    return [(name, value) for name, value in given if value]
+
+
+def show_progress(progress: Progress | None) -> str:
+    """One line for a table or a log: `training 120/400, loss 3.21, 1,249 tok/s, 2:10 left`."""
+    if progress is None:
+        return ""
+    share = fraction(progress)
+    parts = [progress.stage]
+    if share is not None and progress.total is not None:
+        parts = [f"{progress.stage} {show_count(progress.done)}/{show_count(progress.total)}"]
+    for name, value in facts(progress):
+        after = name in ("tok/s", "left")
+        parts.append(f"{value} {name}" if after else f"{name} {value}".strip())
+    return ", ".join(parts)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def summary(task: Task) -> str:
+    """How an ended task ended, in one line; otherwise its state."""
+    if task.outcome is not None and task.state in (State.FAILED, State.LOST):
+        return task.outcome.describe()
+    if task.stopping and task.state is State.CANCELLED:
+        return f"cancelled: {task.stopping}"
+    return str(task.state)
+
+
+def took_s(task: Task, now: float | None = None) -> float | None:
+    """Seconds that the task has run, all generations together; None before the first."""
+    if task.running is None:
+        return task.ran_s or None
+    end = task.ended if task.ended is not None else now
+    return task.ran_s if end is None else task.ran_s + max(end - task.running, 0.0)
+
+
+# -- terminal
+
+
+def render(view: TaskView) -> RenderableType:
+    """The live display of one task."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    task, progress = view.task, view.progress
+    table = Table.grid(padding=(0, 1))
+    share = fraction(progress)
+    running = not task.is_ended
+    stage = progress.stage if progress is not None and running else str(task.state)
+    cells: list[RenderableType] = [
+        Text(task.name, style="bold"),
+        Text(stage, style=COLOURS[task.state]),
+    ]
+    if running:
+        cells.append(
+            ProgressBar(
+                total=1.0,
+                completed=share or 0.0,
+                width=30,
+                pulse=share is None and task.state is not State.QUEUED,
+            )
+        )
+    if share is not None and progress is not None and progress.total is not None:
+        cells.append(Text(f"{show_count(progress.done)}/{show_count(progress.total)}"))
+    for name, value in facts(progress):
+        if name != "left" or running:
+            line = Text(f"{name} " if name else "", style="bright_black")
+            cells.append(line.append(value, style="default"))
+    table.add_row(*cells)
+    return table
+
+
+@contextmanager
+def watching(first: TaskView, console: Console | None = None) -> Iterator[Show]:
+    """Gives a function that shows a view: live in a terminal or notebook, in lines elsewhere."""
+    if console is None and _in_notebook():
+        yield _Notebook(first)
+        return
+    from rich.console import Console as RichConsole
+
+    console = console or RichConsole(file=sys.stderr)
+    if not console.is_terminal:
+        yield _Lines(console)
+        return
+    from rich.live import Live
+
+    with Live(
+        render(first), console=console, refresh_per_second=REDRAWS_PER_S, redirect_stdout=False
+    ) as live:
+        yield lambda view: live.update(render(view))
+
+
+class _Lines:
+    """A line for each new stage and for about every tenth of one: readable in a log file."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._said: tuple[object, ...] = ()
+
+    def __call__(self, view: TaskView) -> None:
+        share = fraction(view.progress)
+        stage = view.progress.stage if view.progress else None
+        mark = (view.task.state, view.task.generation, stage, share and int(share * 10))
+        if mark == self._said:
+            return
+        self._said = mark
+        tail = "" if view.task.is_ended else show_progress(view.progress)
+        line = f"{view.task.name}: {view.task.state}{', ' if tail else ''}{tail}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+# -- notebook
+
+
+def _in_notebook() -> bool:
+    """Whether this runs in a Jupyter kernel, without importing IPython."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and hasattr(shell, "kernel")
+
+
+class _Notebook:
+    """One output area that is drawn again; needs no widgets."""
+
+    def __init__(self, first: TaskView) -> None:
+        self._shown: Any = sys.modules["IPython.display"]
+        html_ = self._shown.HTML(task_html(first))
+        self._handle: Any = self._shown.display(html_, display_id=True)
+        self._drawn = 0.0
+
+    def __call__(self, view: TaskView) -> None:
+        now = time.monotonic()
+        if view.task.is_ended or now - self._drawn >= 1 / REDRAWS_PER_S:
+            self._handle.update(self._shown.HTML(task_html(view)))
+            self._drawn = now
+
+
+def task_html(view: TaskView) -> str:
+    """One task as HTML; everything in it is escaped."""
+    task, progress = view.task, view.progress
+    rows = [
+        ("task", f"{task.name} ({task.id})"),
+        ("kind", str(task.kind)),
+        ("state", summary(task)),
+    ]
+    if progress is not None:
+        rows.append(("stage", progress.stage))
+        rows.extend((name or "note", value) for name, value in facts(progress))
+    share = fraction(progress)
+    bar = ""
+    if share is not None and not task.is_ended:
+        bar = f'<progress max="1" value="{share:.4f}" style="width:20em"></progress>'
+    return f"<div>{bar}{_table_html(rows)}</div>"
+
+
+def model_html(model: ModelVersion) -> str:
+    """One model version as HTML."""
+    rows = [
+        ("model", model.ref),
+        ("architecture", model.arch or model.family),
+        ("parameters", show_count(model.parameters)),
+        *(
+            (name, f"{value:.4g}" if isinstance(value, float) else str(value))
+            for name, value in model.metrics.items()
+        ),
+    ]
+    return _table_html(rows)
+
+
+def _table_html(rows: list[tuple[str, str]]) -> str:
+    cells = "".join(
+        f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+        f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+        for name, value in rows
+    )
+    return f"<table>{cells}</table>"

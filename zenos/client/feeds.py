@@ -1,0 +1,105 @@
+"""What long streams share between the sync and the async client: events and logs that go on."""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Iterator
+
+import httpx
+import msgspec
+
+from zenos.client import calls
+from zenos.client.calls import Call
+from zenos.client.sse import ServerEvent, SseDecoder
+from zenos.client.transport import STREAM_SILENCE_S, error_of
+from zenos.client.types import TaskProgress, TaskView
+from zenos.core.errors import BusyError, DeadlineError, UnavailableError
+from zenos.core.task import Task, TaskEvent
+
+# Answers after which a stream is tried again.
+PASSING = (UnavailableError, BusyError)
+
+
+def silence_s(deadline: float | None) -> float:
+    """The longest wait for a piece of a stream: not past the deadline (of `time.monotonic()`)."""
+    if deadline is None:
+        return STREAM_SILENCE_S
+    return max(min(deadline - time.monotonic(), STREAM_SILENCE_S), 0.001)
+
+
+def check(deadline: float | None) -> None:
+    """Raises DeadlineError once the deadline has passed."""
+    if deadline is not None and time.monotonic() >= deadline:
+        raise DeadlineError("cannot wait longer: the time given has passed")
+
+
+def deadline_of(timeout_s: float | None) -> float | None:
+    """The moment, on the monotonic clock, at which `timeout_s` will have passed."""
+    return None if timeout_s is None else time.monotonic() + timeout_s
+
+
+class EventFeed:
+    """The events of one task, or of all, over as many connections as it takes."""
+
+    def __init__(self, task: str | None, after: int | None) -> None:
+        self._task = task
+        self._last = after
+        self._decoder = SseDecoder()
+
+    def call(self) -> Call[bytes]:
+        """The request that goes on after the last event that came."""
+        self._decoder = SseDecoder()
+        return calls.events(self._task, self._last)
+
+    def feed(self, part: bytes) -> Iterator[TaskEvent | TaskProgress]:
+        """The events that this part of the stream completes, each once."""
+        for event in self._decoder.feed(part):
+            item = _event(event)
+            if isinstance(item, TaskEvent):
+                if self._last is not None and item.seq <= self._last:
+                    continue
+                self._last = item.seq
+            if item is not None:
+                yield item
+
+
+def _event(event: ServerEvent) -> TaskEvent | TaskProgress | None:
+    try:
+        match event.type:
+            case "task":
+                return msgspec.json.decode(event.data, type=TaskEvent)
+            case "progress":
+                return msgspec.json.decode(event.data, type=TaskProgress)
+            case "error":
+                raise error_of(500, httpx.Headers(), event.data.encode())
+            case _:
+                return None  # of a newer daemon
+    except msgspec.MsgspecError as error:
+        raise UnavailableError(f"cannot understand the daemon's event: {error}") from None
+
+
+class LogFeed:
+    """The text of a task's log over as many connections as it takes; no character is cut."""
+
+    def __init__(self, view: TaskView, offset: int, *, follow: bool) -> None:
+        self._task = view.task
+        self._follow = follow
+        self.offset = offset
+        self._text = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def call(self, now: Task) -> Call[bytes]:
+        """The request that goes on where the last one ended."""
+        if now.generation != self._task.generation:
+            # A worker of a later generation has a log of its own.
+            self.offset, self._task = (0 if self._task.generation else self.offset), now
+        return calls.log(now.id, self.offset, follow=self._follow)
+
+    def feed(self, part: bytes) -> str:
+        """The text in these bytes."""
+        self.offset += len(part)
+        return self._text.decode(part)
+
+    def finish(self) -> str:
+        """What stood cut at the end."""
+        return self._text.decode(b"", final=True)

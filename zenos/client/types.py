@@ -1,0 +1,105 @@
+"""What the daemon answers, beside the structs of core. Fields of a newer daemon are ignored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from zenos.core.resources import Resources
+from zenos.core.task import Node, State, Task
+from zenos.core.wire import Progress
+
+
+class TaskView(msgspec.Struct, frozen=True, kw_only=True):
+    """A task and its newest progress (None before the first report)."""
+
+    task: Task
+    progress: Progress | None = None
+
+
+class TaskProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """A task's progress as it happens; not stored."""
+
+    task: str
+    progress: Progress
+
+
+class NodeView(msgspec.Struct, frozen=True, kw_only=True):
+    """A node and what tasks hold of it."""
+
+    node: Node
+    used: Resources
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """The daemon. uptime_s: seconds; tasks: how many by state; store: `ok` or `failing`."""
+
+    pid: int
+    version: str
+    uptime_s: float
+    home: str
+    tasks: dict[State, int] = {}
+    nodes: list[NodeView] = []
+    zygote_ready: bool | None = None
+    store: str | None = None
+
+
+class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of a model version: its SHA-256 and its bytes."""
+
+    digest: str
+    size: int
+
+
+class Lineage(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a version comes from. parent: `name:version`; data_hash: of the corpus."""
+
+    parent: str | None = None
+    data_hash: str | None = None
+    task: str | None = None
+    code_version: str | None = None
+
+
+class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of a model in the registry.
+
+    created: seconds since 1970; parameters: how many; bytes: on disk; curve: the loss over the
+    training run, `[step, loss, held-out loss or null]`.
+    """
+
+    name: str
+    version: int
+    created: float = 0.0
+    family: str = ""
+    arch: str = ""
+    parameters: int = 0
+    bytes: int = 0
+    files: dict[str, FileInfo] = {}
+    lineage: Lineage = Lineage()
+    metrics: dict[str, Any] = {}
+    config: dict[str, Any] = {}
+    curve: list[tuple[float, float | None, float | None]] = []
+    aliases: list[str] = []
+
+    @property
+    def ref(self) -> str:
+        """`name:version`."""
+        return f"{self.name}:{self.version}"
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether it was taught to chat: its tokenizer has a template."""
+        return "chat_template.jinja" in self.files
+
+    def _repr_html_(self) -> str:
+        from zenos.client.display import model_html
+
+        return model_html(self)
+
+
+class Removed(msgspec.Struct, frozen=True, kw_only=True):
+    """A model version is gone; freed_bytes: of blobs that no other version has."""
+
+    removed: str
+    freed_bytes: int

@@ -1,0 +1,212 @@
+"""A replica: loads a model, says that it is ready, answers requests until it is told to stop.
+
+Two threads. One takes messages and tokenizes, so that a long prompt doesn't hold up the steps of
+others; the other steps the engine and sends what comes of it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import tokenizers
+import torch
+
+from zenos.bus.envelope import FrameError, body_of
+from zenos.core.errors import InvalidError, ZenosError
+from zenos.core.names import ModelRef
+from zenos.core.specs import ServeSpec
+from zenos.core.wire import Abort, Chunk, GenerateRequest, Progress, Ready
+from zenos.models.records import family_of
+from zenos.runtime import architectures
+from zenos.runtime.context import WorkerContext
+from zenos.runtime.engine import llama
+from zenos.runtime.engine.chat import ChatTemplate
+from zenos.runtime.engine.engine import Backend, Engine, failure
+from zenos.runtime.engine.general import GeneralBackend
+
+log = logging.getLogger(__name__)
+CONTEXT_DEFAULT: Final = 2048
+FINISH_S: Final = 8.0  # told to stop, answers in flight have so long to end
+IDLE_WAIT_S: Final = 0.2
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+Incoming = tuple[GenerateRequest, list[int]] | Abort | Chunk
+
+
+class Loaded:
+    """A model ready to answer: engine, tokenizer, template, and what `ready` says of it."""
+
+    def __init__(self, directory: Path, spec: ServeSpec) -> None:
+        config = architectures.read_config(directory)
+        if family_of(config) != "decoder":
+            raise InvalidError(
+                f"cannot serve {spec.model}: a {config.get('model_type')} model doesn't generate "
+                "text token by token; serve a decoder (llama, gpt2, …)"
+            )
+        path = directory / "tokenizer.json"
+        if not path.exists():
+            raise InvalidError(
+                f"cannot serve {spec.model}: it has no tokenizer.json; create or import it with one"
+            )
+        self.tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        self.template = ChatTemplate.read(directory)
+        model: Any = architectures.load(directory, DTYPES[spec.dtype])
+        if torch.cuda.is_available():
+            model = model.to("cuda")
+        room = architectures.context_length(config) or CONTEXT_DEFAULT
+        self.context = min(room, spec.context or room)
+        self.parameters = sum(p.numel() for p in model.parameters())
+        backend: Backend
+        if llama.fits(model.config):
+            backend = llama.LlamaBackend(model, spec.slots, self.context)
+        else:
+            backend = GeneralBackend(model, spec.slots, self.context)
+        self.engine = Engine(backend, self.tokenizer, _end_tokens(directory, config), self.context)
+
+    def tokenize(self, request: GenerateRequest) -> list[int]:
+        """The prompt's tokens: given, or of the text, or of the messages through the template."""
+        if request.tokens is not None:
+            return request.tokens
+        text = request.prompt
+        if request.messages is not None:
+            text = self.template.render(request.messages)
+        if text is None:
+            raise InvalidError("cannot answer without a prompt")
+        # An unpaired surrogate is no character, and the tokenizer would panic.
+        text = text.encode("utf-8", "replace").decode("utf-8")
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+
+def _end_tokens(directory: Path, config: dict[str, Any]) -> set[int]:
+    """End-of-sequence tokens, of generation_config.json and config.json."""
+    found: set[int] = set()
+    path = directory / "generation_config.json"
+    generation = json.loads(path.read_bytes()) if path.exists() else {}
+    for source in (generation, config):
+        value = source.get("eos_token_id")
+        if isinstance(value, int):
+            found.add(value)
+        elif isinstance(value, list):
+            found |= {token for token in value if isinstance(token, int)}
+    return found
+
+
+class Intake(threading.Thread):
+    """Takes messages from the bus, tokenizes, and hands over."""
+
+    def __init__(self, context: WorkerContext, loaded: Loaded) -> None:
+        super().__init__(name="intake", daemon=True)
+        self._context = context
+        self._loaded = loaded
+        self.handed: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
+        self.stopping = threading.Event()
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        """Until the replica has ended; after the word to stop, requests are refused."""
+        while not self.done.is_set():
+            envelope = self._context.receive(IDLE_WAIT_S)
+            if self._context.stop_requested() is not None:
+                self.stopping.set()
+                self.done.wait(0.01)
+            if envelope is None:
+                continue
+            try:
+                if envelope.topic == "request":
+                    self._request(body_of(envelope, GenerateRequest))
+                elif envelope.topic == "abort":
+                    self.handed.put(body_of(envelope, Abort))
+            except FrameError as error:
+                log.warning("a message was left out: %s", error)
+
+    def _request(self, request: GenerateRequest) -> None:
+        try:
+            if self.stopping.is_set():
+                raise ZenosError("cannot answer: the replica is going down")
+            self.handed.put((request, self._loaded.tokenize(request)))
+        except Exception as error:
+            if not isinstance(error, ZenosError):
+                log.exception("a request failed")
+            self.handed.put(failure(request.id, error))
+
+
+def main(context: WorkerContext) -> int:
+    """Serve until told to stop."""
+    begun = time.monotonic()
+    spec = context.task.spec.work
+    if not isinstance(spec, ServeSpec):
+        raise InvalidError("cannot serve another kind of task")
+    context.report(Progress(stage="loading"))
+    version = context.registry.resolve(ModelRef.parse(spec.model))
+    loaded = Loaded(context.registry.path(version), spec)
+    intake = Intake(context, loaded)
+    intake.start()
+    context.send(
+        "state",
+        "ready",
+        Ready(
+            model=version.ref,
+            context=loaded.context,
+            slots=spec.slots,
+            load_s=time.monotonic() - begun,
+            parameters=loaded.parameters,
+            chat_template=loaded.template.own,
+        ),
+    )
+    context.report(Progress(stage="serving"))
+    log.info("%s is ready after %.3f s", version.ref, time.monotonic() - begun)
+    try:
+        serve(context, loaded.engine, intake)
+    finally:
+        intake.done.set()
+        intake.join(timeout=5)
+    return 0
+
+
+def serve(context: WorkerContext, engine: Engine, intake: Intake) -> None:
+    """Step the engine while there is work; end when told to and done, or out of time."""
+    deadline: float | None = None
+    while True:
+        take(context, engine, intake, wait=engine.idle)
+        if intake.stopping.is_set():
+            deadline = deadline or time.monotonic() + FINISH_S
+            if engine.idle or time.monotonic() > deadline:
+                return
+        if context.channel.disconnected_s > 0:
+            # Nobody is there to take the answers, and their clients have gone with the daemon.
+            engine.abort_all()
+        if not engine.idle:
+            try:
+                chunks = engine.step()
+            except Exception:
+                log.exception("a step failed; its requests are given up")
+                chunks = engine.fail_all()
+            for chunk in chunks:
+                context.send("data", "chunk", chunk)
+
+
+def take(context: WorkerContext, engine: Engine, intake: Intake, *, wait: bool) -> None:
+    """Hand what has come to the engine; waits a moment for the first if there is nothing to do."""
+    while True:
+        try:
+            item = intake.handed.get(timeout=IDLE_WAIT_S) if wait else intake.handed.get_nowait()
+        except queue.Empty:
+            return
+        wait = False
+        if isinstance(item, Abort):
+            engine.abort(item.request)
+        elif isinstance(item, Chunk):
+            context.send("data", "chunk", item)
+        else:
+            request, prompt = item
+            try:
+                engine.submit(request, prompt)
+            except ZenosError as error:
+                context.send("data", "chunk", failure(request.id, error))
