@@ -176,7 +176,7 @@ async def test_many_idle_connections_make_room(url: str, monkeypatch: pytest.Mon
     try:
         assert await healthy(url)
         waiting = [asyncio.ensure_future(reader.read()) for reader, _ in pairs]
-        await until(lambda: sum(task.done() for task in waiting) >= 8)
+        await until(lambda: sum(task.done() for task in waiting) >= 8, within_s=4)
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)

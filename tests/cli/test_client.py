@@ -263,7 +263,7 @@ def test_an_answer_that_is_closed_frees_its_slot(daemon: Daemon, client: Client)
     daemon.do(lambda: setattr(daemon.double, "gate", asyncio.Event()))
     answer = client.generate("tiny", "Say")
     assert next(answer).text == "Hello"
-    assert daemon.double.open == 1
+    until(lambda: daemon.double.open == 1)
     answer.close()
     until(lambda: daemon.double.open == 0)
 

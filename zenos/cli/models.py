@@ -99,7 +99,7 @@ def show(
         ),
     ],
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="With --plot: a picture's file.")
+        Path | None, typer.Argument(metavar="FILE", help="With --plot: a picture's file.")
     ] = None,
     plot: Annotated[
         bool, typer.Option("--plot", help="Draw the loss curve here, or into FILE.png.")
@@ -265,7 +265,7 @@ def pull(
         str, typer.Argument(metavar="DIRECTORY|HUB_ID", help="A directory, or ORG/NAME.")
     ],
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Default: the last part of the source.")
+        str | None, typer.Argument(metavar="NAME", help="Default: the last part of the source.")
     ] = None,
     json: Json = False,
 ) -> None:

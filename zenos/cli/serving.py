@@ -135,7 +135,7 @@ def stop(
 def run(
     model: ModelName,
     prompt: Annotated[
-        str | None, typer.Argument(metavar="[PROMPT]", help="Without one: interactive, or stdin.")
+        str | None, typer.Argument(metavar="PROMPT", help="Without one: interactive, or stdin.")
     ] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", help="At most.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0: the likeliest token.")] = None,

@@ -107,7 +107,7 @@ def _environment(items: list[str] | None) -> dict[str, str]:
 
 def train(
     spec: Annotated[
-        Path | None, typer.Argument(metavar="[SPEC.yaml]", help="A file with the fields below.")
+        Path | None, typer.Argument(metavar="SPEC.yaml", help="A file with the fields below.")
     ] = None,
     cpu: Cpu = 1.0,
     gpu: Gpu = 0.0,

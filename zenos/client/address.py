@@ -83,7 +83,9 @@ def url_of(host: str) -> str:
     name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     if port is None and "://" not in text:
         port = PORT_DEFAULT
-    return f"{parts.scheme}://{name}{f':{port}' if port is not None else ''}{parts.path.rstrip('/')}"
+    return (
+        f"{parts.scheme}://{name}{f':{port}' if port is not None else ''}{parts.path.rstrip('/')}"
+    )
 
 
 def _token(given: str | None, place: Home) -> str:

@@ -14,6 +14,7 @@ import msgspec
 
 from zenos.client.types import ModelVersion, NodeView, Removed, Status, TaskView
 from zenos.core.errors import InvalidError
+from zenos.core.names import ModelRef, check_name
 from zenos.core.specs import DeploymentSpec
 from zenos.core.task import Deployment, State, Task, TaskSpec
 
@@ -115,13 +116,12 @@ def _encode(body: Any) -> bytes:
         raise InvalidError(f"cannot send this request: {error}") from None
 
 
-def _part(text: str, what: str) -> str:
-    if text in ("", ".", ".."):
-        raise InvalidError(f"cannot use the {what} {text!r}")
-    try:
-        return quote(text, safe=":")
-    except UnicodeEncodeError:
-        raise InvalidError(f"cannot use the {what} {text!a}: it is no text") from None
+def _task(name: str) -> str:
+    return quote(check_name(name, "task"), safe="")
+
+
+def _model(ref: str) -> str:
+    return quote(str(ModelRef.parse(ref)), safe=":")
 
 
 def absolute(path: str | Path) -> str:
@@ -152,7 +152,7 @@ def nodes() -> Call[NodeList]:
 
 def schema(name: str) -> Call[dict[str, Any]]:
     """The JSON schema of `train`, `task` or `deployment`."""
-    return Call(method="GET", path=f"/api/schemas/{_part(name, 'schema')}", into=dict[str, Any])
+    return Call(method="GET", path=f"/api/schemas/{_task(name)}", into=dict[str, Any])
 
 
 def shutdown(mode: Mode) -> Call[dict[str, Any]]:
@@ -178,20 +178,18 @@ def tasks(state: State | str | None, kind: str | None, limit: int | None) -> Cal
 
 def task(id_: str) -> Call[TaskView]:
     """One task."""
-    return Call(method="GET", path=f"/api/tasks/{_part(id_, 'task')}", into=TaskView)
+    return Call(method="GET", path=f"/api/tasks/{_task(id_)}", into=TaskView)
 
 
 def cancel(id_: str) -> Call[Task]:
     """Cancel a task."""
-    return _post(f"/api/tasks/{_part(id_, 'task')}/cancel", {}, Task)
+    return _post(f"/api/tasks/{_task(id_)}/cancel", {}, Task)
 
 
 def log(id_: str, offset: int, *, follow: bool) -> Call[bytes]:
     """The log of a task's newest worker, from a byte on."""
     params: dict[str, str | int] = {"offset": offset, "follow": "true" if follow else "false"}
-    return Call(
-        method="GET", path=f"/api/tasks/{_part(id_, 'task')}/log", into=bytes, params=params
-    )
+    return Call(method="GET", path=f"/api/tasks/{_task(id_)}/log", into=bytes, params=params)
 
 
 def events(task_id: str | None, after: int | None) -> Call[bytes]:
@@ -213,14 +211,14 @@ def models() -> Call[ModelList]:
 
 def model(ref: str) -> Call[ModelVersion]:
     """One version."""
-    return Call(method="GET", path=f"/api/models/{_part(ref, 'model')}", into=ModelVersion)
+    return Call(method="GET", path=f"/api/models/{_model(ref)}", into=ModelVersion)
 
 
 def remove(ref: str) -> Call[Removed]:
     """Remove a version."""
     return Call(
         method="DELETE",
-        path=f"/api/models/{_part(ref, 'model')}",
+        path=f"/api/models/{_model(ref)}",
         into=Removed,
         gone=Removed(removed=ref, freed_bytes=0),
     )
@@ -229,7 +227,7 @@ def remove(ref: str) -> Call[Removed]:
 def alias(name: str, alias_: str, version: int) -> Call[ModelVersion]:
     """Let an alias name a version."""
     body = {"alias": alias_, "version": version}
-    path = f"/api/models/{_part(name, 'model')}/aliases"
+    path = f"/api/models/{_model(name)}/aliases"
     return _post(path, body, ModelVersion)
 
 
@@ -269,7 +267,7 @@ def deploy(spec: DeploymentSpec, key: str | None) -> Call[Deployment]:
 
 def undeploy(name: str) -> Call[Deployment]:
     """Stop a deployment."""
-    path = f"/api/deployments/{_part(name, 'deployment')}"
+    path = f"/api/deployments/{_model(name)}"
     return Call(method="DELETE", path=path, into=Deployment)
 
 

@@ -45,6 +45,7 @@ def main(task: Task, home: Home, run_dir: Path) -> int:
     from zenos.models.registry import Registry
 
     use_threads(thread_count(task))
+    use_devices(task)
     reseed()
     channel = Channel(home.bus, task.id, task.generation, _token(run_dir))
     context = WorkerContext(task, home, run_dir, channel, Registry(home.models))
@@ -119,6 +120,12 @@ def use_threads(count: int) -> None:
     for name in ("OMP", "OPENBLAS", "MKL", "RAYON"):
         os.environ[f"{name}_NUM_THREADS"] = str(count)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if count > 1 else "false"
+
+
+def use_devices(task: Task) -> None:
+    """Let this process see the GPUs of its allocation alone; CUDA is not started yet."""
+    shares = task.allocation.shares if task.allocation is not None else {}
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, sorted(shares)))
 
 
 def reseed() -> None:

@@ -1,15 +1,19 @@
-"""A worker as a process of its own, for tests that kill it: says each step on its standard output.
+"""Workers as processes of their own, for tests that kill them.
 
-`python -m tests.runtime.train.child HOME GENERATION SPEC` with SPEC a TrainSpec in JSON.
+Torch takes seconds to import, so one process imports it and forks a worker for each request (a line
+of JSON on its standard input). It answers with the worker's pid, and, when that has ended, with its
+exit code. A worker writes each step into the named pipe of its request, and its log beside that.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import msgspec
 
+from zenos.core import failpoints
 from zenos.core.specs import TrainSpec
 from zenos.core.wire import Progress
 from zenos.runtime import context as context_module
@@ -19,14 +23,49 @@ from zenos.runtime.train.main import main
 from .helpers import Bus, make_context, make_task
 
 
-def say(progress: Progress) -> None:
-    print(progress.stage, int(progress.done), progress.note, flush=True)
+class Request(msgspec.Struct):
+    """One generation of task t1."""
+
+    home: str
+    generation: int
+    spec: TrainSpec
+    pipe: str
+    failpoints: str = ""
 
 
-if __name__ == "__main__":
+def work(request: Request) -> int:
+    """In the fork: the task's work; returns the exit code."""
+    pipe = os.open(request.pipe, os.O_WRONLY)
+    log = os.open(f"{request.pipe}.log", os.O_WRONLY | os.O_CREAT, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+
+    def say(progress: Progress) -> None:
+        os.write(pipe, f"{progress.stage} {int(progress.done)} {progress.note}\n".encode())
+
     context_module.REPORT_EVERY_S = 0.0  # type: ignore[misc]
-    task = make_task(msgspec.json.decode(sys.argv[3], type=TrainSpec), generation=int(sys.argv[2]))
+    failpoints.arm(request.failpoints)
+    task = make_task(request.spec, generation=request.generation)
     worker.use_threads(worker.thread_count(task))
     bus = Bus()
     bus.on_progress = say
-    sys.exit(worker.run(make_context(Path(sys.argv[1]), task, bus), main))
+    return worker.run(make_context(Path(request.home), task, bus), main)
+
+
+def serve() -> None:
+    """Fork a worker for each line of standard input."""
+    for line in sys.stdin:
+        request = msgspec.json.decode(line, type=Request)
+        pid = os.fork()
+        if pid == 0:
+            code = 70
+            try:
+                code = work(request)
+            finally:
+                os._exit(code)
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

@@ -18,6 +18,7 @@ from zenos.core.specs import TrainSpec
 from zenos.models.registry import Registry
 from zenos.runtime.train.checkpoint import Checkpoints
 
+from .child import Request
 from .helpers import spec, write_corpus
 
 STEPS = 30
@@ -26,42 +27,71 @@ STEPS = 30
 class Child:
     """One generation of the task, in a process of its own."""
 
-    def __init__(self, home: Path, generation: int, work: TrainSpec, failpoints: str = "") -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ZENOS_FAILPOINTS": failpoints}
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "tests.runtime.train.child",
-                str(home),
-                str(generation),
-                msgspec.json.encode(work).decode(),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-
-    def lines(self) -> Iterator[str]:
-        assert self.process.stdout is not None
-        yield from self.process.stdout
-
-    def end(self) -> tuple[int, str]:
-        """The exit code and what it said on standard error."""
-        _, said = self.process.communicate(timeout=120)
-        return self.process.returncode, said
+    def __init__(self, nursery: Nursery, pid: int, pipe: Path) -> None:
+        self.pid = pid
+        self._nursery = nursery
+        self._log = Path(f"{pipe}.log")
+        self._said = pipe.open()
 
     def until(self, stage: str, done: int) -> None:
         """Read its progress up to there, or to its end."""
-        for line in self.lines():
-            said = line.split()
-            if said[0] == stage and int(said[1]) >= done:
+        while line := self._said.readline():
+            words = line.split()
+            if words[0] == stage and int(words[1]) >= done:
                 return
+
+    def send(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def end(self) -> tuple[int, str]:
+        """Wait for its end: the exit code, and its log."""
+        while self._said.readline():
+            pass
+        self._said.close()
+        return int(self._nursery.answer()), self._log.read_text()
+
+
+class Nursery:
+    """The process that forks them."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        self._count = 0
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.runtime.train.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    def start(self, home: Path, generation: int, work: TrainSpec, failpoints: str = "") -> Child:
+        assert self._process.stdin is not None
+        self._count += 1
+        pipe = self._scratch / f"pipe-{self._count}"
+        os.mkfifo(pipe)
+        request = Request(str(home), generation, work, str(pipe), failpoints)
+        self._process.stdin.write(msgspec.json.encode(request).decode() + "\n")
+        self._process.stdin.flush()
+        return Child(self, int(self.answer()), pipe)
+
+    def close(self) -> None:
+        self._process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainSpec, str]:
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    found = Nursery(tmp_path_factory.mktemp("nursery"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> tuple[TrainSpec, str]:
     """The specification, and the weights that an uninterrupted run ends in."""
     root = tmp_path_factory.mktemp("whole")
     work = spec(
@@ -71,9 +101,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainSpec, str]:
         dtype="bfloat16",
         eval_every=7,
     )
-    code, said = Child(root / "home", 1, work).end()
-    assert code == 0, said
-    return work, weights(root / "home")
+    return work, finish(nursery, root / "home", work)
 
 
 def weights(home: Path) -> str:
@@ -82,24 +110,26 @@ def weights(home: Path) -> str:
     return versions[0].files["model.safetensors"].digest
 
 
-def finish(home: Path, work: TrainSpec) -> str:
-    code, said = Child(home, 99, work).end()
+def finish(nursery: Nursery, home: Path, work: TrainSpec) -> str:
+    code, said = nursery.start(home, 99, work).end()
     assert code == 0, said
     return weights(home)
 
 
-def test_kill_at_random_steps(tmp_path: Path, whole: tuple[TrainSpec, str]) -> None:
+def test_kill_at_random_steps(
+    nursery: Nursery, tmp_path: Path, whole: tuple[TrainSpec, str]
+) -> None:
     work, expected = whole
     seed = int.from_bytes(os.urandom(4), "big")
     source = np.random.default_rng(seed)
     step = 0
     for generation in (1, 2, 3):
         step += int(source.integers(2, 9))
-        child = Child(tmp_path, generation, work)
+        child = nursery.start(tmp_path, generation, work)
         child.until("training", step)
-        child.process.kill()
+        child.send(signal.SIGKILL)
         assert child.end()[0] == -signal.SIGKILL
-    assert finish(tmp_path, work) == expected, f"seed {seed}"
+    assert finish(nursery, tmp_path, work) == expected, f"seed {seed}"
 
 
 # Write passes in order: three for the caches and the plan, then four for each checkpoint.
@@ -113,44 +143,46 @@ def test_kill_at_random_steps(tmp_path: Path, whole: tuple[TrainSpec, str]) -> N
     ],
 )
 def test_kill_in_the_middle_of_saving(
-    tmp_path: Path, whole: tuple[TrainSpec, str], failpoint: str
+    nursery: Nursery, tmp_path: Path, whole: tuple[TrainSpec, str], failpoint: str
 ) -> None:
     work, expected = whole
-    child = Child(tmp_path, 1, work, failpoint)
+    child = nursery.start(tmp_path, 1, work, failpoint)
     code, said = child.end()
     assert code == -signal.SIGKILL, said
-    assert finish(tmp_path, work) == expected
+    assert finish(nursery, tmp_path, work) == expected
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_suspends(
-    tmp_path: Path, whole: tuple[TrainSpec, str], number: signal.Signals
+    nursery: Nursery, tmp_path: Path, whole: tuple[TrainSpec, str], number: signal.Signals
 ) -> None:
     work, expected = whole
-    child = Child(tmp_path, 1, work)
+    child = nursery.start(tmp_path, 1, work)
     child.until("training", 5)
-    child.process.send_signal(signal.SIGHUP)
-    child.process.send_signal(number)
+    child.send(signal.SIGHUP)
+    child.send(number)
     code, said = child.end()
     assert code == 75, said
     result = msgspec.json.decode((Home(tmp_path).run("t1", 1) / "result.json").read_bytes())
     checkpoint, _ = Checkpoints(Home(tmp_path).checkpoint("t1")).latest()
     assert checkpoint is not None
     assert result == {"suspended": True, "step": checkpoint.state.step}
-    assert finish(tmp_path, work) == expected
+    assert finish(nursery, tmp_path, work) == expected
 
 
-def test_kill_between_publishing_and_the_exit(tmp_path: Path, whole: tuple[TrainSpec, str]) -> None:
+def test_kill_between_publishing_and_the_exit(
+    nursery: Nursery, tmp_path: Path, whole: tuple[TrainSpec, str]
+) -> None:
     work, expected = whole
-    child = Child(tmp_path, 1, work)
+    child = nursery.start(tmp_path, 1, work)
     code, _ = child.end()
     assert code == 0
     (Home(tmp_path).run("t1", 1) / "result.json").unlink()
-    assert finish(tmp_path, work) == expected
+    assert finish(nursery, tmp_path, work) == expected
 
 
 @pytest.mark.soak
-def test_a_storm_of_kills(tmp_path: Path, whole: tuple[TrainSpec, str]) -> None:
+def test_a_storm_of_kills(nursery: Nursery, tmp_path: Path, whole: tuple[TrainSpec, str]) -> None:
     """200 kills at random steps and in random writes, over as many runs as that takes."""
     work, expected = whole
     seed = int.from_bytes(os.urandom(4), "big")
@@ -167,12 +199,12 @@ def test_a_storm_of_kills(tmp_path: Path, whole: tuple[TrainSpec, str]) -> None:
             if source.random() < 0.5:
                 label = ("durable.write", "durable.fsync", "durable.rename")[source.integers(3)]
                 point = f"{label}=kill@{source.integers(1, 30)}"
-            child = Child(home, generation, work, point)
+            child = nursery.start(home, generation, work, point)
             if not point:
                 child.until("training", int(source.integers(1, STEPS + 1)))
-                child.process.kill()
+                child.send(signal.SIGKILL)
             code, said = child.end()
             assert code in (0, -signal.SIGKILL), (seed, said)
             kills += code != 0
             ended = code == 0
-        assert finish(home, work) == expected, (seed, runs)
+        assert finish(nursery, home, work) == expected, (seed, runs)
