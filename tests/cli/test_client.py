@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import sys
 import threading
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tests.cli.proxy import CuttingProxy
 from zenos.client import Client, TaskProgress, connect, connect_async, display
 from zenos.core.errors import (
     BusyError,
+    ConflictError,
     DeadlineError,
     InvalidError,
     NoDaemonError,
@@ -423,3 +425,50 @@ def test_html_for_notebooks_is_escaped(daemon: Daemon, client: Client) -> None:
     assert "&lt;script&gt;" in html
     assert "<script>" not in html
     assert 'value="0.2500"' in html
+
+
+def test_the_same_key_is_the_same_task(client: Client) -> None:
+    first = client.submit(["work"], key="mine")
+    assert client.submit(["work"], key="mine").id == first.id
+    with pytest.raises(ConflictError):
+        client.submit(["other"], key="mine")
+    for key in ("new\nline", "ü", "x" * 129):
+        with pytest.raises(InvalidError, match="cannot use this key"):
+            client.submit(["work"], key=key)
+
+
+class Notebook:
+    """What IPython gives a notebook's code: an output area that can be drawn again."""
+
+    def __init__(self) -> None:
+        self.drawn: list[str] = []
+        self.kernel = object()
+
+    def HTML(self, text: str) -> str:
+        return text
+
+    def display(self, text: str, *, display_id: bool) -> Notebook:
+        assert display_id
+        self.drawn.append(text)
+        return self
+
+    def update(self, text: str) -> None:
+        self.drawn.append(text)
+
+    def get_ipython(self) -> Notebook:
+        return self
+
+
+def test_progress_is_drawn_live_in_a_notebook(
+    daemon: Daemon, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notebook = Notebook()
+    monkeypatch.setitem(sys.modules, "IPython", notebook)
+    monkeypatch.setitem(sys.modules, "IPython.display", notebook)
+    handle = client.submit(["work"], name="job")
+    until(lambda: daemon.state(handle.id) == "running")
+    daemon.report(handle.id, HALF)
+    daemon.end(handle.id)
+    assert handle.watch().state is State.SUCCEEDED
+    assert "succeeded" in notebook.drawn[-1]
+    assert "job" in notebook.drawn[0]

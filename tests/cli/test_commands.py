@@ -14,6 +14,7 @@ from zenos.cli import errors, plot
 from zenos.cli.train_flags import HELP, fields, flag_of
 from zenos.client import ModelVersion
 from zenos.core import errors as core_errors
+from zenos.core import events
 from zenos.core.home import Home
 from zenos.core.specs import ProgramSpec, TrainSpec
 from zenos.core.task import Outcome, Task
@@ -408,3 +409,49 @@ def test_an_unexpected_fault_is_one_line(daemon: Daemon, monkeypatch: pytest.Mon
     assert ran.err.startswith("zenos: cannot go on: RuntimeError: wires")
     assert "Traceback" not in ran.err
     assert "\x1b[2J" not in ran.err
+
+
+def test_serve_waits_until_a_replica_is_ready(daemon: Daemon) -> None:
+    def drive() -> None:
+        until(lambda: any(t.state == "running" for t in daemon.double.view.tasks.values()))
+        task = next(iter(daemon.double.view.tasks.values()))
+        ready = events.WorkerReady(task=task.id, generation=task.generation)
+        daemon.do(daemon.double.inbox.put, ready)
+
+    driver = threading.Thread(target=drive)
+    driver.start()
+    ran = zenos("serve", "tiny")
+    driver.join()
+    assert ran.code == 0
+    assert "tiny is served at http://127.0.0.1" in ran.out
+    assert "tiny" in zenos("ps", "--kind", "serve").out
+
+
+@pytest.mark.parametrize(
+    ("words", "number", "candidates"),
+    [("zenos sub", 1, "submit"), ("zenos show ti", 2, "tiny"), ("zenos logs jo", 2, "job")],
+)
+def test_the_shell_completes_commands_and_names(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, words: str, number: int, candidates: str
+) -> None:
+    zenos("submit", "--name", "job", "--", "work")
+    monkeypatch.setenv("_ZENOS_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(number))
+    assert candidates in zenos().out.split()
+
+
+def test_completion_without_a_daemon_is_silent(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_ZENOS_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "zenos show ti")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    ran = zenos()
+    assert (ran.out.strip(), ran.err) == ("", "")
+
+
+@pytest.mark.parametrize("text", ["\udcff", "a\0b"])
+def test_arguments_that_are_no_text_are_told(daemon: Daemon, text: str) -> None:
+    ran = zenos("submit", "--", "echo", text)
+    assert ran.code == 2
+    assert ran.err.startswith("zenos: cannot ")
+    assert daemon.double.view.tasks == {}

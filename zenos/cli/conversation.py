@@ -45,8 +45,13 @@ class Conversation:
         answer = self._ask(prompt)
         if json:
             text = answer.text()
-            finish, usage = answer.finish(), answer.usage
-            put_json({"model": self._model, "text": text, "finish": finish, "usage": usage})
+            made: dict[str, Any] = {"model": self._model, "text": text, "finish": answer.finish()}
+            if answer.usage is not None:
+                made["usage"] = {
+                    "prompt_tokens": answer.usage.prompt_tokens,
+                    "completion_tokens": answer.usage.completion_tokens,
+                }
+            put_json(made)
             return
         with answer:
             text = _stream(answer)

@@ -6,12 +6,16 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import NoReturn
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
+from zenos.cli.output import say
 from zenos.client.address import DaemonFile, read_daemon_file
 from zenos.core.errors import (
     DeadlineError,
     InvalidError,
+    NoDaemonError,
     RefusedError,
     StorageError,
     UnavailableError,
@@ -19,8 +23,13 @@ from zenos.core.errors import (
 )
 from zenos.core.home import Home
 
+if TYPE_CHECKING:
+    from zenos.client import Client
+
 START_TIMEOUT_S = 60.0
 LOOK_S = 0.02
+AWAY_LOOK_S = 0.5
+PATIENCE_S = 2.0
 LOG_TAIL_BYTES = 64 * 1024
 
 
@@ -84,7 +93,15 @@ def _open_log(home: Home) -> tuple[int, int]:
 
 
 def _spawn(argv: list[str], log: int) -> int:
-    """Its own session, no terminal, no descriptor of ours but the log."""
+    """Its own session, no terminal, no descriptor of ours but the log.
+
+    Those that whoever called us let us inherit (a lock, a pipe) would be held for ever otherwise.
+    """
+    descriptors = Path("/proc/self/fd")
+    for entry in list(descriptors.iterdir()) if descriptors.is_dir() else []:
+        if int(entry.name) > 2:
+            with suppress(OSError):  # the listing's own is closed by now
+                os.set_inheritable(int(entry.name), False)
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_DUP2, log, 1),
@@ -131,13 +148,39 @@ def _answers(daemon: DaemonFile) -> bool:
         return False
 
 
+def wait_down(client: Client, timeout_s: float | None) -> None:
+    """Until the daemon that was told to go down has ended."""
+    if client.address.daemon is not None:
+        wait_gone(client.address.daemon, timeout_s)
+        return
+    # On another machine its process cannot be seen, only that it no longer answers.
+    end = _end(timeout_s)
+    while True:
+        try:
+            client.health()
+        except NoDaemonError:
+            return
+        _check(end, client.address.url)
+        time.sleep(AWAY_LOOK_S)
+
+
 def wait_gone(daemon: DaemonFile, timeout_s: float | None) -> None:
     """Until that very process has ended; DeadlineError when it takes longer."""
-    end = None if timeout_s is None else time.monotonic() + timeout_s
+    end, started, said = _end(timeout_s), time.monotonic(), False
     while daemon.is_alive:
-        if end is not None and time.monotonic() > end:
-            raise DeadlineError(
-                f"cannot wait longer: the daemon (process {daemon.pid}) is still saving work; "
-                "it ends by itself"
-            )
+        _check(end, f"process {daemon.pid}")
+        if not said and time.monotonic() - started > PATIENCE_S:
+            said = True
+            say("waiting for running work; Ctrl-C goes away, the daemon ends by itself")
         time.sleep(LOOK_S)
+
+
+def _end(timeout_s: float | None) -> float | None:
+    return None if timeout_s is None else time.monotonic() + timeout_s
+
+
+def _check(end: float | None, which: str) -> None:
+    if end is not None and time.monotonic() > end:
+        raise DeadlineError(
+            f"cannot wait longer: the daemon ({which}) is still saving work; it ends by itself"
+        )

@@ -156,9 +156,7 @@ def _train(client: Client, plan: Plan, console: Any) -> Task:
     library = Path(sysconfig.get_paths()["stdlib"])
     cores = len(os.sched_getaffinity(0))
     length = f"{plan.train_s:.0f} s" if plan.train_s else f"{plan.steps} steps"
-    console.print(
-        f"[bold]2[/] training {plan.arch} on {library}, {plan.train_s:.0f} s, {cores} CPUs"
-    )
+    console.print(f"[bold]2[/] training {plan.arch} on {library}, {length}, {cores} CPUs")
     handle = client.train(
         model=MODEL,
         arch=plan.arch,

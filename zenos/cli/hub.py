@@ -62,7 +62,8 @@ def _download(source: str, directory: str) -> None:
     except HFValidationError as error:
         raise InvalidError(f"cannot use {source!r} as a model of the Hub: {error}") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = str(error).strip().partition("\n")[0][:120]
         raise UnavailableError(
-            f"cannot fetch {source} from the Hub, and there is no such directory here: {reason}"
+            f"cannot fetch {source} from the Hub ({reason}): is there a network? "
+            "A directory of that name is not here either"
         ) from None

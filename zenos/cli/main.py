@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import sys
 from typing import Annotated, Any
 
@@ -71,6 +72,10 @@ if importlib.util.find_spec("zenos.cli.demo") is not None:
 
 def main() -> None:
     """Entry point of the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a character gets a question mark.
+            stream.reconfigure(errors="replace")
     try:
         app(prog_name="zenos")
     except KeyboardInterrupt:

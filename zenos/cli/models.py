@@ -159,7 +159,7 @@ def _model_facts(model: ModelVersion) -> list[tuple[str, object]]:
     from zenos.client.display import show_count
     from zenos.core.resources import show_size
 
-    metrics = ", ".join(f"{name} {_short(value)}" for name, value in model.metrics.items())
+    metrics = "\n".join(f"{name}  {_short(value)}" for name, value in model.metrics.items())
     created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(model.created))
     return [
         ("model", model.ref),

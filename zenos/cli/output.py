@@ -69,7 +69,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str =
     if count == 0 and empty:
         say(empty)
     else:
-        console().print(made)
+        _print(made)
 
 
 def coloured(text: str, style: str) -> Any:
@@ -91,4 +91,15 @@ def facts(rows: Iterable[tuple[str, object]]) -> None:
         if value not in (None, ""):
             shown = value if isinstance(value, Text) else Text(clean(str(value), lines=True))
             made.add_row(Text(name), shown)
-    console().print(made)
+    _print(made)
+
+
+def _print(renderable: Any) -> None:
+    """On stdout; where that is no terminal, without the blanks that fill up lines."""
+    screen = console()
+    if screen.is_terminal:
+        screen.print(renderable)
+        return
+    with screen.capture() as captured:
+        screen.print(renderable)
+    put("\n".join(line.rstrip() for line in captured.get().splitlines()))

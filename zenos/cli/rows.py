@@ -28,7 +28,7 @@ def task_row(view: TaskView) -> tuple[Any, ...]:
     doing = show_progress(view.progress) if not task.is_ended else _ending(task)
     return (
         task.id,
-        task.name,
+        task.spec.name,
         str(task.kind),
         coloured(str(task.state), COLOURS[task.state]),
         task.spec.priority,

@@ -51,7 +51,7 @@ def up(
     Example: zenos up --port 0 --memory 12GiB
     """
     from zenos.cli import daemon_process
-    from zenos.cli.output import put, put_json
+    from zenos.cli.output import put, put_json, say
     from zenos.core.home import Home
 
     home = Home.default()
@@ -63,6 +63,8 @@ def up(
     if foreground and found is None:
         daemon_process.replace_by_daemon(home, flags)
     daemon = found or daemon_process.start(home, flags)
+    if found is not None and flags:
+        say("its settings stay as they are: 'zenos down' first, then 'zenos up' with others")
     if json:
         put_json(
             {
@@ -97,8 +99,9 @@ def down(
 
     Example: zenos down --drain
     """
+    from contextlib import suppress
+
     from zenos.cli import daemon_process
-    from zenos.cli.output import put_json, say
     from zenos.client import connect
     from zenos.core.errors import InvalidError, NoDaemonError, UnavailableError
     from zenos.core.home import Home
@@ -108,30 +111,27 @@ def down(
     if len(chosen) > 1:
         raise InvalidError("cannot do all of it: give one of --suspend, --drain and --leave")
     mode: Mode = chosen[0] if chosen else "suspend"
-    home = Home.default()
-    daemon = daemon_process.running(home)
-    stopped = False
+    daemon = daemon_process.running(Home.default())
     try:
         with connect() as made:
             daemon = made.address.daemon
-            try:
+            # A lost connection: it went faster than it could answer.
+            with suppress(UnavailableError):
                 made.shut_down(mode)
-            except UnavailableError:
-                if daemon is None:
-                    raise
-            stopped = True
+            daemon_process.wait_down(made, timeout)
     except NoDaemonError as error:
-        if json:
-            put_json({"stopped": False})
-        else:
-            say(f"no daemon runs ({error.message.partition(':')[0]})")
-        return
-    if daemon is not None:
+        if daemon is None or not daemon.is_alive:
+            _say_down(json, error.message.partition(";")[0], stopped=False)
+            return
+        # It does not answer any more but is there: on its way down already.
         daemon_process.wait_gone(daemon, timeout)
-    if json:
-        put_json({"stopped": stopped, "mode": mode})
-    else:
-        say(f"zenos is down ({mode})")
+    _say_down(json, f"zenos is down ({mode})", stopped=True)
+
+
+def _say_down(json: bool, message: str, *, stopped: bool) -> None:
+    from zenos.cli.output import put_json, say
+
+    put_json({"stopped": stopped}) if json else say(message)
 
 
 def status(json: Json = False) -> None:
@@ -198,7 +198,7 @@ def top(
 
 
 def schema(
-    name: Annotated[SCHEMAS, typer.Argument(help="Which specification.")],
+    name: Annotated[SCHEMAS, typer.Argument(help="train, create, task or deployment.")],
     json: Json = False,
 ) -> None:
     """Print the JSON schema of a specification; needs no daemon.

@@ -17,7 +17,7 @@ from zenos.client.address import Address, find
 from zenos.client.calls import Call, Mode
 from zenos.client.generation import GenerationState
 from zenos.client.types import ModelVersion, NodeView, Removed, Status, TaskProgress, TaskView
-from zenos.core.errors import NoDaemonError
+from zenos.core.errors import InvalidError, NoDaemonError
 from zenos.core.specs import TrainSpec
 from zenos.core.task import Deployment, State, Task, TaskEvent, TaskSpec
 from zenos.core.wire import Chunk, Progress, Usage
@@ -78,6 +78,10 @@ class AsyncClient:
 
     # -- the system
 
+    async def health(self) -> str:
+        """The daemon's version, if it answers."""
+        return (await self._run(calls.health())).version
+
     async def status(self) -> Status:
         """The daemon, its nodes, and its tasks by state."""
         return await self._run(calls.status())
@@ -113,7 +117,7 @@ class AsyncClient:
         if not isinstance(work, TaskSpec):
             work = build.options(options).task(build.program(work, env, cwd))
         elif options or env or cwd:
-            raise TypeError("options go into the TaskSpec")
+            raise InvalidError("cannot use options beside a TaskSpec: put them into it")
         return AsyncTaskHandle(self, TaskView(task=await self._run(calls.submit(work, key))))
 
     async def train(

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import msgspec
 
 from zenos.client.types import ModelVersion, NodeView, Removed, Status, TaskView
+from zenos.core import limits
 from zenos.core.errors import InvalidError
 from zenos.core.names import ModelRef, check_name
 from zenos.core.specs import DeploymentSpec
@@ -94,10 +95,13 @@ def _post(
     timeout_s: float = ANSWER_TIMEOUT_S,
     repeatable: bool = True,
 ) -> Call[T]:
-    headers = {
-        "Content-Type": "application/json",
-        "Idempotency-Key": key or secrets.token_urlsafe(16),
-    }
+    key = key or secrets.token_urlsafe(16)
+    if not (key.isascii() and key.isprintable()) or len(key) > limits.IDEMPOTENCY_KEY_CHARS_MAX:
+        raise InvalidError(
+            "cannot use this key: printable ASCII, at most "
+            f"{limits.IDEMPOTENCY_KEY_CHARS_MAX} characters"
+        )
+    headers = {"Content-Type": "application/json", "Idempotency-Key": key}
     return Call(
         method="POST",
         path=path,
@@ -112,7 +116,9 @@ def _post(
 def _encode(body: Any) -> bytes:
     try:
         return msgspec.json.encode(body)
-    except (UnicodeEncodeError, TypeError, OverflowError) as error:
+    except UnicodeEncodeError:
+        raise InvalidError("cannot send this request: a text in it is not Unicode") from None
+    except (TypeError, OverflowError) as error:
         raise InvalidError(f"cannot send this request: {error}") from None
 
 

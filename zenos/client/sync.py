@@ -17,7 +17,7 @@ from zenos.client.address import Address, find
 from zenos.client.calls import Call, Mode
 from zenos.client.generation import GenerationState
 from zenos.client.types import ModelVersion, NodeView, Removed, Status, TaskProgress, TaskView
-from zenos.core.errors import NoDaemonError
+from zenos.core.errors import InvalidError, NoDaemonError
 from zenos.core.specs import TrainSpec
 from zenos.core.task import Deployment, State, Task, TaskEvent, TaskSpec
 from zenos.core.wire import Chunk, Progress, Usage
@@ -76,6 +76,10 @@ class Client:
 
     # -- the system
 
+    def health(self) -> str:
+        """The daemon's version, if it answers."""
+        return (self._run(calls.health())).version
+
     def status(self) -> Status:
         """The daemon, its nodes, and its tasks by state."""
         return self._run(calls.status())
@@ -111,7 +115,7 @@ class Client:
         if not isinstance(work, TaskSpec):
             work = build.options(options).task(build.program(work, env, cwd))
         elif options or env or cwd:
-            raise TypeError("options go into the TaskSpec")
+            raise InvalidError("cannot use options beside a TaskSpec: put them into it")
         return TaskHandle(self, TaskView(task=self._run(calls.submit(work, key))))
 
     def train(

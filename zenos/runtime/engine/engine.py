@@ -1,99 +1,58 @@
 """Continuous batching: sequences join and leave at any step.
 
-A sequence is the engine's thread: it waits, by priority and then in order, for a row of the cache;
-its prompt is run in chunks between the steps of the others; then it decodes with them, one token a
-step, until it stops, and its row is free for the next at once.
+A sequence is the engine's thread. It waits, by priority and then in order, for a row of the cache;
+its prompt is run in parts beside the others' decoding; then it decodes with them, one token a step,
+until it stops, and its row is free for the next at once.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import time
-from collections.abc import Iterable
-from typing import Final, Literal, Protocol
+from bisect import insort
+from collections.abc import Callable
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
-from zenos.core.errors import InvalidError, ZenosError
-from zenos.core.wire import Chunk, GenerateRequest, TokenLogprob, Usage
-from zenos.runtime.engine.sampling import choose
-from zenos.runtime.engine.text import TextStream, Tokenizer
+from zenos.core.errors import BusyError, InvalidError, WorkerError, ZenosError
+from zenos.core.wire import Chunk, GenerateRequest, TokenLogprob
+from zenos.runtime.engine.batch import Backend, Batch, Part
+from zenos.runtime.engine.rows import Rows
+from zenos.runtime.engine.sampling import Draw, TokenLogs, choose, log_probabilities
+from zenos.runtime.engine.sequence import Request, Sequence
+from zenos.runtime.engine.vocabulary import Vocabulary
 
-PREFILL_TOKENS: Final = 256  # of prompts, at most so many between two decoding steps
-Finish = Literal["stop", "length", "cancelled"]
+log = logging.getLogger(__name__)
 
-
-class Backend(Protocol):
-    """A model's forward pass over rows of a cache; see LlamaBackend."""
-
-    rows: int
-    context: int
-    vocab_size: int
-
-    def prefill(self, row: int, tokens: list[int], start: int) -> Tensor:
-        """Logits after the last of `tokens`, (vocabulary,)."""
-        ...
-
-    def decode(self, tokens: list[int], positions: list[int]) -> Tensor:
-        """Logits of rows 0 … n-1, (n, vocabulary)."""
-        ...
-
-    def copy_row(self, source: int, target: int, length: int) -> None:
-        """Copy a row's first positions."""
-        ...
-
-
-class Request:
-    """A request with its prompt's tokens; it has `n` sequences."""
-
-    def __init__(self, request: GenerateRequest, prompt: list[int]) -> None:
-        self.id = request.id
-        self.sampling = request.sampling
-        self.priority = request.priority
-        self.prompt = prompt
-        self.echo = request.echo
-        self.arrived = time.monotonic()
-        self.admitted: float | None = None
-        self.open = request.sampling.n
-        self.generated = 0
-
-
-class Choice:
-    """One choice of a request, on its way."""
-
-    def __init__(self, request: Request, index: int, tokenizer: Tokenizer) -> None:
-        self.request = request
-        self.index = index
-        self.tokens: list[int] = []
-        self.filled = 0  # positions of the prompt that are in the cache
-        self.row = -1
-        self.text = TextStream(tokenizer, request.sampling.stop)
-        seed = request.sampling.seed
-        self.generator: torch.Generator | None = None
-        if seed is not None:
-            self.generator = torch.Generator().manual_seed((seed + index) % 2**63)
-
-    @property
-    def position(self) -> int:
-        """Where the newest token goes."""
-        return len(self.request.prompt) + len(self.tokens) - 1
+# Prompt tokens of one step: few while others decode and wait for it, more when nobody does.
+PART_TOKENS: Final = 128
+PART_TOKENS_ALONE: Final = 512
+SEQUENCES_WAITING_MAX: Final = 8192
+Finish = Literal["stop", "length"]
 
 
 class Engine:
     """One model, its cache, and the sequences that share them. Not for several threads at once."""
 
     def __init__(
-        self, backend: Backend, tokenizer: Tokenizer, end_tokens: Iterable[int], context: int
+        self,
+        backend: Backend,
+        vocabulary: Vocabulary,
+        context: int | None = None,
+        budget: int | None = None,
     ) -> None:
+        """context: tokens of prompt and answer; budget: positions of all rows together."""
         self._backend = backend
-        self._tokenizer = tokenizer
-        self._end_tokens = frozenset(end_tokens)
-        self._context = min(context, backend.context)
-        self._waiting: list[tuple[int, int, Choice]] = []
-        self._filling: list[Choice] = []
-        self._running: list[Choice] = []  # of row 0 … n-1, in this order
-        self._order = itertools.count()
+        self._vocabulary = vocabulary
+        self._rows = Rows(backend, budget)
+        self.context = min(context or backend.context, backend.context, self._rows.budget)
+        self._waiting: list[Sequence] = []
+        self._filling: list[Sequence] = []
+        self._running: list[Sequence] = []  # of row 0 … n-1, in this order
+        self._arrivals = itertools.count()
 
     @property
     def idle(self) -> bool:
@@ -101,150 +60,208 @@ class Engine:
         return not (self._waiting or self._filling or self._running)
 
     @property
-    def in_use(self) -> int:
-        """Rows of the cache that hold a sequence."""
-        return len(self._filling) + len(self._running)
+    def rows_used(self) -> int:
+        """Rows of the cache that a sequence holds."""
+        return self._rows.used
 
-    def submit(self, request: GenerateRequest, prompt: list[int]) -> None:
-        """Queue a request. InvalidError when it can never be answered."""
-        request.sampling.check()
+    @property
+    def tokens_reused(self) -> int:
+        """Prompt tokens that did not have to be computed, since the start."""
+        return self._rows.reused
+
+    def check(self, prompt: list[int]) -> None:
+        """InvalidError for a prompt that can never be answered."""
         if not prompt:
             raise InvalidError("cannot continue an empty prompt: give at least one token")
-        if len(prompt) >= self._context:
+        if len(prompt) >= self.context:
             raise InvalidError(
-                f"cannot fit the prompt: it has {len(prompt)} tokens, the context holds "
-                f"{self._context} with at least one for the answer"
+                f"cannot fit the prompt: {len(prompt)} tokens, the context holds {self.context} "
+                "with at least one for the answer; shorten it"
             )
         if min(prompt) < 0 or max(prompt) >= self._backend.vocab_size:
             raise InvalidError(
                 f"cannot use these tokens: they must be from 0 to {self._backend.vocab_size - 1}"
             )
-        record = Request(request, prompt)
+
+    def submit(self, request: GenerateRequest, prompt: list[int]) -> None:
+        """Queue a request. InvalidError when it can never be answered, BusyError when too many."""
+        request.sampling.check()
+        self.check(prompt)
+        if len(self._waiting) + request.sampling.n > SEQUENCES_WAITING_MAX:
+            raise BusyError
+        record = Request(request, prompt, self.context)
         for index in range(request.sampling.n):
-            sequence = Choice(record, index, self._tokenizer)
-            self._waiting.append((-request.priority, next(self._order), sequence))
-        self._waiting.sort(key=lambda item: item[:2])
+            sequence = Sequence(record, index, self._vocabulary, next(self._arrivals))
+            insort(self._waiting, sequence, key=lambda s: s.order)
 
     def abort(self, request_id: str) -> None:
         """Forget a request: its rows are free before the next step."""
-        self._waiting = [w for w in self._waiting if w[2].request.id != request_id]
-        self._filling = [s for s in self._filling if s.request.id != request_id]
-        for sequence in [s for s in self._running if s.request.id == request_id]:
-            self._leave(sequence)
+        self._drop(lambda sequence: sequence.request.id == request_id)
 
-    def abort_all(self) -> None:
-        """Forget everything."""
-        self._waiting, self._filling, self._running = [], [], []
-
-    def fail_all(self) -> list[Chunk]:
-        """Give up everything, after an error that concerns all: the last chunk of each request."""
-        sequences = [*self._running, *self._filling, *(w[2] for w in self._waiting)]
-        ids = sorted({sequence.request.id for sequence in sequences})
-        self._waiting, self._filling, self._running = [], [], []
-        return [failure(request_id, RuntimeError()) for request_id in ids]
+    def abort_all(self) -> list[str]:
+        """Forget everything; the requests that were not finished."""
+        everything = [*self._running, *self._filling, *self._waiting]
+        self._drop(lambda _: True)
+        return list(dict.fromkeys(sequence.request.id for sequence in everything))
 
     def step(self) -> list[Chunk]:
-        """One step: admit, run a part of a prompt, decode one token of every running sequence."""
+        """Admit, run a part of the prompts, decode one token of every running sequence."""
         chunks: list[Chunk] = []
         self._admit(chunks)
-        self._fill(chunks)
-        if self._running:
-            chunks += self._decode()
+        if not (self._running or self._filling):
+            return chunks
+        parts = self._parts()
+        running = list(self._running)
+        filled = [sequence for sequence, _ in parts]
+        try:
+            logits = self._backend.forward(
+                Batch(
+                    [sequence.ids[-1] for sequence in running],
+                    [len(sequence.ids) - 1 for sequence in running],
+                    [part for _, part in parts],
+                )
+            )
+            choosing, logits = self._advance(running, parts, logits, chunks)
+            tokens = choose(logits, [_draw(sequence) for sequence in choosing])
+            logs = self._logs(choosing, tokens, logits)
+        except Exception as error:
+            # A step that fails ends the prompts that were new in it; without any, all that ran.
+            log.exception("a step failed")
+            chunks += self._fail(filled or running, error)
+            return chunks
+        for sequence, token in zip(choosing, tokens, strict=True):
+            try:
+                chunk = self._take(sequence, token, logs.get(id(sequence)))
+            except Exception as error:
+                if not isinstance(error, ZenosError):
+                    log.exception("a sequence failed")
+                chunks += self._fail([sequence], error)
+            else:
+                chunks += [chunk] if chunk is not None else []
         return chunks
 
     # -- admission and prompts
 
     def _admit(self, chunks: list[Chunk]) -> None:
-        while self._waiting and self.in_use < self._backend.rows:
-            _, _, sequence = self._waiting.pop(0)
+        """Give rows to those that wait, in order, until there is none left.
+
+        A request's further choices wait for the first one's prompt, to take it over.
+        """
+        kept: list[Sequence] = []
+        for place, sequence in enumerate(self._waiting):
             request = sequence.request
+            if sequence.index and not (request.computed or request.wants_prompt_logprobs):
+                kept.append(sequence)
+                continue
+            if not self._rows.take(sequence, reuse=not request.wants_prompt_logprobs):
+                kept += self._waiting[place:]
+                break
             if request.admitted is None:
                 request.admitted = time.monotonic()
+            insort(self._filling, sequence, key=lambda s: s.order)
             if request.echo:
-                text = self._tokenizer.decode(request.prompt)
+                text = request.echo_text
+                text = self._vocabulary.decode(request.prompt) if text is None else text
                 chunks.append(Chunk(request=request.id, index=sequence.index, text=text))
-            self._filling.append(sequence)
+        self._waiting = kept
 
-    def _fill(self, chunks: list[Chunk]) -> None:
-        """Run prompts for at most PREFILL_TOKENS; sequences whose prompt is done start decoding."""
-        budget = PREFILL_TOKENS
-        while self._filling and budget > 0:
-            sequence = self._filling[0]
-            prompt = sequence.request.prompt
-            # The row behind the running ones; theirs must stay the first.
-            row = len(self._running)
-            if sequence.filled and sequence.row != row:
-                self._backend.copy_row(sequence.row, row, sequence.filled)
-            sequence.row = row
-            part = prompt[sequence.filled : sequence.filled + budget]
-            logits = self._backend.prefill(row, part, sequence.filled)
-            sequence.filled += len(part)
-            budget -= len(part)
-            if sequence.filled < len(prompt):
-                return
-            self._filling.pop(0)
-            self._start(sequence, logits, chunks)
+    def _parts(self) -> list[tuple[Sequence, Part]]:
+        """What of the prompts this step computes, first come first."""
+        budget = PART_TOKENS if self._running else PART_TOKENS_ALONE
+        parts: list[tuple[Sequence, Part]] = []
+        for sequence in self._filling:
+            if budget <= 0:
+                break
+            tokens = sequence.ids[sequence.computed : sequence.computed + budget]
+            budget -= len(tokens)
+            wanted = 1 if len(tokens) == sequence.left else 0
+            if sequence.request.wants_prompt_logprobs:
+                wanted = len(tokens)
+            parts.append((sequence, Part(sequence.row, tokens, sequence.computed, wanted)))
+        return parts
 
-    def _start(self, sequence: Choice, logits: Tensor, chunks: list[Chunk]) -> None:
-        """The prompt is in the cache: this sequence, and others of its request, choose a token."""
-        request = sequence.request
-        siblings = [s for s in self._filling if s.request is request and s.filled == 0]
-        for each in [sequence, *siblings]:
-            if each is not sequence:
-                self._filling.remove(each)
-                each.row = len(self._running)
-                self._backend.copy_row(sequence.row, each.row, len(request.prompt))
-                each.filled = len(request.prompt)
-            self._running.append(each)
-        # Choose after all have their rows: one that ends at once gives its row to the last.
-        for each in [sequence, *siblings]:
-            token = choose(logits.unsqueeze(0), [request.sampling], [each.generator])[0]
-            chunk = self._take(each, token, logits)
-            if chunk is not None:
-                chunks.append(chunk)
+    def _advance(
+        self,
+        running: list[Sequence],
+        parts: list[tuple[Sequence, Part]],
+        logits: Tensor,
+        chunks: list[Chunk],
+    ) -> tuple[list[Sequence], Tensor]:
+        """What was computed is in the cache: those that choose a token now, and their logits."""
+        for sequence in running:
+            sequence.computed = len(sequence.ids)
+        choosing, kept = list(running), list(range(len(running)))
+        at = len(running)
+        for sequence, part in parts:
+            at += part.wanted
+            if sequence.request.wants_prompt_logprobs:
+                chunks += self._prompt_logs(sequence, part, logits[at - part.wanted : at])
+            sequence.computed += len(part.tokens)
+            if sequence.left == 0:
+                self._filling.remove(sequence)
+                self._rows.place(sequence, len(self._running))
+                self._running.append(sequence)
+                sequence.request.computed = True
+                choosing.append(sequence)
+                kept.append(at - 1)
+        return choosing, logits if len(kept) == len(logits) else logits[kept]
 
-    # -- decoding
+    def _prompt_logs(self, sequence: Sequence, part: Part, logits: Tensor) -> list[Chunk]:
+        """Log probabilities of a prompt's tokens: each position's logits score the next token.
 
-    def _decode(self) -> list[Chunk]:
-        running = list(self._running)
-        logits = self._backend.decode(
-            [s.tokens[-1] for s in running], [s.position for s in running]
-        )
-        samplings = [s.request.sampling for s in running]
-        tokens = choose(logits, samplings, [s.generator for s in running])
-        taken = [
-            self._take(sequence, token, row)
-            for sequence, token, row in zip(running, tokens, logits, strict=True)
+        The very first has nothing before it, and is given 0.
+        """
+        count = sequence.request.sampling.logprobs or 0
+        scored = sequence.ids[part.start + 1 : part.start + 1 + len(part.tokens)]
+        found = []
+        if part.start == 0:
+            found.append(self._token_logprob(part.tokens[0], TokenLogs(0.0, [])))
+        if scored:
+            logs = log_probabilities(logits[: len(scored)], scored, [count] * len(scored))
+            found += map(self._token_logprob, scored, logs)
+        return [Chunk(request=sequence.request.id, index=sequence.index, logprobs=found)]
+
+    # -- tokens
+
+    def _logs(
+        self, choosing: list[Sequence], tokens: list[int], logits: Tensor
+    ) -> dict[int, TokenLogs]:
+        """For the sequences that asked for it, by their identity."""
+        asked = [
+            (place, sequence, sequence.request.sampling.logprobs)
+            for place, sequence in enumerate(choosing)
+            if sequence.request.sampling.logprobs is not None and tokens[place] >= 0
         ]
-        return [chunk for chunk in taken if chunk is not None]
+        if not asked:
+            return {}
+        places = [place for place, _, _ in asked]
+        counts = [count or 0 for _, _, count in asked]
+        found = log_probabilities(logits[places], [tokens[p] for p in places], counts)
+        return {id(each[1]): logs for each, logs in zip(asked, found, strict=True)}
 
-    def _take(self, sequence: Choice, token: int, logits: Tensor) -> Chunk | None:
+    def _take(self, sequence: Sequence, token: int, logs: TokenLogs | None) -> Chunk | None:
         """Add a token to its sequence; the chunk to send, if there is anything to say."""
-        request, sampling = sequence.request, sequence.request.sampling
-        sequence.tokens.append(token)
+        if token < 0:
+            raise WorkerError("cannot go on: the model computed something that is not a number")
+        request = sequence.request
+        ended = token in self._vocabulary.end_ids and not request.sampling.ignore_eos
+        sequence.ids.append(token)
         request.generated += 1
-        ended = token in self._end_tokens and not sampling.ignore_eos
         text = "" if ended else sequence.text.add(token)
         finish: Finish | None = None
         if ended or sequence.text.stopped:
             finish = "stop"
-        elif len(sequence.tokens) >= (sampling.max_tokens or self._context) or (
-            len(request.prompt) + len(sequence.tokens) >= self._context
-        ):
+        elif len(sequence.ids) >= request.limit:
             finish = "length"
-        if ended or finish == "length":
+        if finish is not None and not sequence.text.stopped:
             text += sequence.text.finish()
             finish = "stop" if sequence.text.stopped else finish
-        logprobs = []
-        if sampling.logprobs is not None and not ended:
-            logprobs = [self._logprob(token, logits, sampling.logprobs)]
+        logprobs = [] if logs is None or ended else [self._token_logprob(token, logs)]
         usage = None
         if finish is not None:
             self._leave(sequence)
             request.open -= 1
-            usage = self._usage(request) if request.open == 0 else None
-        elif not text and not logprobs:
-            return None
+            usage = request.usage() if request.open == 0 else None
         return Chunk(
             request=request.id,
             index=sequence.index,
@@ -255,43 +272,56 @@ class Engine:
             usage=usage,
         )
 
-    def _leave(self, sequence: Choice) -> None:
-        """Free a row: the last running sequence moves into it, so that rows stay 0 … n-1."""
-        place = self._running.index(sequence)
+    def _token_logprob(self, token: int, logs: TokenLogs) -> TokenLogprob:
+        def shown(id_: int) -> tuple[str, list[int]]:
+            raw = self._vocabulary.bytes_of(id_)
+            return raw.decode("utf-8", "replace"), list(raw)
+
+        text, raw = shown(token)
+        top = [(*shown(other), value) for other, value in logs.top]
+        return TokenLogprob(token=text, bytes=raw, logprob=logs.chosen, top=top)
+
+    # -- the end of sequences
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Free a running sequence's row: the last moves into it, so that rows stay 0 … n-1."""
+        place = sequence.row
         last = self._running.pop()
         if last is not sequence:
-            self._backend.copy_row(last.row, place, last.position + 1)
-            last.row = place
+            self._rows.place(last, place)
             self._running[place] = last
+        self._rows.give_back(sequence)
 
-    def _usage(self, request: Request) -> Usage:
-        now = time.monotonic()
-        admitted = request.admitted if request.admitted is not None else now
-        return Usage(
-            prompt_tokens=len(request.prompt),
-            completion_tokens=request.generated,
-            queue_s=admitted - request.arrived,
-            compute_s=now - admitted,
-        )
+    def _drop(self, chosen: Callable[[Sequence], bool]) -> None:
+        self._waiting = [s for s in self._waiting if not chosen(s)]
+        for sequence in [s for s in self._filling if chosen(s)]:
+            self._filling.remove(sequence)
+            self._rows.give_back(sequence)
+        for sequence in [s for s in self._running if chosen(s)]:
+            self._leave(sequence)
 
-    def _logprob(self, token: int, logits: Tensor, count: int) -> TokenLogprob:
-        logs = torch.log_softmax(logits, dim=-1)
-        top: list[tuple[str, list[int], float]] = []
-        if count:
-            values, places = logs.topk(min(count, len(logs)))
-            for value, place in zip(values.tolist(), places.tolist(), strict=True):
-                text = self._tokenizer.decode([place], skip_special_tokens=False)
-                top.append((text, list(text.encode()), value))
-        text = self._tokenizer.decode([token], skip_special_tokens=False)
-        return TokenLogprob(
-            token=text, bytes=list(text.encode()), logprob=float(logs[token]), top=top
-        )
+    def _fail(self, sequences: list[Sequence], error: Exception) -> list[Chunk]:
+        """Give up the requests of these sequences: the last chunk of each."""
+        ids = dict.fromkeys(sequence.request.id for sequence in sequences)
+        self._drop(lambda sequence: sequence.request.id in ids)
+        return [failure(request_id, error) for request_id in ids]
+
+
+def _draw(sequence: Sequence) -> Draw:
+    sampling = sequence.request.sampling
+    return Draw(sampling.temperature, sampling.top_p, sequence.random.random())
 
 
 def failure(request_id: str, error: Exception) -> Chunk:
     """The last chunk of a request that failed."""
     if isinstance(error, ZenosError):
         return Chunk(request=request_id, error=error.message, code=error.code)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return Chunk(
+            request=request_id,
+            error="cannot answer: the replica has no memory left for this request",
+            code="unavailable",
+        )
     return Chunk(
         request=request_id, error="cannot answer: an internal error of the engine", code="internal"
     )

@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from zenos.core.errors import InvalidError
+from zenos.runtime.engine.batch import Batch
+from zenos.runtime.engine.cache import RowCache
 
 
 class _RowsLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -23,17 +25,18 @@ class _RowsLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def __init__(self, rows: int, context: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._shape = (rows, context)
+        self.caches: list[RowCache] = []
         self.rows = slice(0, 0)
-        self.positions: Tensor | None = None  # (count,) of each row's one token, or None: a prefill
+        self.positions: Tensor | None = None  # (count,) of each row's one token, or None: a prompt
         self.span = (0, 0)
         self.length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate, now that the model shows what its keys look like."""
         rows, context = self._shape
-        for name, states in (("keys", key_states), ("values", value_states)):
+        for states in (key_states, value_states):
             shape = (rows, states.shape[1], context, states.shape[3])
-            setattr(self, name, torch.zeros(shape, dtype=states.dtype, device=states.device))
+            self.caches.append(RowCache(shape, states.dtype, states.device))
         self.is_initialized = True
 
     def update(
@@ -42,23 +45,17 @@ class _RowsLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Store what is new; all that the rows hold, up to the longest."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        keys = self._store(self.keys, key_states)
-        return keys, self._store(self.values, value_states)
+        keys, values = self.caches
+        return self._store(keys.tensor, key_states), self._store(values.tensor, value_states)
 
-    def _store(self, cache: Any, states: Tensor) -> Tensor:
+    def _store(self, cache: Tensor, states: Tensor) -> Tensor:
         if self.positions is None:
             start, end = self.span
             cache[self.rows, :, start:end] = states
         else:
-            cache[torch.arange(len(self.positions)), :, self.positions] = states[:, :, 0]
-        held: Tensor = cache[self.rows, :, : self.length]
-        return held
-
-    def copy_row(self, source: int, target: int, length: int) -> None:
-        """Give row `target` the first `length` positions of row `source`."""
-        cache: Any
-        for cache in (self.keys, self.values):
-            cache[target, :, :length] = cache[source, :, :length]
+            rows = torch.arange(len(self.positions), device=cache.device)
+            cache[rows, :, self.positions] = states[:, :, 0]
+        return cache[self.rows, :, : self.length]
 
     def get_mask_sizes(self, *args: Any) -> tuple[int, int]:
         """Length and offset of the keys: unused, since masks are given."""
@@ -74,7 +71,7 @@ class _RowsLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
 
 class GeneralBackend:
-    """Prefill and decoding through the model's own forward. Same interface as LlamaBackend."""
+    """Prompts and decoding through the model's own forward; see Backend."""
 
     def __init__(self, model: Any, rows: int, context: int) -> None:
         self.rows, self.context = rows, context
@@ -87,29 +84,46 @@ class GeneralBackend:
             raise InvalidError(f"cannot serve a {model.config.model_type} model: unknown layers")
         self._layers = [_RowsLayer(rows, context) for _ in range(count)]
         self._cache = Cache(layers=list(self._layers))
-        self._steps = torch.arange(context, device=self.device)
+        self._places = torch.arange(context, device=self.device)
+        # A token that is written over by the first prompt: the model shows what it keeps.
+        self._prompt(0, [0], 0, 1)
+        self._caches = [cache for layer in self._layers for cache in layer.caches]
+        self.token_bytes = sum(
+            cache.tensor.shape[1] * cache.tensor.shape[3] * cache.tensor.element_size()
+            for cache in self._caches
+        )
 
     @torch.inference_mode()
-    def prefill(self, row: int, tokens: list[int], start: int) -> Tensor:
-        """Run `tokens` at positions start … of a row; logits after the last, (vocabulary,)."""
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits, float32, (running + wanted positions, vocabulary)."""
+        pieces = [self._decode(batch.tokens, batch.positions)] if batch.tokens else []
+        pieces += [self._prompt(p.row, p.tokens, p.start, p.wanted) for p in batch.parts]
+        return torch.cat(pieces)
+
+    @torch.inference_mode()
+    def _prompt(self, row: int, tokens: list[int], start: int, wanted: int) -> Tensor:
+        """Run `tokens` at positions start … of a row; logits of the last `wanted`."""
         end = start + len(tokens)
         for layer in self._layers:
             layer.rows, layer.positions = slice(row, row + 1), None
             layer.span, layer.length = (start, end), end
-        at = self._steps[start:end]
-        return self._forward([tokens], at.unsqueeze(0), self._steps[:end] <= at.unsqueeze(1))[0]
+        at = self._places[start:end]
+        allowed = self._places[:end] <= at.unsqueeze(1)
+        logits = self._run([tokens], at.unsqueeze(0), allowed, max(wanted, 1))[0]
+        return logits if wanted else logits[:0]
 
-    @torch.inference_mode()
-    def decode(self, tokens: list[int], positions: list[int]) -> Tensor:
-        """One step of rows 0 … n-1; logits, shape (n, vocabulary)."""
+    def _decode(self, tokens: list[int], positions: list[int]) -> Tensor:
+        """One token of each row 0 … n-1; logits, shape (n, vocabulary)."""
         at = torch.tensor(positions, device=self.device)
         length = max(positions) + 1
         for layer in self._layers:
             layer.rows, layer.positions, layer.length = slice(0, len(tokens)), at, length
-        allowed = (self._steps[:length] <= at.unsqueeze(1)).view(len(tokens), 1, 1, length)
-        return self._forward([[token] for token in tokens], at.unsqueeze(1), allowed)
+        allowed = self._places[:length] <= at.unsqueeze(1)
+        return self._run([[token] for token in tokens], at.unsqueeze(1), allowed, 1)[:, 0]
 
-    def _forward(self, tokens: list[list[int]], positions: Tensor, allowed: Tensor) -> Tensor:
+    def _run(
+        self, tokens: list[list[int]], positions: Tensor, allowed: Tensor, kept: int
+    ) -> Tensor:
         allowed = allowed.view(len(tokens), 1, -1, allowed.shape[-1])
         lowest = torch.finfo(self.dtype).min
         mask = torch.zeros(allowed.shape, dtype=self.dtype, device=self.device)
@@ -120,12 +134,22 @@ class GeneralBackend:
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=kept,
         )
-        logits: Tensor = answer.logits[:, -1].float()
+        logits: Tensor = answer.logits[:, -kept:].float()
         return logits
 
-    def copy_row(self, source: int, target: int, length: int) -> None:
+    def exchange(self, first: int, second: int, first_length: int, second_length: int) -> None:
+        """Swap the first positions of two rows."""
+        for cache in self._caches:
+            cache.exchange(first, second, first_length, second_length)
+
+    def copy(self, source: int, target: int, length: int) -> None:
         """Give row `target` the first `length` positions of row `source`."""
-        for layer in self._layers:
-            layer.copy_row(source, target, length)
+        for cache in self._caches:
+            cache.copy(source, target, length)
+
+    def release(self, row: int) -> None:
+        """Give a row's memory back to the system."""
+        for cache in self._caches:
+            cache.release(row)

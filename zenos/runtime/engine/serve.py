@@ -6,7 +6,6 @@ others; the other steps the engine and sends what comes of it.
 
 from __future__ import annotations
 
-import json
 import logging
 import queue
 import threading
@@ -14,10 +13,11 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-import tokenizers
+import psutil
 import torch
 
 from zenos.bus.envelope import FrameError, body_of
+from zenos.core import limits
 from zenos.core.errors import InvalidError, ZenosError
 from zenos.core.names import ModelRef
 from zenos.core.specs import ServeSpec
@@ -26,48 +26,52 @@ from zenos.models.records import family_of
 from zenos.runtime import architectures
 from zenos.runtime.context import WorkerContext
 from zenos.runtime.engine import llama
+from zenos.runtime.engine.batch import Backend
 from zenos.runtime.engine.chat import ChatTemplate
-from zenos.runtime.engine.engine import Backend, Engine, failure
+from zenos.runtime.engine.engine import Engine, failure
 from zenos.runtime.engine.general import GeneralBackend
+from zenos.runtime.engine.linear import faster_dtype
+from zenos.runtime.engine.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 CONTEXT_DEFAULT: Final = 2048
 FINISH_S: Final = 8.0  # told to stop, answers in flight have so long to end
 IDLE_WAIT_S: Final = 0.2
+STEP_BYTES: Final = 128 * limits.MIB  # what a step needs beside the cache
+PROMPT_MIN: Final = 64  # positions that a replica has, however small its limit
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Incoming = tuple[GenerateRequest, list[int]] | Abort | Chunk
 
 
 class Loaded:
-    """A model ready to answer: engine, tokenizer, template, and what `ready` says of it."""
+    """A model ready to answer: engine, vocabulary, template, and what `ready` says of it.
 
-    def __init__(self, directory: Path, spec: ServeSpec) -> None:
+    memory: bytes that this process may use, 0 for no limit.
+    """
+
+    def __init__(self, directory: Path, spec: ServeSpec, memory: int = 0) -> None:
         config = architectures.read_config(directory)
         if family_of(config) != "decoder":
             raise InvalidError(
                 f"cannot serve {spec.model}: a {config.get('model_type')} model doesn't generate "
                 "text token by token; serve a decoder (llama, gpt2, …)"
             )
-        path = directory / "tokenizer.json"
-        if not path.exists():
-            raise InvalidError(
-                f"cannot serve {spec.model}: it has no tokenizer.json; create or import it with one"
-            )
-        self.tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        self.vocabulary = Vocabulary(directory)
         self.template = ChatTemplate.read(directory)
-        model: Any = architectures.load(directory, DTYPES[spec.dtype])
-        if torch.cuda.is_available():
-            model = model.to("cuda")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = faster_dtype(DTYPES[spec.dtype], device)
+        model: Any = architectures.load(directory, dtype).to(device)
         room = architectures.context_length(config) or CONTEXT_DEFAULT
         self.context = min(room, spec.context or room)
         self.parameters = sum(p.numel() for p in model.parameters())
         backend: Backend
-        if llama.fits(model.config):
-            backend = llama.LlamaBackend(model, spec.slots, self.context)
+        if llama.fits(model.config, self.context):
+            backend = llama.LlamaBackend(model, spec.slots, self.context, dtype)
         else:
             backend = GeneralBackend(model, spec.slots, self.context)
-        self.engine = Engine(backend, self.tokenizer, _end_tokens(directory, config), self.context)
+        positions = _positions(memory, backend) if device.type == "cpu" else None
+        self.engine = Engine(backend, self.vocabulary, self.context, positions)
 
     def tokenize(self, request: GenerateRequest) -> list[int]:
         """The prompt's tokens: given, or of the text, or of the messages through the template."""
@@ -80,22 +84,16 @@ class Loaded:
             raise InvalidError("cannot answer without a prompt")
         # An unpaired surrogate is no character, and the tokenizer would panic.
         text = text.encode("utf-8", "replace").decode("utf-8")
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        # A template writes the special tokens itself.
+        return self.vocabulary.encode(text, special=request.messages is None)
 
 
-def _end_tokens(directory: Path, config: dict[str, Any]) -> set[int]:
-    """End-of-sequence tokens, of generation_config.json and config.json."""
-    found: set[int] = set()
-    path = directory / "generation_config.json"
-    generation = json.loads(path.read_bytes()) if path.exists() else {}
-    for source in (generation, config):
-        value = source.get("eos_token_id")
-        if isinstance(value, int):
-            found.add(value)
-        elif isinstance(value, list):
-            found |= {token for token in value if isinstance(token, int)}
-    return found
+def _positions(memory: int, backend: Backend) -> int | None:
+    """Cache positions that fit into what is left of the memory limit; None without one."""
+    if not memory:
+        return None
+    left = memory - psutil.Process().memory_info().rss - STEP_BYTES
+    return max(left // backend.token_bytes, PROMPT_MIN)
 
 
 class Intake(threading.Thread):
@@ -145,7 +143,7 @@ def main(context: WorkerContext) -> int:
         raise InvalidError("cannot serve another kind of task")
     context.report(Progress(stage="loading"))
     version = context.registry.resolve(ModelRef.parse(spec.model))
-    loaded = Loaded(context.registry.path(version), spec)
+    loaded = Loaded(context.registry.path(version), spec, context.task.spec.resources.memory)
     intake = Intake(context, loaded)
     intake.start()
     context.send(
@@ -183,12 +181,7 @@ def serve(context: WorkerContext, engine: Engine, intake: Intake) -> None:
             # Nobody is there to take the answers, and their clients have gone with the daemon.
             engine.abort_all()
         if not engine.idle:
-            try:
-                chunks = engine.step()
-            except Exception:
-                log.exception("a step failed; its requests are given up")
-                chunks = engine.fail_all()
-            for chunk in chunks:
+            for chunk in engine.step():
                 context.send("data", "chunk", chunk)
 
 

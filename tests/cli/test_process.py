@@ -1,0 +1,263 @@
+"""The command as a process: signals, pipes, terminals, and the real daemon up and down."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.cli.conftest import LIMIT_S, Daemon, until
+from zenos.cli.daemon_process import running
+from zenos.client import connect
+from zenos.client.address import start_time
+from zenos.core.home import Home
+
+ROOT = Path(__file__).parent.parent.parent
+PROGRAM = [sys.executable, "-c", "from zenos.cli.main import main; main()"]
+LAZY = ["--port", "0", "--set", "zygote=lazy"]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+
+
+def zenos(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PROGRAM, *args], env=environment(), capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.fixture
+def up(home: Home) -> Iterator[Home]:
+    """A real daemon, without a warm zygote: none of these tests trains."""
+    ran = zenos("up", *LAZY)
+    assert ran.returncode == 0, ran.stderr
+    yield home
+    found = running(home)
+    if found is not None:
+        os.kill(found.pid, signal.SIGKILL)
+        until(lambda: start_time(found.pid) is None)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from zenos.cli.main import app; sys.argv = ['zenos', '--help']\n"
+        "try: app()\nexcept SystemExit: pass\n"
+        "print(sorted({m.split('.')[0] for m in sys.modules}))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True
+    )
+    modules = set(
+        msgspec.json.decode(ran.stdout.splitlines()[-1].replace("'", '"'), type=list[str])
+    )
+    heavy = {"torch", "httpx", "textual", "plotext", "matplotlib", "uvicorn", "sqlalchemy", "yaml"}
+    assert "zenos" in modules
+    assert not modules & heavy
+
+
+def test_up_work_down(up: Home) -> None:
+    again = zenos("up", "--json")
+    assert json.loads(again.stdout)["started"] is False
+    assert again.returncode == 0
+    ran = zenos("submit", "--follow", "--name", "greet", "--", "sh", "-c", "echo hello; exit 3")
+    assert (ran.returncode, ran.stdout) == (1, "hello\n")
+    assert "exit code 3" in ran.stderr
+    assert zenos("logs", "greet").stdout == "hello\n"
+    status = json.loads(zenos("status", "--json").stdout)
+    found = running(up)
+    assert found is not None
+    assert status["pid"] == found.pid
+    assert status["tasks"] == {"failed": 1}
+    assert zenos("down").returncode == 0
+    assert start_time(found.pid) is None
+    assert not up.daemon.exists()
+    assert zenos("ps").returncode == 5
+
+
+def test_work_that_is_left_goes_on_under_the_next_daemon(up: Home, tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    script = f"while ! test -e {flag}; do sleep 0.05; done; echo done"
+    zenos("submit", "--name", "long", "--", "sh", "-c", script)
+    with connect() as client:
+        until(lambda: client.task("long").task.state == "running")
+    assert zenos("down", "--leave").returncode == 0
+    assert zenos("up", *LAZY).returncode == 0
+    with connect() as client:
+        assert client.task("long").task.generation == 1
+        flag.touch()
+        assert client.task("long").wait(timeout_s=LIMIT_S).state == "succeeded"
+
+
+def test_two_ups_at_once_are_one_daemon(home: Home) -> None:
+    both = [
+        subprocess.Popen(
+            [*PROGRAM, "up", *LAZY, "--json"],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    said = [one.communicate(timeout=120) for one in both]
+    try:
+        assert [one.returncode for one in both] == [0, 0], said
+        assert len({json.loads(out)["pid"] for out, _ in said}) == 1
+    finally:
+        assert zenos("down").returncode == 0
+
+
+def test_up_says_why_it_could_not(home: Home, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ran = zenos("up", "--port", str(taken.getsockname()[1]))
+    assert ran.returncode in (1, 4)
+    assert "cannot listen on 127.0.0.1" in ran.stderr
+    assert zenos("up", "--host", "0.0.0.0", "--port", "0").returncode == 4  # noqa: S104
+    unknown = zenos("up", "--set", "prot=1")
+    assert "did you mean 'port'?" in unknown.stderr
+    for one in (ran, unknown):
+        assert "Traceback" not in one.stderr
+        assert len(one.stderr.strip().splitlines()) == 1
+    file = tmp_path / "file"
+    file.touch()
+    os.environ["ZENOS_HOME"] = str(file)  # the fixture puts it back
+    ran = zenos("up")
+    assert ran.returncode == 1
+    assert "ZENOS_HOME" in ran.stderr
+
+
+def test_the_foreground_ends_with_a_signal(home: Home) -> None:
+    daemon = subprocess.Popen(
+        [*PROGRAM, "up", "--foreground", *LAZY],
+        env=environment(),
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    with daemon:
+        until(lambda: running(home))
+        found = running(home)
+        assert found is not None
+        assert found.pid == daemon.pid
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(LIMIT_S) == 0
+
+
+def test_ctrl_c_leaves_the_task_running(daemon: Daemon) -> None:
+    ran = subprocess.Popen(
+        [*PROGRAM, "submit", "--follow", "--", "work"],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until(lambda: "running" in {str(t.state) for t in daemon.double.view.tasks.values()})
+    task = next(iter(daemon.double.view.tasks))
+    path = daemon.double.log_path(task)
+    assert path is not None
+    path.write_text("begun\n")
+    assert ran.stdout is not None
+    assert ran.stdout.readline() == "begun\n"
+    ran.send_signal(signal.SIGINT)
+    _, err = ran.communicate(timeout=LIMIT_S)
+    assert ran.returncode == 130
+    assert f"zenos cancel {task}" in err
+    assert "Traceback" not in err
+    assert daemon.state(task) == "running"
+
+
+@pytest.mark.parametrize("args", [["status", "--json"], ["list"], ["--help"]])
+def test_a_pipe_that_nobody_reads_is_no_error(daemon: Daemon, args: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    ran = subprocess.run(
+        [*PROGRAM, *args],
+        env=environment(),
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    os.close(write)
+    assert ran.returncode in (1, 141)
+    assert ran.stderr == ""
+
+
+class Terminal:
+    """A program on a pseudo-terminal."""
+
+    def __init__(self, *args: str) -> None:
+        self.pid, self._fd = pty.fork()
+        if self.pid == 0:
+            os.execve(  # noqa: S606 - no shell is wanted
+                PROGRAM[0], [*PROGRAM, *args], {**environment(), "TERM": "xterm"}
+            )
+        self._unread = ""
+
+    def until(self, text: str) -> str:
+        """Read until the text has come; everything from the last call up to there."""
+        end = time.monotonic() + LIMIT_S
+        while text not in self._unread:
+            assert time.monotonic() < end, f"{text!r} did not come: {self._unread!r}"
+            if select.select([self._fd], [], [], 0.1)[0]:
+                self._unread += os.read(self._fd, 65536).decode("utf-8", "replace")
+        before, found, self._unread = self._unread.partition(text)
+        return before + found
+
+    def type(self, keys: str) -> None:
+        os.write(self._fd, keys.encode())
+
+    def end(self) -> int:
+        """The exit code."""
+        end = time.monotonic() + LIMIT_S
+        while time.monotonic() < end:
+            try:
+                if select.select([self._fd], [], [], 0.05)[0] and not os.read(self._fd, 65536):
+                    break
+            except OSError:
+                break  # the other side has closed it
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self._fd)
+        return os.waitstatus_to_exitcode(status)
+
+
+def test_a_chat_in_the_terminal(daemon: Daemon) -> None:
+    daemon.double.words = ["a\x1b[2Jb", "!"]
+    terminal = Terminal("run", "tiny", "--chat")
+    terminal.until(">>> ")
+    terminal.type("Hello\r")
+    answer = terminal.until("!")
+    assert "\x1b[2J" not in answer
+    terminal.until(">>> ")
+    terminal.type("And\r")
+    terminal.until("!")
+    terminal.until(">>> ")
+    said = daemon.double.asked[-1][1].messages
+    assert said is not None
+    assert [m["role"] for m in said] == ["user", "assistant", "user"]
+    terminal.type("/clear\r")
+    terminal.until(">>> ")
+    terminal.type("Again\r")
+    terminal.until("!")
+    terminal.until(">>> ")
+    assert daemon.double.asked[-1][1].messages == [{"role": "user", "content": "Again"}]
+    terminal.type("\x04")
+    assert terminal.end() == 0
+
+
+def test_the_live_screen_in_a_terminal(daemon: Daemon) -> None:
+    terminal = Terminal("top", "--interval", "0.2")
+    terminal.until("zenos test")
+    terminal.type("q")
+    assert terminal.end() == 0

@@ -1,0 +1,101 @@
+"""Writes docs/reference/cli.md from the commands themselves: `python -m zenos.cli.reference`."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import Any
+
+from typer.main import get_command
+
+HEAD = """# Commands
+
+Written by `python -m zenos.cli.reference` from the commands themselves; `zenos COMMAND --help`
+says the same.
+
+Results go to stdout and messages to stderr. With `--json` the result is JSON.
+`zenos --install-completion` sets up completion in the shell, of commands and of the names of models
+and tasks.
+
+## Exit codes
+
+| code | meaning |
+| --- | --- |
+| 0 | fine |
+| 1 | failed |
+| 2 | usage: an option or a value cannot be used |
+| 3 | not found |
+| 4 | refused: not allowed, not in this state, or no node is large enough |
+| 5 | no daemon |
+| 130 | interrupted with Ctrl-C; a task that was followed goes on |
+| 141 | whoever read the output went away |
+
+## Environment
+
+| variable | meaning |
+| --- | --- |
+| `ZENOS_HOME` | the home, with the daemon's files; default `~/.zenos` |
+| `ZENOS_HOST` | address of a daemon, `HOST`, `HOST:PORT` or a URL, instead of the one on the home |
+| `ZENOS_TOKEN` | its token, instead of the one in the home |
+| `ZENOS_DEBUG` | `1` shows where an unexpected fault came from |
+| `NO_COLOR` | no colours |
+
+Settings of the daemon are in [settings.md](settings.md).
+"""
+
+
+def reference() -> str:
+    """The page."""
+    from zenos.cli.main import app
+
+    commands: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
+    panels: dict[str, list[str]] = {}
+    for name, command in commands.items():
+        if not command.hidden:
+            panels.setdefault(_panel(command), []).append(_section(name, command))
+    parts = [HEAD]
+    for panel, sections in panels.items():
+        parts += [f"## {panel}\n", *sections]
+    return "\n".join(parts)
+
+
+def _panel(command: Any) -> str:
+    panel = command.rich_help_panel
+    return panel if isinstance(panel, str) else "Others"
+
+
+def _section(name: str, command: Any) -> str:
+    text = inspect.cleandoc(command.help or "")
+    about, _, example = text.partition("Example: ")
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    options = [p for p in command.params if p.param_type_name == "option" and not p.hidden]
+    usage = " ".join(["zenos", name, "[OPTIONS]", *(_placeholder(a) for a in arguments)])
+    lines = [f"### zenos {name}\n", f"{' '.join(about.split())}\n", f"    {usage}\n"]
+    if example:
+        lines += ["Example:\n", f"    {' '.join(example.split())}\n"]
+    rows = [(f"`{_placeholder(a)}`", a.help or "") for a in arguments]
+    rows += [(_names(o), _about(o)) for o in options if o.name != "help"]
+    if rows:
+        lines += ["| | |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in rows), ""]
+    return "\n".join(lines)
+
+
+def _placeholder(argument: Any) -> str:
+    name = str(argument.metavar or argument.name.upper())
+    return name if argument.required else f"[{name}]"
+
+
+def _names(option: Any) -> str:
+    return ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
+
+
+def _about(option: Any) -> str:
+    text = str(option.help or "").replace("|", "\\|")
+    default = option.default
+    if isinstance(default, bool | None) or default in ("", []) or callable(default):
+        return text
+    return f"{text} Default `{default}`."
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())
