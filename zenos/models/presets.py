@@ -35,6 +35,14 @@ SIZES: Final = {
 POSITIONS: Final = 2048
 
 
+def _spread(width: int) -> float:
+    """Standard deviation of the first weights: transformers' default suits large widths alone.
+
+    Nguyen and Salazar, "Transformers without Tears", 2019 (SmallInit).
+    """
+    return round((2 / (5 * width)) ** 0.5, 4)
+
+
 def _llama(size: Size) -> Preset:
     settings = {
         "hidden_size": size.width,
@@ -44,6 +52,7 @@ def _llama(size: Size) -> Preset:
         "intermediate_size": size.inner,
         "max_position_embeddings": POSITIONS,
         "tie_word_embeddings": True,
+        "initializer_range": _spread(size.width),
     }
     return Preset("llama", settings)
 
@@ -58,6 +67,7 @@ def _gpt2(size: Size) -> Preset:
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,
+        "initializer_range": _spread(size.width),
     }
     return Preset("gpt2", settings)
 
@@ -71,6 +81,7 @@ def _bert(size: Size) -> Preset:
         "max_position_embeddings": 512,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
+        "initializer_range": _spread(size.width),
     }
     return Preset("bert", settings)
 

@@ -20,7 +20,8 @@ _PROBE_ROUNDS: Final = 5
 
 def can_pack(weight: Tensor) -> bool:
     """Whether oneDNN takes a weight of this device and type."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    mkldnn: Any = torch.backends.mkldnn
+    if weight.device.type != "cpu" or not mkldnn.is_available():
         return False
     if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False

@@ -169,9 +169,8 @@ class LlamaBackend:
         qkv = layer.qkv(h).view(len(h), -1, self._size)
         turning = qkv[:, : self._heads + self._kv_heads]
         if layer.norm_qk is not None:
-            for part, weight in zip(
-                turning.split([self._heads, self._kv_heads], dim=1), layer.norm_qk, strict=True
-            ):
+            normed = (turning[:, : self._heads], turning[:, self._heads :])
+            for part, weight in zip(normed, layer.norm_qk, strict=True):
                 part.copy_(functional.rms_norm(part, part.shape[-1:], weight, self._eps))
         swapped = turning.roll(self._size // 2, dims=-1)
         turning.mul_(step.cos).addcmul_(swapped, step.sin)
