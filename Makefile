@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+RAY_VERSION := 2.60.0
 # Where torch comes from, if not from where pip looks already: a package index's address.
 TORCH_INDEX ?=
 TORCH_INDEX_OPTION := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: demo test install lint format types imports docs soak bench clean help
+.PHONY: demo test install lint format types imports docs soak bench bench-peers clean help
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -54,7 +55,14 @@ soak: $(STAMP) ## The long storms
 	$(BIN)/python -m pytest -m soak --timeout=7200 tests
 
 bench: $(STAMP) ## Ours beside the peers', one table (leave the machine alone meanwhile)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --markdown docs/benchmarks.md --json docs/benchmarks.json
+
+bench-peers: .venv-peers/.installed ## Install the peers that `make bench` measures beside us (Ray)
+
+.venv-peers/.installed: Makefile
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet ray==$(RAY_VERSION)
+	@touch $@
 
 clean: ## Remove what was built
 	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .hypothesis

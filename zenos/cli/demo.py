@@ -11,7 +11,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
+import signal
+import sys
 import sysconfig
 import tempfile
 import time
@@ -118,6 +121,9 @@ def demo(
         raise InvalidError(f"cannot write loss.png into {output}: no such directory")
     home = Home(Path(tempfile.mkdtemp(prefix="zenos-demo-")))
     beaten = False
+    # Told to end, it takes its daemon with it: by the same way out as an error.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         beaten = _run(plan, home.root, output / "loss.png", console)
         if keep:
@@ -164,7 +170,8 @@ def _train(client: Client, plan: Plan, console: Any) -> Task:
     library = Path(sysconfig.get_paths()["stdlib"])
     cores = len(os.sched_getaffinity(0))
     length = f"{plan.train_s:.0f} s" if plan.train_s else f"{plan.steps} steps"
-    console.print(f"[bold]2[/] training {plan.arch} on {library}, {length}, {cores} CPUs")
+    text = f"the standard library of Python {platform.python_version()}"
+    console.print(f"[bold]2[/] training {plan.arch} on {text}: {length}, {cores} CPUs")
     handle = client.train(
         model=MODEL,
         arch=plan.arch,
