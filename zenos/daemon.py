@@ -38,6 +38,7 @@ from zenos.models.registry import Registry
 from zenos.store.sqlite import SqliteStore
 from zenos.workers import nodes
 from zenos.workers.executor import LocalExecutor
+from zenos.workers.limits import raise_open_files
 from zenos.workers.system import LocalSystem, Mode
 from zenos.workers.zygote import ZygoteClient
 
@@ -285,6 +286,7 @@ def main(argv: list[str] | None = None) -> int:
     home = Home(given.home.absolute()) if given.home else Home.default()
     names = ("host", "port", "gpus", "cpus", "memory", "public")
     flags: dict[str, Any] = {name: getattr(given, name) for name in names}
+    raise_open_files()
     try:
         for item in given.set:
             name, _, value = item.partition("=")

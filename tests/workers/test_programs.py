@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from zenos.core import shim
 from zenos.core.events import StartFailed, WorkerExited, WorkerLost, WorkerStarted
 from zenos.core.resources import Resources
 from zenos.workers import runs
+from zenos.workers.limits import OPEN_FILES, raise_open_files
 
 PYTHON = sys.executable
 
@@ -63,6 +65,19 @@ async def test_the_environment_is_scrubbed(rig: Rig, monkeypatch: pytest.MonkeyP
     assert "https_proxy=http://proxy" in lines
     assert "ZENOS_TASK=t1" in lines
     assert not any(line.startswith("SECRET") for line in lines)
+
+
+async def test_a_program_gets_the_open_files_that_the_daemon_was_started_with(rig: Rig) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # What the daemon does to its own limit is not passed on.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES - 1, before[1]))
+    try:
+        await rig.executor.start(program("/bin/sh", "-c", "ulimit -Sn"))
+        assert (await exited(rig)).outcome.log_tail == f"{OPEN_FILES}\n"
+        raise_open_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= OPEN_FILES
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 async def test_a_result_file_becomes_the_result(rig: Rig) -> None:

@@ -111,10 +111,9 @@ def summary(task: Task) -> str:
 
 def took_s(task: Task, now: float | None = None) -> float | None:
     """Seconds that the task has run, all generations together; None before the first."""
-    if task.running is None:
+    if task.is_ended or task.running is None or now is None:
         return task.ran_s or None
-    end = task.ended if task.ended is not None else now
-    return task.ran_s if end is None else task.ran_s + max(end - task.running, 0.0)
+    return task.ran_s + max(now - task.running, 0.0)
 
 
 # -- terminal

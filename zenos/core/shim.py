@@ -361,6 +361,7 @@ def _worker(
         os.setpgid(0, 0)
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         limits.enter()
+        _limit_open_files(int(spec.get("open_files") or 0))
         log = os.open(os.path.join(directory, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
@@ -400,6 +401,15 @@ def _execute(spec: dict[str, Any], directory: str) -> int:
         message = f"cannot execute {program!r}: {what}: {error.strerror}"
         write_record(directory, "error.json", {"code": "worker", "message": message}, sync=False)
     return 127
+
+
+def _limit_open_files(count: int) -> None:
+    """The soft limit that the daemon was started with, not the one it gave itself."""
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if count > 0:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 def _wait(worker: int, directory: str, spec: dict[str, Any], limits: Limits) -> tuple[int, Any]:

@@ -182,8 +182,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     """One task, as stored. Times are kernel time in seconds (see core/clock.py).
 
     generation: counts the workers it has had; at most one is alive. attempts: runs that ended in a
-    failure or a fault. not_before: a restart waits until then. ran_s: run time of past generations.
-    ready: a serving worker has loaded its model.
+    failure or a fault. not_before: a restart waits until then. ran_s: run time of generations that
+    have ended. ready: a serving worker has loaded its model.
     """
 
     id: str

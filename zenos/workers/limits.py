@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from zenos.core.config import Config
 from zenos.core.errors import InvalidError
@@ -21,6 +22,18 @@ from zenos.core.resources import Resources
 log = logging.getLogger(__name__)
 PERIOD_US = 100_000
 Method = Literal["cgroup v2", "cgroup v1", "watchdog"]
+# Open files as the daemon was started with: workers get that, since many programs still use
+# `select`, which breaks above 1,024. The daemon itself has a descriptor for each worker and client.
+OPEN_FILES: Final = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+OPEN_FILES_DAEMON: Final = 65_536
+
+
+def raise_open_files() -> None:
+    """Let this process have as many files open as it may, within reason."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = OPEN_FILES_DAEMON if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_DAEMON)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class Cgroups:

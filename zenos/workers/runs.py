@@ -18,6 +18,7 @@ from zenos.core.home import Home
 from zenos.core.resources import show_size
 from zenos.core.specs import ProgramSpec
 from zenos.core.task import Outcome, Task
+from zenos.workers.limits import OPEN_FILES
 
 # What of the daemon's own environment a program gets to see.
 KEPT_VARIABLES: Final = frozenset(
@@ -35,7 +36,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a shim is told, as JSON in `runs/TASK/GENERATION.json`.
 
     directory: the run directory to claim; record: the task, for torch work; memory_limit: bytes, 0
-    for none; cgroups: groups that the worker enters; token: with which it may use the bus.
+    for none; cgroups: groups that the worker enters; open_files: its soft limit; token: with which
+    it may use the bus.
     """
 
     version: str = __version__
@@ -49,6 +51,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     memory_limit: int = 0
     cgroups: list[str] = []
     log_bytes_max: int = limits.LOG_BYTES_MAX
+    open_files: int = OPEN_FILES
 
 
 class Found(enum.Enum):
@@ -89,6 +92,11 @@ def environment(task: Task) -> dict[str, str]:
     }
 
 
+def inductor(home: Home) -> str:
+    """Where compiled models are kept: else it is a folder in /tmp that nobody removes."""
+    return str(home.cache / "inductor")
+
+
 def make_spec(home: Home, task: Task, cgroups: list[str]) -> RunSpec:
     """The spec of a task's present generation."""
     work = task.spec.work
@@ -98,7 +106,7 @@ def make_spec(home: Home, task: Task, cgroups: list[str]) -> RunSpec:
         directory=str(home.run(task.id, task.generation)),
         token=secrets.token_hex(16),
         argv=work.argv if isinstance(work, ProgramSpec) else [],
-        env=environment(task),
+        env=environment(task) | ({} if program else {"TORCHINDUCTOR_CACHE_DIR": inductor(home)}),
         cwd=work.cwd if isinstance(work, ProgramSpec) else None,
         record=None if program else task,
         memory_limit=task.spec.resources.memory,

@@ -15,6 +15,7 @@ from typing import Final
 
 from zenos.core import shim
 from zenos.core.home import Home
+from zenos.workers.runs import inductor
 
 log = logging.getLogger(__name__)
 RESTART_S: Final = 1.0
@@ -93,7 +94,7 @@ class ZygoteClient:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, **ENVIRONMENT},
+                env={**os.environ, **ENVIRONMENT, "TORCHINDUCTOR_CACHE_DIR": inductor(self._home)},
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )

@@ -1,0 +1,69 @@
+"""The demo, as a user sees it: everything real, in half a minute."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.processes import mentioning, until
+
+ZENOS = [sys.executable, "-m", "zenos"]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """An own folder for temporary files, so that what is left over can be told."""
+    (tmp_path / "tmp").mkdir()
+    return {**os.environ, "TMPDIR": str(tmp_path / "tmp"), "COLUMNS": "100"}
+
+
+def test_it_trains_registers_serves_and_leaves_nothing(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    done = subprocess.run(
+        [*ZENOS, "demo", "--quick", "--output", str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    loss = {
+        name: float(found)
+        for name, found in re.findall(
+            r"│ (held-out loss|\w+ baseline) +│ +([\d.]+) nats", done.stdout
+        )
+    }
+    assert loss["held-out loss"] < loss["bigram baseline"] < loss["unigram baseline"]
+    answer = done.stdout.partition("asks for 'def ':")[2].partition("What was measured")[0]
+    assert len(answer.split()) > 5
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert not list((tmp_path / "tmp").iterdir())
+    assert not mentioning(str(tmp_path))
+
+
+def test_told_to_end_it_takes_its_daemon_with_it(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    demo = subprocess.Popen(
+        [*ZENOS, "demo", "--quick", "--output", str(tmp_path)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with demo:
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            if "training" in line:
+                demo.send_signal(signal.SIGTERM)
+                break
+        demo.stdout.read()
+    assert demo.returncode == 128 + signal.SIGTERM
+    until(lambda: not mentioning(str(tmp_path / "tmp")))
+    assert not list((tmp_path / "tmp").iterdir())
