@@ -75,6 +75,9 @@ def _train(context: WorkerContext, spec: TrainSpec, checkpoints: Checkpoints) ->
     checkpoint, notes = checkpoints.latest()
     for note in notes:
         context.report(Progress(stage="resuming", note=note))
+    if spec.arch is not None:
+        # A typo is said before hours of tokenizing, not after.
+        architectures.configure(spec.arch, spec.settings, spec.vocab_size)
     data = _data(context, spec, checkpoints, checkpoint)  # 2
     device = numerics.choose_device(_gpu_milli(context))
     model = _model(context, spec, data.vocabulary)  # 3
