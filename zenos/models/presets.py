@@ -7,6 +7,7 @@ small 110.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final, NamedTuple
 
 
@@ -40,7 +41,7 @@ def _spread(width: int) -> float:
 
     Nguyen and Salazar, "Transformers without Tears", 2019 (SmallInit).
     """
-    return round((2 / (5 * width)) ** 0.5, 4)
+    return round(math.sqrt(2 / (5 * width)), 4)
 
 
 def _llama(size: Size) -> Preset:

@@ -190,13 +190,15 @@ class Engine:
         """What was computed is in the cache: those that choose a token now, and their logits."""
         for sequence in running:
             sequence.computed = len(sequence.ids)
+        # All of them before any is moved: a move takes along what counts as computed.
+        for sequence, part in parts:
+            sequence.computed += len(part.tokens)
         choosing, kept = list(running), list(range(len(running)))
         at = len(running)
         for sequence, part in parts:
             at += part.wanted
             if sequence.request.wants_prompt_logprobs:
                 chunks += self._prompt_logs(sequence, part, logits[at - part.wanted : at])
-            sequence.computed += len(part.tokens)
             if sequence.left == 0:
                 self._filling.remove(sequence)
                 self._rows.place(sequence, len(self._running))

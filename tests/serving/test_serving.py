@@ -1,0 +1,202 @@
+"""Serving end to end: the official openai client, the API, the router, the bus, the engine."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import torch
+import transformers
+
+from tests.processes import until
+from tests.serving.conftest import SLOTS, WORDS
+from zenos.client import Client
+
+PROMPTS = [" ".join(WORDS[n : n + 1 + n % 5]) for n in range(12)]
+
+
+def complete(ai: openai.OpenAI, prompt: str, **more: Any) -> openai.types.Completion:
+    settings = {"max_tokens": 24, "temperature": 0, **more}
+    answer: openai.types.Completion = ai.completions.create(model="m", prompt=prompt, **settings)
+    return answer
+
+
+def in_flight(client: Client) -> float:
+    """Requests that are being answered, as /metrics says it."""
+    text = client.http.get("/metrics").text
+    lines = [line for line in text.splitlines() if line.startswith("zenos_generating ")]
+    assert lines, text
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+def test_the_model_is_listed(ai: openai.OpenAI) -> None:
+    assert "m" in {model.id for model in ai.models.list()}
+
+
+def test_an_answer_is_what_transformers_generates(
+    ai: openai.OpenAI, client: Client, tmp_path: Path
+) -> None:
+    path = client.export_model("m", tmp_path / "exported")
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    for prompt in PROMPTS[:4]:
+        ids = tokenizer(prompt, return_tensors="pt")
+        made = model.generate(**ids, max_new_tokens=24, do_sample=False)
+        wanted = tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert complete(ai, prompt).choices[0].text == wanted
+
+
+def test_an_answer_is_the_same_alone_and_among_others(ai: openai.OpenAI) -> None:
+    alone = [complete(ai, prompt).choices[0].text for prompt in PROMPTS]
+    with ThreadPoolExecutor(len(PROMPTS)) as pool:
+        together = list(pool.map(lambda p: complete(ai, p).choices[0].text, PROMPTS))
+    assert together == alone
+
+
+def test_a_stream_is_the_answer_in_pieces(ai: openai.OpenAI) -> None:
+    whole = complete(ai, PROMPTS[0])
+    chunks = list(
+        ai.completions.create(
+            model="m",
+            prompt=PROMPTS[0],
+            max_tokens=24,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    assert "".join(c.choices[0].text for c in chunks if c.choices) == whole.choices[0].text
+    assert chunks[-1].usage == whole.usage
+    assert len(chunks) > 5
+
+
+def test_usage_counts_tokens(ai: openai.OpenAI, client: Client, tmp_path: Path) -> None:
+    path = client.export_model("m", tmp_path / "exported")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    answer = complete(ai, PROMPTS[3], max_tokens=7, n=2, temperature=1)
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(tokenizer(PROMPTS[3])["input_ids"])
+    assert answer.usage.completion_tokens <= 14
+    assert answer.usage.total_tokens == (
+        answer.usage.prompt_tokens + answer.usage.completion_tokens
+    )
+
+
+def test_seeds_choices_stops_and_probabilities(ai: openai.OpenAI) -> None:
+    drawn = [
+        [c.text for c in complete(ai, "the", n=3, temperature=1, seed=seed).choices]
+        for seed in (1, 1, 2)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(set(drawn[0])) > 1
+    text = complete(ai, "the", temperature=0).choices[0].text
+    stop = text[len(text) // 2 : len(text) // 2 + 3]
+    stopped = complete(ai, "the", stop=[stop]).choices[0]
+    assert stopped.text == text[: text.index(stop)]
+    assert stopped.finish_reason == "stop"
+    logs = complete(ai, "the", logprobs=2, max_tokens=3).choices[0].logprobs
+    assert logs is not None
+    assert logs.token_logprobs is not None
+    assert all(value is not None and value <= 0 for value in logs.token_logprobs)
+
+
+def test_a_chat_is_answered(ai: openai.OpenAI) -> None:
+    answer = ai.chat.completions.create(
+        model="m", messages=[{"role": "user", "content": "the river"}], max_completion_tokens=8
+    )
+    assert answer.choices[0].message.role == "assistant"
+    assert isinstance(answer.choices[0].message.content, str)
+
+
+def test_a_client_that_goes_away_frees_its_slots(ai: openai.OpenAI, client: Client) -> None:
+    streams = [
+        ai.completions.create(model="m", prompt="the", max_tokens=1900, stream=True)
+        for _ in range(SLOTS)
+    ]
+    for stream in streams:
+        next(iter(stream))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(complete, ai, "the")
+        for stream in streams:
+            for _ in range(10):
+                next(iter(stream))
+        # Every slot is taken, and those who have them are far from their end.
+        assert not waiting.done()
+        for stream in streams:
+            stream.close()
+        assert waiting.result(30).choices[0].text
+    until(lambda: in_flight(client) == 0)
+
+
+async def test_a_full_queue_says_when_to_come_again(ai: openai.OpenAI, client: Client) -> None:
+    client.serve("m:1", dtype="float32", slots=1)
+    async with openai.AsyncOpenAI(
+        base_url=ai.base_url, api_key=ai.api_key, max_retries=0, timeout=60
+    ) as many:
+
+        async def ask() -> None:
+            await many.completions.create(model="m:1", prompt="the", max_tokens=1900)
+
+        asked = [asyncio.create_task(ask()) for _ in range(300)]
+        refused: list[openai.APIStatusError] = []
+        async with asyncio.timeout(60):
+            for done in asyncio.as_completed(asked):
+                try:
+                    await done
+                except openai.APIStatusError as error:
+                    refused.append(error)
+                if len(refused) == 40:
+                    break
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+    client.stop("m:1")
+    for error in refused:
+        assert error.status_code == 503
+        assert int(error.response.headers["retry-after"]) >= 1
+        assert "cannot take more requests" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "words"),
+    [
+        ({"model": "nosuch"}, 404, "cannot find the model 'nosuch'"),
+        ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"max_tokens": -1}, 400, "max_tokens"),
+        ({"max_tokens": 10**12}, 400, "max_tokens"),
+        ({"temperature": 9}, 400, "temperature"),
+        ({"prompt": "the " * 9000}, 400, "the context holds"),
+        ({"n": 0}, 400, "n"),
+        ({"model": "../m"}, 400, "cannot use the model"),
+    ],
+)
+def test_what_cannot_be_answered_is_said(
+    ai: openai.OpenAI, changes: dict[str, Any], status: int, words: str
+) -> None:
+    with pytest.raises(openai.APIStatusError, match="cannot") as caught:
+        ai.completions.create(**{"model": "m", "prompt": "the", "max_tokens": 4, **changes})
+    assert caught.value.status_code == status
+    assert words in str(caught.value)
+    assert complete(ai, "the").choices[0].text
+
+
+def test_a_model_is_loaded_by_a_request_and_goes_again(
+    ai: openai.OpenAI, client: Client, root: Path
+) -> None:
+    client.copy("m", "rare")
+    assert all(d.name != "rare" for d in client.deployments())
+    client.serve("rare", keep_alive_s=0.5, dtype="float32")
+    answer = ai.completions.create(model="rare", prompt="the", max_tokens=8, temperature=0)
+    assert answer.choices[0].text == complete(ai, "the", max_tokens=8).choices[0].text
+
+    def replicas() -> list[str]:
+        return next(d for d in client.deployments() if d.name == "rare").replicas
+
+    until(lambda: not replicas())
+    again = ai.completions.create(model="rare", prompt="the", max_tokens=8, temperature=0)
+    assert again.choices[0].text == answer.choices[0].text
+    client.stop("rare")
