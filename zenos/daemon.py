@@ -77,6 +77,7 @@ async def run(home: Home, config: Config) -> None:
         await broker.start(home.bus)
         stack.push_async_callback(broker.close)
         system.executor, system.broker = executor, broker
+        system.tidy()
         inbox.put(ev.NodeUp(node=nodes.detect(config, executor.cgroups)))
         await executor.recover(kernel.recovering())
         # 6. The API.

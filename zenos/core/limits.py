@@ -20,6 +20,7 @@ CONNECTIONS_MAX: Final = 512
 JSON_DEPTH_MAX: Final = 64
 EVENT_HEARTBEAT_S: Final = 15.0
 NAME_CHARS_MAX: Final = 64
+NAME_BYTES_MAX: Final = 192  # in UTF-8: with what is put around a name, a file name has at most 255
 PATH_CHARS_MAX: Final = 4096
 ARGV_BYTES_MAX: Final = 128 * KIB
 ENV_BYTES_MAX: Final = 128 * KIB

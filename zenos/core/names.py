@@ -34,6 +34,11 @@ def check_name(name: str, what: str = "name") -> str:
             f"cannot use the {what} {name!a}: "
             "use letters, digits, '_', '-' and '.', beginning with a letter, a digit or '_'"
         )
+    if len(normal.encode()) > limits.NAME_BYTES_MAX:
+        raise InvalidError(
+            f"cannot use a {what} of {len(normal.encode())} bytes: "
+            f"at most {limits.NAME_BYTES_MAX} are allowed"
+        )
     return normal
 
 

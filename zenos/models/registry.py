@@ -5,9 +5,10 @@
     names/NAME.json             aliases, and the next version's number
     views/NAME/VERSION/         links to the blobs under their file names, made when asked for
 
-A version exists when its manifest does; that is written last, beside and renamed. Whoever changes
-anything holds the lock, in whichever process. A crash leaves the state before, and at most blobs
-that nobody names, which the next garbage collection removes.
+A version exists when its manifest does; that is written last, beside and renamed, and removed
+first. Whoever changes anything holds `lock`, in whichever process; views have `views.lock`, so that
+a model opens while another is being stored. A crash leaves the state before, and at most blobs and
+views that no manifest names, which the next garbage collection removes.
 """
 
 from __future__ import annotations
@@ -15,35 +16,39 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
+import logging
 import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
 
-from zenos.core import durable, limits
+from zenos.core import durable, failpoints, limits
 from zenos.core.config import nearest
-from zenos.core.errors import ConflictError, InvalidError, NotFoundError, StorageError
+from zenos.core.errors import (
+    ConflictError,
+    InvalidError,
+    NotFoundError,
+    StorageError,
+    ZenosError,
+)
 from zenos.core.names import ModelRef, check_name
-from zenos.models import safetensors
+from zenos.models import intake
 from zenos.models.records import FORMAT, FileInfo, Lineage, ModelVersion, Names, family_of
 
 __all__ = ["FileInfo", "Lineage", "ModelVersion", "Registry"]
 
-_DIGEST: Final = re.compile(r"^[0-9a-f]{64}$")
-_FILE: Final = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$")
+log = logging.getLogger(__name__)
+
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_NUMBER: Final = re.compile(r"[1-9][0-9]{0,17}")
 CHUNK_BYTES: Final = 4 * limits.MIB
-CONFIG_BYTES_MAX: Final = 16 * limits.MIB
-FILES_MAX: Final = 1000
-# What of a model's directory is taken in: weights, configs, tokenizers, templates.
-SUFFIXES: Final = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja", ".md"})
 
 
 class Registry:
@@ -61,48 +66,43 @@ class Registry:
     def list(self) -> list[ModelVersion]:
         """All versions, by name and number. Damaged manifests are left out."""
         found: list[ModelVersion] = []
-        for path in sorted(self._manifests.glob("*/*.json")):
+        for name, number in self._stored():
             with contextlib.suppress(StorageError, NotFoundError):
-                found.append(self._read(path.parent.name, int(path.stem)))
-        return sorted(found, key=lambda v: (v.name, v.version))
+                found.append(self._read(name, number))
+        return found
 
     def resolve(self, ref: ModelRef | str) -> ModelVersion:
         """The version that is meant: by number, by alias, or the newest.
 
         Raises NotFoundError with the nearest name, InvalidError for an impossible one.
         """
-        ref = ModelRef.parse(ref) if isinstance(ref, str) else ref
-        versions = self._versions(ref.name)
-        if not versions:
-            known = [p.name for p in self._manifests.glob("*")] if self._manifests.exists() else []
-            raise NotFoundError(
-                f"cannot find the model {ref.name!r}{nearest(ref.name, known)}; "
-                "'zenos list' shows all"
-            )
-        if ref.tag is None or ref.tag == "latest":
-            return self._read(ref.name, versions[-1])
-        number = ref.version or self._read_names(ref.name).aliases.get(ref.tag, 0)
-        if number not in versions:
-            raise NotFoundError(
-                f"cannot find {ref}: the versions are {', '.join(map(str, versions[-10:]))}"
-            )
-        return self._read(ref.name, number)
+        return self._read(*self._meant(ref))
 
     def path(self, version: ModelVersion) -> Path:
-        """A directory with the version's files under their names; read-only."""
-        view = self._views / version.name / str(version.version)
-        if not view.exists():
-            view.parent.mkdir(parents=True, exist_ok=True)
-            try:
+        """A directory with the version's files under their names; not to be written into.
+
+        Raises NotFoundError when it was removed meanwhile, StorageError when a file is gone.
+        """
+        view = self._view(version.name, version.version)
+        blobs = {name: self._blob(file.digest) for name, file in version.files.items()}
+        for name, blob in blobs.items():
+            if not blob.exists():
+                if not self._manifest(version.name, version.version).exists():
+                    raise NotFoundError(f"cannot open {version.ref}: it was removed")
+                raise StorageError(
+                    f"cannot open {version.ref}: {name} is gone from the disk; remove this "
+                    "version and import or train it again"
+                )
+        if view.exists():
+            return view
+        with self._locked("views.lock"):
+            if not self._manifest(version.name, version.version).exists():
+                raise NotFoundError(f"cannot open {version.ref}: it was removed")
+            if not view.exists():  # else another process was faster
+                view.parent.mkdir(mode=0o700, exist_ok=True)
                 with durable.new_directory(view) as directory:
-                    for name, file in version.files.items():
-                        blob = self._blob(file.digest)
-                        if not blob.exists():
-                            raise StorageError(f"cannot open {version.ref}: {name} is gone")
+                    for name, blob in blobs.items():
                         (directory / name).symlink_to(os.path.relpath(blob, view))
-            except OSError as error:
-                if not view.exists():  # else another process was faster
-                    raise StorageError(f"cannot open {version.ref}: {error}") from error
         return view
 
     def verify(self, version: ModelVersion) -> None:
@@ -135,33 +135,35 @@ class Registry:
         when the disk is full; then nothing is registered.
         """
         name = check_name(name, "model name")
-        config, parameters = inspect(files)
-        with self._locked():
+        intake.inspect(files)  # before anything large is copied
+        with self._locked(), self._collecting_failures():
             infos = {file: self._add(path) for file, path in sorted(files.items())}
-            names = self._read_names(name)
-            number = max([names.next_version, *(v + 1 for v in self._versions(name))])
-            self._write_names(name, replace(names, next_version=number + 1))
-            version = ModelVersion(
-                name=name,
-                version=number,
-                created=time.time(),
-                family=family_of(config),
-                arch=str(config.get("model_type", "")),
-                parameters=parameters,
-                bytes=sum(info.size for info in infos.values()),
-                files=infos,
-                lineage=lineage or Lineage(),
-                metrics=dict(metrics or {}),
-                config=config,
-                curve=[list(point) for point in curve],
+            # Whoever owns the files may have changed them meanwhile: what counts is the copy.
+            config, parameters = intake.inspect(
+                {file: self._blob(info.digest) for file, info in infos.items()}
             )
-            self._write_manifest(version)
-        return version
+            return self._register(
+                name,
+                lambda number: ModelVersion(
+                    name=name,
+                    version=number,
+                    created=time.time(),
+                    family=family_of(config),
+                    arch=str(config.get("model_type") or ""),
+                    parameters=parameters,
+                    bytes=sum(info.size for info in infos.values()),
+                    files=infos,
+                    lineage=lineage or Lineage(),
+                    metrics=dict(metrics or {}),
+                    config=config,
+                    curve=[list(point) for point in curve],
+                ),
+            )
 
     def alias(self, name: str, alias: str, version: int) -> None:
         """Let `name:alias` mean that version from now on."""
-        check_name(alias, "alias")
-        if alias == "latest" or ModelRef(name, alias).version is not None:
+        alias = check_name(alias, "alias")
+        if alias == "latest" or alias.isdigit():
             raise InvalidError(f"cannot use the alias {alias!r}: it means a version already")
         with self._locked():
             found = self.resolve(ModelRef(check_name(name, "model name"), str(version)))
@@ -174,30 +176,41 @@ class Registry:
         target = check_name(target, "model name")
         with self._locked():
             old = self.resolve(source)
-            names = self._read_names(target)
-            number = max([names.next_version, *(v + 1 for v in self._versions(target))])
-            self._write_names(target, replace(names, next_version=number + 1))
             lineage = replace(old.lineage, parent=old.ref)
-            new = replace(
-                old, name=target, version=number, created=time.time(), lineage=lineage, aliases=[]
+            return self._register(
+                target,
+                lambda number: replace(
+                    old,
+                    name=target,
+                    version=number,
+                    created=time.time(),
+                    lineage=lineage,
+                    aliases=[],
+                ),
             )
-            self._write_manifest(new)
-        return new
 
     def remove(self, ref: ModelRef | str) -> int:
-        """Remove a version and the blobs that no other has; returns the bytes freed."""
+        """Remove a version and the blobs that no other has; returns the bytes freed.
+
+        A version with a damaged manifest can be removed too, by its number.
+        """
         with self._locked():
-            version = self.resolve(ref)
-            names = self._read_names(version.name)
-            kept = {a: v for a, v in names.aliases.items() if v != version.version}
-            self._write_names(version.name, replace(names, aliases=kept))
-            path = self._manifest(version.name, version.version)
+            name, number = self._meant(ref)
+            path = self._manifest(name, number)
             path.unlink()
             durable.sync_directory(path.parent)
-            shutil.rmtree(self._views / version.name / str(version.version), ignore_errors=True)
             with contextlib.suppress(OSError):
                 path.parent.rmdir()
-            return self._collect()
+            names = self._read_names(name)
+            kept = {a: v for a, v in names.aliases.items() if v != number}
+            if kept != names.aliases:
+                self._write_names(name, replace(names, aliases=kept))
+            try:
+                return self._collect()
+            except StorageError as error:
+                # The version is gone, as was asked for; what it took waits for the next collection.
+                log.warning("removed %s:%d, its files are still there: %s", name, number, error)
+                return 0
 
     def collect_garbage(self) -> int:
         """Remove what a crash has left: blobs that no version names, and half-written files."""
@@ -210,20 +223,20 @@ class Registry:
         Raises InvalidError for pickled weights, and for links that lead out of the directory.
         """
         directory = Path(path)
-        if not directory.is_dir():
-            raise InvalidError(f"cannot import {directory}: it is no directory")
-        entries = sorted(p for p in directory.iterdir() if p.is_file())
-        files = {p.name: _inside(p, directory) for p in entries if p.suffix in SUFFIXES}
-        if not any(file.endswith(".safetensors") for file in files):
-            for entry in entries:
-                safetensors.refuse_pickle(entry)
-            raise InvalidError(f"cannot import {directory}: it has no safetensors weights")
+        files = intake.gather(directory)
         return self.publish(name, files, lineage=Lineage(parent=f"import:{directory.name}"))
 
     def export(self, ref: ModelRef | str, path: Path | str) -> None:
         """Write a version as a directory that transformers opens. It must not exist yet."""
         version, target = self.resolve(ref), Path(path)
-        if target.exists():
+        try:
+            target.lstat()
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            shown = ascii(str(target)[:1000])
+            raise InvalidError(f"cannot export to {shown}: {error.args[-1]}") from error
+        else:
             raise ConflictError(f"cannot export to {target}: it exists already")
         if not target.parent.is_dir():
             raise InvalidError(f"cannot export to {target}: {target.parent} is no directory")
@@ -238,11 +251,11 @@ class Registry:
     # -- inside
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self, name: str = "lock") -> Iterator[None]:
         try:
             for directory in (self._blobs, self._manifests, self._names, self._views):
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with (self._root / "lock").open("a+b") as file:
+            with (self._root / name).open("a+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 yield
         except OSError as error:
@@ -250,31 +263,59 @@ class Registry:
                 f"cannot change the registry in {self._root}: {error.strerror or error}"
             ) from error
 
+    @contextlib.contextmanager
+    def _collecting_failures(self) -> Iterator[None]:
+        """Free what was stored before a failure: on a full disk nobody else can."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError, ZenosError):
+                self._collect()
+            raise
+
+    def _register(self, name: str, make: Callable[[int], ModelVersion]) -> ModelVersion:
+        """Write the manifest of the next version of `name`; on failure there is none."""
+        names = self._read_names(name)
+        number = max([names.next_version, *(v + 1 for v in self._versions(name))])
+        self._write_names(name, replace(names, next_version=number + 1))
+        version = make(number)
+        path = self._manifest(name, number)
+        try:
+            _make_directory(path.parent)
+            durable.write_file(path, msgspec.json.encode(replace(version, aliases=[])))
+        except BaseException:
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()
+            raise
+        return version
+
     def _blob(self, digest: str) -> Path:
-        if not _DIGEST.match(digest) or digest.endswith("\n"):
+        if not _DIGEST.fullmatch(digest):
             raise StorageError("cannot read the registry: a manifest has a malformed digest")
         return self._blobs / digest[:2] / digest
 
     def _add(self, source: Path) -> FileInfo:
         """Copy a file into the blobs, hashing it on the way."""
-        self._blobs.mkdir(parents=True, exist_ok=True)
         hasher, size = hashlib.sha256(), 0
         fd, temporary = tempfile.mkstemp(prefix=durable.TEMPORARY_PREFIX, dir=self._blobs)
         try:
             with os.fdopen(fd, "wb") as target, source.open("rb") as file:
+                failpoints.passing("durable.write")
                 while data := file.read(CHUNK_BYTES):
                     hasher.update(data)
                     target.write(data)
                     size += len(data)
             path = self._blob(hasher.hexdigest())
-            if path.exists():
+            _make_directory(path.parent)
+            if path.exists() and _digest(path) == path.name:
                 Path(temporary).unlink()
-            else:
-                path.parent.mkdir(exist_ok=True)
+            else:  # new, or what lies there is damaged
                 Path(temporary).chmod(0o400)
                 durable.sync_file(Path(temporary))
-                Path(temporary).rename(path)
-                durable.sync_directory(path.parent)
+                failpoints.passing("durable.rename")
+                Path(temporary).replace(path)
+            durable.sync_directory(path.parent)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
@@ -283,9 +324,37 @@ class Registry:
     def _manifest(self, name: str, version: int) -> Path:
         return self._manifests / check_name(name, "model name") / f"{version}.json"
 
+    def _view(self, name: str, version: int) -> Path:
+        return self._views / check_name(name, "model name") / str(version)
+
+    def _stored(self) -> Sequence[tuple[str, int]]:
+        """Name and number of every manifest; half-written files beside them are none."""
+        found = (p for p in self._manifests.glob("*/*.json") if _NUMBER.fullmatch(p.stem))
+        return sorted((path.parent.name, int(path.stem)) for path in found)
+
     def _versions(self, name: str) -> tuple[int, ...]:
-        directory = self._manifests / check_name(name, "model name")
-        return tuple(sorted(int(p.stem) for p in directory.glob("*.json") if p.stem.isdigit()))
+        found = self._manifest(name, 0).parent.glob("*.json")
+        return tuple(sorted(int(path.stem) for path in found if _NUMBER.fullmatch(path.stem)))
+
+    def _meant(self, ref: ModelRef | str) -> tuple[str, int]:
+        """Name and number of the version that is meant; its manifest is not read."""
+        ref = ModelRef.parse(ref) if isinstance(ref, str) else ref
+        name = check_name(ref.name, "model name")
+        versions = self._versions(name)
+        if not versions:
+            known = sorted({found for found, _ in self._stored()})
+            raise NotFoundError(
+                f"cannot find the model {name!r}{nearest(name, known)}; 'zenos list' shows all"
+            )
+        if ref.tag is None or ref.tag == "latest":
+            return name, versions[-1]
+        aliases = {} if ref.version else self._read_names(name).aliases
+        number = ref.version or aliases.get(ref.tag, 0)
+        if number not in versions:
+            hint = nearest(ref.tag, [a for a, v in aliases.items() if v in versions])
+            shown = ", ".join(map(str, versions[-10:]))
+            raise NotFoundError(f"cannot find {ref}: the versions are {shown}{hint}")
+        return name, number
 
     def _read(self, name: str, version: int) -> ModelVersion:
         path = self._manifest(name, version)
@@ -293,20 +362,17 @@ class Registry:
             found = msgspec.json.decode(path.read_bytes(), type=ModelVersion)
         except FileNotFoundError:
             raise NotFoundError(f"cannot find {name}:{version}") from None
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise StorageError(f"cannot read the manifest {path}: {error}") from error
         if found.format > FORMAT:
             raise StorageError(f"cannot read {path}: it was written by a newer zenos")
+        if found.ref != f"{name}:{version}":
+            raise StorageError(f"cannot read the manifest {path}: it is of {found.ref[:100]!r}")
         for file, info in found.files.items():
-            if not _FILE.match(file) or not _DIGEST.match(info.digest):
+            if not intake.FILE.fullmatch(file) or not _DIGEST.fullmatch(info.digest):
                 raise StorageError(f"cannot read the manifest {path}: it names {file[:64]!r}")
         aliases = self._read_names(name).aliases
         return replace(found, aliases=sorted(a for a, v in aliases.items() if v == version))
-
-    def _write_manifest(self, version: ModelVersion) -> None:
-        path = self._manifest(version.name, version.version)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        durable.write_file(path, msgspec.json.encode(replace(version, aliases=[])))
 
     def _read_names(self, name: str) -> Names:
         path = self._names / f"{check_name(name, 'model name')}.json"
@@ -314,70 +380,43 @@ class Registry:
             return msgspec.json.decode(path.read_bytes(), type=Names)
         except FileNotFoundError:
             return Names()
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, ValueError) as error:
             raise StorageError(f"cannot read {path}: {error}") from error
 
     def _write_names(self, name: str, names: Names) -> None:
         durable.write_file(self._names / f"{name}.json", msgspec.json.encode(names))
 
     def _collect(self) -> int:
+        stored = self._stored()
         used: set[str] = set()
-        for path in self._manifests.glob("*/*.json"):
+        for name, number in stored:
             # A manifest that cannot be read raises here: its blobs must not be taken for orphans.
-            version = self._read(path.parent.name, int(path.stem))
-            used |= {file.digest for file in version.files.values()}
+            used |= {file.digest for file in self._read(name, number).files.values()}
         freed = 0
         for path in self._blobs.rglob("*"):
             if path.is_file() and path.name not in used:
                 freed += path.stat().st_size
                 path.unlink()
-        for directory in (self._manifests, self._names, self._views):
-            for path in directory.rglob(f"{durable.TEMPORARY_PREFIX}*"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        temporary = f"{durable.TEMPORARY_PREFIX}*"
+        for directory in (self._manifests, self._names):
+            for path in directory.rglob(temporary):
+                path.unlink()
+        with self._locked("views.lock"):
+            shown = {self._view(name, number) for name, number in stored}
+            for path in set(self._views.glob("*/*")) - shown:
+                shutil.rmtree(path)
+            for directory in (self._manifests, self._views):
+                for path in directory.glob("*"):
+                    with contextlib.suppress(OSError):
+                        path.rmdir()  # where nothing is left in it
         return freed
 
 
-def inspect(files: Mapping[str, Path]) -> tuple[dict[str, Any], int]:
-    """Check a version's files before anything is stored: its config, and its number of parameters.
-
-    Raises InvalidError.
-    """
-    if len(files) > FILES_MAX:
-        raise InvalidError(f"cannot register {len(files)} files: at most {FILES_MAX}")
-    parameters = 0
-    for name, path in files.items():
-        if not _FILE.match(name) or name.endswith("\n"):
-            raise InvalidError(f"cannot register a file called {name[:64]!r}")
-        if not path.is_file():
-            raise InvalidError(f"cannot register {name}: {path} is no file")
-        if name.endswith(".safetensors"):
-            parameters += safetensors.check(path).parameters
-        elif Path(name).suffix in safetensors.PICKLE_NAMES:
-            safetensors.refuse_pickle(path)
-    if "config.json" not in files:
-        raise InvalidError("cannot register a model without a config.json")
-    return _read_config(files["config.json"]), parameters
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > CONFIG_BYTES_MAX:
-        raise InvalidError("cannot read config.json: it is too large")
-    try:
-        config = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InvalidError(f"cannot read config.json: {error}") from error
-    if not isinstance(config, dict):
-        raise InvalidError("cannot read config.json: it is no object")
-    return config
-
-
-def _inside(path: Path, directory: Path) -> Path:
-    """`path` without links, if it stays inside, or in the blobs of the hub's cache beside it."""
-    real, root = path.resolve(), directory.resolve()
-    cache = root.parent.parent / "blobs"  # .../models--X/snapshots/REVISION → .../models--X/blobs
-    if real.is_relative_to(root) or (root.parent.name == "snapshots" and real.parent == cache):
-        return real
-    raise InvalidError(f"cannot import {path.name}: it is a link that leads out of the directory")
+def _make_directory(path: Path) -> None:
+    """Make one directory, durably, unless it is there."""
+    if not path.exists():
+        path.mkdir(mode=0o700, exist_ok=True)
+        durable.sync_directory(path.parent)
 
 
 def _digest(path: Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from pathlib import Path
 from typing import Any, Final
@@ -36,52 +37,65 @@ class Header(msgspec.Struct, frozen=True):
     parameters: int
 
 
-def refuse_pickle(path: Path) -> None:
+def refuse_pickle(path: Path, name: str | None = None) -> None:
     """Raises InvalidError for a pickled weight file, told by its name or its first bytes."""
+    name = path.name if name is None else name
     with path.open("rb") as file:
         start = file.read(4)
-    if path.suffix.lower() in PICKLE_NAMES or start.startswith(PICKLE_MAGIC):
+    if Path(name).suffix.lower() in PICKLE_NAMES or start.startswith(PICKLE_MAGIC):
         raise InvalidError(
-            f"cannot take {path.name}: it is a pickle, and loading one runs whatever code its "
+            f"cannot take {name[:128]!a}: it is a pickle, and loading one runs whatever code its "
             "author put into it; convert it to safetensors"
         )
 
 
-def check(path: Path) -> Header:
-    """The header of a safetensors file; InvalidError says what is wrong with it."""
+def check(path: Path, name: str | None = None) -> Header:
+    """The header of a safetensors file; InvalidError says what is wrong with it.
+
+    name: what the messages call it, if not by its path.
+    """
+    name = (path.name if name is None else name)[:128]
     try:
-        return _check(path)
+        return _check(path, name)
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
-        raise InvalidError(f"cannot read {path.name}: its header is malformed ({error})") from error
+        reason = str(error)[:200]
+        raise InvalidError(f"cannot read {name}: its header is malformed ({reason})") from error
+    except OSError as error:
+        raise InvalidError(f"cannot read {name}: {error.strerror or error}") from error
 
 
-def _check(path: Path) -> Header:
-    size = path.stat().st_size
+def _check(path: Path, file_name: str) -> Header:
     with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
         first = file.read(8)
         if len(first) < 8:
-            raise InvalidError(f"cannot read {path.name}: it is truncated")
+            raise InvalidError(f"cannot read {file_name}: it is truncated")
         (length,) = struct.unpack("<Q", first)
         if length > HEADER_BYTES_MAX or length > size - 8:
-            refuse_pickle(path)
-            raise InvalidError(f"cannot read {path.name}: its header is longer than the file")
-        raw = json.loads(file.read(length), object_pairs_hook=_unique)
-    if not isinstance(raw, dict):
-        raise InvalidError(f"cannot read {path.name}: its header is no object")
-    raw.pop("__metadata__", None)
+            refuse_pickle(path, file_name)
+            raise InvalidError(
+                f"cannot read {file_name}: its header is longer than the file or than any real one"
+            )
+        text = file.read(length).decode()
+    if not text.startswith("{"):
+        raise InvalidError(f"cannot read {file_name}: its header is no object")
+    raw = json.loads(text, object_pairs_hook=_unique)
+    notes = raw.pop("__metadata__", {})
+    if not isinstance(notes, dict) or not all(isinstance(n, str) for n in notes.values()):
+        raise InvalidError(f"cannot read {file_name}: its metadata is no map of texts")
     spans: list[tuple[int, int, str]] = []
     shapes: dict[str, tuple[int, ...]] = {}
     for name, entry in raw.items():
-        shapes[name], start, end = _tensor(path, name, entry)
+        shapes[name], start, end = _tensor(file_name, name, entry)
         spans.append((start, end, name))
     place = 0
     for start, end, name in sorted(spans):
         if start != place:
-            raise InvalidError(f"cannot read {path.name}: {name!r} overlaps or leaves a gap")
+            raise InvalidError(f"cannot read {file_name}: {name[:64]!a} overlaps or leaves a gap")
         place = end
     if place != size - 8 - length:
         raise InvalidError(
-            f"cannot read {path.name}: its tensors take {place} bytes, the file has "
+            f"cannot read {file_name}: its tensors take {place} bytes, the file has "
             f"{size - 8 - length}; it is truncated or damaged"
         )
     return Header(shapes, sum(math.prod(shape) for shape in shapes.values()))
@@ -94,21 +108,20 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _tensor(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], int, int]:
+def _tensor(file_name: str, name: str, entry: Any) -> tuple[tuple[int, ...], int, int]:
+    where = f"cannot read {file_name}: {name[:64]!a}"
     bits = BITS.get(entry["dtype"])
     shape, (start, end) = entry["shape"], entry["data_offsets"]
     numbers = [start, end, *shape]
-    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in numbers):
-        raise InvalidError(f"cannot read {path.name}: {name[:64]!r} has a number that isn't one")
+    if not isinstance(shape, list) or any(type(n) is not int or n < 0 for n in numbers):
+        raise InvalidError(f"{where} has a number that isn't one")
     if bits is None:
-        kind = str(entry["dtype"])[:32]
-        raise InvalidError(f"cannot read {path.name}: {name[:64]!r} has the unknown dtype {kind!r}")
+        raise InvalidError(f"{where} has the unknown dtype {str(entry['dtype'])[:32]!a}")
     if len(shape) > DIMENSIONS_MAX or max(numbers) > limits.MEMORY_BYTES_MAX:
-        raise InvalidError(f"cannot read {path.name}: {name[:64]!r} has an absurd shape")
-    wanted = -(-math.prod(shape) * bits // 8)
-    if end - start != wanted:
+        raise InvalidError(f"{where} has an absurd shape")
+    wanted, rest = divmod(math.prod(shape) * bits, 8)
+    if rest or end - start != wanted:
         raise InvalidError(
-            f"cannot read {path.name}: {name[:64]!r} of shape {shape} wants {wanted} bytes, "
-            f"its offsets give {end - start}"
+            f"{where} of shape {shape} wants {wanted} bytes, its offsets give {end - start}"
         )
     return tuple(shape), start, end

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +11,7 @@ import torch
 import transformers
 
 from zenos.core.config import nearest
-from zenos.core.errors import InvalidError, StorageError
+from zenos.core.errors import InvalidError, StorageError, ZenosError
 from zenos.core.resources import show_size
 from zenos.models import safetensors
 from zenos.models.presets import PRESETS, Preset
@@ -21,6 +20,18 @@ from zenos.models.records import family_of
 # No published model comes near these; beyond them even a description costs minutes.
 SETTING_MAX: Final = 10_000_000
 LAYERS_MAX: Final = 1_000
+NUMBER_MAX: Final = 1e12  # of a setting that is no size: a base of rotary positions, an epsilon
+# Settings that count something: without it there is no model.
+COUNTS: Final = frozenset(
+    {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}
+    | {"num_key_value_heads", "head_dim", "max_position_embeddings", "n_embd"}
+    | {"n_layer", "n_head", "n_inner", "n_positions", "d_model", "d_kv", "d_ff", "num_layers"}
+    | {"num_decoder_layers", "num_heads", "encoder_layers", "decoder_layers"}
+)
+# Settings that follow from others, and cannot be set.
+DECIDED: Final = frozenset(
+    {"model_type", "architectures", "transformers_version", "_name_or_path", "dtype"}
+)
 transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 CLASSES: Final = {
@@ -33,39 +44,98 @@ CLASSES: Final = {
 def configure(arch: str, settings: dict[str, Any], vocab_size: int) -> Any:
     """The transformers config of a preset or model type with these settings.
 
+    vocab_size: how many tokens there are; the model may have room for more if the settings say so.
     Raises InvalidError for an unknown architecture or setting (naming the nearest), and for values
-    of the wrong type or an absurd size.
+    of the wrong type, absurd ones, and ones that contradict each other.
     """
     types = list(transformers.CONFIG_MAPPING)
     preset = PRESETS.get(arch) or (Preset(arch, {}) if arch in types else None)
     if preset is None:
-        hint = nearest(arch, [*PRESETS, *types])
-        raise InvalidError(f"cannot build {arch!r}: no such architecture{hint}")
+        hint = nearest(arch[:100], [*PRESETS, *types])
+        raise InvalidError(f"cannot build {arch[:100]!r}: no such architecture{hint}")
     default = transformers.AutoConfig.for_model(preset.model_type)
-    known = {*default.to_dict(), *getattr(default, "attribute_map", {})}
+    names = dict(getattr(default, "attribute_map", {}))  # other words for the config's own
+    known = {**default.to_dict(), **dict.fromkeys(names), "vocab_size": None}
+    for name in known.keys() & DECIDED:
+        del known[name]
+    values = dict(preset.settings)
     for name, value in settings.items():
         if name not in known:
-            raise InvalidError(
-                f"cannot set {name!r} of {arch}: no such setting{nearest(name, sorted(known))}"
-            )
-        _check_setting(name, value)
-    values = {**preset.settings, **settings, "vocab_size": vocab_size}
+            hint = nearest(name[:100], sorted(known))
+            raise InvalidError(f"cannot set {name[:100]!r} of {arch}: no such setting{hint}")
+        own = names.get(name, name)
+        usual = values.get(own, getattr(default, own, None))
+        values[own] = _checked(name, own, value, usual)
+    size = values.setdefault("vocab_size", vocab_size)
+    if size < vocab_size:
+        raise InvalidError(f"cannot set vocab_size to {size}: the vocabulary has {vocab_size}")
+    _check_tokens(values, default, size)
     try:
-        return transformers.AutoConfig.for_model(preset.model_type, **values)
+        config = transformers.AutoConfig.for_model(preset.model_type, **values)
     except Exception as error:
         # transformers raises many types here, and all of them mean that a value is wrong.
-        reason = " ".join(str(error).split())[:300]
-        raise InvalidError(f"cannot build {arch} with these settings: {reason}") from error
+        raise _impossible(arch, error) from error
+    heads = getattr(config, "num_attention_heads", None)
+    shared = getattr(config, "num_key_value_heads", None)
+    if isinstance(heads, int) and isinstance(shared, int) and (not shared or heads % shared):
+        raise InvalidError(
+            f"cannot build {arch}: {heads} attention heads are not a multiple of the {shared} "
+            "heads of keys and values (num_key_value_heads)"
+        )
+    return config
 
 
-def _check_setting(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return
-    most = (
-        LAYERS_MAX if "layer" in name and "drop" not in name and "eps" not in name else SETTING_MAX
-    )
-    if not math.isfinite(value) or abs(value) > most:
-        raise InvalidError(f"cannot set {name} to {value!r}: at most {most}")
+def _checked(name: str, own: str, value: Any, usual: Any) -> Any:
+    """One setting's value, if it can be one; `usual` is what it is otherwise."""
+    most = LAYERS_MAX if "layer" in own else SETTING_MAX
+    if own in COUNTS and not (value is None and usual is None) and not _counts(value, most):
+        raise InvalidError(
+            f"cannot set {name} to {shown(value)}: give a whole number from 1 to {most}"
+        )
+    _check_numbers(name, value)
+    if isinstance(usual, float) and type(value) is int:
+        return float(value)
+    return value
+
+
+def _counts(value: Any, most: int) -> bool:
+    return type(value) is int and 1 <= value <= most
+
+
+def _check_numbers(name: str, value: Any) -> None:
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _check_numbers(name, inner)
+    elif isinstance(value, int | float) and not -NUMBER_MAX <= value <= NUMBER_MAX:
+        raise InvalidError(f"cannot set {name} to {shown(value)}: that is no usable number")
+
+
+def _check_tokens(values: dict[str, Any], default: Any, vocab_size: int) -> None:
+    """Special tokens lie in the vocabulary; a model type's usual ones may not, and are left out."""
+    for name, usual in default.to_dict().items():
+        if not name.endswith("_token_id"):
+            continue
+        given = values.get(name)
+        if isinstance(given, int) and not -1 <= given < vocab_size:
+            raise InvalidError(
+                f"cannot set {name} to {shown(given)}: the vocabulary has {vocab_size} tokens"
+            )
+        if isinstance(usual, int) and usual >= vocab_size:
+            values.setdefault(name, None)
+
+
+def shown(value: Any) -> str:
+    """A setting's value in a message, whatever it is."""
+    if isinstance(value, int) and abs(value) > 10**30:
+        return "that"  # Python refuses to print very long numbers
+    return repr(value)[:100]
+
+
+def _impossible(arch: str, error: Exception) -> InvalidError:
+    reason = " ".join(str(error).split())[:300]
+    if isinstance(error, KeyError | ArithmeticError):  # these say a bare word
+        reason = f"{type(error).__name__}: {reason}"
+    return InvalidError(f"cannot build {arch} with these settings: {reason}")
 
 
 def build(arch: str, settings: dict[str, Any], vocab_size: int, seed: int) -> torch.nn.Module:
@@ -74,15 +144,13 @@ def build(arch: str, settings: dict[str, Any], vocab_size: int, seed: int) -> to
     Raises InvalidError as `configure` does, and when the model would not fit this machine's memory.
     """
     config = configure(arch, settings, vocab_size)
+    family = _class(config)
+    # Sizes that contradict each other are found by whichever module meets them first.
     try:
         with torch.device("meta"):
-            described = _class(config).from_config(config)
-    except InvalidError:
-        raise
+            described = family.from_config(config, dtype=torch.float32)
     except Exception as error:
-        # Sizes that contradict each other are found by whichever module meets them first.
-        reason = " ".join(str(error).split())[:300]
-        raise InvalidError(f"cannot build {arch} with these settings: {reason}") from error
+        raise _impossible(arch, error) from error
     size = 4 * sum(p.numel() for p in described.parameters())
     total = int(psutil.virtual_memory().total)
     if size > total:
@@ -92,7 +160,10 @@ def build(arch: str, settings: dict[str, Any], vocab_size: int, seed: int) -> to
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: torch.nn.Module = _class(config).from_config(config)
+        try:
+            model: torch.nn.Module = family.from_config(config, dtype=torch.float32)
+        except Exception as error:
+            raise _impossible(arch, error) from error
     return model
 
 
@@ -110,7 +181,16 @@ def load(path: Path, dtype: torch.dtype) -> torch.nn.Module:
     for weights that don't fit the config, StorageError when it cannot be read.
     """
     try:
-        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+        for name, value in read_config(path).items():
+            layers = name in COUNTS and "layer" in name and value is not None
+            if layers and not _counts(value, LAYERS_MAX):
+                raise InvalidError(
+                    f"cannot load the model: its config.json sets {name} to {shown(value)}"
+                )
+        # Without a word on trust transformers would ask for it on the standard input.
+        config = transformers.AutoConfig.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
         for file in sorted(path.glob("*.safetensors")):
             safetensors.check(file)
         model, report = _class(config).from_pretrained(
@@ -122,11 +202,18 @@ def load(path: Path, dtype: torch.dtype) -> torch.nn.Module:
             trust_remote_code=False,
             output_loading_info=True,
         )
+    except (ZenosError, MemoryError):
+        raise
     except OSError as error:
         raise StorageError(f"cannot load the model: {error}") from error
-    except (ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InvalidError(f"cannot load the model: {reason}") from error
+    except Exception as error:
+        # As in `configure`: many types, one meaning.
+        reason = " ".join(str(error).split())
+        if "ignore_mismatched_sizes" in reason:
+            reason = "its weights don't have the shapes that its config.json gives them"
+        elif "trust_remote_code" in reason:
+            reason = "it needs program code that came with it, and such code is never run"
+        raise InvalidError(f"cannot load the model: {reason[:300]}") from error
     missing = sorted(report.get("missing_keys", []))
     if missing:
         raise InvalidError(f"cannot load the model: its weights lack {', '.join(missing[:5])}")
@@ -156,6 +243,13 @@ def context_length(config: dict[str, Any]) -> int | None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A directory's config.json."""
-    config: dict[str, Any] = json.loads((path / "config.json").read_bytes())
+    """A directory's config.json. Raises InvalidError, or StorageError when it cannot be read."""
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+    except OSError as error:
+        raise StorageError(f"cannot read config.json: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidError(f"cannot read config.json: {str(error)[:300]}") from error
+    if not isinstance(config, dict):
+        raise InvalidError("cannot read config.json: it is no object")
     return config

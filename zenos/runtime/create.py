@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from zenos import __version__
 from zenos.core.errors import InvalidError
@@ -12,9 +13,9 @@ from zenos.core.wire import Progress
 from zenos.models.registry import Lineage
 from zenos.runtime import architectures
 from zenos.runtime.context import WorkerContext
+from zenos.runtime.train.tokenizer import Vocabulary
 
 VOCABULARY_DEFAULT = 4096
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def main(context: WorkerContext) -> int:
@@ -26,13 +27,13 @@ def main(context: WorkerContext) -> int:
         if version.name == spec.name and version.lineage.task == context.task.id:
             context.write_result({"model": version.ref, "parameters": version.parameters})
             return 0
-    tokenizer = _tokenizer(context, spec)
+    vocabulary = _vocabulary(context, spec)
     settings = dict(spec.settings)
-    vocab_size = settings.pop("vocab_size", None) or _vocabulary_size(tokenizer)
-    if not isinstance(vocab_size, int) or not 2 <= vocab_size <= architectures.SETTING_MAX:
-        raise InvalidError(f"cannot use vocab_size {vocab_size!r}: give a number from 2")
+    vocab_size = _vocab_size(settings.pop("vocab_size", None), vocabulary)
     context.report(Progress(stage="building"))
     model = architectures.build(spec.arch, settings, vocab_size, spec.seed)
+    if vocabulary is not None:
+        _name_tokens(model, settings, vocabulary)
     context.report(Progress(stage="saving"))
     with tempfile.TemporaryDirectory(prefix="create-", dir=context.run_dir) as scratch:
         directory = Path(scratch)
@@ -40,28 +41,50 @@ def main(context: WorkerContext) -> int:
         files = {path.name: path for path in directory.iterdir()}
         version = context.registry.publish(
             spec.name,
-            {**files, **tokenizer},
+            {**files, **(vocabulary.files if vocabulary else {})},
             lineage=Lineage(task=context.task.id, code_version=__version__),
         )
     context.write_result({"model": version.ref, "parameters": version.parameters})
     return 0
 
 
-def _tokenizer(context: WorkerContext, spec: CreateSpec) -> dict[str, Path]:
-    """The tokenizer files of the model that the spec names, if it names one."""
+def _vocabulary(context: WorkerContext, spec: CreateSpec) -> Vocabulary | None:
+    """The tokenizer of the model that the spec names, if it names one."""
     if spec.tokenizer is None:
-        return {}
+        return None
     source = context.registry.path(context.registry.resolve(spec.tokenizer))
-    found = {name: source / name for name in TOKENIZER_FILES if (source / name).exists()}
-    if "tokenizer.json" not in found:
-        raise InvalidError(f"cannot use the tokenizer of {spec.tokenizer}: it has none")
-    return found
+    if not (source / "tokenizer.json").exists():
+        raise InvalidError(
+            f"cannot use the tokenizer of {spec.tokenizer}: it has no tokenizer.json"
+        )
+    return Vocabulary(source)
 
 
-def _vocabulary_size(tokenizer: dict[str, Path]) -> int:
-    if not tokenizer:
-        return VOCABULARY_DEFAULT
-    import tokenizers
+def _vocab_size(given: Any, vocabulary: Vocabulary | None) -> int:
+    """How many tokens the model knows: all of its tokenizer's, or more."""
+    least = 2
+    if vocabulary is not None:
+        # Ids may have gaps: what counts is the highest.
+        least = max(least, vocabulary.size, 1 + max(vocabulary.tokenizer.get_vocab().values()))
+    if given is None:
+        return least if vocabulary is not None else VOCABULARY_DEFAULT
+    if type(given) is not int or not least <= given <= architectures.SETTING_MAX:
+        why = "" if vocabulary is None else ", as its tokenizer has so many tokens"
+        raise InvalidError(
+            f"cannot use vocab_size {architectures.shown(given)}: "
+            f"give a whole number from {least}{why}"
+        )
+    return given
 
-    size: int = tokenizers.Tokenizer.from_file(str(tokenizer["tokenizer.json"])).get_vocab_size()
-    return size
+
+def _name_tokens(model: Any, settings: dict[str, Any], vocabulary: Vocabulary) -> None:
+    """Let the config name the tokenizer's special tokens instead of its model type's usual ones."""
+    ids = {
+        "bos_token_id": vocabulary.end_id,
+        "eos_token_id": vocabulary.end_id,
+        "pad_token_id": vocabulary.pad_id,
+    }
+    for config in (model.config, getattr(model, "generation_config", None)):
+        for name, id_ in ids.items():
+            if config is not None and name not in settings:
+                setattr(config, name, id_)

@@ -98,6 +98,10 @@ class LocalSystem:
 
         task.add_done_callback(done)
 
+    def tidy(self) -> None:
+        """Remove what a crash has left in the registry, beside everything else."""
+        self._spawn(asyncio.to_thread(self.registry.collect_garbage), "collect garbage")
+
     async def effects_done(self) -> None:
         """Wait until everything that was enqueued has been done."""
         while self._effects:

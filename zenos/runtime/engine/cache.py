@@ -39,12 +39,14 @@ class RowCache:
         self.keys: Tensor = self.tensor[:, : heads // 2]
         self.values: Tensor = self.tensor[:, heads // 2 :]
 
+    @torch.inference_mode()
     def exchange(self, first: int, second: int, first_length: int, second_length: int) -> None:
         """Swap the first positions of two rows."""
         kept = self.tensor[first, :, :first_length].clone()
         self.copy(second, first, second_length)
         self.tensor[second, :, :first_length] = kept
 
+    @torch.inference_mode()
     def copy(self, source: int, target: int, length: int) -> None:
         """Give row `target` the first `length` positions of row `source`."""
         if length:

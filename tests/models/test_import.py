@@ -1,0 +1,322 @@
+"""Models that come from elsewhere and go elsewhere: Hugging Face directories in and out."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from zenos.core.errors import ConflictError, InvalidError, NotFoundError
+from zenos.models.registry import Registry
+from zenos.runtime import architectures
+
+from .files import litter, pack, tensor, weights, write_model
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny() -> Any:
+    settings = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    return architectures.build("llama-nano", settings, 64, 7)
+
+
+def equal(one: Any, other: Any) -> bool:
+    left, right = one.state_dict(), other.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def opened(directory: Path) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(directory, local_files_only=True)
+
+
+# -- whole models, with transformers
+
+
+@pytest.mark.parametrize("shard_size", ["1GB", "10KB"])
+def test_a_hugging_face_directory_comes_in_and_goes_out_the_same(
+    registry: Registry, tmp_path: Path, shard_size: str
+) -> None:
+    model = tiny()
+    model.save_pretrained(tmp_path / "theirs", max_shard_size=shard_size)
+    # What such directories hold besides, and what a model doesn't need.
+    (tmp_path / "theirs/pytorch_model.bin").write_bytes(pickle.dumps({"w": 1}))
+    (tmp_path / "theirs/modeling_own.py").write_text("raise SystemExit('it ran')")
+    (tmp_path / "theirs/.gitattributes").write_text("*.bin filter=lfs")
+    (tmp_path / "theirs/onnx").mkdir()
+    version = registry.import_directory(tmp_path / "theirs", "mine")
+    shards = [name for name in version.files if name.endswith(".safetensors")]
+    assert (len(shards) > 1) == (shard_size == "10KB")
+    assert "model.safetensors.index.json" in version.files or len(shards) == 1
+    assert not version.files.keys() & {"pytorch_model.bin", "modeling_own.py", ".gitattributes"}
+    assert version.parameters == sum(p.numel() for p in model.parameters())
+    assert (version.family, version.arch) == ("decoder", "llama")
+    assert version.lineage.parent == "import:theirs"
+
+    assert equal(opened(registry.path(version)), model)
+    assert equal(architectures.load(registry.path(version), torch.float32), model)
+
+    registry.export("mine", tmp_path / "out")
+    assert equal(opened(tmp_path / "out"), model)
+    assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
+    again = registry.import_directory(tmp_path / "out", "again")
+    assert again.files == version.files  # byte for byte, and stored once
+    registry.remove("mine")
+    assert equal(opened(registry.path(again)), model)
+
+
+def test_the_hub_s_cache_is_a_hugging_face_directory(registry: Registry, tmp_path: Path) -> None:
+    """There the files are links into `blobs` beside the snapshots, named by their hashes."""
+    repository = tmp_path / "models--someone--tiny"
+    snapshot = repository / "snapshots/abc123"
+    files = write_model(repository / "plain")
+    (repository / "blobs").mkdir()
+    snapshot.mkdir(parents=True)
+    for number, (name, path) in enumerate(files.items()):
+        path.rename(repository / f"blobs/{number}")
+        (snapshot / name).symlink_to(f"../../blobs/{number}")
+    version = registry.import_directory(snapshot, "hub")
+    assert sorted(version.files) == sorted(files)
+    # What is wrong with one is said by its own name.
+    (repository / "blobs/1").write_bytes(b"short")
+    with pytest.raises(InvalidError, match=r"model\.safetensors: it is truncated"):
+        registry.import_directory(snapshot, "hub")
+
+
+# -- what may not come in
+
+
+def truncated(directory: Path) -> None:
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def lying(directory: Path) -> None:
+    (directory / "model.safetensors").write_bytes(pack({"w": tensor(0, 2**40)}, b"x"))
+
+
+def only_pickle(name: str) -> Callable[[Path], None]:
+    def apply(directory: Path) -> None:
+        (directory / "model.safetensors").unlink()
+        (directory / name).write_bytes(pickle.dumps({"w": 1}))
+
+    return apply
+
+
+def renamed_pickle(directory: Path) -> None:
+    torch.save({"w": torch.zeros(3)}, directory / "model.safetensors")
+
+
+def no_weights(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+
+
+def no_config(directory: Path) -> None:
+    (directory / "config.json").unlink()
+
+
+def link(name: str, target: str) -> Callable[[Path], None]:
+    """One file a link; `outside` lies beside the directory."""
+
+    def apply(directory: Path) -> None:
+        path = directory / name
+        outside = directory.parent / "outside"
+        if path.exists():
+            path.rename(outside)
+        else:
+            outside.write_bytes(b"{}")
+        path.symlink_to(target.format(outside=outside))
+
+    return apply
+
+
+def link_to_link(directory: Path) -> None:
+    link("model.safetensors", "{outside}")(directory)
+    (directory / "inner").symlink_to(directory / "model.safetensors")
+    (directory / "second.safetensors").symlink_to("inner")
+    (directory / "model.safetensors").rename(directory / "model")
+
+
+def index(weight_map: Any) -> Callable[[Path], None]:
+    def apply(directory: Path) -> None:
+        path = directory / "model.safetensors.index.json"
+        path.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+    return apply
+
+
+def raw_index(directory: Path) -> None:
+    (directory / "model.safetensors.index.json").write_bytes(b"{" * 100_000)
+
+
+def odd_name(directory: Path) -> None:
+    (directory / "my notes 😀.txt").write_text("x")
+
+
+def long_name(directory: Path) -> None:
+    (directory / ("x" * 200 + ".txt")).write_text("x")
+
+
+def control_name(directory: Path) -> None:
+    (directory / "a\n\x1b[2J.json").write_text("{}")
+
+
+def many_files(directory: Path) -> None:
+    for number in range(1001):
+        (directory / f"{number}.txt").touch()
+
+
+REFUSED = [
+    (truncated, r"model\.safetensors: its tensors take 12 bytes, the file has 11"),
+    (lying, r"model\.safetensors: .*its tensors take 1099511627776 bytes, the file has 1"),
+    (only_pickle("pytorch_model.bin"), r"'pytorch_model\.bin': it is a pickle, and loading one"),
+    (only_pickle("weights.pt"), r"'weights\.pt': it is a pickle"),
+    (only_pickle("weights"), "'weights': it is a pickle"),
+    (renamed_pickle, r"'model\.safetensors': it is a pickle"),
+    (no_weights, "it has no safetensors weights"),
+    (no_config, r"without a config\.json"),
+    (link("model.safetensors", "{outside}"), "'model.safetensors': it is a link that leads out"),
+    (link("config.json", "../outside"), "'config.json': it is a link that leads out"),
+    (link("extra.json", "/etc/passwd"), "'extra.json': it is a link that leads out"),
+    (link("extra.txt", "/proc/self/environ"), "'extra.txt': it is a link that leads out"),
+    (link("extra.txt", "/dev/zero"), "'extra.txt': it is a link that leads out"),
+    (link("extra.txt", "gone"), "'extra.txt': it is a link to nothing"),
+    (link("extra.txt", "extra.txt"), "'extra.txt': it is a link to nothing"),
+    (link_to_link, "'second.safetensors': it is a link"),
+    (index({"w": "../outside.safetensors"}), r"names the file '\.\./outside\.safetensors'"),
+    (index({"w": "/etc/passwd"}), "names the file '/etc/passwd', which is not among its files"),
+    (index({"w": "second.safetensors"}), "is the download complete"),
+    (index({"v": "model.safetensors"}), r"model\.safetensors lacks 'v'"),
+    (index([]), "it has no weight_map"),
+    (index({"w": 3}), "it has no weight_map"),
+    (raw_index, r"cannot read model\.safetensors\.index\.json"),
+    (odd_name, r"called 'my notes \\U0001f600\.txt': rename it"),
+    (long_name, "cannot register a file called 'xxxx"),
+    (control_name, r"called 'a\\n\\x1b\[2J\.json'"),
+    (many_files, "cannot register 1004 files: at most 1000"),
+]
+
+
+@pytest.mark.parametrize(("damage", "reason"), REFUSED, ids=[reason[:40] for _, reason in REFUSED])
+def test_what_may_not_come_in(
+    registry: Registry, root: Path, tmp_path: Path, damage: Callable[[Path], None], reason: str
+) -> None:
+    write_model(tmp_path / "theirs")
+    registry.import_directory(tmp_path / "theirs", "good")
+    damage(tmp_path / "theirs")
+    with pytest.raises(InvalidError, match=reason) as raised:
+        registry.import_directory(tmp_path / "theirs", "bad")
+    message = str(raised.value)
+    assert message.startswith("cannot ")
+    assert message.isprintable()
+    assert len(message) < 600
+    assert [version.ref for version in registry.list()] == ["good:1"]
+    assert litter(root) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("nowhere", "it is no directory"),
+        ("file", "it is no directory"),
+        ("a\x00b", r"cannot import"),
+        ("x" * 5000, "cannot import"),
+    ],
+)
+def test_what_is_no_directory(registry: Registry, tmp_path: Path, path: str, reason: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidError, match=reason) as raised:
+        registry.import_directory(tmp_path / path, "m")
+    assert len(str(raised.value)) < 1500
+    assert str(raised.value).isprintable()
+
+
+def test_pipes_and_directories_with_the_names_of_files_are_passed_by(
+    registry: Registry, tmp_path: Path
+) -> None:
+    """Reading a pipe would wait for ever."""
+    write_model(tmp_path / "theirs")
+    os.mkfifo(tmp_path / "theirs/pipe.json")
+    (tmp_path / "theirs/directory.safetensors").mkdir()
+    version = registry.import_directory(tmp_path / "theirs", "m")
+    assert sorted(version.files) == ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+def test_links_inside_are_followed(registry: Registry, tmp_path: Path) -> None:
+    write_model(tmp_path / "theirs")
+    (tmp_path / "theirs/data").mkdir()
+    (tmp_path / "theirs/model.safetensors").rename(tmp_path / "theirs/data/w")
+    (tmp_path / "theirs/model.safetensors").symlink_to("data/w")
+    (tmp_path / "link").symlink_to("theirs")
+    version = registry.import_directory(tmp_path / "link", "m")
+    content = (registry.path(version) / "model.safetensors").read_bytes()
+    assert content == weights(b"some weights")
+
+
+def test_a_file_that_changes_while_it_is_copied_is_checked_as_it_arrived(
+    registry: Registry, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever owns the directory must not pass the check with one file and store another."""
+    files = write_model(tmp_path / "theirs")
+    add = Registry._add
+
+    def while_it_changes(self: Registry, source: Path) -> Any:
+        files["model.safetensors"].write_bytes(pack({"w": tensor(0, 2**40)}, b"x"))
+        try:
+            return add(self, source)
+        finally:
+            files["model.safetensors"].write_bytes(weights(b"some weights"))
+
+    monkeypatch.setattr(Registry, "_add", while_it_changes)
+    with pytest.raises(InvalidError, match=r"model\.safetensors"):
+        registry.import_directory(tmp_path / "theirs", "m")
+    assert registry.list() == []
+    assert litter(root) == []
+
+
+# -- export
+
+
+def test_export_refuses_to_write_over_anything(registry: Registry, tmp_path: Path) -> None:
+    registry.publish("m", write_model(tmp_path / "m"))
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/mine.txt").write_text("mine")
+    with pytest.raises(ConflictError, match="it exists already"):
+        registry.export("m", tmp_path / "there")
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["mine.txt"]
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(ConflictError, match="it exists already"):
+        registry.export("m", tmp_path / "dangling")
+    with pytest.raises(InvalidError, match="is no directory"):
+        registry.export("m", tmp_path / "no/such/place")
+    with pytest.raises(NotFoundError, match="cannot find the model 'n'"):
+        registry.export("n", tmp_path / "out")
+    with pytest.raises(InvalidError, match="cannot export to"):
+        registry.export("m", tmp_path / ("x" * 300))
+    with pytest.raises(InvalidError, match="cannot export to"):
+        registry.export("m", tmp_path / "a\x00b")
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {"m", "there", "dangling", "models"}
+
+
+def test_what_is_exported_belongs_to_its_owner(registry: Registry, tmp_path: Path) -> None:
+    files = write_model(tmp_path / "m")
+    registry.publish("m", files)
+    registry.export("m:1", tmp_path / "out")
+    for name, path in files.items():
+        assert (tmp_path / "out" / name).read_bytes() == path.read_bytes()
+        (tmp_path / "out" / name).write_bytes(b"changed")  # the registry's own is another file
+    registry.verify(registry.resolve("m"))
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755

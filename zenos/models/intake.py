@@ -1,0 +1,123 @@
+"""What may come into the registry: each file is checked before it is believed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from zenos.core import limits
+from zenos.core.errors import InvalidError
+from zenos.models import safetensors
+
+FILE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
+JSON_BYTES_MAX: Final = 16 * limits.MIB
+FILES_MAX: Final = 1000
+INDEX_SUFFIX: Final = ".safetensors.index.json"
+# What of a model's directory is taken in: weights, configs, tokenizers, templates.
+SUFFIXES: Final = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja", ".md"})
+
+
+def gather(directory: Path) -> dict[str, Path]:
+    """The files of a Hugging Face directory that make a model: config, tokenizer, safetensors.
+
+    Raises InvalidError for pickled weights, and for links that lead out of the directory.
+    """
+    shown = str(directory)[:1000]
+    shown = shown if shown.isprintable() else ascii(shown)
+    try:
+        if not directory.is_dir():
+            raise InvalidError(f"cannot import {shown}: it is no directory")
+        entries = sorted(directory.iterdir())
+        wanted = [p for p in entries if p.suffix in SUFFIXES and (p.is_symlink() or p.is_file())]
+        files = {path.name: _inside(path, directory) for path in wanted}
+        if not any(file.endswith(".safetensors") for file in files):
+            for path in entries:
+                if path.is_file():
+                    safetensors.refuse_pickle(path)
+            raise InvalidError(f"cannot import {shown}: it has no safetensors weights")
+    except OSError as error:
+        raise InvalidError(f"cannot import {shown}: {error.strerror or error}") from error
+    return files
+
+
+def inspect(files: Mapping[str, Path]) -> tuple[dict[str, Any], int]:
+    """Check a version's files: its config, and its number of parameters.
+
+    Raises InvalidError for pickles, lying headers, shards that are missing, names and configs that
+    cannot be used.
+    """
+    if len(files) > FILES_MAX:
+        raise InvalidError(f"cannot register {len(files)} files: at most {FILES_MAX}")
+    headers: dict[str, safetensors.Header] = {}
+    for name, path in files.items():
+        if not FILE.fullmatch(name):
+            raise InvalidError(
+                f"cannot register a file called {name[:64]!a}: rename it, with letters, digits, "
+                "'_', '-' and '.' alone"
+            )
+        if not path.is_file():
+            raise InvalidError(f"cannot register {name}: {str(path)[:1000]} is no file")
+        if name.endswith(".safetensors"):
+            headers[name] = safetensors.check(path, name)
+        elif Path(name).suffix.lower() in safetensors.PICKLE_NAMES:
+            safetensors.refuse_pickle(path, name)
+    if "config.json" not in files:
+        raise InvalidError("cannot register a model without a config.json")
+    for name, path in files.items():
+        if name.endswith(INDEX_SUFFIX):
+            _check_index(name, _read_object(path, name), headers)
+    config = _read_object(files["config.json"], "config.json")
+    if not isinstance(config.get("model_type", ""), str):
+        raise InvalidError("cannot read config.json: its model_type is no text")
+    return config, sum(header.parameters for header in headers.values())
+
+
+def _check_index(
+    name: str, index: dict[str, Any], headers: Mapping[str, safetensors.Header]
+) -> None:
+    """Every tensor of a sharded model must lie in the shard that the index names, among these."""
+    places = index.get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(f, str) for f in places.values()):
+        raise InvalidError(f"cannot read {name}: it has no weight_map of names to files")
+    for tensor, file in places.items():
+        if file not in headers:
+            raise InvalidError(
+                f"cannot register this model: {name} names the file {file[:64]!a}, which is not "
+                "among its files; is the download complete?"
+            )
+        if tensor not in headers[file].shapes:
+            raise InvalidError(f"cannot register this model: {file} lacks {tensor[:64]!a}")
+
+
+def _read_object(path: Path, name: str) -> dict[str, Any]:
+    """A file with a JSON object that the manifest can hold."""
+    try:
+        if path.stat().st_size > JSON_BYTES_MAX:
+            raise InvalidError(f"cannot read {name}: it is larger than {JSON_BYTES_MAX} bytes")
+        found = json.loads(path.read_bytes())
+        # Python reads numbers of any size, lone surrogates and deep nesting, which others do not.
+        msgspec.json.decode(msgspec.json.encode([[found]]))
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise InvalidError(f"cannot read {name}: {str(error)[:300]}") from error
+    except OSError as error:
+        raise InvalidError(f"cannot read {name}: {error.strerror or error}") from error
+    if not isinstance(found, dict):
+        raise InvalidError(f"cannot read {name}: it is no object")
+    return found
+
+
+def _inside(path: Path, directory: Path) -> Path:
+    """`path` without links, if it stays inside, or in the blobs of the hub's cache beside it."""
+    try:
+        real, root = path.resolve(strict=True), directory.resolve()
+    except (OSError, RuntimeError) as error:
+        raise InvalidError(f"cannot import {path.name!a}: it is a link to nothing") from error
+    cache = root.parent.parent / "blobs"  # .../models--X/snapshots/REVISION → .../models--X/blobs
+    if real.is_relative_to(root) or (root.parent.name == "snapshots" and real.parent == cache):
+        return real
+    raise InvalidError(f"cannot import {path.name!a}: it is a link that leads out of the directory")
