@@ -247,8 +247,8 @@ def read_settings(path: Path) -> dict[str, Any]:
 
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return {}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}  # that the home itself cannot be used is said where it is claimed
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidError(f"cannot read {path}: {error}") from error
     try:

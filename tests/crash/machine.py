@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,3 +136,5 @@ class Machine:
         for pid in mentioning(str(self.home.root)):
             os.kill(pid, signal.SIGKILL)
         until(lambda: not mentioning(str(self.home.root)))
+        # What a daemon that was killed cannot remove, and the next one would have.
+        shutil.rmtree(self.home.sockets, ignore_errors=True)

@@ -22,7 +22,7 @@ from zenos.core.specs import DeploymentSpec
 from zenos.core.task import HOLDING, Deployment, Node, Principal, Task, TaskEvent, TaskSpec
 from zenos.core.wire import Progress
 
-REPLY_TIMEOUT_S = 30.0
+REPLY_TIMEOUT_S = 10.0
 SUBSCRIBER_EVENTS_MAX = 4096
 
 
