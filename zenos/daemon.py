@@ -47,6 +47,7 @@ log = logging.getLogger("zenos.daemon")
 
 async def run(home: Home, config: Config) -> None:
     """Boot, run until told to stop, and stop in reverse order."""
+    end_boot_on_signals()
     async with AsyncExitStack() as stack:
         # 1. The home is ours alone.
         stack.enter_context(claim(home))
@@ -63,17 +64,18 @@ async def run(home: Home, config: Config) -> None:
         registry = Registry(home.models)
         # 4. The zygote warms up while the rest boots.
         zygote = ZygoteClient(home)
-        stack.push_async_callback(zygote.close)
         if config.zygote == "eager":
             await zygote.start()
         # 5. Workers: their bus, and what is left of the last daemon's.
         system = LocalSystem(home, config, store, inbox, view, registry, lambda: zygote.ready)
         stack.push_async_callback(system.effects_done)
+        stack.push_async_callback(zygote.close)  # first: effects may wait for it
         executor = LocalExecutor(home, config, inbox.put, zygote)
         stack.push_async_callback(executor.close)
         broker = Broker(
             executor.authenticate, system.on_message, system.on_connect, system.on_disconnect
         )
+        home.write_sockets()
         await broker.start(home.bus)
         stack.push_async_callback(broker.close)
         system.executor, system.broker = executor, broker
@@ -104,30 +106,38 @@ async def _until_stopped(
     looping: asyncio.Task[None],
     api: asyncio.Task[None],
 ) -> None:
-    """Wait for the word to stop, then for the workers that it concerns."""
-    stop: asyncio.Future[Mode] = system.stop_requested
-    first: set[asyncio.Future[Any]] = {stop, looping, api}
-    await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-    if not stop.done():
-        for ended in (looping, api):
-            if ended.done() and not ended.cancelled():
-                ended.result()  # raises what went wrong
-        return
-    mode = stop.result()
-    log.info("going down: %s", mode)
-    inbox.put(ev.Shutdown(suspend=mode == "suspend"))
+    """Wait for the word to stop, then for the workers that it concerns; the last word counts."""
+    asked = asyncio.create_task(system.stop_requests.get())
+    try:
+        await asyncio.wait({asked, looping, api}, return_when=asyncio.FIRST_COMPLETED)
+        while asked.done() and not looping.done():
+            mode = asked.result()
+            log.info("going down: %s", mode)
+            inbox.put(ev.Shutdown(suspend=mode == "suspend"))
+            asked = asyncio.create_task(system.stop_requests.get())
+            if await _have_ended(mode, view, {asked, looping}):
+                return
+    finally:
+        asked.cancel()
+    for ended in (looping, api):
+        if ended.done() and not ended.cancelled():
+            ended.result()  # raises what went wrong
+
+
+async def _have_ended(mode: Mode, view: View, others: set[asyncio.Task[Any]]) -> bool:
+    """Wait for the workers that `mode` waits for; False if one of `others` ended before them."""
     if mode == "leave":
-        return
-    kinds = (Kind.TRAIN, Kind.SERVE, Kind.PREPROCESS) if mode == "suspend" else tuple(Kind)
-    # With `drain` replicas would never end by themselves.
-    if mode == "drain":
-        kinds = tuple(kind for kind in kinds if kind is not Kind.SERVE)
+        return True
+    # A program cannot save its state, and a replica would never end by itself.
+    can_save = (Kind.TRAIN, Kind.SERVE, Kind.PREPROCESS)
+    kinds = can_save if mode == "suspend" else tuple(kind for kind in Kind if kind != Kind.SERVE)
     while any(t.state in HOLDING and t.kind in kinds for t in view.tasks.values()):
-        changed = asyncio.create_task(view.changed())
-        await asyncio.wait({changed, looping}, return_when=asyncio.FIRST_COMPLETED)
+        changed: asyncio.Task[Any] = asyncio.create_task(view.changed())
+        done, _ = await asyncio.wait({changed, *others}, return_when=asyncio.FIRST_COMPLETED)
         changed.cancel()
-        if looping.done():
-            return
+        if done & others:
+            return False
+    return True
 
 
 async def _end_api(api: asyncio.Task[None]) -> None:
@@ -221,6 +231,15 @@ def write_daemon_file(home: Home, host: str, port: int) -> None:
     durable.write_file(home.daemon, msgspec.json.encode(record))
 
 
+def end_boot_on_signals() -> None:
+    """Until the loop runs: SIGTERM and SIGINT undo what of the boot was done. SIGHUP is nothing."""
+    running, boot = asyncio.get_running_loop(), asyncio.current_task()
+    assert boot is not None  # noqa: S101 - a coroutine calls this
+    for number in (signal.SIGTERM, signal.SIGINT):
+        running.add_signal_handler(number, boot.cancel)
+    running.add_signal_handler(signal.SIGHUP, lambda: None)
+
+
 def watch_signals(system: LocalSystem, config: Config, home: Home) -> None:
     """SIGTERM and SIGINT: suspend what can be, and end. SIGHUP: read the log level again."""
     running = asyncio.get_running_loop()
@@ -296,6 +315,8 @@ def main(argv: list[str] | None = None) -> int:
         claim(home).close()
         start_logging(home, config.log_level, foreground=given.foreground)
         asyncio.run(run(home, config))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        log.info("told to end while starting")
     except ZenosError as error:
         log.error("%s", error)  # noqa: TRY400 - a clear message, no traceback
         print(error, file=sys.stderr)  # noqa: T201 - the one line that `zenos up` shows

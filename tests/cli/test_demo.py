@@ -23,6 +23,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "TMPDIR": str(tmp_path / "tmp"), "COLUMNS": "100"}
 
 
+@pytest.mark.timeout(600)
 def test_it_trains_registers_serves_and_leaves_nothing(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -31,7 +32,7 @@ def test_it_trains_registers_serves_and_leaves_nothing(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=540,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     loss = {

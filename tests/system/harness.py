@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -106,8 +105,3 @@ class System(Machine):
                     os.kill(pid, signal.SIGKILL)
             super().close()
         assert code == 0, self.log
-
-
-def passes(plan: str, condition: Callable[[], bool]) -> None:
-    """Fail with the plan's name, so that a failure can be done again."""
-    assert condition(), plan

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -115,18 +117,45 @@ def test_a_signal_ends_a_daemon_with_open_streams_and_leaves_nothing(
     system.close()
 
 
+def _has_made(process: subprocess.Popen[str], path: Path) -> bool:
+    return path.exists() or process.poll() is not None
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_daemon_that_boots_can_be_told_to_end(
-    tmp_path: Path, number: signal.Signals
-) -> None:
+def test_a_daemon_that_boots_can_be_told_to_end(tmp_path: Path, number: signal.Signals) -> None:
     home = Home(tmp_path / "home")
     # At different moments of its boot, told by what it has made so far.
     for made in (home.root, home.token, home.database, home.daemon):
         with popen(home.root) as process:
-            until(lambda made=made, process=process: made.exists() or process.poll() is not None)  # type: ignore[misc]
+            until(partial(_has_made, process, made))
             process.send_signal(number)
             _, said = process.communicate(timeout=60)
         assert process.returncode in (0, -number), (made, process.returncode, said)
         assert "Traceback" not in said, (made, said)
         until(lambda: not family(home))
     assert not home.daemon.exists()
+
+
+def test_a_zygote_that_cannot_start_is_said_and_holds_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "torch.py").write_text("raise ImportError('no such library: libgomp')")
+    monkeypatch.setenv("PYTHONPATH", str(broken))
+    system = System(tmp_path, "zygote=lazy")
+    try:
+        system.start()
+        task = system.ask(lambda client: client.create("made", arch="llama-nano").id)
+        until(lambda: "cannot start" in str(system.tasks()[task].outcome))
+        assert "zygote.log" in str(system.tasks()[task].outcome)
+        system.submit(1)
+        until(lambda: system.task(1).is_ended)
+        assert system.signal(signal.SIGTERM) == 0
+        system.start()
+        # It would be tried for some minutes; nobody has to wait for that.
+        system.ask(lambda client: client.cancel(task))
+        assert system.finish()[task].state is State.CANCELLED
+        assert "libgomp" in (system.home.root / "zygote.log").read_text()
+    finally:
+        system.close()

@@ -68,7 +68,24 @@ class Home(msgspec.Struct, frozen=True):
 
     @property
     def sockets(self) -> Path:
-        """The runtime directory for unix sockets: short, since a socket's path holds 108 bytes."""
+        """The runtime directory for unix sockets: short, since a socket's path holds 108 bytes.
+
+        It is written down by the daemon: a worker, or a later daemon that adopts it, may have
+        another environment, and must come to the same place.
+        """
+        try:
+            said = Path((self.root / "sockets").read_text(encoding="utf-8").strip())
+        except (OSError, ValueError):
+            return self._sockets()
+        # A copy of a home must not meet the original.
+        return said if said.name == self._sockets().name else self._sockets()
+
+    def write_sockets(self) -> None:
+        """Write down where the sockets are: as before, if that place is still there."""
+        place = self.sockets if self.sockets.parent.is_dir() else self._sockets()
+        (self.root / "sockets").write_text(f"{place}\n", encoding="utf-8")
+
+    def _sockets(self) -> Path:
         base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
         if len(os.fsencode(base)) > 60:
             base = "/tmp"  # noqa: S108 - the directory below is made with mode 0700 and checked

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 import msgspec
 
@@ -97,9 +98,9 @@ class View:
         self.progress[task] = progress
         self._publish(TaskProgress(task=task, progress=progress))
 
-    async def changed(self) -> None:
-        """Wait until something has been committed."""
-        await self._changed.wait()
+    def changed(self) -> Coroutine[Any, Any, bool]:
+        """Wait until something has been committed since this call, even if awaited only later."""
+        return self._changed.wait()
 
     def used(self) -> dict[str, Resources]:
         """What tasks hold, by node."""

@@ -59,7 +59,7 @@ class LocalSystem:
         self.view = view
         self.executor: Executor | None = None
         self.broker: Broker | None = None
-        self.stop_requested: asyncio.Future[Mode] = asyncio.get_running_loop().create_future()
+        self.stop_requests: asyncio.Queue[Mode] = asyncio.Queue()
         self._store = store
         self._inbox = inbox
         self._zygote_ready = zygote_ready
@@ -213,6 +213,5 @@ class LocalSystem:
             yield chunk
 
     def shut_down(self, mode: Mode) -> None:
-        """Ask the daemon to go down; returns at once."""
-        if not self.stop_requested.done():
-            self.stop_requested.set_result(mode)
+        """Ask the daemon to go down; returns at once. The last word counts: a drain can be cut."""
+        self.stop_requests.put_nowait(mode)

@@ -27,6 +27,10 @@ ENVIRONMENT: Final = {
     "MKL_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    # How long a thread of a parallel region spins for the others before it sleeps. The default is
+    # 60 times this: no faster on an idle machine, and where something else has a core (measured
+    # with two threads on two cores, one of them busy) half as fast.
+    "GOMP_SPINCOUNT": "5000",
 }
 
 
@@ -59,12 +63,13 @@ class ZygoteClient:
     async def fork(self, spec: Path, notify: int) -> None:
         """Have it fork a shim for `spec`, which talks on the descriptor `notify`.
 
-        Waits until the zygote is ready. OSError when it died meanwhile; then nothing was forked.
+        Waits until the zygote is ready. OSError when it died meanwhile, also before it was ready;
+        then nothing was forked.
         """
         await self.start()
         await self._ready.wait()
         if self._socket is None:
-            raise ConnectionError("the zygote has just died")
+            raise ConnectionError(f"the zygote has ended; why says {self._log}")
         socket.send_fds(self._socket, [os.fsencode(spec)], [notify])
 
     async def close(self) -> None:
@@ -75,6 +80,16 @@ class ZygoteClient:
             with suppress(asyncio.CancelledError):
                 await self._keeper
         await self._end()
+        self._tell_waiters()
+
+    @property
+    def _log(self) -> Path:
+        return self._home.root / "zygote.log"
+
+    def _tell_waiters(self) -> None:
+        """Whoever waits for it hears that it is gone; else a broken one is waited for for ever."""
+        self._ready.set()
+        self._ready.clear()
 
     async def _keep(self) -> None:
         while True:
@@ -82,13 +97,16 @@ class ZygoteClient:
                 await self._run()
             except OSError as error:
                 log.error("the zygote cannot be started: %s", error)  # noqa: TRY400
+            was_ready = self._ready.is_set()
             await self._end()
+            if not was_ready:
+                self._tell_waiters()
             await asyncio.sleep(RESTART_S)
 
     async def _run(self) -> None:
         """Start one and wait for its end."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, (self._home.root / "zygote.log").open("ab") as output:
+        with theirs, self._log.open("ab") as output:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - milliseconds, once
                 [sys.executable, "-m", "zenos.runtime.zygote", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,

@@ -1,0 +1,197 @@
+"""Where a daemon cannot start: it says why in a line, and changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.processes import until
+from tests.system.harness import System, family, popen, refused
+from zenos.client import connect
+from zenos.core.home import Home
+from zenos.core.task import State
+
+# What a daemon that is refused may still write: why.
+LOGS = ("daemon.log",)
+
+
+def content(home: Home) -> dict[str, str]:
+    """Every file of a home with a digest of what is in it."""
+    return {
+        str(path.relative_to(home.root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in home.root.rglob("*")
+        if path.is_file() and path.name not in LOGS
+    }
+
+
+def test_of_daemons_that_start_at_once_one_wins_and_is_unharmed(system: System) -> None:
+    processes = [popen(system.home.root) for _ in range(4)]
+    try:
+        until(lambda: sum(process.poll() is None for process in processes) == 1)
+        (winner,) = (process for process in processes if process.poll() is None)
+        for process in processes:
+            if process is not winner:
+                _, said = process.communicate()
+                assert process.returncode == 1
+                assert "cannot start: a daemon runs on" in said
+        until(system.home.daemon.exists)
+        with connect(home=system.home.root) as client:
+            assert client.status().pid == winner.pid
+            assert client.submit(["true"], cpu=0.1).wait(30).state is State.SUCCEEDED
+        winner.terminate()
+        winner.communicate(timeout=60)
+        assert winner.returncode == 0
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def test_a_second_daemon_changes_nothing_of_the_first(system: System) -> None:
+    system.start()
+    system.submit(1, system.hold)
+    workers = system.runs(1)
+    before = content(system.home)
+    assert "'zenos status' shows it" in refused(system.home.root)
+    assert content(system.home) == before
+    assert system.answers()
+    assert system.pids("started") == workers
+    system.released.touch()
+    assert system.finish()["n1"].state is State.SUCCEEDED
+
+
+def test_a_taken_port_changes_nothing_of_the_home(system: System) -> None:
+    system.start()
+    with connect(home=system.home.root) as client:
+        port = client.address.url.rpartition(":")[2]
+    place = system.home.root.with_name("other")
+    place.mkdir()
+    other = System(place, "zygote=lazy")
+    other.start()
+    other.submit(1)
+    other.finish()
+    assert other.shut_down("leave") == 0
+    before = content(other.home)
+    said = refused(other.home.root, "--port", port)
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another" in said
+    assert content(other.home) == before
+    other.start()
+    assert other.task(1).state is State.SUCCEEDED
+    other.close()
+
+
+@pytest.fixture
+def read_only(system: System) -> Iterator[System]:
+    """A system that has run, whose home can only be read now, also by root."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    system.start()
+    system.submit(1)
+    system.finish()
+    assert system.shut_down("leave") == 0
+    path = str(system.home.root)
+    mounted = subprocess.run(["mount", "--bind", path, path], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this machine doesn't mount")
+    try:
+        remount = ["mount", "-o", "remount,bind,ro", path]
+        if subprocess.run(remount, capture_output=True).returncode:
+            pytest.skip("this machine doesn't mount read-only")
+        yield system
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+def test_a_home_that_can_only_be_read_is_said(read_only: System) -> None:
+    before = content(read_only.home)
+    said = refused(read_only.home.root)
+    assert f"cannot use the home {read_only.home.root}: Read-only file system" in said
+    assert "ZENOS_HOME" in said
+    assert content(read_only.home) == before
+
+
+@pytest.mark.parametrize("name", ["", "runs", "models"])
+def test_a_file_in_the_way_is_said(tmp_path: Path, name: str) -> None:
+    home = Home(tmp_path / "home")
+    path = home.root / name if name else home.root
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("precious")
+    assert f"cannot use the home {home.root}" in refused(home.root)
+    assert path.read_text() == "precious"
+
+
+def set_revision(home: Home, revision: str) -> str:
+    """Let another version have written the database; which it was before."""
+    with closing(sqlite3.connect(home.database)) as database, database:
+        (before,) = database.execute("SELECT version_num FROM alembic_version").fetchone()
+        database.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+    return str(before)
+
+
+def test_a_newer_database_is_refused_untouched_and_its_own_version_goes_on(system: System) -> None:
+    system.start()
+    system.submit(1, system.hold)
+    workers = system.runs(1)
+    # Not ended in order: so it isn't known to be whole, and must not be called so by us.
+    system.kill()
+    revision = set_revision(system.home, "v9999")
+    before = content(system.home)
+    said = refused(system.home.root)
+    assert "it was written by a newer zenos" in said
+    assert "install that version" in said
+    assert refused(system.home.root) == said
+    assert content(system.home) == before
+    assert set_revision(system.home, revision) == "v9999"
+    system.start()
+    assert system.pids("started") == workers
+    system.released.touch()
+    assert system.finish()["n1"].state is State.SUCCEEDED
+    assert system.lines() == {1: 1}
+
+
+def test_a_damaged_database_is_refused_every_time(system: System) -> None:
+    system.start()
+    for number in range(30):
+        system.submit(number)
+    system.finish()
+    system.kill()
+    with closing(sqlite3.connect(system.home.database)) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (page,) = database.execute("PRAGMA page_size").fetchone()
+        (root,) = database.execute(
+            "SELECT rootpage FROM sqlite_master WHERE type = 'index' AND tbl_name = 'tasks'"
+            " AND sql IS NOT NULL"
+        ).fetchone()
+    # An index's page with other entries than its table: only a check finds that.
+    with system.home.database.open("r+b") as file:
+        file.seek((root - 1) * page + 64)
+        file.write(b"\xff" * (page - 64))
+    for _ in range(2):
+        said = refused(system.home.root)
+        assert "it is damaged" in said or "malformed" in said
+    assert not family(system.home)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "zygot=lazy"], "did you mean 'zygote'?"),
+        (["--set", "zygote=often"], "zygote"),
+        (["--set", "cpus=nan"], "cpus"),
+        (["--memory", "-1"], "-1"),
+        (["--port", "70000"], "65535"),
+    ],
+)
+def test_a_wrong_setting_is_said_before_anything_is_made(
+    tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    home = Home(tmp_path / "home")
+    assert said in refused(home.root, *arguments)
+    assert not home.root.exists()
