@@ -51,6 +51,7 @@ async def run(home: Home, config: Config) -> None:
     async with AsyncExitStack() as stack:
         # 1. The home is ours alone.
         stack.enter_context(claim(home))
+        durable.remove_temporaries(home.root)
         token = read_or_make_token(home)
         # 2. The address, before anything is started that would have to be stopped again.
         listener = stack.enter_context(listen(config))
@@ -228,7 +229,10 @@ def write_daemon_file(home: Home, host: str, port: int) -> None:
         "url": f"http://{shown}:{port}",
         "version": __version__,
     }
-    durable.write_file(home.daemon, msgspec.json.encode(record))
+    try:
+        durable.write_file(home.daemon, msgspec.json.encode(record))
+    except OSError as error:
+        raise StorageError(f"cannot write {home.daemon}: {error.strerror}") from error
 
 
 def end_boot_on_signals() -> None:
@@ -281,6 +285,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def start_logging(home: Home, level: str, *, foreground: bool) -> None:
     """To `daemon.log` in the home (16 MiB, three old ones), or to stderr in the foreground."""
+    logging.raiseExceptions = False  # a full disk takes the log, not stderr as well
     handler: logging.Handler
     if foreground:
         handler = logging.StreamHandler()
@@ -318,7 +323,8 @@ def main(argv: list[str] | None = None) -> int:
     except (KeyboardInterrupt, asyncio.CancelledError):
         log.info("told to end while starting")
     except ZenosError as error:
-        log.error("%s", error)  # noqa: TRY400 - a clear message, no traceback
+        if not given.foreground and logging.getLogger().handlers:
+            log.error("%s", error)  # noqa: TRY400 - a clear message, no traceback
         print(error, file=sys.stderr)  # noqa: T201 - the one line that `zenos up` shows
         return 4 if isinstance(error, RefusedError) else 1
     return 0

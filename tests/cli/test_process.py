@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -48,6 +49,8 @@ def up(home: Home) -> Iterator[Home]:
     if found is not None:
         os.kill(found.pid, signal.SIGKILL)
         until(lambda: start_time(found.pid) is None)
+        # What it could not remove any more, and the next daemon would have.
+        shutil.rmtree(home.sockets, ignore_errors=True)
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -24,6 +24,12 @@ def temporary_beside(path: Path) -> Path:
     )
 
 
+def remove_temporaries(directory: Path) -> None:
+    """Remove the files that writers left there which were killed. Nobody may be writing there."""
+    for path in directory.glob(f"{TEMPORARY_PREFIX}*"):
+        path.unlink(missing_ok=True)
+
+
 def sync_directory(path: Path) -> None:
     """Make renames and new names in the directory durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

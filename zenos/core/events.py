@@ -96,6 +96,7 @@ class WorkerLost(Event, frozen=True, kw_only=True):
     task: str
     generation: int
     reason: str
+    log_tail: str = ""
 
 
 class StartFailed(Event, frozen=True, kw_only=True):

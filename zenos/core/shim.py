@@ -30,6 +30,7 @@ Target = Callable[[dict[str, Any], str], int]
 
 SAMPLE_S = 0.2
 LOG_CHECK_S = 2.0
+DISK_FULL_S = 0.5
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
 
@@ -139,7 +140,9 @@ def write_record(directory: str, name: str, record: dict[str, Any], *, sync: boo
     temporary = f"{path}.tmp"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, json.dumps(record).encode())
+        data = json.dumps(record).encode()
+        while data:  # a disk that is nearly full takes a part
+            data = data[os.write(fd, data) :]
         if sync:
             os.fsync(fd)
     finally:
@@ -333,9 +336,22 @@ def run(spec: dict[str, Any], notify: int, target: Target | None = None) -> None
         "oom": limits.exceeded,
         "limit": limits.limit,
     }
-    write_record(directory, "exit", record, sync=True)
+    _write_exit(directory, record)
     passing("shim.exit.after")
     limits.remove()
+
+
+def _write_exit(directory: str, record: dict[str, Any]) -> None:
+    """Write down how it ended: on a full disk as soon as there is space, else it would be lost."""
+    while True:
+        try:
+            write_record(directory, "exit", record, sync=True)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            time.sleep(DISK_FULL_S)
+        else:
+            return
 
 
 def _say(notify: int, line: str) -> None:

@@ -80,7 +80,7 @@ def lost(kernel: Kernel, event: ev.WorkerLost, now: float) -> None:
     task = current(kernel, event.task, event.generation)
     if task is None:
         return
-    outcome = Outcome(error=f"cannot say how it ended: {event.reason}")
+    outcome = Outcome(error=f"cannot say how it ended: {event.reason}", log_tail=event.log_tail)
     if task.stopping == "cancel":
         _end(kernel, task, State.CANCELLED, outcome, now)
     elif task.kind is Kind.SERVE and task.stopping:
@@ -130,7 +130,7 @@ def _failed(
 ) -> None:
     attempts = task.attempts + 1
     if attempts > restarts(task, fault=fault, at_least=at_least):
-        _end(kernel, task, final, outcome, now)
+        _end(kernel, replace(task, attempts=attempts), final, outcome, now)
         return
     delay_s = min(limits.RETRY_BACKOFF_S * 2.0 ** min(attempts - 1, 30), limits.RETRY_BACKOFF_S_MAX)
     _requeue(kernel, task, outcome, now, "restarting", attempts=attempts, delay_s=delay_s)

@@ -74,6 +74,7 @@ class SqliteStore:
         self._path = path
         self._writer = ThreadPoolExecutor(1, "store-write")
         self._reader = ThreadPoolExecutor(1, "store-read")
+        self._prepared = False
         self._write = _engine(path, read_only=False)
         self._read = _engine(path, read_only=True)
 
@@ -107,12 +108,13 @@ class SqliteStore:
         return await loop.run_in_executor(self._reader, self._events, after_seq, limit, task)
 
     async def close(self) -> None:
-        """Checkpoint, mark the end as clean and close."""
+        """Checkpoint, mark the end as clean and close. What was refused stays as it is."""
 
         def finish() -> None:
+            if not self._prepared:
+                return
             with self._write.begin() as connection:
-                if sa.inspect(connection).has_table("meta"):
-                    _set_meta(connection, {"clean": "yes"})
+                _set_meta(connection, {"clean": "yes"})
             with self._write.connect() as connection:
                 connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
@@ -168,6 +170,7 @@ class SqliteStore:
             self._migrate(str(revision))  # 3
         with self._write.begin() as connection:
             _set_meta(connection, {"clean": "no"})
+        self._prepared = True
 
     def _check(self, connection: sa.Connection) -> None:
         said = connection.exec_driver_sql("PRAGMA integrity_check").scalar()

@@ -182,8 +182,9 @@ class LocalExecutor:
                 outcome = runs.outcome(handle.directory)
                 self._post(WorkerExited(task=task, generation=generation, outcome=outcome))
             case Found.LOST:
+                reason, tail = "its shim was killed", runs.log_tail(handle.directory / "log")
                 self._post(
-                    WorkerLost(task=task, generation=generation, reason="its shim was killed")
+                    WorkerLost(task=task, generation=generation, reason=reason, log_tail=tail)
                 )
             case _:
                 self._post(StartFailed(task=task, generation=generation, reason=reason))

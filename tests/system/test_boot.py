@@ -1,0 +1,117 @@
+"""kill -9 while the daemon boots, recovers or ends a task: the next one finds all as it was."""
+
+from __future__ import annotations
+
+import random
+import signal
+
+import pytest
+
+from tests.processes import until
+from tests.system.harness import System, family
+from zenos.core import durable, failpoints
+from zenos.core.task import State
+
+# What the shims and the zygote pass isn't passed by the daemon.
+DAEMON = sorted(label for label in failpoints.LABELS if not label.startswith(("shim.", "zygote.")))
+
+
+def fewer(label: str, most: int, wanted: int) -> list[int]:
+    """The first count, and others that the label's name chooses: always the same ones."""
+    source = random.Random(label)  # noqa: S311 - a choice of tests
+    return sorted({1, *source.sample(range(1, most + 1), min(wanted, most))})
+
+
+def killed(system: System, plan: str) -> bool:
+    """Start a daemon with a plan; whether it met it before it answered."""
+    system.start(plan)
+    return system.dead
+
+
+@pytest.mark.parametrize("label", ["durable.write", "durable.fsync", "durable.rename"])
+def test_a_first_boot_that_is_cut_off_anywhere_is_made_up_for(system: System, label: str) -> None:
+    count = 0
+    while killed(system, f"{label}=kill@{count + 1}"):
+        assert system.gone() == -signal.SIGKILL
+        count += 1
+        # Each time it begins from nothing, but for what the last one has left.
+        for path in (system.home.token, system.home.daemon):
+            path.unlink(missing_ok=True)
+    assert count >= 2, "the label isn't passed: this test proves nothing"
+    system.submit(1)
+    assert system.finish()["n1"].state is State.SUCCEEDED
+    # What a write that was cut off has left beside its file: a task's goes with the task.
+    assert not list(system.home.root.glob(f"{durable.TEMPORARY_PREFIX}*"))
+
+
+PLANS = [
+    f"{label}=kill@{count}"
+    for label in DAEMON
+    if label.startswith(("loop.", "worker."))
+    for count in fewer(label, 3, 1)
+]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_recovery_that_is_cut_off_too_loses_nothing(system: System, plan: str) -> None:
+    """One task goes on, one has ended meanwhile, some wait, one is finished, one was cancelled."""
+    ended = system.ran.with_name("ended")
+    system.start()
+    (cpus,) = (node.node.capacity.cpu for node in system.ask(lambda client: client.nodes()))
+    half = cpus / 2000
+    system.submit(1)
+    until(lambda: system.task(1).is_ended)
+    finished = system.task(1)
+    system.submit(2, system.hold, cpu=half)
+    system.submit(3, f"while [ ! -e {ended} ]; do sleep 0.01; done; exit 4", cpu=half)
+    workers = system.runs(2, 3)
+    for number in (4, 5, 6):
+        system.submit(number, cpu=half)
+    # Tasks are counted in the order of their submission.
+    system.ask(lambda client: client.cancel("t6"))
+    system.kill()
+    ended.touch()
+    until(lambda: (system.home.run("t3", 1) / "exit").exists())
+    for _ in range(2):  # the second recovery is cut off like the first
+        system.start(plan)
+        until(lambda: system.dead or not waits(system))
+        if not system.dead:
+            system.kill()
+    system.start()
+    (live,) = system.pids("started")
+    assert live in workers
+    assert system.task(1) == finished
+    system.released.touch()
+    tasks = system.finish()
+    states = {name: task.state for name, task in tasks.items()}
+    done = dict.fromkeys(("n1", "n2", "n4", "n5"), State.SUCCEEDED)
+    assert states == {**done, "n3": State.FAILED, "n6": State.CANCELLED}
+    outcome = tasks["n3"].outcome
+    assert outcome is not None
+    assert outcome.exit_code == 4
+    assert system.lines() == dict.fromkeys(range(1, 6), 1)
+
+
+def waits(system: System) -> bool:
+    """Whether something still waits that could run beside the one that goes on."""
+    states = [task.state for task in system.tasks().values()]
+    return states.count(State.SUCCEEDED) < 3
+
+
+@pytest.mark.parametrize(
+    "plan", [f"{name}=kill@{n}" for name in DAEMON if name.startswith("loop.") for n in (3, 4, 5)]
+)
+def test_a_cancel_that_was_heard_holds(system: System, plan: str) -> None:
+    system.start(plan)
+    system.submit(1, system.hold, retries=3)
+    system.runs(1)
+    cancelled = system.ask(lambda client: client.cancel("t1"))
+    assert cancelled.id == "t1"
+    until(lambda: system.dead or system.task(1).is_ended)
+    # From here on nobody asks for it again.
+    if not system.dead:
+        system.kill()
+    system.start()
+    assert system.finish()["n1"].state is State.CANCELLED
+    until(lambda: len(family(system.home)) == 1)
+    assert system.lines() == {1: 1}

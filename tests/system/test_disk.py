@@ -1,0 +1,125 @@
+"""A full disk, a real one: nothing new is taken, nothing old is lost, and then it goes on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.processes import until
+from tests.system.harness import System, refused
+from zenos.client import connect
+from zenos.core.errors import StorageError, UnavailableError, ZenosError
+from zenos.core.task import State
+
+
+class Disk:
+    """A file system of a few MiB, and a file that fills it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._filler = path / "filler"
+
+    def fill(self) -> None:
+        """Leave not a byte."""
+        with self._filler.open("ab", buffering=0) as file:
+            for size in (1 << 16, 1 << 10, 1):
+                with suppress(OSError):
+                    while file.write(b"x" * size):
+                        continue
+
+    def clear(self) -> None:
+        """Give the space back."""
+        self._filler.unlink()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    path = tmp_path / "disk"
+    path.mkdir()
+    argv = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(path)]
+    if subprocess.run(argv, capture_output=True).returncode:
+        pytest.skip("this machine doesn't mount a tmpfs")
+    yield Disk(path)
+    subprocess.run(["umount", str(path)], check=True)
+
+
+@pytest.fixture
+def full(disk: Disk, tmp_path: Path) -> Iterator[System]:
+    """A system whose home lies on the small disk; what its tasks write lies elsewhere."""
+    system = System(disk.path, "zygote=lazy")
+    system.ran = tmp_path / "ran"
+    system.ran.touch()
+    yield system
+    system.close()
+
+
+def refuse(system: System) -> None:
+    """Submit until that is refused: what the database has of its own space is soon used up."""
+    said: ZenosError | None = None
+    with connect(home=system.home.root, retry_s=0) as client:
+        for number in range(1000, 1400):
+            try:
+                client.submit(["true"], name=f"x{number}", cpu=0.1, env={"A": "a" * 9000})
+            except (StorageError, UnavailableError) as error:
+                said = error
+                break
+        assert said is not None, "never refused"
+        # The one that met it may wait for the store; the next ones are told at once, and why.
+        with pytest.raises(ZenosError, match=r"cannot use the database .* full"):
+            client.submit(["true"], name="y")
+        assert client.status().store == "failing"
+
+
+def test_what_runs_on_a_full_disk_ends_as_it_ends(full: System, disk: Disk) -> None:
+    full.start()
+    full.submit(1, f"{full.hold}; exit 5")
+    full.submit(2, full.hold)
+    full.runs(1, 2)
+    disk.fill()
+    refuse(full)
+    full.released.touch()
+    shims = full.home.runs / "t1" / "1"
+    # The worker has ended, and its shim waits for the space to say so.
+    until(lambda: not full.pids("started") and (shims / "exit.tmp").exists())
+    assert not (shims / "exit").exists()
+    disk.clear()
+    tasks = full.finish()
+    outcome = tasks["n1"].outcome
+    assert outcome is not None
+    assert (tasks["n1"].state, outcome.exit_code) == (State.FAILED, 5)
+    assert tasks["n2"].state is State.SUCCEEDED
+    full.submit(3)
+    assert full.finish()["n3"].state is State.SUCCEEDED
+    lines = full.lines()
+    assert (lines[1], lines[2], lines[3]) == (1, 1, 1)
+    with connect(home=full.home.root, retry_s=0) as client:
+        assert client.status().store == "ok"
+
+
+def test_a_daemon_that_dies_on_a_full_disk_comes_back_with_all(full: System, disk: Disk) -> None:
+    full.start()
+    full.submit(1, full.hold)
+    workers = full.runs(1)
+    accepted = {task.id for task in full.tasks().values()}
+    disk.fill()
+    refuse(full)
+    accepted |= {task.id for task in full.tasks().values()}
+    full.kill()
+    said = refused(full.home.root)
+    assert "cannot" in said
+    assert "disk" in said or "space" in said
+    disk.clear()
+    full.start()
+    assert full.pids("started") == workers
+    assert accepted <= {task.id for task in full.tasks().values()}
+    full.released.touch()
+    tasks = full.finish()
+    assert all(task.state is State.SUCCEEDED for task in tasks.values()), tasks
+    assert full.lines()[1] == 1
