@@ -318,6 +318,9 @@ def main(argv: list[str] | None = None) -> int:
             flags[name] = value
         config = configuration.resolve(read_settings(home.config), os.environ, flags)
         claim(home).close()
+        # Not where it was started from: that folder could never be unmounted, and what lies in it
+        # must not lead the daemon's own processes astray.
+        os.chdir(home.root)
         start_logging(home, config.log_level, foreground=given.foreground)
         asyncio.run(run(home, config))
     except (KeyboardInterrupt, asyncio.CancelledError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from tests.cli.conftest import Daemon, Ran, until, zenos
 from zenos.cli import errors, plot
-from zenos.cli.train_flags import HELP, fields, flag_of
+from zenos.cli.train_flags import fields, flag_of
 from zenos.client import ModelVersion
 from zenos.core import errors as core_errors
 from zenos.core import events
@@ -61,10 +62,10 @@ def test_no_command_is_missing_above() -> None:
 
 
 def test_every_field_of_a_training_run_has_a_flag_and_a_help() -> None:
-    text = zenos("train", "--help").out
-    assert set(HELP) == set(fields())
+    lines = [" ".join(line.split()) for line in zenos("train", "--help").out.splitlines()]
     for name in fields():
-        assert flag_of(name) in text, name
+        mine = [line for line in lines if re.match(rf"│ [*]? ?{flag_of(name)} ", line)]
+        assert any(len(line.split()) > 4 for line in mine), f"{name} has no help: {mine}"
     assert len({flag_of(name) for name in fields()}) == len(fields())
 
 

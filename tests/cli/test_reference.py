@@ -1,21 +1,34 @@
-"""The page of all commands is what the commands are."""
+"""The pages of all commands and specifications are what those are."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+import pytest
 from typer.main import get_command
 
 from zenos.cli.main import app
-from zenos.cli.reference import reference
+from zenos.cli.reference import reference, specs
+from zenos.core.task import SCHEMAS
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "reference" / "cli.md"
+PAGES = Path(__file__).parent.parent.parent / "docs" / "reference"
 
 
-def test_the_page_is_up_to_date() -> None:
-    assert PAGE.read_text(encoding="utf-8") == reference(), (
-        "write it anew: python -m zenos.cli.reference > docs/reference/cli.md"
+@pytest.mark.parametrize(("name", "made"), [("cli", reference), ("specs", specs)])
+def test_a_page_is_up_to_date(name: str, made: Callable[[], str]) -> None:
+    assert (PAGES / f"{name}.md").read_text(encoding="utf-8") == made(), (
+        f"write it anew: python -m zenos.cli.reference {name} > docs/reference/{name}.md"
     )
+
+
+def test_every_field_of_a_specification_is_explained() -> None:
+    schemas, types = msgspec.json.schema_components(SCHEMAS.values())
+    assert len(types) > len(schemas)
+    for title, schema in types.items():
+        for name, field in schema["properties"].items():
+            assert name == "type" or field.get("description"), f"{title}.{name} is not explained"
 
 
 def test_every_command_and_option_is_explained() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -22,16 +22,9 @@ from zenos.api.shapes import (
     Status,
 )
 from zenos.core.resources import Resources
-from zenos.core.specs import CreateSpec, DeploymentSpec, TrainSpec
-from zenos.core.task import TaskSpec
+from zenos.core.task import SCHEMAS
 
 router = APIRouter(tags=["system"])
-SCHEMAS: Final[dict[str, Any]] = {
-    "train": TrainSpec,
-    "create": CreateSpec,
-    "task": TaskSpec,
-    "deployment": DeploymentSpec,
-}
 SchemaName = Literal["train", "create", "task", "deployment"]
 
 

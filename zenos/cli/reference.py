@@ -1,8 +1,13 @@
-"""Writes docs/reference/cli.md from the commands themselves: `python -m zenos.cli.reference`."""
+"""Writes pages of docs/reference from what they are about.
+
+`python -m zenos.cli.reference cli` prints the page of the commands, `… specs` that of the
+specifications.
+"""
 
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 from typing import Any
 
@@ -10,7 +15,7 @@ from typer.main import get_command
 
 HEAD = """# Commands
 
-Written by `python -m zenos.cli.reference` from the commands themselves; `zenos COMMAND --help`
+Written by `python -m zenos.cli.reference cli` from the commands themselves; `zenos COMMAND --help`
 says the same.
 
 Results go to stdout and messages to stderr. With `--json` the result is JSON.
@@ -97,5 +102,63 @@ def _about(option: Any) -> str:
     return f"{text} Default `{default}`."
 
 
+SPECS_HEAD = """# Specifications
+
+Written by `python -m zenos.cli.reference specs` from the types themselves. As JSON schemas:
+`zenos schema NAME` or `GET /api/schemas/NAME` for train, create, task and deployment. An unknown
+field is an error that names the nearest one.
+"""
+
+
+def specs() -> str:
+    """The page of the specifications, from the published schemas."""
+    import msgspec
+
+    from zenos.core.task import SCHEMAS
+
+    schemas, _ = msgspec.json.schema_components(SCHEMAS.values(), ref_template="{name}")
+    names = {schema["$ref"]: name for schema, name in zip(schemas, SCHEMAS, strict=True)}
+    _, types = msgspec.json.schema_components(SCHEMAS.values())
+    names |= {name: name.removesuffix("Spec").lower() for name in types if name not in names}
+    order = [*SCHEMAS, *(name for name in names.values() if name not in SCHEMAS)]
+    by_name = {names[title]: schema for title, schema in types.items()}
+    return "\n".join([SPECS_HEAD, *(_spec(name, by_name[name], names) for name in order)])
+
+
+def _spec(name: str, schema: dict[str, Any], names: dict[str, str]) -> str:
+    lines = [f"## {name}\n", f"{schema['description']}\n", "| field | type | default | meaning |"]
+    lines.append("| --- | --- | --- | --- |")
+    required = schema.get("required", [])
+    for field, about in schema["properties"].items():
+        default = "required" if field in required else f"`{json.dumps(about.get('default'))}`"
+        text = about.get("description", "")
+        if "minimum" in about:
+            text += f" From {_number(about['minimum'])} to {_number(about['maximum'])}."
+        if field == "type":
+            default, text = "", "Tells which work of a task it is."
+        lines.append(f"| `{field}` | {_type(about, names)} | {default} | {text} |")
+    return "\n".join([*lines, ""])
+
+
+def _number(value: float) -> str:
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
+
+
+def _type(schema: dict[str, Any], names: dict[str, str]) -> str:
+    """A schema's type in a few words."""
+    if "$ref" in schema:
+        name = names[schema["$ref"].rpartition("/")[2]]
+        return f"[{name}](#{name})"
+    if "enum" in schema:
+        return " or ".join(f"`{value}`" for value in schema["enum"])
+    if "anyOf" in schema:
+        return " or ".join(
+            _type(part, names) for part in schema["anyOf"] if part.get("type") != "null"
+        )
+    if schema.get("type") == "array":
+        return f"list of {_type(schema['items'], names)}"
+    return {"object": "mapping"}.get(schema["type"], str(schema["type"]))
+
+
 if __name__ == "__main__":
-    sys.stdout.write(reference())
+    sys.stdout.write({"cli": reference, "specs": specs}[sys.argv[1]]())

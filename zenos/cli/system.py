@@ -208,14 +208,7 @@ def schema(
     import msgspec
 
     from zenos.cli.output import put_json
-    from zenos.core.specs import CreateSpec, DeploymentSpec, TrainSpec
-    from zenos.core.task import TaskSpec
+    from zenos.core.task import SCHEMAS
 
-    types: dict[str, Any] = {
-        "train": TrainSpec,
-        "create": CreateSpec,
-        "task": TaskSpec,
-        "deployment": DeploymentSpec,
-    }
-    made = msgspec.json.schema(types[name])
+    made = msgspec.json.schema(SCHEMAS[name])
     put_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **made})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
@@ -38,41 +39,11 @@ _PANELS: Final = {
     "How to compute": ("dtype", "compile", "seed", "inexact"),
     "Evaluation and checkpoints": ("eval_every", "eval_batches", "checkpoint_every"),
 }
-HELP: Final = {
-    "model": "Name under which the result is registered.",
-    "arch": "Architecture from scratch: a short name (llama-nano) or a model type (llama).",
+# Where a flag takes something else than the field.
+_HELP: Final = {
     "settings": "NAME=VALUE: a field of the architecture's configuration; may be repeated.",
-    "base": "Registered model to go on from, instead of --arch.",
-    "tokenizer": "Registered model whose tokenizer is used; by default one is trained.",
-    "objective": "What is learned.",
-    "vocab_size": "Size of the tokenizer that is trained.",
-    "sequence_length": "Tokens per sequence.",
-    "batch_size": "Sequences per micro-batch.",
-    "accumulate": "Micro-batches per step.",
-    "steps": "Optimiser steps; by default as many as --epochs takes.",
-    "epochs": "Passes over the corpus.",
-    "time_budget_s": "Seconds after which training ends, whatever the steps.",
-    "learning_rate": "Highest learning rate, after the warm-up.",
-    "learning_rate_min": "Learning rate at the end of the cosine.",
-    "warmup": "Steps of linear warm-up.",
-    "weight_decay": "AdamW's weight decay.",
-    "beta1": "AdamW's first beta.",
-    "beta2": "AdamW's second beta.",
-    "clip": "Largest 2-norm of the gradient.",
-    "mask_probability": "Share of tokens masked (masked_lm).",
-    "dtype": "Arithmetic of the forward pass.",
-    "compile": "Compile the model where a compiler is.",
-    "seed": "Seed of weights and data order.",
-    "inexact": "Go on from a checkpoint although the result will differ in its last bits.",
-    "eval_every": "Steps between evaluations.",
-    "eval_batches": "Batches per evaluation.",
-    "checkpoint_every": "Steps between checkpoints.",
     "data.paths": "File, directory or glob to train on; may be repeated.",
-    "data.format": "How the files are read; by default told from their endings.",
-    "data.text_column": "Column with the text (jsonl, csv, parquet).",
-    "data.encoding": "Encoding of the text, e.g. gb18030.",
     "data.exclude": "Pattern of files to leave out; may be repeated.",
-    "data.eval_fraction": "Share of the documents that is held out.",
 }
 
 
@@ -111,11 +82,11 @@ def with_train_flags(command: Callable[..., None]) -> Callable[..., None]:
 
 def _parameter(name: str, field: Any) -> inspect.Parameter:
     flag = flag_of(name)
-    type_ = _plain_type(field.type)
+    type_, about = _plain_type(field.type)
     default = "" if field.default in (msgspec.NODEFAULT, None) else f" Default {field.default}."
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if type_ is bool else flag,
-        help=f"{HELP.get(name, '')}{default}",
+        help=f"{_HELP.get(name) or about}{default}",
         rich_help_panel=_panel(name),
         show_default=False,
     )
@@ -134,11 +105,14 @@ def _panel(name: str) -> str:
     return "Data"
 
 
-def _plain_type(type_: Any) -> Any:
-    """What Typer is told: without None; a mapping is given as NAME=VALUE texts."""
+def _plain_type(type_: Any) -> tuple[Any, str]:
+    """What Typer is told, without None, and what it means; a mapping is given as NAME=VALUE."""
+    type_, meta = get_args(type_)
     if get_origin(type_) in (Union, UnionType):
         (type_,) = [part for part in get_args(type_) if part is not NoneType]
-    return list[str] if get_origin(type_) is dict else type_
+    # A description names other fields; here they are flags.
+    about = re.sub(r"`(\w+)`", lambda found: flag_of(found[1]), meta.description)
+    return list[str] if get_origin(type_) is dict else type_, about
 
 
 def merged(file: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,8 +141,6 @@ def merged(file: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_spec(path: Path) -> dict[str, Any]:
     """The file's mapping (YAML or JSON), with data paths meant from where the file lies."""
-    import re
-
     import yaml
 
     from zenos.client.build import resolve_paths

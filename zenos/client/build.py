@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_type_hints
 
 import msgspec
 
@@ -202,7 +202,8 @@ def explain(message: str, into: type[Any]) -> str:
 
 def _field_names(into: type[Any], path: str) -> list[str]:
     for part in filter(None, re.split(r"[.\[]", path)):
+        hints = get_type_hints(into)  # without what is annotated
         for field in msgspec.structs.fields(into):
-            if field.encode_name == part and hasattr(field.type, "__struct_fields__"):
-                into = field.type
+            if field.encode_name == part and hasattr(hints[field.name], "__struct_fields__"):
+                into = hints[field.name]
     return [field.encode_name for field in msgspec.structs.fields(into)]

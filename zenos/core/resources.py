@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Self
+from typing import Annotated, Self
 
 import msgspec
 
 from zenos.core import limits
 from zenos.core.errors import InvalidError
+from zenos.core.fields import about
 
 _SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([kKmMgGtT]?)(i?)[bB]?\s*$")
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -75,15 +76,12 @@ def show_share(milli: int) -> str:
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a task wants, holds, or a node has.
+    """What a task wants, holds, or a node has."""
 
-    cpu: millicores; gpu: milli-GPUs; memory and gpu_memory: bytes.
-    """
-
-    cpu: int = 0
-    gpu: int = 0
-    memory: int = 0
-    gpu_memory: int = 0
+    cpu: Annotated[int, about("Millicores.")] = 0
+    gpu: Annotated[int, about("Milli-GPUs: below 1000, or whole thousands.")] = 0
+    memory: Annotated[int, about("Bytes.")] = 0
+    gpu_memory: Annotated[int, about("Bytes.")] = 0
 
     @classmethod
     def of(

@@ -1,25 +1,30 @@
 """What users ask for: the specifications of programs, training runs, new models and deployments.
 
 These are the published schemas (`zenos schema train`). A field's default is what a user gets who
-says nothing. Bounds are checked by `check()` of each, with errors that say what to do.
+says nothing. Its meaning and its bounds stand with the field, once: the schemas, the flags of the
+command line and the reference pages are made from them, and `check()` compares with them.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from zenos.core import limits
 from zenos.core.errors import InvalidError
+from zenos.core.fields import about, check_bounds
 from zenos.core.names import ModelRef, check_name
 
-
-def _bounded(name: str, value: float, low: float, high: float) -> None:
-    # NaN fails the comparison too; an integer may be too large to become a float.
-    if not low <= value <= high:
-        shown = repr(value)[:40]
-        raise InvalidError(f"cannot use {name} {shown}: it must be from {low:g} to {high:g}")
+DType = Literal["float32", "bfloat16"]
+Slots = Annotated[int, about("Sequences that are decoded together.", 1, 4096)]
+Context = Annotated[
+    int | None, about("Tokens per sequence; by default what the model has.", 8, 10_000_000)
+]
+Seed = Annotated[int, about("Seed of the weights and of the data's order.", 0, 2**63 - 1)]
+ArchSettings = Annotated[
+    dict[str, Any], about("Fields of the architecture's configuration, instead of the preset's.")
+]
 
 
 class ProgramSpec(
@@ -27,9 +32,9 @@ class ProgramSpec(
 ):
     """Any program: its arguments, environment and working directory."""
 
-    argv: list[str]
-    env: dict[str, str] = {}
-    cwd: str | None = None
+    argv: Annotated[list[str], about("The program and its arguments; no shell is in between.")]
+    env: Annotated[dict[str, str], about("Variables beside the few that every task has.")] = {}
+    cwd: Annotated[str | None, about("The working directory; by default the user's home.")] = None
 
     def check(self) -> None:
         """Raises InvalidError when it could not be executed."""
@@ -52,38 +57,40 @@ class ProgramSpec(
 class CreateSpec(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="create"
 ):
-    """A new, untrained model.
+    """A new, untrained model."""
 
-    arch: a short name (`llama-nano`) or a transformers model type (`llama`, `gpt2`, `bert`, `t5`).
-    settings: fields of the transformers config that replace the preset's.
-    """
-
-    name: str
-    arch: str
-    settings: dict[str, Any] = {}
-    seed: int = 0
-    tokenizer: str | None = None
+    name: Annotated[str, about("Name under which the model is registered.")]
+    arch: Annotated[
+        str,
+        about("A short name (`llama-nano`) or a model type (`llama`, `gpt2`, `bert`, `t5`)."),
+    ]
+    settings: ArchSettings = {}
+    seed: Seed = 0
+    tokenizer: Annotated[
+        str | None, about("Registered model whose tokenizer it takes over; by default it has none.")
+    ] = None
 
     def check(self) -> None:
         """Raises InvalidError for names or numbers that may not be used."""
         check_name(self.name, "model name")
         check_name(self.arch, "architecture")
-        _bounded("seed", self.seed, 0, 2**63 - 1)
+        check_bounds(self)
 
 
 class DataSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the corpus lies and how it is read.
+    """Where the corpus lies and how it is read."""
 
-    paths: files, directories or globs, absolute. format: by default told from each file's ending.
-    eval_fraction: the share held out, chosen by a hash of each document's content.
-    """
-
-    paths: list[str]
-    format: Literal["auto", "text", "jsonl", "csv", "parquet"] = "auto"
-    text_column: str = "text"
-    encoding: str = "utf-8"
-    exclude: list[str] = []
-    eval_fraction: float = 0.05
+    paths: Annotated[list[str], about("Files, directories or globs, absolute.")]
+    format: Annotated[
+        Literal["auto", "text", "jsonl", "csv", "parquet"],
+        about("How the files are read; by default told from each one's ending."),
+    ] = "auto"
+    text_column: Annotated[str, about("Column with the text (jsonl, csv, parquet).")] = "text"
+    encoding: Annotated[str, about("Encoding of the text, such as gb18030.")] = "utf-8"
+    exclude: Annotated[list[str], about("Patterns of files to leave out.")] = []
+    eval_fraction: Annotated[
+        float, about("Share held out, chosen by a hash of each document's content.", 0, 0.5)
+    ] = 0.05
 
     def check(self) -> None:
         """Raises InvalidError for what can be seen without opening the files."""
@@ -92,50 +99,61 @@ class DataSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for path in [*self.paths, *self.exclude]:
             if not path or "\0" in path or len(path) > limits.PATH_CHARS_MAX:
                 raise InvalidError(f"cannot use the data path {path[:64]!r}")
-        _bounded("data.eval_fraction", self.eval_fraction, 0.0, 0.5)
+        check_bounds(self, "data.")
 
 
 class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="train"):
-    """A training run.
+    """A training run: either `arch` (and `settings`), from scratch, or `base`, to go on from."""
 
-    model: the name under which the result is registered. Either `arch` (and `settings`) for a model
-    from scratch, or `base` for a registered one to go on from.
-    sequence_length: tokens; batch_size: sequences per micro-batch; accumulate: micro-batches per
-    step; learning_rate: the schedule's peak; warmup: steps; clip: the gradient's largest 2-norm.
-    steps: optimiser steps; None means as many as `epochs` over the corpus takes.
-    time_budget_s: seconds of training (not of reading) that the steps must fit in as well.
-    inexact: resume even where threads, build or instruction set have changed since the checkpoint.
-    """
-
-    model: str
-    data: DataSpec
-    objective: Literal["causal_lm", "masked_lm"] = "causal_lm"
-    arch: str | None = None
-    settings: dict[str, Any] = {}
-    base: str | None = None
-    tokenizer: str | None = None
-    vocab_size: int = 4096
-    sequence_length: int = 256
-    batch_size: int = 8
-    accumulate: int = 1
-    steps: int | None = None
-    epochs: float = 1.0
-    time_budget_s: float | None = None
-    learning_rate: float = 1e-3
-    learning_rate_min: float = 1e-4
-    warmup: int = 100
-    weight_decay: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.95
-    clip: float = 1.0
-    mask_probability: float = 0.15
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    compile: bool = False
-    seed: int = 0
-    eval_every: int = 100
-    eval_batches: int = 20
-    checkpoint_every: int = 200
-    inexact: bool = False
+    model: Annotated[str, about("Name under which the result is registered.")]
+    data: Annotated[DataSpec, about("Where the corpus lies and how it is read.")]
+    objective: Annotated[Literal["causal_lm", "masked_lm"], about("What is learned.")] = "causal_lm"
+    arch: Annotated[
+        str | None, about("From scratch: a short name (llama-nano) or a model type (llama).")
+    ] = None
+    settings: ArchSettings = {}
+    base: Annotated[str | None, about("Registered model to go on from, instead of `arch`.")] = None
+    tokenizer: Annotated[
+        str | None, about("Registered model whose tokenizer is used; by default one is trained.")
+    ] = None
+    vocab_size: Annotated[int, about("Tokens of a tokenizer that is trained.", 260, 1_000_000)] = (
+        4096
+    )
+    sequence_length: Annotated[int, about("Tokens per sequence.", 8, 1_000_000)] = 256
+    batch_size: Annotated[int, about("Sequences per micro-batch.", 1, 65_536)] = 8
+    accumulate: Annotated[int, about("Micro-batches per step.", 1, 65_536)] = 1
+    steps: Annotated[
+        int | None, about("Optimiser steps; by default as many as `epochs` takes.", 1, 10**9)
+    ] = None
+    epochs: Annotated[float, about("Passes over the corpus.", 1e-3, 1e6)] = 1.0
+    time_budget_s: Annotated[
+        float | None,
+        about("Seconds of training (not of reading) to end within.", 1, limits.EXPECTED_S_MAX),
+    ] = None
+    learning_rate: Annotated[
+        float, about("Highest learning rate, after the warm-up.", 1e-9, 10)
+    ] = 1e-3
+    learning_rate_min: Annotated[float, about("Learning rate at the end of the cosine.", 0, 10)] = (
+        1e-4
+    )
+    warmup: Annotated[int, about("Steps of linear warm-up.", 0, 10**9)] = 100
+    weight_decay: Annotated[float, about("AdamW's weight decay.", 0, 10)] = 0.1
+    beta1: Annotated[float, about("AdamW's first beta.", 0, 0.999999)] = 0.9
+    beta2: Annotated[float, about("AdamW's second beta.", 0, 0.999999)] = 0.95
+    clip: Annotated[float, about("Largest 2-norm of the gradient.", 1e-6, 1e6)] = 1.0
+    mask_probability: Annotated[float, about("Share of tokens masked (masked_lm).", 0.01, 0.9)] = (
+        0.15
+    )
+    dtype: Annotated[DType, about("Arithmetic of the forward pass.")] = "bfloat16"
+    compile: Annotated[bool, about("Compile the model where a compiler is.")] = False
+    seed: Seed = 0
+    eval_every: Annotated[int, about("Steps between evaluations.", 1, 10**9)] = 100
+    eval_batches: Annotated[int, about("Batches per evaluation.", 1, 10**6)] = 20
+    checkpoint_every: Annotated[int, about("Steps between checkpoints.", 1, 10**9)] = 200
+    inexact: Annotated[
+        bool,
+        about("Go on from a checkpoint although threads, build or processor have changed since."),
+    ] = False
 
     def check(self) -> None:
         """Raises InvalidError for contradictions and numbers that may not be used."""
@@ -153,88 +171,57 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if self.tokenizer is not None:
             ModelRef.parse(self.tokenizer)
         self.data.check()
-        for name, low, high in _TRAIN_BOUNDS:
-            value = getattr(self, name)
-            if value is not None:
-                _bounded(name, value, low, high)
+        check_bounds(self)
         if self.learning_rate_min > self.learning_rate:
             raise InvalidError("cannot use a learning_rate_min above learning_rate")
 
 
-_TRAIN_BOUNDS: list[tuple[str, float, float]] = [
-    ("vocab_size", 260, 1_000_000),
-    ("sequence_length", 8, 1_000_000),
-    ("batch_size", 1, 65_536),
-    ("accumulate", 1, 65_536),
-    ("steps", 1, 10**9),
-    ("epochs", 1e-3, 1e6),
-    ("time_budget_s", 1, limits.EXPECTED_S_MAX),
-    ("learning_rate", 1e-9, 10),
-    ("learning_rate_min", 0, 10),
-    ("warmup", 0, 10**9),
-    ("weight_decay", 0, 10),
-    ("beta1", 0, 0.999999),
-    ("beta2", 0, 0.999999),
-    ("clip", 1e-6, 1e6),
-    ("mask_probability", 0.01, 0.9),
-    ("seed", 0, 2**63 - 1),
-    ("eval_every", 1, 10**9),
-    ("eval_batches", 1, 10**6),
-    ("checkpoint_every", 1, 10**9),
-]
-
-
 class ServeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="serve"):
-    """One replica of a deployment: which model version it holds and how.
+    """One replica of a deployment: which model version it holds and how."""
 
-    slots: sequences decoded together; context: tokens per sequence (None: what the model has).
-    """
-
-    model: str
-    deployment: str
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    slots: int = 32
-    context: int | None = None
+    model: Annotated[str, about("Registered model, with its version.")]
+    deployment: Annotated[str, about("The deployment it is a replica of.")]
+    dtype: Annotated[DType, about("Arithmetic.")] = "bfloat16"
+    slots: Slots = 32
+    context: Context = None
 
     def check(self) -> None:
         """Raises InvalidError for names or numbers that may not be used."""
         ModelRef.parse(self.model)
-        _bounded("slots", self.slots, 1, 4096)
-        if self.context is not None:
-            _bounded("context", self.context, 8, 10_000_000)
+        check_bounds(self)
 
 
 class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A model being served.
+    """A model being served."""
 
-    keep_alive_s: how long a replica above `min_replicas` stays after its last request.
-    cpu, gpu: cores and devices; memory: as people write it, for each replica.
-    """
-
-    model: str
-    min_replicas: int = 0
-    max_replicas: int = 1
-    keep_alive_s: float = limits.KEEP_ALIVE_S
-    priority: int = limits.PRIORITY_HIGH
-    cpu: float = 1.0
-    gpu: float = 0.0
-    memory: str = "1GiB"
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    slots: int = 32
-    context: int | None = None
+    model: Annotated[str, about("Registered model: NAME, NAME:VERSION or NAME:ALIAS.")]
+    min_replicas: Annotated[int, about("Replicas that stay loaded without requests.", 0, 64)] = 0
+    max_replicas: Annotated[int, about("Replicas at most.", 1, 64)] = 1
+    keep_alive_s: Annotated[
+        float,
+        about(
+            "Seconds that a replica above `min_replicas` stays after its last request.",
+            0,
+            limits.EXPECTED_S_MAX,
+        ),
+    ] = limits.KEEP_ALIVE_S
+    priority: Annotated[
+        int,
+        about("Of the replicas as tasks.", limits.PRIORITY_MIN, limits.PRIORITY_MAX),
+    ] = limits.PRIORITY_HIGH
+    cpu: Annotated[float, about("Cores for each replica.")] = 1.0
+    gpu: Annotated[float, about("GPUs for each replica.")] = 0.0
+    memory: Annotated[str, about("Memory for each replica, such as 1GiB.")] = "1GiB"
+    dtype: Annotated[DType, about("Arithmetic.")] = "bfloat16"
+    slots: Slots = 32
+    context: Context = None
 
     def check(self) -> None:
         """Raises InvalidError for contradictions and numbers that may not be used."""
         ModelRef.parse(self.model)
-        _bounded("min_replicas", self.min_replicas, 0, 64)
-        _bounded("max_replicas", self.max_replicas, 1, 64)
+        check_bounds(self)
         if self.min_replicas > self.max_replicas:
             raise InvalidError("cannot have min_replicas above max_replicas")
-        _bounded("keep_alive_s", self.keep_alive_s, 0, limits.EXPECTED_S_MAX)
-        _bounded("priority", self.priority, limits.PRIORITY_MIN, limits.PRIORITY_MAX)
-        _bounded("slots", self.slots, 1, 4096)
-        if self.context is not None:
-            _bounded("context", self.context, 8, 10_000_000)
 
 
 Work = ProgramSpec | CreateSpec | TrainSpec | ServeSpec

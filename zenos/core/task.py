@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import enum
 import math
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from zenos.core import limits
 from zenos.core.errors import InvalidError, TransitionError
+from zenos.core.fields import about, check_bounds
 from zenos.core.names import check_name
 from zenos.core.resources import Resources
 from zenos.core.specs import CreateSpec, DeploymentSpec, ProgramSpec, ServeSpec, TrainSpec, Work
@@ -81,20 +82,31 @@ class Principal(msgspec.Struct, frozen=True):
 
 
 class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A task as submitted.
+    """A task as submitted."""
 
-    expected_s: the user's own estimate of the run time; time_limit_s: after which it is ended.
-    retries: how often a failed or lost run is started again (training restarts from its checkpoint
-    after a fault in any case).
-    """
-
-    work: Work
-    name: str = ""
-    resources: Resources = Resources(cpu=1000, memory=512 * limits.MIB)
-    priority: int = limits.PRIORITY_NORMAL
-    expected_s: float | None = None
-    time_limit_s: float | None = None
-    retries: int = 0
+    work: Annotated[Work, about("What is done; its `type` tells which of them it is.")]
+    name: Annotated[str, about("What people call it; not unique.")] = ""
+    resources: Annotated[Resources, about("What it wants, and may use at most.")] = Resources(
+        cpu=1000, memory=512 * limits.MIB
+    )
+    priority: Annotated[
+        int, about("The higher, the sooner.", limits.PRIORITY_MIN, limits.PRIORITY_MAX)
+    ] = limits.PRIORITY_NORMAL
+    expected_s: Annotated[
+        float | None, about("The user's own estimate of the run time, in seconds; above 0.")
+    ] = None
+    time_limit_s: Annotated[
+        float | None, about("Seconds of running after which it is ended; above 0.")
+    ] = None
+    retries: Annotated[
+        int,
+        about(
+            "How often a failed or lost run is started again. A training goes on from its"
+            " checkpoint after a fault in any case.",
+            0,
+            limits.RETRIES_MAX,
+        ),
+    ] = 0
 
     @property
     def kind(self) -> Kind:
@@ -125,10 +137,7 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise InvalidError("cannot use so little memory: at least 4 MiB; or 0 for no limit")
         if wants.gpu > 1000 and wants.gpu % 1000:
             raise InvalidError("cannot share more than one GPU: ask for below 1, or for whole ones")
-        if not limits.PRIORITY_MIN <= self.priority <= limits.PRIORITY_MAX:
-            raise InvalidError("cannot use that priority: it must be from 0 to 100")
-        if not 0 <= self.retries <= limits.RETRIES_MAX:
-            raise InvalidError(f"cannot use that many retries: from 0 to {limits.RETRIES_MAX}")
+        check_bounds(self)
         for what, seconds in (("time", self.expected_s), ("time limit", self.time_limit_s)):
             if seconds is not None and not (
                 math.isfinite(seconds) and 0 < seconds <= limits.EXPECTED_S_MAX
@@ -271,3 +280,12 @@ class IdempotencyKey(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
     subject: str
     at: float
+
+
+# What is published: `zenos schema NAME`, `GET /api/schemas/NAME`, docs/reference/specs.md.
+SCHEMAS: Final[dict[str, Any]] = {
+    "train": TrainSpec,
+    "create": CreateSpec,
+    "task": TaskSpec,
+    "deployment": DeploymentSpec,
+}

@@ -107,7 +107,7 @@ def make_spec(home: Home, task: Task, cgroups: list[str]) -> RunSpec:
         token=secrets.token_hex(16),
         argv=work.argv if isinstance(work, ProgramSpec) else [],
         env=environment(task) | ({} if program else {"TORCHINDUCTOR_CACHE_DIR": inductor(home)}),
-        cwd=work.cwd if isinstance(work, ProgramSpec) else None,
+        cwd=(work.cwd or str(Path.home())) if isinstance(work, ProgramSpec) else None,
         record=None if program else task,
         memory_limit=task.spec.resources.memory,
         cgroups=cgroups,

@@ -108,7 +108,7 @@ class ZygoteClient:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, self._log.open("ab") as output:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - milliseconds, once
-                [sys.executable, "-m", "zenos.runtime.zygote", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "zenos.runtime.zygote", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
