@@ -36,11 +36,10 @@ from zenos.kernel.control import Inbox, View
 from zenos.kernel.step import Kernel
 from zenos.models.registry import Registry
 from zenos.store.sqlite import SqliteStore
-from zenos.workers import nodes
+from zenos.workers import fork_server, nodes
 from zenos.workers.executor import LocalExecutor
 from zenos.workers.limits import raise_open_files
 from zenos.workers.system import LocalSystem, Mode
-from zenos.workers.zygote import ZygoteClient
 
 log = logging.getLogger("zenos.daemon")
 
@@ -63,15 +62,17 @@ async def run(home: Home, config: Config) -> None:
         inbox, view = Inbox(), View(snapshot)
         kernel = Kernel(config, snapshot)
         registry = Registry(home.models)
-        # 4. The zygote warms up while the rest boots.
-        zygote = ZygoteClient(home)
+        # 4. What forks workers warms up while the rest boots.
+        zygote, launcher = fork_server.zygote(home), fork_server.launcher(home)
+        await launcher.start()
         if config.zygote == "eager":
             await zygote.start()
         # 5. Workers: their bus, and what is left of the last daemon's.
         system = LocalSystem(home, config, store, inbox, view, registry, lambda: zygote.ready)
         stack.push_async_callback(system.effects_done)
-        stack.push_async_callback(zygote.close)  # first: effects may wait for it
-        executor = LocalExecutor(home, config, inbox.put, zygote)
+        stack.push_async_callback(launcher.close)
+        stack.push_async_callback(zygote.close)  # both first: effects may wait for them
+        executor = LocalExecutor(home, config, inbox.put, zygote, launcher)
         stack.push_async_callback(executor.close)
         broker = Broker(
             executor.authenticate, system.on_message, system.on_connect, system.on_disconnect

@@ -73,6 +73,18 @@ def test_a_shim_is_killed_at(machine: Machine, label: str, state: State, ran: in
     assert machine.lines()[1] == ran
 
 
+@pytest.mark.parametrize("label", ["launcher.fork.before", "launcher.fork.after"])
+def test_the_launcher_is_killed_as_it_forks(machine: Machine, label: str) -> None:
+    machine.start(f"{label}=kill@2")
+    # Each launcher dies at its second fork, and another takes its place.
+    for number in range(4):
+        machine.submit(number)
+    tasks = machine.finish()
+    assert {task.state for task in tasks.values()} == {State.SUCCEEDED}
+    assert machine.lines() == dict.fromkeys(range(4), 1)
+    assert "the launcher has died" in machine.home.daemon_log.read_text()
+
+
 def test_live_workers_are_adopted(machine: Machine) -> None:
     machine.start()
     release = machine.ran.with_name("release")

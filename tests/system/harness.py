@@ -40,8 +40,11 @@ def refused(home: Path, *arguments: str) -> str:
     return error
 
 
+AT_REST = 2  # the daemon and its launcher are all that is left when no task runs
+
+
 def family(home: Home) -> set[int]:
-    """Every process of a home that is alive: the daemon, its zygote, shims, and their sessions."""
+    """Every process of a home that is alive: the daemon, its fork servers, shims, sessions."""
     found = set(mentioning(str(home.root)))
     for record in home.runs.glob("*/*/shim"):
         said = shim.read_record(str(record.parent), "shim")

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.processes import until
-from tests.system.harness import System, family
+from tests.system.harness import AT_REST, System, family
 from zenos.core import durable, failpoints
 from zenos.core.specs import ProgramSpec
 from zenos.core.task import State, TaskSpec
 
-# What the shims and the zygote pass isn't passed by the daemon.
-DAEMON = sorted(label for label in failpoints.LABELS if not label.startswith(("shim.", "zygote.")))
+# What shims and fork servers pass isn't passed by the daemon.
+OTHERS = ("shim.", "zygote.", "launcher.")
+DAEMON = sorted(label for label in failpoints.LABELS if not label.startswith(OTHERS))
 
 
 def fewer(label: str, most: int, wanted: int) -> list[int]:
@@ -115,7 +116,7 @@ def test_a_cancel_that_was_heard_holds(system: System, plan: str) -> None:
         system.kill()
     system.start()
     assert system.finish()["n1"].state is State.CANCELLED
-    until(lambda: len(family(system.home)) == 1)
+    until(lambda: len(family(system.home)) == AT_REST)
     assert system.lines() == {1: 1}
 
 

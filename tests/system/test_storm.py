@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 from tests.processes import until
-from tests.system.harness import System, family
+from tests.system.harness import AT_REST, System, family
 from zenos.core import shim
 from zenos.core.task import HOLDING, State
 
@@ -70,7 +70,7 @@ class Storm:
                 assert task.state in (State.SUCCEEDED, State.FAILED, State.LOST), (name, task)
                 assert ran <= 1, (name, ran, task)
         # What has ended stays so, and nobody is left.
-        until(lambda: len(family(self.system.home)) == 1)
+        until(lambda: len(family(self.system.home)) == AT_REST)
         self.system.restart()
         assert self.system.tasks() == tasks
 

@@ -10,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.kernel.harness import spec
+from tests.processes import until
 from zenos.core import shim
 from zenos.core.config import Config
 from zenos.core.events import Event
@@ -17,8 +18,8 @@ from zenos.core.home import Home
 from zenos.core.resources import Resources
 from zenos.core.specs import ProgramSpec
 from zenos.core.task import Allocation, Kind, Principal, State, Task, TaskSpec
+from zenos.workers import fork_server
 from zenos.workers.executor import LocalExecutor
-from zenos.workers.zygote import ZygoteClient
 
 
 def program(*argv: str, number: int = 1, **more: object) -> Task:
@@ -47,8 +48,9 @@ class Rig:
         self.config = config
         self.events: list[Event] = []
         self._posted = asyncio.Event()
-        self.zygote = ZygoteClient(home)
-        self.executor = LocalExecutor(home, config, self._post, self.zygote)
+        self.zygote = fork_server.zygote(home)
+        self.launcher = fork_server.launcher(home)
+        self.executor = LocalExecutor(home, config, self._post, self.zygote, self.launcher)
 
     def _post(self, event: Event) -> None:
         self.events.append(event)
@@ -68,6 +70,7 @@ class Rig:
         """A new daemon's executor on the same home; the old one has stopped watching."""
         await self.executor.close()
         await self.zygote.close()
+        await self.launcher.close()
         fresh = Rig(self.home, self.config)
         await fresh.executor.recover(tasks)
         return fresh
@@ -97,7 +100,8 @@ async def rigs(tmp_path: Path) -> AsyncIterator[Callable[..., Rig]]:
     for rig in made:
         await rig.executor.close()
         await rig.zygote.close()
-        assert survivors(rig.home) == []
+        await rig.launcher.close()
+        until(lambda rig=rig: not survivors(rig.home))
 
 
 @pytest.fixture

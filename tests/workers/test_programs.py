@@ -258,7 +258,7 @@ async def test_a_task_over_its_memory_limit_ends_and_its_neighbour_goes_on(
     assert "cannot allocate more memory: used" in outcome.describe()
     assert "of 95.4 MiB" in outcome.describe()
     assert "not stopped" not in outcome.log_tail
-    assert len(survivors(rig.home)) == 2  # the neighbour and its shim
+    await until(lambda: len(survivors(rig.home)) == 2)  # the neighbour and its shim
     await rig.executor.stop("t2", 1, 5.0, save=False)
     await rig.until(WorkerExited, 2)
 

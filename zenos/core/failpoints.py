@@ -20,6 +20,8 @@ LABELS: Final = frozenset(
         "worker.start.begin",  # the executor begins to start a worker
         "worker.start.spec",  # its spec file is written, nothing is forked yet
         "worker.start.forked",  # the shim was forked
+        "launcher.fork.before",
+        "launcher.fork.after",
         "zygote.fork.before",
         "zygote.fork.after",
         "shim.claim.before",  # before the run directory is claimed

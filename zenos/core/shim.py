@@ -1,16 +1,16 @@
-"""The shim: the parent of every worker. One file, standard library only.
+"""The shim: the parent of every worker. Standard library only, since the launcher has no more.
 
-It is executed as `python -I -S shim.py SPEC FD` for a program, and forked by the zygote for torch
-work. It outlives the daemon and the zygote, and writes down how its worker ended; so no task's
-status depends on either of them. In the run directory it leaves, in this order:
+It is forked by the launcher for a program, and by the zygote for torch work; see forking.py. It
+outlives the daemon and both of them, and writes down how its worker ended; so no task's status
+depends on them. In the run directory it leaves, in this order:
 
     lock      held (flock) while the shim lives
     shim      its own pid, start time and boot id
     started   the worker's
     exit      how the worker ended, fsynced
 
-SPEC is a JSON file; see `RunSpec` in zenos/workers/runs.py for its fields. On FD the shim writes a
-line for each thing that happens, for a daemon that wants to know at once; nobody need listen.
+For the fields of its spec see `RunSpec` in zenos/workers/runs.py. On a descriptor it writes a line
+for each thing that happens, for a daemon that wants to know at once; nobody need listen.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from zenos.core.failpoints import passing
+
 Target = Callable[[dict[str, Any], str], int]
 
 SAMPLE_S = 0.2
@@ -33,25 +35,6 @@ LOG_CHECK_S = 2.0
 DISK_FULL_S = 0.5
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
-
-
-# -- failpoints: the same plan as zenos/core/failpoints.py, which cannot be imported here
-
-
-def _armed() -> dict[str, tuple[str, int]]:
-    plan = {}
-    for item in os.environ.get("ZENOS_FAILPOINTS", "").split(","):
-        label, _, rest = item.strip().partition("=")
-        action, _, count = rest.partition("@")
-        if action:
-            plan[label] = (action, int(count or "1"))
-    return plan
-
-
-def passing(label: str) -> None:
-    """Die here if a test says so. A shim passes each point once, so only the count 1 is met."""
-    if _armed().get(label) == ("kill", 1):
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 # -- processes
@@ -468,27 +451,12 @@ def _bound_log(path: str, bytes_max: int) -> None:
 def _end_rest(limits: Limits) -> None:
     """End everything that the worker has left behind, and reap it."""
     while True:
-        rest = descendants(os.getpid())
-        for pid in rest:
-            _kill(pid, signal.SIGKILL)
-        limits.kill_members()
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 continue
         except ChildProcessError:
-            if not rest:
-                return
-        if not rest:
-            return
+            return  # orphans become our children, so nobody is left
+        for pid in descendants(os.getpid()):
+            _kill(pid, signal.SIGKILL)
+        limits.kill_members()
         time.sleep(0.002)
-
-
-def main() -> None:
-    """`python -I -S shim.py SPEC FD`."""
-    with open(sys.argv[1], encoding="utf-8") as file:
-        spec = json.load(file)
-    run(spec, int(sys.argv[2]))
-
-
-if __name__ == "__main__":
-    main()

@@ -8,8 +8,6 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,12 +20,11 @@ from zenos.core.home import Home
 from zenos.core.specs import ProgramSpec
 from zenos.core.task import Task
 from zenos.workers import runs
+from zenos.workers.fork_server import ForkServer
 from zenos.workers.limits import Cgroups
 from zenos.workers.runs import Found
-from zenos.workers.zygote import ZygoteClient
 
 log = logging.getLogger(__name__)
-SHIM: Final = Path(shim.__file__)
 KILL_AGAIN_S: Final = 5.0
 # A shim's pipe closes a moment before its lock; one that is locked for longer is another shim's.
 ENDING_LOOKS, ENDING_LOOK_S = 40, 0.005
@@ -68,7 +65,6 @@ class Handle:
         self.task = task
         self.generation = generation
         self.directory = directory
-        self.popen: subprocess.Popen[bytes] | None = None
         self.pidfd: int | None = None
         self.notify: int | None = None
         self.heard = b""
@@ -85,12 +81,14 @@ class LocalExecutor:
         home: Home,
         config: Config,
         post: Callable[[Event], None],
-        zygote: ZygoteClient,
+        zygote: ForkServer,
+        launcher: ForkServer,
         cgroups: Cgroups | None = None,
     ) -> None:
         self._home = home
         self._post = post
         self._zygote = zygote
+        self._launcher = launcher
         self.cgroups = cgroups or Cgroups.detect(config, home.id)
         self._handles: dict[tuple[str, int], Handle] = {}
         self._loop = asyncio.get_running_loop()
@@ -98,7 +96,7 @@ class LocalExecutor:
     # -- starting
 
     async def start(self, task: Task) -> None:
-        """Write the spec and have a shim forked: by exec for a program, by the zygote else."""
+        """Write the spec and have a shim forked: for a program by the launcher, else the zygote."""
         key = (task.id, task.generation)
         if key in self._handles:
             return
@@ -124,10 +122,8 @@ class LocalExecutor:
         ours, theirs = os.pipe2(os.O_CLOEXEC)
         try:
             handle.notify = ours
-            if isinstance(task.spec.work, ProgramSpec):
-                handle.popen = await asyncio.to_thread(_exec_shim, path, theirs, self._home)
-            else:
-                await self._zygote.fork(path, theirs)
+            program = isinstance(task.spec.work, ProgramSpec)
+            await (self._launcher if program else self._zygote).fork(path, theirs)
         finally:
             os.close(theirs)
         self._loop.add_reader(ours, self._hear, handle)
@@ -156,8 +152,6 @@ class LocalExecutor:
     # -- ending
 
     async def _after_end(self, handle: Handle) -> None:
-        if handle.popen is not None:
-            await asyncio.to_thread(handle.popen.wait)
         for _ in range(ENDING_LOOKS):
             if runs.look(self._home, handle.task, handle.generation) is not Found.ALIVE:
                 break
@@ -314,21 +308,5 @@ class LocalExecutor:
             for timer in handle.timers:
                 timer.cancel()
             self._unwatch(handle)
-            if handle.popen is not None:
-                # Not waited for: it lives on, and is the system's child when we are gone.
-                handle.popen.returncode = 0
         self._handles.clear()
         await asyncio.to_thread(self.cgroups.close)
-
-
-def _exec_shim(spec: Path, notify: int, home: Home) -> subprocess.Popen[bytes]:
-    # -I -S: nothing but the standard library is looked for, which halves the start.
-    with (home.root / "shim.log").open("ab") as output:
-        return subprocess.Popen(
-            [sys.executable, "-I", "-S", str(SHIM), str(spec), str(notify)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            pass_fds=[notify],
-            start_new_session=True,
-        )

@@ -1,4 +1,4 @@
-"""The daemon's side of the zygote: starts it, asks it for forks, starts it again when it dies."""
+"""The daemon's side of a fork server: starts it, asks for forks, starts it again when it dies."""
 
 from __future__ import annotations
 
@@ -34,11 +34,21 @@ ENVIRONMENT: Final = {
 }
 
 
-class ZygoteClient:
-    """One zygote process, kept alive from `start` to `close`."""
+class ForkServer:
+    """One process that forks shims, kept alive from `start` to `close`.
 
-    def __init__(self, home: Home) -> None:
+    name: what it is called in messages. module: run with the descriptor of its
+    socket and the home. log: the file in the home for what it says.
+    """
+
+    def __init__(
+        self, home: Home, name: str, module: str, log: str, environment: dict[str, str]
+    ) -> None:
         self._home = home
+        self._name = name
+        self._module = module
+        self._log = home.root / log
+        self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._ready = asyncio.Event()
@@ -63,13 +73,13 @@ class ZygoteClient:
     async def fork(self, spec: Path, notify: int) -> None:
         """Have it fork a shim for `spec`, which talks on the descriptor `notify`.
 
-        Waits until the zygote is ready. OSError when it died meanwhile, also before it was ready;
+        Waits until it is ready. OSError when it died meanwhile, also before it was ready;
         then nothing was forked.
         """
         await self.start()
         await self._ready.wait()
         if self._socket is None:
-            raise ConnectionError(f"the zygote has ended; why says {self._log}")
+            raise ConnectionError(f"the {self._name} has ended; why says {self._log}")
         socket.send_fds(self._socket, [os.fsencode(spec)], [notify])
 
     async def close(self) -> None:
@@ -82,10 +92,6 @@ class ZygoteClient:
         await self._end()
         self._tell_waiters()
 
-    @property
-    def _log(self) -> Path:
-        return self._home.root / "zygote.log"
-
     def _tell_waiters(self) -> None:
         """Whoever waits for it hears that it is gone; else a broken one is waited for for ever."""
         self._ready.set()
@@ -96,7 +102,7 @@ class ZygoteClient:
             try:
                 await self._run()
             except OSError as error:
-                log.error("the zygote cannot be started: %s", error)  # noqa: TRY400
+                log.error("the %s cannot be started: %s", self._name, error)  # noqa: TRY400
             was_ready = self._ready.is_set()
             await self._end()
             if not was_ready:
@@ -108,11 +114,18 @@ class ZygoteClient:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, self._log.open("ab") as output:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - milliseconds, once
-                [sys.executable, "-P", "-m", "zenos.runtime.zygote", str(theirs.fileno())],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    self._module,
+                    str(theirs.fileno()),
+                    str(self._home.root),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, **ENVIRONMENT, "TORCHINDUCTOR_CACHE_DIR": inductor(self._home)},
+                env={**os.environ, **self._environment},
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
@@ -121,10 +134,10 @@ class ZygoteClient:
         loop = asyncio.get_running_loop()
         while said := await loop.sock_recv(ours, 4096):
             if said == b"ready":
-                log.info("the zygote (pid %d) is ready", self._process.pid)
+                log.info("the %s (pid %d) is ready", self._name, self._process.pid)
                 self._ready.set()
         if not self._closing:
-            log.warning("the zygote has died; starting another")
+            log.warning("the %s has died; starting another", self._name)
 
     async def _end(self) -> None:
         self._ready.clear()
@@ -139,3 +152,14 @@ class ZygoteClient:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
         await asyncio.to_thread(process.wait)
+
+
+def zygote(home: Home) -> ForkServer:
+    """For torch work: has torch and transformers imported."""
+    environment = {**ENVIRONMENT, "TORCHINDUCTOR_CACHE_DIR": inductor(home)}
+    return ForkServer(home, "zygote", "zenos.runtime.zygote", "zygote.log", environment)
+
+
+def launcher(home: Home) -> ForkServer:
+    """For programs: the standard library alone."""
+    return ForkServer(home, "launcher", "zenos.workers.launcher", "shim.log", {})

@@ -1,0 +1,77 @@
+"""A fork server: has everything imported that its children need, and forks shims on request.
+
+There are two of them: the zygote (zenos/runtime/zygote.py) for torch work, and the launcher
+(zenos/workers/launcher.py) for programs. Each packet on their SOCK_SEQPACKET socket to the daemon
+is the path of a spec, with a descriptor for the shim to talk on. They end when the daemon's end
+closes.
+
+A fork copies one thread alone, with whatever locks the others held. So a fork server runs nothing
+that starts threads, and refuses to fork when it has a second one.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from zenos.core import failpoints, shim
+
+
+def thread_count() -> int:
+    """Threads of this process, as the operating system counts them."""
+    return len(os.listdir("/proc/self/task"))  # noqa: PTH208 - pathlib is slower to import
+
+
+def fork(
+    name: str, path: Path, notify: int, listener: socket.socket, work: shim.Target | None
+) -> None:
+    """Fork a shim for the spec at `path`. Without `work` it executes the spec's program."""
+    if thread_count() != 1:
+        raise RuntimeError(f"the {name} has {thread_count()} threads; forking would be unsafe")
+    failpoints.passing(f"{name}.fork.before")
+    try:
+        pid = os.fork()
+    except OSError as error:
+        # The daemon sees that `notify` is closed, and tries again.
+        print(f"cannot fork for {path}: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        return
+    if pid != 0:
+        failpoints.passing(f"{name}.fork.after")
+        return
+    code = 1
+    try:
+        listener.close()
+        os.setsid()
+        spec = json.loads(path.read_bytes())
+        if work is not None:
+            os.environ.clear()
+            os.environ.update(spec["env"])
+        shim.run(spec, notify, work)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def serve(name: str, listener: socket.socket, work: shim.Target | None) -> None:
+    """Say `ready`, then fork on request until the other end closes."""
+    # Shims are reaped by the system; they have their own children to wait for, and undo this.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    gc.collect()
+    gc.freeze()
+    listener.send(b"ready")
+    while True:
+        packet, descriptors, _, _ = socket.recv_fds(listener, 8192, 1)
+        if not packet:
+            return
+        try:
+            fork(name, Path(os.fsdecode(packet)), descriptors[0], listener, work)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
