@@ -264,3 +264,32 @@ def test_the_live_screen_in_a_terminal(daemon: Daemon) -> None:
     terminal.until("zenos test")
     terminal.type("q")
     assert terminal.end() == 0
+
+
+def completions(*words: str) -> list[str]:
+    """What bash would offer for the last of these words."""
+    ran = subprocess.run(
+        PROGRAM,
+        env={
+            **environment(),
+            "_ZENOS_COMPLETE": "complete_bash",
+            "COMP_WORDS": " ".join(("zenos", *words)),
+            "COMP_CWORD": str(len(words)),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ran.stderr == ""
+    return ran.stdout.split()
+
+
+def test_the_shell_completes_commands_and_names(up: Home) -> None:
+    assert zenos("submit", "--name", "nightly", "--", "true").returncode == 0
+    assert completions("sub") == ["submit"]
+    assert completions("logs", "nig") == ["nightly"]
+    assert "--memory" in completions("submit", "--mem")
+    assert completions("show", "no-such-mod") == []
+    assert zenos("down").returncode == 0
+    # Nobody is told by a shell that there is no daemon.
+    assert completions("logs", "nig") == []
