@@ -23,6 +23,7 @@ from zenos import __version__
 from zenos.api.app import create_app
 from zenos.api.server import serve
 from zenos.bus.broker import Broker
+from zenos.bus.order import Policy
 from zenos.core import config as configuration
 from zenos.core import durable, limits
 from zenos.core import events as ev
@@ -75,7 +76,11 @@ async def run(home: Home, config: Config) -> None:
         executor = LocalExecutor(home, config, inbox.put, zygote, launcher)
         stack.push_async_callback(executor.close)
         broker = Broker(
-            executor.authenticate, system.on_message, system.on_connect, system.on_disconnect
+            executor.authenticate,
+            system.on_message,
+            system.on_connect,
+            system.on_disconnect,
+            Policy(config.message_order, config.message_ageing),
         )
         home.write_sockets()
         await broker.start(home.bus)

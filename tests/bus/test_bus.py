@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from zenos.bus.broker import Broker
 from zenos.bus.channel import Channel
-from zenos.bus.envelope import Decoder, Envelope, FrameError, encode
+from zenos.bus.envelope import Decoder, Envelope, FrameError, Kind, encode
+from zenos.bus.order import Policy
 from zenos.core import limits
 from zenos.core.errors import BusyError, InvalidError
 
@@ -79,16 +80,14 @@ def test_lengths_beyond_the_limit_are_refused_before_anything_is_kept() -> None:
 class Daemon:
     """A broker and what it has heard."""
 
-    def __init__(self) -> None:
+    def __init__(self, policy: Policy | None = None) -> None:
         self.heard: list[tuple[str, int, Envelope]] = []
         self.gone: list[str] = []
-        self.broker = self.make()
-
-    def make(self) -> Broker:
-        return Broker(
+        self.broker = Broker(
             lambda task, generation, token: (task, generation, token) == ("t1", 1, "secret"),
             lambda *message: self.heard.append(message),
             on_disconnect=lambda task, _: self.gone.append(task),
+            policy=policy,
         )
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -98,8 +97,8 @@ class Daemon:
 
 
 @asynccontextmanager
-async def running(path: Path) -> AsyncIterator[Daemon]:
-    daemon = Daemon()
+async def running(path: Path, policy: Policy | None = None) -> AsyncIterator[Daemon]:
+    daemon = Daemon(policy)
     await daemon.broker.start(path)
     try:
         yield daemon
@@ -197,6 +196,43 @@ async def test_commands_overtake_data_and_equals_keep_their_order(tmp_path: Path
             daemon.broker.send("t1", "command", "stop", b"")
             found = [await asyncio.to_thread(worker.receive, 5.0) for _ in range(5)]
             assert [e.body for e in found if e] == [b"", b"urgent", b"0", b"1", b"2"]
+        finally:
+            await asyncio.to_thread(worker.close)
+
+
+@pytest.mark.parametrize("order", [("command", "state", "data"), ("data", "state", "command")])
+async def test_a_worker_orders_what_it_sends_as_the_daemon_says(
+    tmp_path: Path, order: tuple[Kind, ...]
+) -> None:
+    path, policy = tmp_path / "bus", Policy(order=order)
+    async with running(path, policy) as daemon:
+        worker = await channel(path)
+        await daemon.until(lambda: daemon.broker.connected("t1"))
+        daemon.broker.send("t1", "command", "hear", b"")
+        # Whoever has heard that has heard the daemon's welcome.
+        assert await asyncio.to_thread(worker.receive, 5.0) is not None
+    try:
+        await daemon.until(lambda: not worker.connected)
+        worker.send("command", "command", b"")
+        worker.send("state", "state", b"")
+        async with running(path, policy) as again:
+            await again.until(lambda: len(again.heard) == 2)
+            assert [m.kind for _, _, m in again.heard] == [k for k in order if k != "data"]
+    finally:
+        await asyncio.to_thread(worker.close)
+
+
+async def test_what_is_too_late_when_its_turn_comes_is_not_sent(tmp_path: Path) -> None:
+    path = tmp_path / "bus"
+    async with running(path) as daemon:
+        worker = await channel(path)
+        try:
+            await daemon.until(lambda: daemon.broker.connected("t1"))
+            daemon.broker.send("t1", "command", "late", b"", deadline_s=0.0)
+            daemon.broker.send("t1", "command", "in time", b"", deadline_s=60.0)
+            heard = await asyncio.to_thread(worker.receive, 5.0)
+            assert heard is not None
+            assert heard.topic == "in time"
         finally:
             await asyncio.to_thread(worker.close)
 

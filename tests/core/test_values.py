@@ -107,6 +107,7 @@ def test_settings_come_from_defaults_file_environment_and_flags_in_that_order() 
     assert resolve({"port": 1}, {"ZENOS_PORT": "2"}).port == 2
     assert resolve({"port": 1}, {"ZENOS_PORT": "2"}, {"port": "3", "gpus": None}).port == 3
     assert resolve({}, {"ZENOS_CPUS": "1.5"}).cpus == 1.5
+    assert resolve({}, {"ZENOS_ALLOWED_HOSTS": "a.b, c.d"}).allowed_hosts == ["a.b", "c.d"]
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,9 @@ def test_settings_come_from_defaults_file_environment_and_flags_in_that_order() 
         ({"cpus": 0}, "cpus"),
         ({"ageing": math.nan}, "ageing"),
         ({"node": "a/b"}, "node"),
+        ({"message_order": ["data"]}, "message_order .* each of command, state and data once"),
+        ({"message_order": "data,state,news"}, "message_order"),
+        ({"message_ageing": 0}, "message_ageing"),
     ],
 )
 def test_wrong_settings_say_which_and_what(file: dict[str, object], message: str) -> None:

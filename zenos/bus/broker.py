@@ -1,14 +1,13 @@
 """The daemon's end of the bus: a unix socket to which workers connect.
 
 A peer has the daemon's uid and, in its first message, names a task, its generation and that
-generation's token. What goes out is ordered by kind (commands, state, data), then priority, then
-first in first out. A worker that doesn't read fills its own bounded queue and nobody else's.
+generation's token. It is answered with the policy by which it shall order what it sends itself; for
+the order see order.py. A worker that doesn't read fills its own bounded queue and nobody else's.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
 import itertools
 import logging
 import os
@@ -20,16 +19,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from zenos.bus.envelope import Decoder, Envelope, FrameError, Hello, body_of, encode
+import msgspec
+
+from zenos.bus.envelope import WELCOME, Decoder, Envelope, FrameError, Hello, body_of, encode
 from zenos.bus.envelope import Kind as MessageKind
+from zenos.bus.order import Item, Link, Policy, SendQueue
 from zenos.core import limits
-from zenos.core.errors import BusyError, StorageError, ZenosError
+from zenos.core.errors import StorageError, ZenosError
 
 log = logging.getLogger(__name__)
 
 READ_BYTES: Final = 256 * limits.KIB
 HELLO_TIMEOUT_S: Final = 5.0
-KIND_ORDER: Final[dict[MessageKind, int]] = {"command": 0, "state": 1, "data": 2}
 _CREDENTIALS: Final = struct.Struct("iII")  # pid, uid, gid
 
 Authenticate = Callable[[str, int, str], bool]
@@ -49,19 +50,35 @@ def make_private_directory(path: Path) -> None:
 class Peer:
     """One authenticated connection: what waits to be sent to it."""
 
-    def __init__(self, task: str, generation: int, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, task: str, generation: int, writer: asyncio.StreamWriter, policy: Policy
+    ) -> None:
         self.task = task
         self.generation = generation
+        self.waiting = SendQueue(policy, Link())
         self._writer = writer
-        self._heap: list[tuple[int, int, int, bytes]] = []
-        self._order = itertools.count()
+        self._clock = asyncio.get_running_loop().time
         self._there = asyncio.Event()
 
-    def put(self, kind: MessageKind, priority: int, frame: bytes) -> None:
-        """Queue a frame. BusyError when too many wait."""
-        if len(self._heap) >= limits.SEND_QUEUE_FRAMES_MAX:
-            raise BusyError(f"cannot send more to {self.task}: it doesn't read", retry_after_s=1)
-        heapq.heappush(self._heap, (KIND_ORDER[kind], -priority, next(self._order), frame))
+    def welcome(self) -> None:
+        """Send the policy, before everything else."""
+        body = msgspec.msgpack.encode(self.waiting.policy)
+        welcome = Envelope(kind="command", topic=WELCOME, sent=time.time(), body=body)
+        self._writer.write(encode(welcome))
+
+    def put(self, envelope: Envelope) -> None:
+        """Queue a message. BusyError when too many wait."""
+        now = self._clock()
+        left_s = envelope.deadline - envelope.sent if envelope.deadline else 0.0
+        item = Item(
+            kind=envelope.kind,
+            priority=envelope.priority,
+            sender=envelope.sender,
+            topic=envelope.topic,
+            frame=encode(envelope),
+            deadline=now + left_s if envelope.deadline else 0.0,
+        )
+        self.waiting.put(item, now)
         self._there.set()
 
     async def send_all(self) -> None:
@@ -69,14 +86,11 @@ class Peer:
         while True:
             await self._there.wait()
             self._there.clear()
-            while self._heap:
-                batch, size = [], 0
-                while self._heap and size < READ_BYTES:
-                    frame = heapq.heappop(self._heap)[3]
-                    batch.append(frame)
-                    size += len(frame)
-                self._writer.writelines(batch)
+            while batch := self.waiting.take(begun := self._clock(), READ_BYTES):
+                self._writer.writelines([item.frame for item in batch])
                 await self._writer.drain()
+                sent = sum(len(item.frame) for item in batch)
+                self.waiting.link.observe(sent, self._clock() - begun)
 
     def close(self) -> None:
         """Cut the connection."""
@@ -92,7 +106,9 @@ class Broker:
         on_message: OnMessage,
         on_connect: OnChange | None = None,
         on_disconnect: OnChange | None = None,
+        policy: Policy | None = None,
     ) -> None:
+        self._policy = policy or Policy()
         self._authenticate = authenticate
         self._on_message = on_message
         self._on_connect = on_connect
@@ -124,23 +140,28 @@ class Broker:
         *,
         priority: int = limits.PRIORITY_NORMAL,
         headers: dict[str, str] | None = None,
+        deadline_s: float | None = None,
     ) -> bool:
-        """Send to a task's worker, at most once; False when it isn't connected. BusyError: full."""
+        """Send to a task's worker, at most once; False when it isn't connected. BusyError: full.
+
+        deadline_s: seconds from now after which it needn't be sent any more.
+        """
         peer = self._peers.get(task)
         if peer is None:
             return False
-        number = next(self._ids)
+        number, now = next(self._ids), time.time()
         envelope = Envelope(
             id=number,
             kind=kind,
             topic=topic,
             sequence=number,
             priority=priority,
-            sent=time.time(),
+            sent=now,
+            deadline=now + deadline_s if deadline_s is not None else 0.0,
             headers=headers or {},
             body=body,
         )
-        peer.put(kind, priority, encode(envelope))
+        peer.put(envelope)
         return True
 
     async def close(self) -> None:
@@ -186,6 +207,7 @@ class Broker:
         if old is not None:
             old.close()
         self._peers[peer.task] = peer
+        peer.welcome()
         sending = asyncio.create_task(peer.send_all())
         try:
             if self._on_connect is not None:
@@ -220,7 +242,7 @@ class Broker:
         if not self._authenticate(hello.task, hello.generation, hello.token):
             log.warning("a connection was refused: wrong token for %s", hello.task[:64])
             return None, []
-        return Peer(hello.task, hello.generation, writer), envelopes[1:]
+        return Peer(hello.task, hello.generation, writer, self._policy), envelopes[1:]
 
     def _deliver(self, peer: Peer, envelopes: list[Envelope]) -> None:
         for envelope in envelopes:

@@ -7,7 +7,6 @@ that wait, the newest on each topic replaces the older.
 
 from __future__ import annotations
 
-import collections
 import itertools
 import queue
 import socket
@@ -19,7 +18,17 @@ from typing import Final
 
 import msgspec
 
-from zenos.bus.envelope import Decoder, Envelope, FrameError, Hello, Kind, encode
+from zenos.bus.envelope import (
+    WELCOME,
+    Decoder,
+    Envelope,
+    FrameError,
+    Hello,
+    Kind,
+    body_of,
+    encode,
+)
+from zenos.bus.order import Item, Link, Policy, SendQueue
 from zenos.core import limits
 
 READ_BYTES: Final = 256 * limits.KIB
@@ -37,7 +46,7 @@ class Channel:
         self._generation = generation
         self._token = token
         self._incoming: queue.SimpleQueue[Envelope] = queue.SimpleQueue()
-        self._outgoing: collections.deque[tuple[Kind, str, bytes]] = collections.deque()
+        self._outgoing = SendQueue(Policy(), Link())
         self._changed = threading.Condition()
         self._socket: socket.socket | None = None
         self._closed = threading.Event()
@@ -76,37 +85,42 @@ class Channel:
 
         A full queue is waited for, at most SEND_WAIT_S seconds, unless `drop_if_full`.
         """
-        frame = encode(
-            Envelope(
-                id=(number := next(self._ids)),
-                kind=kind,
-                topic=topic,
-                sender=self._task,
-                generation=self._generation,
-                sequence=number,
-                priority=priority,
-                sent=time.time(),
-                body=body,
-            )
+        item = Item(
+            kind=kind,
+            priority=priority,
+            sender=self._task,
+            topic=topic,
+            frame=encode(
+                Envelope(
+                    id=(number := next(self._ids)),
+                    kind=kind,
+                    topic=topic,
+                    sender=self._task,
+                    generation=self._generation,
+                    sequence=number,
+                    priority=priority,
+                    sent=time.time(),
+                    body=body,
+                )
+            ),
         )
         with self._changed:
             if kind == "state" and not self.connected:
-                waiting = [item for item in self._outgoing if item[1] != topic]
-                self._outgoing = collections.deque(waiting)
+                self._outgoing.drop("state", topic)
             elif kind == "data" and not self.connected:
                 return False
-            if self._is_full(drop_if_full):
+            if not self._has_room(len(item.frame), wait=not drop_if_full):
                 return False
-            self._outgoing.append((kind, topic, frame))
+            self._outgoing.put(item, time.monotonic(), always=True)
             self._drained = False
             self._changed.notify_all()
         return True
 
-    def _is_full(self, drop: bool) -> bool:
+    def _has_room(self, size: int, *, wait: bool) -> bool:
         def has_room() -> bool:
-            return len(self._outgoing) < limits.SEND_QUEUE_FRAMES_MAX
+            return self._outgoing.has_room(size)
 
-        return not (has_room() if drop else self._changed.wait_for(has_room, SEND_WAIT_S))
+        return self._changed.wait_for(has_room, SEND_WAIT_S) if wait else has_room()
 
     def receive(self, timeout_s: float | None = None) -> Envelope | None:
         """The next message; None when none came within `timeout_s` seconds."""
@@ -175,7 +189,14 @@ class Channel:
         with suppress(OSError, FrameError):
             while data := connection.recv(READ_BYTES):
                 for envelope in decoder.feed(data):
-                    self._incoming.put(envelope)
+                    if envelope.topic == WELCOME:
+                        self._welcomed(body_of(envelope, Policy))
+                    else:
+                        self._incoming.put(envelope)
+
+    def _welcomed(self, policy: Policy) -> None:
+        with self._changed:
+            self._outgoing.use(policy)
 
     def _write_for_ever(self) -> None:
         while not self._closed.is_set():
@@ -186,26 +207,23 @@ class Channel:
                 if self._closed.is_set():
                     return
                 connection = self._socket
-                batch = list(self._outgoing)
-                self._outgoing.clear()
+                begun = time.monotonic()
+                batch = self._outgoing.take(begun, READ_BYTES) if connection is not None else []
                 self._changed.notify_all()
             if connection is None:
                 continue
+            frames = b"".join(item.frame for item in batch)
             try:
-                connection.sendall(b"".join(frame for _, _, frame in batch))
+                connection.sendall(frames)
             except OSError:
                 self._cut(connection)
-                self._put_back(batch)
+                with self._changed:
+                    self._outgoing.give_back(batch, time.monotonic())
+            else:
+                self._outgoing.link.observe(len(frames), time.monotonic() - begun)
             with self._changed:
                 self._drained = not self._outgoing
                 self._changed.notify_all()
-
-    def _put_back(self, batch: list[tuple[Kind, str, bytes]]) -> None:
-        """Keep the state messages of a batch that could not be sent; data is at most once."""
-        with self._changed:
-            newer = {topic for kind, topic, _ in self._outgoing if kind == "state"}
-            kept = [item for item in batch if item[0] == "state" and item[1] not in newer]
-            self._outgoing.extendleft(reversed(kept))
 
     def _cut(self, connection: socket.socket | None) -> None:
         with self._changed:

@@ -17,6 +17,7 @@ from zenos.core.errors import InvalidError
 VERSION: Final = 1
 HEADER: Final = struct.Struct(">I")
 Kind = Literal["data", "state", "command"]
+WELCOME: Final = "welcome"  # the topic of the broker's first message
 
 
 class FrameError(InvalidError):

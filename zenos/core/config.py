@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 import msgspec
 
@@ -43,6 +43,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     overdue_wait_s: float = 3600.0
     cancel_grace_s: float = limits.CANCEL_GRACE_S
     keep_alive_s: float = limits.KEEP_ALIVE_S
+    message_order: tuple[Literal["command", "state", "data"], ...] = ("command", "state", "data")
+    message_ageing: float = 1.0
     ended_tasks_kept: int = limits.ENDED_TASKS_KEPT
     ended_task_kept_s: float = limits.ENDED_TASK_KEPT_S
 
@@ -58,8 +60,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         parse_size(self.gpu_memory, "gpu_memory")
         if self.gpus is not None and not 0 <= self.gpus <= 1024:
             raise InvalidError(f"cannot declare {self.gpus} GPUs: from 0 to 1024")
+        if sorted(self.message_order) != ["command", "data", "state"]:
+            given = ", ".join(self.message_order)
+            raise InvalidError(
+                f"cannot use message_order {given}: it must have each of command, state and data"
+                " once"
+            )
         for name, low, high in (
             ("ageing", 0.0, 1000.0),
+            ("message_ageing", 1e-6, 1e6),
             ("overdue_share", 0.0, 1.0),
             ("overdue_wait_s", 0.0, limits.EXPECTED_S_MAX),
             ("cancel_grace_s", 0.0, 3600.0),
@@ -103,6 +112,8 @@ def resolve(
     values.update({k: v for k, v in (flags or {}).items() if v is not None})
     result: dict[str, Any] = {}
     for name, value in values.items():
+        if isinstance(value, str) and get_origin(fields[name].type) in (list, tuple):
+            value = [part.strip() for part in value.split(",")]
         try:
             result[name] = msgspec.convert(value, fields[name].type, strict=False)
         except msgspec.ValidationError as error:

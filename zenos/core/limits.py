@@ -59,6 +59,7 @@ ORPHAN_WAIT_S: Final = 600.0
 # Bus
 FRAME_BYTES_MAX: Final = 64 * MIB
 SEND_QUEUE_FRAMES_MAX: Final = 4096
+SEND_QUEUE_BYTES_MAX: Final = 256 * MIB
 HEARTBEAT_S: Final = 5.0
 
 # Serving
