@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -170,7 +171,8 @@ def storm(machine: Machine, tasks: int, kills: int, seed: int) -> None:
         else:
             pids = machine.pids(what)
             if pids:
-                os.kill(source.choice(pids), signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it has just ended by itself
+                    os.kill(source.choice(pids), signal.SIGKILL)
         victims.append(what)
         ended = sum(task.is_ended for task in machine.tasks().values())
         # The next one falls when the system has got on a little, or has nothing left to do.
