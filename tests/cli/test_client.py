@@ -100,6 +100,12 @@ def test_bad_options_are_told(
     assert client.tasks() == []
 
 
+def test_a_setting_that_json_has_no_number_for_is_refused(daemon: Daemon, client: Client) -> None:
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(InvalidError, match="cannot use temperature"):
+            client.generate("tiny", "hello", temperature=value).text()
+
+
 def test_wait_and_follow_see_every_state(daemon: Daemon, client: Client) -> None:
     handle = client.submit(["work"])
     seen: list[tuple[str, float | None]] = []

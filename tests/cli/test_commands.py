@@ -227,6 +227,16 @@ def test_flags_win_over_the_file_and_paths_are_meant_from_where_they_stand(
     assert (work.data.paths, work.dtype) == ([str(tmp_path / "here.txt")], "float32")
 
 
+def test_data_that_is_not_there_yet_is_noted(daemon: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "there.txt").write_text("text")
+    argv = ["train", "--model", "m", "--arch", "llama-nano"]
+    there = ["--data", str(tmp_path / "there.txt"), "--data", str(tmp_path / "*.md")]
+    assert "note" not in zenos(*argv, *there).err
+    ran = zenos(*argv, *there, "--data", str(tmp_path / "ther.txt"))
+    assert ran.code == 0
+    assert f"note: there is no {tmp_path / 'ther.txt'} yet" in ran.err
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -15,6 +15,7 @@ import pytest
 from tests.processes import until
 from tests.system.harness import System, family, popen, refused
 from zenos.client import connect
+from zenos.core.errors import InvalidError, WorkerError
 from zenos.core.home import Home
 from zenos.core.task import State
 
@@ -195,3 +196,24 @@ def test_a_wrong_setting_is_said_before_anything_is_made(
     home = Home(tmp_path / "home")
     assert said in refused(home.root, *arguments)
     assert not home.root.exists()
+
+
+def test_a_misspelt_architecture_is_refused_at_once(system: System) -> None:
+    system.start()
+    for arch in ("llama-nanno", "lama-micro", "bert-mino"):
+        with pytest.raises(InvalidError, match=f"cannot build '{arch}'.* did you mean"):
+            system.ask(lambda client, arch=arch: client.create("m", arch))  # type: ignore[misc]
+        with pytest.raises(InvalidError, match=f"cannot build '{arch}'.* did you mean"):
+            system.ask(
+                lambda client, arch=arch: client.train(model="m", arch=arch, data="x")  # type: ignore[misc]
+            )
+    assert system.tasks() == {}
+
+
+def test_a_model_that_cannot_be_served_is_said_once(system: System) -> None:
+    system.start()
+    made = system.ask(lambda client: client.create("reader", "bert-nano").wait(60))
+    assert made.state is State.SUCCEEDED, made
+    with pytest.raises(WorkerError) as caught:
+        system.ask(lambda client: client.generate("reader", "hello", max_tokens=1).text())
+    assert str(caught.value).startswith("cannot serve reader: a bert model doesn't generate text")

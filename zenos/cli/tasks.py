@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -145,7 +146,20 @@ def train(
     work = options.task(build.train(values))
     work.check()
     with client() as made:
-        _after_submit(made.submit(work), follow=follow, wait=wait, json=json, log=False)
+        handle = made.submit(work)
+        _note_missing(work.work)
+        _after_submit(handle, follow=follow, wait=wait, json=json, log=False)
+
+
+def _note_missing(work: Any) -> None:
+    """Data may come to be before the run's turn comes; more likely a path has a typo."""
+    from zenos.cli.output import say
+
+    if os.environ.get("ZENOS_HOST"):
+        return  # the daemon may see other files than we do
+    for path in work.data.paths:
+        if not set(path) & set("*?[") and not Path(path).exists():
+            say(f"note: there is no {path} yet; without it the run will fail")
 
 
 def _after_submit(handle: TaskHandle, *, follow: bool, wait: bool, json: bool, log: bool) -> None:
@@ -190,6 +204,7 @@ def _submitted(handle: TaskHandle) -> None:
 def _ended(handle: TaskHandle) -> None:
     from zenos.cli.output import say
     from zenos.client.display import show_seconds, took_s
+    from zenos.core.specs import TrainSpec
     from zenos.core.task import State
 
     task = handle.task
@@ -197,7 +212,10 @@ def _ended(handle: TaskHandle) -> None:
         return
     result = (task.outcome.result if task.outcome else None) or {}
     made = result.get("model")
-    what = f"; registered as {made} ('zenos run {made}' asks it)" if made else ""
+    work = task.spec.work
+    asked = isinstance(work, TrainSpec) and work.objective == "causal_lm"
+    more = f"'zenos run {made}' asks it" if asked else f"'zenos show {made}' tells about it"
+    what = f"; registered as {made} ({more})" if made else ""
     say(f"{task.name} succeeded in {show_seconds(took_s(task))}{what}")
 
 

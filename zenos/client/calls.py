@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -114,6 +115,11 @@ def _post(
 
 
 def _encode(body: Any) -> bytes:
+    if isinstance(body, dict):
+        for name, value in body.items():
+            # JSON has none of these, and the encoder would make null of them: the default.
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InvalidError(f"cannot use {name} {value}: it must be a finite number")
     try:
         return msgspec.json.encode(body)
     except UnicodeEncodeError:

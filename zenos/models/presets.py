@@ -7,8 +7,11 @@ small 110.
 
 from __future__ import annotations
 
+import difflib
 import math
 from typing import Any, Final, NamedTuple
+
+from zenos.core.errors import InvalidError
 
 
 class Preset(NamedTuple):
@@ -105,3 +108,13 @@ PRESETS: Final[dict[str, Preset]] = {
     for name, make in (("llama", _llama), ("gpt", _gpt2), ("bert", _bert), ("t5", _t5))
     for word, size in SIZES.items()
 }
+
+
+def check_arch(arch: str) -> None:
+    """Raises InvalidError for what is likely a misspelt short name; says nothing of model types."""
+    if arch not in PRESETS:
+        close = difflib.get_close_matches(arch, PRESETS, n=1, cutoff=0.75)
+        if close:
+            raise InvalidError(
+                f"cannot build {arch!r}: no such architecture; did you mean {close[0]!r}?"
+            )

@@ -202,7 +202,9 @@ class Router:
                 self._post(ev.Demand(name=name, spec=spec, principal=principal))
                 asked, asked_from = True, deployment
             elif deployment is not None and deployment is not asked_from and deployment.error:
-                raise WorkerError(f"cannot serve {name}: {deployment.error}")
+                error = deployment.error
+                known = error.startswith("cannot serve")
+                raise WorkerError(error if known else f"cannot serve {name}: {error}")
             try:
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                     await self._change()

@@ -26,10 +26,11 @@ from zenos.core.config import Config
 from zenos.core.errors import NotFoundError
 from zenos.core.home import Home
 from zenos.core.resources import Resources
-from zenos.core.specs import DeploymentSpec
+from zenos.core.specs import CreateSpec, DeploymentSpec, TrainSpec
 from zenos.core.task import HOLDING, Deployment, Kind, Node, Principal, Task, TaskEvent, TaskSpec
 from zenos.core.wire import Chunk, GenerateRequest, Progress
 from zenos.kernel.control import Control, Inbox, TaskProgress, View
+from zenos.models.presets import check_arch
 from zenos.models.registry import Registry
 from zenos.store.base import Store
 from zenos.workers.executor import Executor
@@ -147,6 +148,8 @@ class LocalSystem:
     # -- zenos.api.ports.System
 
     async def submit(self, spec: TaskSpec, principal: Principal, key: str | None) -> Task:
+        if isinstance(spec.work, TrainSpec | CreateSpec) and spec.work.arch is not None:
+            check_arch(spec.work.arch)
         return await self.control.submit(spec, principal, key)
 
     async def cancel(self, task: str, principal: Principal) -> Task:
