@@ -1,20 +1,30 @@
 """The general forward pass: any decoder of transformers that takes a cache, through its own code.
 
 Slower than a native pass, but of the same interface. The model sees a cache object whose layers are
-rows of our preallocated tensors.
+rows of our preallocated tensors, and masks that say which positions a token sees: for models whose
+layers see a window only, one mask for each kind of layer.
+
+Not every decoder can be driven like this: some keep something else than keys and values, some count
+positions from the end of the cache. So the pass is tried once against the model's own when it is
+made, alone and in a batch, and a model that comes out different is refused.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from zenos.core.errors import InvalidError
-from zenos.runtime.engine.batch import Batch
+from zenos.runtime.engine.batch import Batch, Part
 from zenos.runtime.engine.cache import RowCache
+
+# Lengths of the two texts that a new pass is tried with, and how far off it may be, as a share of
+# the largest logit: rounding, in sums that are added up in another order.
+TRIAL_TOKENS: Final = (12, 5)
+TRIAL_ERROR: Final = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
 class _RowsLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -79,19 +89,56 @@ class GeneralBackend:
         self._model = model
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
+        self._window, self._kinds = _window(model.config, context)
         count = getattr(model.config, "num_hidden_layers", None)
         if not isinstance(count, int):
             raise InvalidError(f"cannot serve a {model.config.model_type} model: unknown layers")
         self._layers = [_RowsLayer(rows, context) for _ in range(count)]
         self._cache = Cache(layers=list(self._layers))
         self._places = torch.arange(context, device=self.device)
-        # A token that is written over by the first prompt: the model shows what it keeps.
-        self._prompt(0, [0], 0, 1)
-        self._caches = [cache for layer in self._layers for cache in layer.caches]
+        self._caches: list[RowCache] = []
+        self._try()
         self.token_bytes = sum(
             cache.tensor.shape[1] * cache.tensor.shape[3] * cache.tensor.element_size()
             for cache in self._caches
         )
+
+    def _try(self) -> None:
+        """Compare with the model's own pass; the layers' tensors are made by that."""
+        kind = self._model.config.model_type
+        try:
+            error = self._trial_error()
+        except (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError) as e:
+            reason = " ".join(str(e).split())[:200]
+            raise InvalidError(
+                f"cannot serve a {kind} model: its code doesn't take our cache ({reason})"
+            ) from e
+        if not error <= TRIAL_ERROR.get(self.dtype, 0.1):  # NaN too
+            raise InvalidError(
+                f"cannot serve a {kind} model: its answers would not be those of its own code"
+            )
+
+    @torch.inference_mode()
+    def _trial_error(self) -> float:
+        """The largest difference to the model's own logits, as a share of the largest of those."""
+        lengths = [min(length, self.context - 1) for length in TRIAL_TOKENS][: self.rows]
+        texts = [[(7 * n + 3) % self.vocab_size for n in range(length)] for length in lengths]
+        for row, text in enumerate(texts):
+            # In two parts, as a long prompt is.
+            self.forward(Batch([], [], [Part(row, text[:3], 0, 0)]))
+            self._caches = [cache for layer in self._layers for cache in layer.caches]
+            if text[3:-1]:
+                self.forward(Batch([], [], [Part(row, text[3:-1], 3, 0)]))
+        last, places = [text[-1] for text in texts], [len(text) - 1 for text in texts]
+        found = self.forward(Batch(last, places, []))
+        worst = 0.0
+        for row, text in enumerate(texts):
+            ids = torch.tensor([text], device=self.device)
+            wanted = self._model(input_ids=ids, use_cache=False).logits[0, -1].float()
+            off = (found[row] - wanted).abs().max() / wanted.abs().max().clamp_min(1e-6)
+            worst = max(worst, float(off)) if off == off else float("nan")
+            self.release(row)
+        return worst
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
@@ -108,8 +155,7 @@ class GeneralBackend:
             layer.rows, layer.positions = slice(row, row + 1), None
             layer.span, layer.length = (start, end), end
         at = self._places[start:end]
-        allowed = self._places[:end] <= at.unsqueeze(1)
-        logits = self._run([tokens], at.unsqueeze(0), allowed, max(wanted, 1))[0]
+        logits = self._run([tokens], at.unsqueeze(0), end, max(wanted, 1))[0]
         return logits if wanted else logits[:0]
 
     def _decode(self, tokens: list[int], positions: list[int]) -> Tensor:
@@ -118,19 +164,28 @@ class GeneralBackend:
         length = max(positions) + 1
         for layer in self._layers:
             layer.rows, layer.positions, layer.length = slice(0, len(tokens)), at, length
-        allowed = self._places[:length] <= at.unsqueeze(1)
-        return self._run([[token] for token in tokens], at.unsqueeze(1), allowed, 1)[:, 0]
+        return self._run([[token] for token in tokens], at.unsqueeze(1), length, 1)[:, 0]
 
-    def _run(
-        self, tokens: list[list[int]], positions: Tensor, allowed: Tensor, kept: int
-    ) -> Tensor:
-        allowed = allowed.view(len(tokens), 1, -1, allowed.shape[-1])
-        lowest = torch.finfo(self.dtype).min
+    def _masks(self, positions: Tensor, length: int) -> Tensor | dict[str, Tensor]:
+        """What each token may see, added to its scores: (rows, 1, tokens, length)."""
+        places, at = self._places[:length], positions.unsqueeze(1).unsqueeze(-1)
+        seen = places <= at
+        if self._window is None:
+            return self._mask(seen)
+        near = seen & (places > at - self._window)
+        if not self._kinds:
+            return self._mask(near)
+        by_kind = {"full_attention": seen, "sliding_attention": near}
+        return {kind: self._mask(by_kind[kind]) for kind in self._kinds}
+
+    def _mask(self, allowed: Tensor) -> Tensor:
         mask = torch.zeros(allowed.shape, dtype=self.dtype, device=self.device)
-        mask.masked_fill_(~allowed, lowest)
+        return mask.masked_fill_(~allowed, torch.finfo(self.dtype).min)
+
+    def _run(self, tokens: list[list[int]], positions: Tensor, length: int, kept: int) -> Tensor:
         answer = self._model(
             input_ids=torch.tensor(tokens, device=self.device),
-            attention_mask=mask,
+            attention_mask=self._masks(positions, length),
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
@@ -153,3 +208,31 @@ class GeneralBackend:
         """Give a row's memory back to the system."""
         for cache in self._caches:
             cache.release(row)
+
+
+def _window(config: Any, context: int) -> tuple[int | None, frozenset[str]]:
+    """How many tokens back a layer sees where that hides some, and the kinds of layers, if several.
+
+    Raises InvalidError for kinds that we have no mask for.
+    """
+    window = getattr(config, "sliding_window", None)
+    kinds = frozenset(getattr(config, "layer_types", None) or ())
+    if not kinds <= {"full_attention", "sliding_attention"}:
+        raise InvalidError(
+            f"cannot serve a {config.model_type} model: it has layers of"
+            f" {', '.join(sorted(kinds - {'full_attention', 'sliding_attention'}))}"
+        )
+    hides = isinstance(window, int) and window < context
+    if not hides or kinds == {"full_attention"}:
+        return None, frozenset()
+    return window, kinds
+
+
+def local_window(config: Any) -> int | None:
+    """The window of a model whose code makes its own local masks, counted from the cache's end.
+
+    Rows of several lengths don't share an end, so such a model is only right within its window.
+    """
+    kinds = getattr(config, "attention_layers", None) or ()
+    size = getattr(config, "window_size", None)
+    return size if "local" in kinds and isinstance(size, int) else None

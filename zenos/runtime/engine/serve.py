@@ -29,7 +29,7 @@ from zenos.runtime.engine import llama
 from zenos.runtime.engine.batch import Backend
 from zenos.runtime.engine.chat import ChatTemplate
 from zenos.runtime.engine.engine import Engine, failure
-from zenos.runtime.engine.general import GeneralBackend
+from zenos.runtime.engine.general import GeneralBackend, local_window
 from zenos.runtime.engine.linear import faster_dtype
 from zenos.runtime.engine.vocabulary import Vocabulary
 
@@ -63,7 +63,7 @@ class Loaded:
         dtype = faster_dtype(DTYPES[spec.dtype], device)
         model: Any = architectures.load(directory, dtype).to(device)
         room = architectures.context_length(config) or CONTEXT_DEFAULT
-        self.context = min(room, spec.context or room)
+        self.context = min(room, spec.context or room, local_window(model.config) or room)
         self.parameters = sum(p.numel() for p in model.parameters())
         backend: Backend
         if llama.fits(model.config, self.context):
