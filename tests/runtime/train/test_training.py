@@ -138,6 +138,33 @@ def test_a_masked_model(run: Any, corpus: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arch", "objective"), [("llama-nano", "causal_lm"), ("bert-nano", "masked_lm")]
+)
+def test_a_step_in_parts_is_the_step_at_once(
+    run: Any, corpus: Path, arch: str, objective: str
+) -> None:
+    """Masked micro-batches have different numbers of targets, and each counts as many."""
+    losses = []
+    for batch_size, accumulate in ((4, 1), (1, 4)):
+        work = spec(
+            corpus,
+            arch=arch,
+            objective=objective,
+            settings={},
+            dtype="float32",
+            steps=6,
+            sequence_length=16,
+            batch_size=batch_size,
+            accumulate=accumulate,
+            warmup=1,
+        )
+        code, context = run(work, task=f"parts-{accumulate}")
+        assert code == 0, error(context)
+        losses.append([point[1] for point in context.registry.list()[-1].curve])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
     ("arch", "objective"),
     [("bert-nano", "causal_lm"), ("llama-nano", "masked_lm"), ("t5-nano", "causal_lm")],
 )

@@ -131,17 +131,15 @@ class Trainer:
         rate = schedule.learning_rate(spec, step, self.state.plan.steps, self.state.plan.planned_at)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        total = 0.0
-        for micro in range(spec.accumulate):
-            inputs, targets = self._batch((step * spec.accumulate + micro) * spec.batch_size)
+        mean = 0.0
+        for inputs, targets, weight in self._micro_batches(step):
             with self._autocast():
                 loss = self.loss(self.model, inputs, targets)
-            torch.autograd.backward(loss / spec.accumulate if spec.accumulate > 1 else loss)
-            total += loss.item()
+            torch.autograd.backward(loss * weight if weight != 1 else loss)
+            mean += loss.item() * weight
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), spec.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        mean = total / spec.accumulate
         if not math.isfinite(mean):
             raise InvalidError(
                 f"cannot go on: the loss is {mean} at step {step}; lower learning_rate, "
@@ -149,9 +147,21 @@ class Trainer:
             )
         return mean
 
-    def _batch(self, first: int) -> tuple[torch.Tensor, torch.Tensor]:
-        windows = self.samples.take(first, self.spec.batch_size)
-        return self._tensors(windows, first)[:2]
+    def _micro_batches(self, step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
+        """Inputs, targets and weight of each micro-batch: its share of the step's targets.
+
+        Masked micro-batches have different numbers of targets; weighted like this a step is the
+        same whether its sequences come at once or in parts.
+        """
+        size = self.spec.batch_size
+        batches = []
+        for micro in range(self.spec.accumulate):
+            first = (step * self.spec.accumulate + micro) * size
+            batches.append(self._tensors(self.samples.take(first, size), first))
+        counts = [int((batch.targets != IGNORED).sum()) for _, _, batch in batches]
+        for (inputs, targets, _), count in zip(batches, counts, strict=True):
+            if count:
+                yield inputs, targets, count / sum(counts)
 
     def _tensors(self, windows: Tokens, first: int) -> tuple[torch.Tensor, torch.Tensor, Any]:
         batch = self.objective.batch(windows, first)
