@@ -78,7 +78,9 @@ class Peer:
             frame=encode(envelope),
             deadline=now + left_s if envelope.deadline else 0.0,
         )
-        self.waiting.put(item, now)
+        # Data that isn't read must not keep out the command that would end it.
+        urgent = envelope.kind == "command" and len(self.waiting) < 2 * limits.SEND_QUEUE_FRAMES_MAX
+        self.waiting.put(item, now, always=urgent)
         self._there.set()
 
     async def send_all(self) -> None:

@@ -142,11 +142,11 @@ class WorkerContext:
             if self._waiting:
                 return self._waiting.popleft()
             left_s = _WAIT_SLICE_S if deadline is None else deadline - time.monotonic()
-            if left_s <= 0:
-                return None
-            envelope = self.channel.receive(min(left_s, _WAIT_SLICE_S))
+            envelope = self.channel.receive(min(max(left_s, 0.0), _WAIT_SLICE_S))
             if envelope is not None:
                 self._take(envelope)
+            elif left_s <= 0:
+                return None
 
     def ask_to_stop(self, stop: Stop) -> None:
         """What the signal handlers do; safe to call from one."""

@@ -16,7 +16,7 @@ from typing import Any, Final
 import psutil
 import torch
 
-from zenos.bus.envelope import FrameError, body_of
+from zenos.bus.envelope import Envelope, FrameError, body_of
 from zenos.core import limits
 from zenos.core.errors import InvalidError, ZenosError
 from zenos.core.names import ModelRef
@@ -82,6 +82,15 @@ class Loaded:
             text = self.template.render(request.messages)
         if text is None:
             raise InvalidError("cannot answer without a prompt")
+        # Megabytes that can never fit would hold up everybody's prompts while they are tokenized.
+        if (
+            len(text) > self.context
+            and (least := self.vocabulary.least_tokens(text)) > self.context
+        ):
+            raise InvalidError(
+                f"cannot fit the prompt: at least {least} tokens, the context holds {self.context};"
+                " shorten it"
+            )
         # An unpaired surrogate is no character, and the tokenizer would panic.
         text = text.encode("utf-8", "replace").decode("utf-8")
         # A template writes the special tokens itself.
@@ -97,7 +106,11 @@ def _positions(memory: int, backend: Backend) -> int | None:
 
 
 class Intake(threading.Thread):
-    """Takes messages from the bus, tokenizes, and hands over."""
+    """Takes messages from the bus, tokenizes, and hands over.
+
+    All that has come is looked at before the next prompt is tokenized: an abort frees what waits
+    here as well. One that comes before its request (commands go first) is remembered.
+    """
 
     def __init__(self, context: WorkerContext, loaded: Loaded) -> None:
         super().__init__(name="intake", daemon=True)
@@ -106,23 +119,38 @@ class Intake(threading.Thread):
         self.handed: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
         self.stopping = threading.Event()
         self.done = threading.Event()
+        self._waiting: dict[str, GenerateRequest] = {}
+        self._aborted: dict[str, None] = {}  # requests that need not be answered when they come
 
     def run(self) -> None:
         """Until the replica has ended; after the word to stop, requests are refused."""
         while not self.done.is_set():
-            envelope = self._context.receive(IDLE_WAIT_S)
+            envelope = self._context.receive(0.0 if self._waiting else IDLE_WAIT_S)
             if self._context.stop_requested() is not None:
                 self.stopping.set()
                 self.done.wait(0.01)
-            if envelope is None:
-                continue
-            try:
-                if envelope.topic == "request":
-                    self._request(body_of(envelope, GenerateRequest))
-                elif envelope.topic == "abort":
-                    self.handed.put(body_of(envelope, Abort))
-            except FrameError as error:
-                log.warning("a message was left out: %s", error)
+            while envelope is not None:
+                try:
+                    self._sort(envelope)
+                except FrameError as error:
+                    log.warning("a message was left out: %s", error)
+                envelope = self._context.receive(0.0)
+            if self._waiting:
+                self._request(self._waiting.pop(next(iter(self._waiting))))
+
+    def _sort(self, envelope: Envelope) -> None:
+        if envelope.topic == "request":
+            request: GenerateRequest = body_of(envelope, GenerateRequest)
+            if request.id not in self._aborted:
+                self._waiting[request.id] = request
+        elif envelope.topic == "abort":
+            abort: Abort = body_of(envelope, Abort)
+            if self._waiting.pop(abort.request, None) is not None:
+                return
+            self._aborted[abort.request] = None
+            if len(self._aborted) > limits.REQUESTS_WAITING_MAX:
+                del self._aborted[next(iter(self._aborted))]
+            self.handed.put(abort)
 
     def _request(self, request: GenerateRequest) -> None:
         try:

@@ -46,6 +46,18 @@ class Vocabulary:
         self._bytes: dict[int, bytes] = {}
         self._kind = _decoder_kind(self._tokenizer.decoder)
         self.end_ids = self._end_ids(directory)
+        # Only where each byte of a text becomes part of a token.
+        self._exact = self._kind == "bytes" and self._tokenizer.normalizer is None
+        self._longest = 0
+
+    def least_tokens(self, text: str) -> int:
+        """So many tokens a text has at least, told without tokenizing it; 0 if that can't be."""
+        if not self._exact:
+            return 0
+        if not self._longest:
+            size = self._tokenizer.get_vocab_size()
+            self._longest = max(len(self.bytes_of(token)) for token in range(size))
+        return -(-len(text.encode("utf-8", "replace")) // max(self._longest, 1))
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Token ids. special: with what the tokenizer puts around a text (such as its beginning).
