@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import threading
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from zenos.core.errors import InvalidError, NotFoundError, StorageError, ZenosError
 from zenos.core.names import ModelRef
+from zenos.models import registry as registry_module
 from zenos.models.registry import Lineage, Registry
 
 from .files import blob, flip_bit, litter, state, write_model
@@ -439,3 +441,21 @@ def test_damaged_aliases_are_said(three: Registry, root: Path) -> None:
     (root / "names/m.json").write_bytes(b"\x00")
     with pytest.raises(StorageError, match=r"cannot read .*names/m\.json"):
         three.resolve("m:prod")
+
+
+def test_while_a_model_is_added_others_work_and_nothing_is_collected(
+    three: Registry, tmp_path: Path, root: Path
+) -> None:
+    """A large import takes minutes; here somebody who adds is a lock, taken as publishing does."""
+    half = root / "blobs" / "half-written"
+    half.write_bytes(b"not named yet")
+    with (root / registry_module.ADDING).open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        three.copy("m:1", "other")
+        three.alias("m", "best", 3)
+        assert three.publish("m", write_model(tmp_path / "m4", b"weights 4")).version == 4
+        assert three.remove("m:2") == 0
+        assert half.exists()
+    assert three.collect_garbage() > 0
+    assert not half.exists()
+    assert [version.ref for version in three.list()] == ["m:1", "m:3", "m:4", "other:1"]

@@ -50,6 +50,8 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _NUMBER: Final = re.compile(r"[1-9][0-9]{0,17}")
 CHUNK_BYTES: Final = 4 * limits.MIB
 
+ADDING: Final = "adding.lock"
+
 
 class Registry:
     """Model versions under one directory."""
@@ -136,29 +138,32 @@ class Registry:
         """
         name = check_name(name, "model name")
         intake.inspect(files)  # before anything large is copied
-        with self._locked(), self._collecting_failures():
+        # Copying takes as long as it takes: others may read, register and add meanwhile. Only what
+        # isn't named by a manifest yet must not be collected.
+        with self._collecting_failures(), self._locked(ADDING, shared=True):
             infos = {file: self._add(path) for file, path in sorted(files.items())}
             # Whoever owns the files may have changed them meanwhile: what counts is the copy.
             config, parameters = intake.inspect(
                 {file: self._blob(info.digest) for file, info in infos.items()}
             )
-            return self._register(
-                name,
-                lambda number: ModelVersion(
-                    name=name,
-                    version=number,
-                    created=time.time(),
-                    family=family_of(config),
-                    arch=str(config.get("model_type") or ""),
-                    parameters=parameters,
-                    bytes=sum(info.size for info in infos.values()),
-                    files=infos,
-                    lineage=lineage or Lineage(),
-                    metrics=dict(metrics or {}),
-                    config=config,
-                    curve=[list(point) for point in curve],
-                ),
-            )
+            with self._locked():
+                return self._register(
+                    name,
+                    lambda number: ModelVersion(
+                        name=name,
+                        version=number,
+                        created=time.time(),
+                        family=family_of(config),
+                        arch=str(config.get("model_type") or ""),
+                        parameters=parameters,
+                        bytes=sum(info.size for info in infos.values()),
+                        files=infos,
+                        lineage=lineage or Lineage(),
+                        metrics=dict(metrics or {}),
+                        config=config,
+                        curve=[list(point) for point in curve],
+                    ),
+                )
 
     def alias(self, name: str, alias: str, version: int) -> None:
         """Let `name:alias` mean that version from now on."""
@@ -251,13 +256,22 @@ class Registry:
     # -- inside
 
     @contextlib.contextmanager
-    def _locked(self, name: str = "lock") -> Iterator[None]:
+    def _locked(
+        self, name: str = "lock", *, shared: bool = False, wait: bool = True
+    ) -> Iterator[None]:
+        """Hold a lock of the registry; BlockingIOError when it is taken and not waited for.
+
+        Who holds ADDING may take "lock"; the other way round only without waiting.
+        """
+        how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
         try:
             for directory in (self._blobs, self._manifests, self._names, self._views):
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             with (self._root / name).open("a+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                fcntl.flock(file, how)
                 yield
+        except BlockingIOError:
+            raise
         except OSError as error:
             raise StorageError(
                 f"cannot change the registry in {self._root}: {error.strerror or error}"
@@ -270,7 +284,7 @@ class Registry:
             yield
         except BaseException:
             with contextlib.suppress(OSError, ZenosError):
-                self._collect()
+                self.collect_garbage()
             raise
 
     def _register(self, name: str, make: Callable[[int], ModelVersion]) -> ModelVersion:
@@ -387,6 +401,15 @@ class Registry:
         durable.write_file(self._names / f"{name}.json", msgspec.json.encode(names))
 
     def _collect(self) -> int:
+        """Remove what no manifest names; nothing while somebody adds what none names yet."""
+        try:
+            with self._locked(ADDING, wait=False):
+                return self._collect_all()
+        except BlockingIOError:
+            log.info("somebody adds a model: what is not used any more is freed later")
+            return 0
+
+    def _collect_all(self) -> int:
         stored = self._stored()
         used: set[str] = set()
         for name, number in stored:

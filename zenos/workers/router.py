@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 
 import msgspec
@@ -105,14 +105,14 @@ class Router:
 
     async def generate(
         self, model: str, request: GenerateRequest, principal: Principal, deadline_s: float
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncGenerator[Chunk]:
         """The answer to a request, chunk by chunk.
 
         Raises NotFoundError for an unknown model, BusyError when too many wait, DeadlineError when
         no replica is ready in time, and what the worker raised. Closing the iterator frees the
         slot.
         """
-        name = self._deployment_name(model)
+        name = await self._deployment_name(model)
         if self._per_deployment.get(name, 0) >= self._requests_max(name):
             raise BusyError(
                 f"cannot take more requests for {name}: too many wait already", retry_after_s=1
@@ -171,14 +171,14 @@ class Router:
 
     # -- which replica
 
-    def _deployment_name(self, model: str) -> str:
+    async def _deployment_name(self, model: str) -> str:
         """The deployment that a request names: by its name, or by the model it serves.
 
         Raises NotFoundError when no such model is registered, InvalidError for an impossible name.
         """
         name = str(ModelRef.parse(model))
         if name not in self._view.deployments:
-            self._find_model(name)
+            await asyncio.to_thread(self._find_model, name)  # it reads files
         return name
 
     def _requests_max(self, name: str) -> int:

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -212,8 +212,10 @@ class LocalSystem:
     async def generate(
         self, model: str, request: GenerateRequest, principal: Principal, deadline_s: float
     ) -> AsyncIterator[Chunk]:
-        async for chunk in self.router.generate(model, request, principal, deadline_s):
-            yield chunk
+        answer = self.router.generate(model, request, principal, deadline_s)
+        async with aclosing(answer) as chunks:  # so that a client that goes away frees its slot
+            async for chunk in chunks:
+                yield chunk
 
     def shut_down(self, mode: Mode) -> None:
         """Ask the daemon to go down; returns at once. The last word counts: a drain can be cut."""
