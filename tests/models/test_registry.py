@@ -447,7 +447,7 @@ def test_while_a_model_is_added_others_work_and_nothing_is_collected(
     three: Registry, tmp_path: Path, root: Path
 ) -> None:
     """A large import takes minutes; here somebody who adds is a lock, taken as publishing does."""
-    half = root / "blobs" / "half-written"
+    half = root / "blobs" / "sha256" / "half-written"
     half.write_bytes(b"not named yet")
     with (root / registry_module.ADDING).open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_SH)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import msgspec
 import psutil
@@ -29,23 +30,45 @@ class Devices(msgspec.Struct, frozen=True):
     memory_each: int
 
 
-def cpus_usable() -> int:
-    """CPUs on which this process may run."""
-    return len(os.sched_getaffinity(0))
+def cpus_usable(root: Path = Path("/sys/fs/cgroup")) -> float:
+    """CPUs on which this process may run, or that its cgroups' quotas allow where that is less.
+
+    A container with `--cpus=2` on a machine with 64 sees all of them; the two are a quota.
+    """
+    usable = float(len(os.sched_getaffinity(0)))
+    for directory in _own_directories(root, "cpu"):
+        with suppress(OSError, ValueError):
+            quota, period = (directory / "cpu.max").read_text().split()
+            usable = min(usable, int(quota) / int(period))  # ValueError for "max"
+        with suppress(OSError, ValueError):
+            limit = int((directory / "cpu.cfs_quota_us").read_text())
+            each = int((directory / "cpu.cfs_period_us").read_text())
+            usable = min(usable, limit / each) if limit > 0 else usable
+    return max(math.floor(usable * 1000), 1) / 1000
 
 
 def memory_limit(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that this machine has, or that our own cgroup allows where that is less."""
+    """Bytes that this machine has, or that our own cgroups allow where that is less."""
     total = int(psutil.virtual_memory().total)
-    own = own_groups()
-    candidates = [
-        root / own.get("", "/").lstrip("/") / "memory.max",
-        root / "memory" / own.get("memory", "/").lstrip("/") / "memory.limit_in_bytes",
-    ]
-    for path in candidates:
-        with suppress(OSError, ValueError):
-            total = min(total, int(path.read_text()))
+    for directory in _own_directories(root, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            with suppress(OSError, ValueError):
+                total = min(total, int((directory / name).read_text()))
     return total
+
+
+def _own_directories(root: Path, controller: str) -> list[Path]:
+    """Our own groups of a controller, in both versions, with all that they lie in.
+
+    A container may see itself at the root although its group has a longer name outside.
+    """
+    own = own_groups()
+    found = []
+    for base, group in ((root, own.get("")), (root / controller, own.get(controller))):
+        if group is not None:
+            below = PurePosixPath(group.lstrip("/"))
+            found += [base / below, *(base / parent for parent in below.parents)]
+    return found
 
 
 def real_gpus() -> Devices:
