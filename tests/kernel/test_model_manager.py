@@ -136,3 +136,30 @@ def test_replicas_wait_in_the_queue_like_other_tasks() -> None:
     assert replicas(h)[0].state is State.QUEUED
     h.exit(blocker)
     assert replicas(h)[0].state is State.STARTING
+
+
+def test_all_replicas_hold_the_version_that_was_deployed_until_it_is_deployed_again() -> None:
+    h = Harness()
+    two = DeploymentSpec(model="m", min_replicas=1, max_replicas=2, slots=1, memory="500MB")
+    h.ask(ev.Deploy(request=1, spec=two, version="m:1"))
+    first = make_ready(h)
+    h.step(ev.Used(name="m", in_flight=2))
+    assert [task.spec.work.model for task in replicas(h)] == ["m:1", "m:1"]  # type: ignore[union-attr]
+    # The same again changes nothing; another version replaces them.
+    h.ask(ev.Deploy(request=2, spec=two, version="m:1"))
+    assert not h.stopped
+    h.ask(ev.Deploy(request=3, spec=two, version="m:2"))
+    assert first.id in {stopped.task for stopped in h.stopped}
+    live = [task for task in replicas(h) if not task.stopping]
+    assert {task.spec.work.model for task in live} == {"m:2"}  # type: ignore[union-attr]
+    assert h.kernel.state.deployments["m"].version == "m:2"
+
+
+def test_a_replica_gets_the_memory_that_its_model_needs_unless_somebody_says() -> None:
+    h = Harness(node(memory="16GB"))
+    h.step(ev.Demand(name="big", spec=DeploymentSpec(model="big"), memory=3_000_000_000))
+    assert replicas(h, "big")[0].spec.resources.memory == 3_000_000_000
+    h.step(ev.Demand(name="said", spec=DeploymentSpec(model="said", memory="2GB"), memory=9))
+    assert replicas(h, "said")[0].spec.resources.memory == 2_000_000_000
+    with pytest.raises(UnfittableError, match="cannot ever fit"):
+        raise h.ask(ev.Deploy(request=1, spec=DeploymentSpec(model="m"), memory=10**12))  # type: ignore[misc]

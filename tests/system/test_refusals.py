@@ -15,8 +15,9 @@ import pytest
 from tests.processes import until
 from tests.system.harness import System, family, popen, refused
 from zenos.client import connect
-from zenos.core.errors import InvalidError, WorkerError
+from zenos.core.errors import ConflictError, InvalidError, NotFoundError, WorkerError
 from zenos.core.home import Home
+from zenos.core.specs import TrainSpec
 from zenos.core.task import State
 
 # What a daemon that is refused may still write: why.
@@ -216,4 +217,29 @@ def test_a_model_that_cannot_be_served_is_said_once(system: System) -> None:
     assert made.state is State.SUCCEEDED, made
     with pytest.raises(WorkerError) as caught:
         system.ask(lambda client: client.generate("reader", "hello", max_tokens=1).text())
-    assert str(caught.value).startswith("cannot serve reader: a bert model doesn't generate text")
+    assert str(caught.value).startswith("cannot serve reader:1: a bert model doesn't generate text")
+
+
+def test_a_training_s_models_are_those_of_its_submission_and_stay_till_its_end(
+    system: System, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("some text\n" * 500)
+    system.start()
+    system.ask(lambda client: client.create("m", "llama-nano").wait(60))
+    (cpus,) = (node.node.capacity.cpu for node in system.ask(lambda client: client.nodes()))
+    with pytest.raises(NotFoundError, match="cannot find the model 'mm'"):
+        system.ask(lambda client: client.train(model="x", base="mm", data=str(text)))
+    system.submit(1, system.hold, cpu=cpus / 1000)
+    waiting = system.ask(lambda client: client.train(model="x", base="m", data=str(text)).id)
+    system.ask(lambda client: client.create("m", "llama-nano", seed=2).id)
+    work = next(t.spec.work for t in system.tasks().values() if t.id == waiting)
+    assert isinstance(work, TrainSpec)
+    assert work.base == "m:1"
+    with pytest.raises(ConflictError, match=rf"cannot remove m:1: .*\(zenos cancel {waiting}\)"):
+        system.ask(lambda client: client.remove("m:1"))
+    system.ask(lambda client: client.cancel(waiting))
+    until(lambda: system.ask(lambda client: client.look(waiting)).task.is_ended)
+    system.ask(lambda client: client.remove("m:1"))
+    system.released.touch()
+    system.finish()

@@ -108,12 +108,19 @@ async def alias(request: Request, name: NamePath) -> Response:
 
 
 async def _check_unused(system: System, version: ModelVersion) -> None:
+    for task in system.tasks().values():
+        needed = {getattr(task.spec.work, name, None) for name in ("base", "tokenizer")}
+        if not task.is_ended and version.ref in needed:
+            raise ConflictError(
+                f"cannot remove {version.ref}: {task.name} needs it; cancel that first"
+                f" (zenos cancel {task.id})"
+            )
     for deployment in list(system.deployments().values()):
         ref = ModelRef.parse(deployment.spec.model)
         if deployment.stopping or ref.name != version.name:
             continue
-        served = await in_thread(system.registry.resolve, ref)
-        if served.version == version.version:
+        served = deployment.version or (await in_thread(system.registry.resolve, ref)).ref
+        if served == version.ref:
             raise ConflictError(
                 f"cannot remove {version.ref}: {deployment.name} serves it; "
                 f"stop that first (zenos stop {deployment.name})"

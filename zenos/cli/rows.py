@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TASKS = ("ID", "NAME", "KIND", "STATE", ">PRIO", ">CPU", ">GPU", ">MEMORY", ">TIME", "PROGRESS")
 NODES = ("NODE", ">CPU", ">GPU", ">MEMORY", "LIMITS BY")
 MODELS = ("MODEL", "ALIASES", "ARCHITECTURE", ">PARAMETERS", ">SIZE", ">HELD-OUT LOSS", "CREATED")
-DEPLOYMENTS = ("DEPLOYMENT", ">REPLICAS", ">PRIO", "STATE")
+DEPLOYMENTS = ("DEPLOYMENT", "VERSION", ">REPLICAS", ">PRIO", "STATE")
 
 
 def task_row(view: TaskView) -> tuple[Any, ...]:
@@ -106,6 +106,7 @@ def deployment_row(deployment: Deployment) -> tuple[Any, ...]:
         state = "loads with the next request"
     return (
         deployment.name,
+        deployment.version,
         f"{len(deployment.replicas)} ({spec.min_replicas} to {spec.max_replicas})",
         spec.priority,
         state,

@@ -41,7 +41,9 @@ def serve(
     priority: Annotated[str, typer.Option(help="low, normal, high or 0 to 100.")] = "high",
     cpu: Annotated[float, typer.Option(help="Cores for each replica.")] = 1.0,
     gpu: Annotated[float, typer.Option(help="GPUs, or a share, for each replica.")] = 0.0,
-    memory: Annotated[str, typer.Option(help="Memory of each replica.")] = "1GiB",
+    memory: Annotated[
+        str | None, typer.Option(help="Memory of each replica; by default enough for the model.")
+    ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16"] | None, typer.Option(help="Arithmetic.")
     ] = None,

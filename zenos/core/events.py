@@ -30,10 +30,15 @@ class Cancel(Event, frozen=True, kw_only=True):
 
 
 class Deploy(Event, frozen=True, kw_only=True):
-    """A user deploys a model, or changes its deployment. Answered with the Deployment."""
+    """A user deploys a model, or changes its deployment. Answered with the Deployment.
+
+    version: which one `spec.model` means now; memory: bytes that a replica of it needs.
+    """
 
     request: int
     spec: DeploymentSpec
+    version: str = ""
+    memory: int = 0
     principal: Principal = Principal()
     key: str | None = None
 
@@ -47,10 +52,15 @@ class Undeploy(Event, frozen=True, kw_only=True):
 
 
 class Demand(Event, frozen=True, kw_only=True):
-    """Requests wait for this model. Makes an implicit deployment where `spec` is given."""
+    """Requests wait for this model. Makes an implicit deployment where `spec` is given.
+
+    version, memory: as in Deploy.
+    """
 
     name: str
     spec: DeploymentSpec | None = None
+    version: str = ""
+    memory: int = 0
     principal: Principal = Principal()
 
 

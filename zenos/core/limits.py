@@ -63,6 +63,7 @@ SEND_QUEUE_BYTES_MAX: Final = 256 * MIB
 HEARTBEAT_S: Final = 5.0
 
 # Serving
+REPLICA_MEMORY_BYTES: Final = GIB  # at least; where nothing is known of the model
 REQUESTS_WAITING_MAX: Final = 256
 REQUEST_DEADLINE_S: Final = 600.0
 KEEP_ALIVE_S: Final = 300.0

@@ -211,7 +211,9 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ] = limits.PRIORITY_HIGH
     cpu: Annotated[float, about("Cores for each replica.")] = 1.0
     gpu: Annotated[float, about("GPUs for each replica.")] = 0.0
-    memory: Annotated[str, about("Memory for each replica, such as 1GiB.")] = "1GiB"
+    memory: Annotated[
+        str | None, about("Memory for each replica, such as 4GiB; by default enough for the model.")
+    ] = None
     dtype: Annotated[DType, about("Arithmetic.")] = "bfloat16"
     slots: Slots = 32
     context: Context = None

@@ -240,10 +240,16 @@ class TaskEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
-    """A model being served. `used`: kernel time of the last request that the kernel heard of."""
+    """A model being served. `used`: kernel time of the last request that the kernel heard of.
+
+    version: what `spec.model` meant when it was deployed; all replicas hold that, until it is
+    deployed again. memory: bytes for each replica where the spec doesn't say.
+    """
 
     name: str
     spec: DeploymentSpec
+    version: str = ""
+    memory: int = 0
     principal: Principal
     created: float
     used: float

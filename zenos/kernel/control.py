@@ -168,11 +168,23 @@ class Control:
         )
 
     async def deploy(
-        self, spec: DeploymentSpec, principal: Principal, key: str | None
+        self,
+        spec: DeploymentSpec,
+        principal: Principal,
+        key: str | None,
+        version: str = "",
+        memory: int = 0,
     ) -> Deployment:
-        """Deploy a model, or change its deployment."""
+        """Deploy a model, or change its deployment; version and memory: see Deploy."""
         number = next(self._numbers)
-        event = ev.Deploy(request=number, spec=spec, principal=principal, key=key)
+        event = ev.Deploy(
+            request=number,
+            spec=spec,
+            version=version,
+            memory=memory,
+            principal=principal,
+            key=key,
+        )
         return _deployment(await self._ask(number, event))
 
     async def undeploy(self, name: str, principal: Principal) -> Deployment:

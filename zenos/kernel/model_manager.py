@@ -16,24 +16,31 @@ from zenos.core import limits
 from zenos.core.errors import NotFoundError, RefusedError, UnavailableError
 from zenos.core.resources import Resources
 from zenos.core.specs import DeploymentSpec, ServeSpec
-from zenos.core.task import Deployment, Principal, State, Task, TaskSpec
+from zenos.core.task import Deployment, State, Task, TaskSpec
 from zenos.kernel import supervision
 
 if TYPE_CHECKING:
     from zenos.kernel.step import Kernel
 
 
-def replica_resources(spec: DeploymentSpec) -> Resources:
-    """What one replica wants."""
-    return Resources.of(cpu=spec.cpu, gpu=spec.gpu, memory=spec.memory)
+def replica_resources(spec: DeploymentSpec, memory: int = 0) -> Resources:
+    """What one replica wants; memory: bytes, where the spec doesn't say."""
+    wanted = spec.memory if spec.memory is not None else memory or limits.REPLICA_MEMORY_BYTES
+    return Resources.of(cpu=spec.cpu, gpu=spec.gpu, memory=wanted)
 
 
-def replica_spec(name: str, spec: DeploymentSpec) -> TaskSpec:
+def replica_spec(deployment: Deployment) -> TaskSpec:
     """The task of one replica."""
+    spec = deployment.spec
     work = ServeSpec(
-        model=spec.model, deployment=name, dtype=spec.dtype, slots=spec.slots, context=spec.context
+        model=deployment.version or spec.model,
+        deployment=deployment.name,
+        dtype=spec.dtype,
+        slots=spec.slots,
+        context=spec.context,
     )
-    return TaskSpec(work=work, resources=replica_resources(spec), priority=spec.priority)
+    resources = replica_resources(spec, deployment.memory)
+    return TaskSpec(work=work, resources=resources, priority=spec.priority)
 
 
 class ModelManager:
@@ -54,16 +61,23 @@ class ModelManager:
             return state.deployments[known]
         if self._kernel.draining:
             raise UnavailableError("cannot deploy: the daemon is going down")
-        state.resources.check_fits_ever(replica_resources(event.spec))
+        state.resources.check_fits_ever(replica_resources(event.spec, event.memory))
         old = state.deployments.get(name)
-        if old is not None and replica_spec(name, old.spec) != replica_spec(name, event.spec):
+        deployment = self._put(name, event, event.spec, now, implicit=False)
+        if old is not None and replica_spec(old) != replica_spec(deployment):
             self._stop_replicas(old, 0, now, "replaced")
-        deployment = self._put(name, event.spec, event.principal, now, implicit=False)
+            deployment = state.deployments[name]
         self._kernel.remember(event.principal, event.key, event.spec, name, now)
         return deployment
 
     def _put(
-        self, name: str, spec: DeploymentSpec, principal: Principal, now: float, *, implicit: bool
+        self,
+        name: str,
+        event: ev.Deploy | ev.Demand,
+        spec: DeploymentSpec,
+        now: float,
+        *,
+        implicit: bool,
     ) -> Deployment:
         state = self._kernel.state
         old = state.deployments.get(name)
@@ -72,7 +86,9 @@ class ModelManager:
             Deployment(
                 name=name,
                 spec=spec,
-                principal=principal,
+                version=event.version,
+                memory=event.memory,
+                principal=event.principal,
                 created=old.created if old else now,
                 used=now,
                 replicas=old.replicas if old else [],
@@ -95,7 +111,7 @@ class ModelManager:
         deployment = state.deployments.get(event.name)
         if deployment is None or deployment.stopping:
             if event.spec is not None and not self._kernel.draining:
-                self._put(event.name, event.spec, event.principal, now, implicit=True)
+                self._put(event.name, event, event.spec, now, implicit=True)
         elif deployment.error is not None:
             # A new request is a new chance.
             state.put_deployment(replace(deployment, error=None, failures=0))
@@ -189,7 +205,7 @@ class ModelManager:
         state = self._kernel.state
         new: list[str] = []
         for _ in range(count):
-            spec = replica_spec(deployment.name, deployment.spec)
+            spec = replica_spec(deployment)
             task = self._kernel.new_task(spec, deployment.principal, now)
             if deployment.failures:
                 delay_s = limits.RETRY_BACKOFF_S * 2.0 ** min(deployment.failures - 1, 8)

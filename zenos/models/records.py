@@ -6,6 +6,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from zenos.core import limits
+
 FORMAT: Final = 1
 Family = Literal["decoder", "encoder", "encoder-decoder", "unknown"]
 
@@ -59,6 +61,16 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
     def ref(self) -> str:
         """`name:version`."""
         return f"{self.name}:{self.version}"
+
+    @property
+    def serving_bytes(self) -> int:
+        """Memory that a replica should get where nobody says how much.
+
+        Weights in float32, as read and as laid out for the processor, a quarter more for the cache,
+        and what torch takes by itself.
+        """
+        needs = 512 * limits.MIB + 10 * self.parameters
+        return max(limits.REPLICA_MEMORY_BYTES, -(-needs // limits.MIB) * limits.MIB)
 
 
 class Names(msgspec.Struct, frozen=True, kw_only=True):

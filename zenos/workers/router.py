@@ -29,6 +29,7 @@ from zenos.core.specs import DeploymentSpec
 from zenos.core.task import Deployment, Principal, State, Task
 from zenos.core.wire import Abort, Chunk, GenerateRequest
 from zenos.kernel.control import View
+from zenos.models.records import ModelVersion
 
 Send = Callable[[str, MessageKind, str, bytes, int], bool]  # task, kind, topic, body, priority
 
@@ -62,7 +63,7 @@ class Router:
         post: Callable[[ev.Event], None],
         send: Send,
         connected: Callable[[str], bool],
-        find_model: Callable[[str], object],
+        find_model: Callable[[str], ModelVersion],
     ) -> None:
         self._config = config
         self._view = view
@@ -198,8 +199,7 @@ class Router:
             if replica is not None:
                 return replica
             if not asked:
-                spec = DeploymentSpec(model=model, keep_alive_s=self._config.keep_alive_s)
-                self._post(ev.Demand(name=name, spec=spec, principal=principal))
+                self._post(await self._demand(name, model, principal))
                 asked, asked_from = True, deployment
             elif deployment is not None and deployment is not asked_from and deployment.error:
                 error = deployment.error
@@ -212,6 +212,20 @@ class Router:
                 raise DeadlineError(
                     f"cannot answer in time: {name} was not loaded before the deadline"
                 ) from None
+
+    async def _demand(self, name: str, model: str, principal: Principal) -> ev.Demand:
+        """That a model is wanted; with what it takes to make a deployment, should there be none.
+
+        Always with that: one that we see may be forgotten by the time the kernel hears of this.
+        """
+        version = await asyncio.to_thread(self._find_model, model)
+        return ev.Demand(
+            name=name,
+            spec=DeploymentSpec(model=model, keep_alive_s=self._config.keep_alive_s),
+            version=version.ref,
+            memory=version.serving_bytes,
+            principal=principal,
+        )
 
     async def _change(self) -> None:
         """Wait until something is committed, or a worker connects."""

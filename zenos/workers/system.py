@@ -148,9 +148,21 @@ class LocalSystem:
     # -- zenos.api.ports.System
 
     async def submit(self, spec: TaskSpec, principal: Principal, key: str | None) -> Task:
-        if isinstance(spec.work, TrainSpec | CreateSpec) and spec.work.arch is not None:
-            check_arch(spec.work.arch)
+        if isinstance(spec.work, TrainSpec | CreateSpec):
+            if spec.work.arch is not None:
+                check_arch(spec.work.arch)
+            work = await asyncio.to_thread(self._pinned, spec.work)
+            spec = msgspec.structs.replace(spec, work=work)
         return await self.control.submit(spec, principal, key)
+
+    def _pinned(self, work: TrainSpec | CreateSpec) -> TrainSpec | CreateSpec:
+        """With the versions that its models mean now: later ones are not what was asked for."""
+        exact = {}
+        for name in ("base", "tokenizer"):
+            ref = getattr(work, name, None)
+            if ref is not None:
+                exact[name] = self.registry.resolve(ref).ref
+        return msgspec.structs.replace(work, **exact) if exact else work
 
     async def cancel(self, task: str, principal: Principal) -> Task:
         return await self.control.cancel(task, principal)
@@ -159,8 +171,8 @@ class LocalSystem:
         self, spec: DeploymentSpec, principal: Principal, key: str | None
     ) -> Deployment:
         spec.check()
-        await asyncio.to_thread(self.registry.resolve, spec.model)
-        return await self.control.deploy(spec, principal, key)
+        version = await asyncio.to_thread(self.registry.resolve, spec.model)
+        return await self.control.deploy(spec, principal, key, version.ref, version.serving_bytes)
 
     async def undeploy(self, name: str, principal: Principal) -> Deployment:
         return await self.control.undeploy(name, principal)

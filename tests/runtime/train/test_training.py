@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from zenos.core.specs import TrainSpec
 from zenos.runtime import architectures, worker
@@ -19,6 +20,7 @@ from zenos.runtime.context import EXIT_SUSPENDED, WorkerContext
 from zenos.runtime.train import schedule
 from zenos.runtime.train.checkpoint import Checkpoints
 from zenos.runtime.train.main import main
+from zenos.runtime.train.trainer import Trainer
 
 from .helpers import Bus, error, make_context, make_task, result, spec, write_corpus
 
@@ -371,22 +373,45 @@ def test_going_on_from_a_registered_model(run: Any, corpus: Path, tmp_path: Path
     assert result(context)["eval_loss"] < first["eval_loss"]
 
 
-def test_a_loss_that_is_no_number_ends_the_run_with_advice(run: Any, corpus: Path) -> None:
-    code, context = run(
-        spec(
-            corpus,
-            learning_rate=10.0,
-            learning_rate_min=10.0,
-            clip=1e6,
-            steps=200,
-            warmup=0,
-            weight_decay=10.0,
-        )
-    )
-    if code == 0:
-        assert math.isfinite(result(context)["train_loss"])
-    else:
-        assert "lower learning_rate" in error(context)["message"]
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_step_that_would_spoil_the_weights_ends_the_run_before_it(
+    run: Any, corpus: Path, monkeypatch: pytest.MonkeyPatch, bad: float
+) -> None:
+    norms = iter([1.0] * 7 + [bad])
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(next(norms)))
+    code, context = run(spec(corpus, checkpoint_every=2))
+    assert code == 1
+    said = error(context)["message"]
+    assert f"cannot go on: the gradient's norm is {bad} at step 7; lower learning_rate" in said
+    assert context.registry.list() == []
+    checkpoint = Checkpoints(context.home.checkpoint("t1")).latest()[0]
+    assert checkpoint is not None
+    saved = load_file(checkpoint.directory / "model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in saved.values())
+
+
+def test_told_to_stop_between_micro_batches_the_step_is_done_again(run: Any, corpus: Path) -> None:
+    work = spec(corpus, accumulate=3, steps=6, checkpoint_every=1000)
+    code, context = run(work, task="whole")
+    assert code == 0, error(context)
+    whole = weights(context)
+    bus = Bus()
+    original = Trainer._micro_batches
+
+    def stopped_in_the_middle(self: Trainer, step: int) -> Iterator[Any]:
+        for number, batch in enumerate(original(self, step)):
+            if (step, number) == (4, 1):
+                bus.say_stop(save=True)
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_micro_batches", stopped_in_the_middle)
+        code, context = run(work, bus=bus)
+    assert code == EXIT_SUSPENDED
+    assert result(context) == {"suspended": True, "step": 4}
+    code, context = run(work, generation=2)
+    assert code == 0, error(context)
+    assert weights(context) == whole
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,8 @@ def publish(
     state = trainer.state
     step = state.step
     last = next((e for s, _, e in reversed(state.curve) if s == step), None)
-    if trainer.best is not None and last is not None and (state.best_loss or last) < last:
+    worse = last is not None and not last <= (state.best_loss or last)  # no number is worse too
+    if trainer.best is not None and worse:
         load_weights(trainer.model, trainer.best)
         step = state.best_step or step
     metrics = _metrics(context, spec, trainer, vocabulary)

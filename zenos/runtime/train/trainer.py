@@ -105,6 +105,8 @@ class Trainer:
                 self.suspend()
             began = time.perf_counter()
             loss = self._step()
+            if loss is None:
+                continue
             took_s = time.perf_counter() - began
             self._account(loss, took_s)
             self._plan_steps(took_s)
@@ -123,28 +125,37 @@ class Trainer:
             self._say(f"ended at step {self.state.step}: the time budget is long over")
         return overrun
 
-    def _step(self) -> float:
-        """One optimiser step over `accumulate` micro-batches; the mean loss in nats."""
+    def _step(self) -> float | None:
+        """One optimiser step over `accumulate` micro-batches; the mean loss in nats.
+
+        None when it was told to stop on the way: then nothing has changed.
+        """
         spec, step = self.spec, self.state.step
-        # All randomness of a step (dropout) is a function of seed and step: nothing to save.
-        torch.manual_seed((spec.seed * 1_000_003 + step) % 2**63)
         rate = schedule.learning_rate(spec, step, self.state.plan.steps, self.state.plan.planned_at)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         mean = 0.0
-        for inputs, targets, weight in self._micro_batches(step):
+        for micro, (inputs, targets, weight) in enumerate(self._micro_batches(step)):
+            if micro and self.stopping():
+                # What is half done is thrown away, and done again by whoever goes on.
+                self.optimizer.zero_grad(set_to_none=True)
+                return None
+            # All randomness (dropout) is a function of the seed and the micro-batch's number:
+            # nothing to save, and the same wherever it is computed.
+            torch.manual_seed((spec.seed * 1_000_003 + step * spec.accumulate + micro) % 2**63)
             with self._autocast():
                 loss = self.loss(self.model, inputs, targets)
             torch.autograd.backward(loss * weight if weight != 1 else loss)
             mean += loss.item() * weight
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), spec.clip)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), spec.clip))
+        for what, value in (("loss", mean), ("gradient's norm", norm)):
+            if not math.isfinite(value):  # before it gets into the weights
+                raise InvalidError(
+                    f"cannot go on: the {what} is {value} at step {step}; lower learning_rate, "
+                    "or train in float32"
+                )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if not math.isfinite(mean):
-            raise InvalidError(
-                f"cannot go on: the loss is {mean} at step {step}; lower learning_rate, "
-                "or train in float32"
-            )
         return mean
 
     def _micro_batches(self, step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
