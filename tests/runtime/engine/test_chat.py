@@ -38,6 +38,26 @@ def test_the_plain_template_names_the_speakers(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}{{ m.content }}"
+        "{% if loop.index > 2 %}{% break %}{% endif %}{% endfor %}",
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+        "{{ messages[1] | tojson }}{{ {'a': '<b> & é'} | tojson(indent=2) }}",
+        "{{ strftime_now('%Y') }}",
+        [{"name": "tools", "template": "no"}, {"name": "default", "template": OWN}],
+    ],
+)
+def test_what_templates_use_is_there_as_in_transformers(tmp_path: Path, source: Any) -> None:
+    directory(tmp_path, eos_token="<|end|>", chat_template=source)
+    byte_level().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    wanted = tokenizer.apply_chat_template(TALK, tokenize=False, add_generation_prompt=True)
+    assert wanted
+    assert ChatTemplate.read(tmp_path).render(TALK) == wanted
+
+
 @pytest.mark.parametrize("as_file", [False, True])
 def test_a_template_of_its_own_renders_as_transformers_renders_it(
     tmp_path: Path, as_file: bool
@@ -76,9 +96,10 @@ def test_a_template_that_reaches_out_or_never_ends_is_an_error(source: str) -> N
 
 
 @pytest.mark.parametrize("source", ["{% for %}", "{{ ", "{% endfor %}", "{{ 1 | nosuchfilter }}"])
-def test_a_broken_template_is_an_error(source: str) -> None:
+def test_a_broken_template_fails_chats_when_they_come(source: str) -> None:
+    template = ChatTemplate(source, {})  # the model can be loaded, for all else
     with pytest.raises(InvalidError, match="cannot use the model's chat template"):
-        ChatTemplate(source, {})
+        template.render(TALK)
 
 
 def test_an_unknown_role_is_named() -> None:
@@ -88,4 +109,11 @@ def test_an_unknown_role_is_named() -> None:
 
 def test_a_template_that_is_too_long_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidError, match="it is too long"):
-        ChatTemplate.read(directory(tmp_path, chat_template="x" * 300_000))
+        ChatTemplate.read(directory(tmp_path, chat_template="x" * 300_000)).render(TALK)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\xff"])
+def test_a_damaged_tokenizer_config_fails_chats_with_the_reason(tmp_path: Path, text: str) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(InvalidError, match="cannot use the model's chat template: "):
+        ChatTemplate.read(tmp_path).render(TALK)

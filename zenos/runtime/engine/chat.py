@@ -6,11 +6,15 @@ anything but the messages, and with bounds on their length, their loops and what
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any, Final
 
 import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from zenos.core import limits
@@ -42,42 +46,62 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
 
-class ChatTemplate:
-    """A model's template. `own` says whether it came with the model."""
+class _Generation(Extension):
+    """`{% generation %} … {% endgeneration %}` marks what a model is trained on: nothing here."""
 
-    def __init__(self, source: str | None, special: dict[str, str]) -> None:
+    tags = {"generation"}  # noqa: RUF012 - as the base class has it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """The statements inside."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class ChatTemplate:
+    """A model's template. `own` says whether it came with the model.
+
+    Templates may use what transformers' own renderer offers. One that can't be used fails the
+    chats, when they come, and nothing else of the model.
+    """
+
+    def __init__(self, source: str | None, special: dict[str, str], broken: str = "") -> None:
         self.own = source is not None
         self._special = special
-        environment = _Sandbox(trim_blocks=True, lstrip_blocks=True)
+        self._broken = broken
+        environment = _Sandbox(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols", _Generation],
+        )
         environment.globals["raise_exception"] = _raise
         environment.globals["range"] = _range
-        environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+        environment.globals["strftime_now"] = _strftime_now
+        environment.filters["tojson"] = _tojson
         try:
             self._template = environment.from_string(source or PLAIN)
         except (jinja2.TemplateError, RecursionError) as error:
-            raise InvalidError(f"cannot use the model's chat template: {error}") from error
+            self._broken = str(error)
 
     @classmethod
     def read(cls, directory: Path) -> ChatTemplate:
         """The template of a model's directory: chat_template.jinja, or tokenizer_config.json's."""
-        config: dict[str, Any] = {}
-        path = directory / "tokenizer_config.json"
-        if path.exists():
-            config = json.loads(path.read_bytes())
-        source = config.get("chat_template")
-        if (directory / "chat_template.jinja").exists():
-            source = (directory / "chat_template.jinja").read_text(encoding="utf-8")
-        if isinstance(source, str) and len(source) > TEMPLATE_BYTES_MAX:
-            raise InvalidError("cannot use the model's chat template: it is too long")
+        try:
+            config, source = _read(directory)
+        except (OSError, ValueError, InvalidError) as error:
+            return cls(None, {}, str(error))
+        if source is not None and len(source) > TEMPLATE_BYTES_MAX:
+            return cls(None, {}, "it is too long")
         special = {
             name: _text(config[name])
             for name in ("bos_token", "eos_token", "pad_token", "unk_token")
             if config.get(name)
         }
-        return cls(source if isinstance(source, str) else None, special)
+        return cls(source, special)
 
     def render(self, messages: list[dict[str, Any]]) -> str:
         """The prompt. InvalidError for messages that the template doesn't take."""
+        if self._broken:
+            raise InvalidError(f"cannot use the model's chat template: {self._broken[:200]}")
         for message in messages:
             if message.get("role") not in ROLES:
                 role = str(message.get("role"))[:40]
@@ -102,6 +126,34 @@ class ChatTemplate:
                 f"cannot use these messages with the model's chat template: {str(error)[:200]}"
             ) from error
         return "".join(pieces)
+
+
+def _read(directory: Path) -> tuple[dict[str, Any], str | None]:
+    """tokenizer_config.json, and the template of that or of chat_template.jinja.
+
+    Of several templates it is the one named "default".
+    """
+    path = directory / "tokenizer_config.json"
+    config = json.loads(path.read_bytes()) if path.exists() else {}
+    if not isinstance(config, dict):
+        raise InvalidError("tokenizer_config.json is not a mapping")
+    if (directory / "chat_template.jinja").exists():
+        return config, (directory / "chat_template.jinja").read_text(encoding="utf-8")
+    source = config.get("chat_template")
+    if isinstance(source, list):
+        named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
+        source = named.get("default")
+    return config, source if isinstance(source, str) else None
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.datetime.now(datetime.UTC).astimezone().strftime(form)
+
+
+def _tojson(value: Any, indent: int | None = None, **options: Any) -> str:
+    """Without HTML's escapes, which the filter of jinja2 puts in."""
+    known = {name: options[name] for name in ("separators", "sort_keys") if name in options}
+    return json.dumps(value, ensure_ascii=False, indent=indent, **known)
 
 
 def _raise(message: str) -> None:
