@@ -59,6 +59,19 @@ def test_training_that_reports_an_error_is_not_tried_again_but_killed_training_i
     assert h.now(killed).state is State.QUEUED
 
 
+def test_a_full_disk_does_not_end_a_training_for_good() -> None:
+    h = Harness()
+    full = {"exit_code": 1, "error": "cannot register m: no space left", "code": "storage"}
+    train = h.submit(spec(TRAIN))
+    h.run(train)
+    h.exit(train, **full)
+    assert h.now(train).state is State.QUEUED
+    program = h.submit(spec())
+    h.run(program)
+    h.exit(program, **full)
+    assert h.now(program).state is State.FAILED
+
+
 def test_a_task_over_its_memory_limit_has_failed() -> None:
     h = Harness()
     task = h.submit(spec(TRAIN))

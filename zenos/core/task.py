@@ -159,12 +159,14 @@ class Allocation(msgspec.Struct, frozen=True, kw_only=True):
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How one generation's worker ended.
 
-    memory_peak: bytes; cpu_s: CPU seconds; error: begins with "cannot" when set.
+    memory_peak: bytes; cpu_s: CPU seconds; error: begins with "cannot" when set; code: the kind of
+    error that the worker wrote down, see errors.py.
     """
 
     exit_code: int | None = None
     signal: int | None = None
     error: str | None = None
+    code: str | None = None
     oom: bool = False
     memory_peak: int | None = None
     cpu_s: float | None = None

@@ -67,7 +67,8 @@ def exited(kernel: Kernel, event: ev.WorkerExited, now: float) -> None:
     elif task.stopping == "suspend":  # 4
         _requeue(kernel, task, outcome, now, "stopped", attempts=task.attempts)
     else:  # 5
-        fault = outcome.signal is not None and not outcome.oom
+        # A disk that is full or fails is no fault of the work: what was saved is gone on from.
+        fault = (outcome.signal is not None and not outcome.oom) or outcome.code == "storage"
         _failed(kernel, task, outcome, now, State.FAILED, fault=fault)
 
 

@@ -185,6 +185,7 @@ def outcome(directory: Path) -> Outcome:
         exit_code=record.get("exit_code"),
         signal=record.get("signal"),
         error=error if isinstance(error, str) and error else None,
+        code=code if isinstance(code := said.get("code"), str) else None,
         oom=bool(record.get("oom")),
         memory_peak=record.get("memory_peak"),
         cpu_s=record.get("cpu_s"),

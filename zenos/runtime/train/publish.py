@@ -70,8 +70,8 @@ def publish(
             )
     except OSError as error:
         raise StorageError(
-            f"cannot publish {spec.model}: {error.strerror or error}; the training is saved: free "
-            "some space and start it again"
+            f"cannot publish {spec.model}: {error.strerror or error}; the training is saved, and "
+            "tries again in a while: free some space"
         ) from error
     return _result(version)
 
