@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import signal
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 import typer
 
+from zenos.core import limits
 from zenos.core.errors import InvalidError, WorkerError
 
 if TYPE_CHECKING:
@@ -168,10 +168,11 @@ def _run(plan: Plan, root: Path, picture: Path, console: Any) -> bool:
 
 def _train(client: Client, plan: Plan, console: Any) -> Task:
     library = Path(sysconfig.get_paths()["stdlib"])
-    cores = len(os.sched_getaffinity(0))
+    capacity = client.nodes()[0].node.capacity
+    cores = max(capacity.cpu // 1000, 1) if capacity.cpu >= 1000 else capacity.cpu / 1000
     length = f"{plan.train_s:.0f} s" if plan.train_s else f"{plan.steps} steps"
     text = f"the standard library of Python {platform.python_version()}"
-    console.print(f"[bold]2[/] training {plan.arch} on {text}: {length}, {cores} CPUs")
+    console.print(f"[bold]2[/] training a small Llama on {text}: {length}, {cores:g} CPUs")
     handle = client.train(
         model=MODEL,
         arch=plan.arch,
@@ -193,7 +194,7 @@ def _train(client: Client, plan: Plan, console: Any) -> Task:
         eval_every=200,
         checkpoint_every=500,
         cpu=cores,
-        memory="4GiB",
+        memory=min(4 * limits.GIB, capacity.memory),
     )
     task = handle.wait(progress=True)
     if task.state != "succeeded":
