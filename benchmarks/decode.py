@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 
 from benchmarks import homes, models
 from benchmarks.report import Row, alternate, compare, target
+from zenos.client import Client
 from zenos.core.specs import ServeSpec
 from zenos.core.wire import GenerateRequest, Sampling
 from zenos.runtime import architectures
 from zenos.runtime.engine.serve import Loaded
+from zenos.runtime.engine.vocabulary import Vocabulary
 
 REQUESTS = (1, 8, 32)
 PROMPT_TOKENS = 32
@@ -22,29 +25,80 @@ RATIO_MIN = 1.5
 
 
 def rows(*, quick: bool) -> list[Row]:
-    """Greedy decoding in bf16 of prompts of one length, which suits `generate` best."""
+    """Greedy decoding of prompts of one length, which suits `generate` best.
+
+    Both sides compute in what is faster for them of bf16 and float32. The engine alone, as
+    `generate` is; then through the daemon, as clients get it: HTTP, streaming, JSON.
+    """
     new, rounds = (16, 1) if quick else (128, 5)
-    with homes.temporary() as root:
-        with homes.daemon(root) as client:
-            path = models.make(client)
-        return [_row(path, count, new, rounds) for count in REQUESTS]
+    with homes.temporary() as root, homes.daemon(root) as client:
+        path = models.make(client)
+        made = [_row(path, count, new, rounds) for count in REQUESTS]
+        client.serve(models.NAME, slots=32, context=512, cpu=2)
+        made += [_streamed(client, path, count, new, rounds) for count in REQUESTS]
+    return made
+
+
+def _faster(path: Path, prompts: list[list[int]]) -> tuple[Any, str]:
+    """The model in the type that `generate` is faster in here, and that type's name."""
+    timed = []
+    for dtype in (torch.bfloat16, torch.float32):
+        model: Any = architectures.load(path, dtype)
+        measure = _theirs(model, prompts, 16)
+        measure()
+        timed.append((max(measure() for _ in range(3)), model, str(dtype).removeprefix("torch.")))
+    return max(timed, key=lambda entry: entry[0])[1:]
+
+
+def _streamed(client: Client, path: Path, count: int, new: int, rounds: int) -> Row:
+    """Tokens that clients receive, so many streams at once, beside `generate` in a process."""
+    text = "def f(x):\n    return x\n"
+
+    def ask(number: int) -> int:
+        answer = client.generate(models.NAME, f"{number} {text}", max_tokens=new, temperature=0)
+        answer.text()
+        return answer.usage.completion_tokens if answer.usage is not None else 0
+
+    def ours() -> float:
+        begun = time.perf_counter()
+        with ThreadPoolExecutor(count) as pool:
+            tokens = sum(pool.map(ask, range(count)))
+        if tokens < new * count / 2:  # an answer may end before its time
+            raise RuntimeError(f"cannot measure: {tokens} tokens came")
+        return tokens / (time.perf_counter() - begun)
+
+    vocabulary = Vocabulary(path)
+    prompts = [vocabulary.encode(f"{n} {text}", special=False) for n in range(count)]
+    shortest = min(map(len, prompts))
+    model, dtype = _faster(path, [prompt[:shortest] for prompt in prompts])
+    ours()  # loads, and warms
+    theirs = _theirs(model, [prompt[:shortest] for prompt in prompts], new)
+    mine, peer = alternate(ours, theirs, rounds)
+    return compare(
+        f"decode over HTTP, {models.PARAMETERS}, {count} streams at once",
+        "tokens/s",
+        mine,
+        f"transformers generate in its process, {dtype}",
+        peer,
+        more_is_better=True,
+    )
 
 
 def _row(path: Path, count: int, new: int, rounds: int) -> Row:
     spec = ServeSpec(model=models.NAME, deployment=models.NAME, slots=32, context=512)
     loaded = Loaded(path, spec)
-    model: Any = architectures.load(path, torch.bfloat16)
     vocabulary = loaded.vocabulary.encode("def f(x):\n    return x\n" * 64, special=False)
     prompts = [vocabulary[n : n + PROMPT_TOKENS] for n in range(count)]
+    model, dtype = _faster(path, prompts)
     ours = _ours(loaded, prompts, new)
     theirs = _theirs(model, prompts, new)
     ours(), theirs()  # warm
     mine, peer = alternate(ours, theirs, rounds)
     row = compare(
-        f"decode, {models.PARAMETERS}, bf16, {count} at once",
+        f"decode, engine alone, {models.PARAMETERS}, {loaded.dtype}, {count} at once",
         "tokens/s",
         mine,
-        "transformers generate",
+        f"transformers generate, {dtype}",
         peer,
         more_is_better=True,
     )

@@ -56,13 +56,18 @@ def compare(
     peer: Sequence[float] = (),
     *,
     more_is_better: bool = False,
+    same_work: bool = True,
 ) -> Row:
-    """A row from measurements, with the ratio of the medians."""
+    """A row from measurements, with the ratio of the medians.
+
+    same_work: the peer does the same; otherwise it stands beside for orientation, without a ratio.
+    """
     mine = Figure.of(ours)
     if not peer:
         return Row(what=what, unit=unit, ours=mine)
     theirs = Figure.of(peer)
-    ratio = mine.median / theirs.median if more_is_better else theirs.median / mine.median
+    better = mine.median / theirs.median if more_is_better else theirs.median / mine.median
+    ratio = better if same_work else None
     return Row(what=what, unit=unit, ours=mine, peer_name=peer_name, peer=theirs, ratio=ratio)
 
 

@@ -47,7 +47,7 @@ Incoming = tuple[GenerateRequest, list[int]] | Abort | Chunk
 class Loaded:
     """A model ready to answer: engine, vocabulary, template, and what `ready` says of it.
 
-    memory: bytes that this process may use, 0 for no limit.
+    memory: bytes that this process may use, 0 for no limit. dtype: what it computes in.
     """
 
     def __init__(self, directory: Path, spec: ServeSpec, memory: int = 0) -> None:
@@ -61,6 +61,7 @@ class Loaded:
         self.template = ChatTemplate.read(directory)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = faster_dtype(DTYPES[spec.dtype], device)
+        self.dtype = str(dtype).removeprefix("torch.")
         model: Any = architectures.load(directory, dtype).to(device)
         room = architectures.context_length(config) or CONTEXT_DEFAULT
         self.context = min(room, spec.context or room, local_window(model.config) or room)
