@@ -294,7 +294,7 @@ async def test_a_client_that_leaves_before_the_first_token_frees_its_slot(
         ({"best_of": 3}, "best_of"),
         ({"suffix": "end"}, "suffix"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
-        ({"stream": True, "stream_options": {"usage": True}}, "usage"),
+        ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage"),
         ({"prompt": None}, "prompt"),
         ({"prompt": []}, "prompt"),
         ({"prompt": [[]]}, "prompt"),

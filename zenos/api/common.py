@@ -7,11 +7,11 @@ from typing import Annotated, Any
 from fastapi import Header, Path, Request
 
 from zenos.api.auth import PRINCIPAL
-from zenos.api.errors import BadFieldError
 from zenos.api.ports import System
 from zenos.core import limits
 from zenos.core.errors import InvalidError
 from zenos.core.task import Principal
+from zenos.core.wording import FieldError
 
 _REF_CHARS_MAX = 2 * limits.NAME_CHARS_MAX + 1
 
@@ -60,9 +60,9 @@ def principal_of(request: Request) -> Principal:
 
 
 def check_path(path: str) -> str:
-    """An absolute path on the daemon's machine; raises BadFieldError."""
+    """An absolute path on the daemon's machine; raises FieldError."""
     if not path.startswith("/") or "\0" in path or len(path) > limits.PATH_CHARS_MAX:
-        raise BadFieldError(
+        raise FieldError(
             f"cannot use the path {path[:64]!a}: give an absolute one on the daemon's machine",
             "path",
         )

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import http
+import json
 import logging
 import math
 import re
-from collections.abc import Iterator
-from typing import Any, Final, get_args, get_type_hints
+from contextlib import suppress
+from typing import Any, Final
 
 import msgspec
 from starlette.responses import Response
 
 from zenos.api.shapes import ErrorAnswer, ErrorDetail
-from zenos.core.config import nearest
 from zenos.core.errors import InvalidError, ZenosError
+from zenos.core.wording import SHOWN_CHARS_MAX, FieldError, field_error
 
 log = logging.getLogger(__name__)
 
@@ -38,18 +39,7 @@ STATUS: Final[dict[str, int]] = {
 # OpenAI's clients choose their exception by the status; `type` is for people and logs.
 _TYPES: Final[dict[int, str]] = {401: "authentication_error", 403: "permission_error"}
 _RETRY_AFTER_S: Final = 5.0
-_UNKNOWN_FIELD: Final = re.compile(r"^Object contains unknown field `(.*?)`(?: - at `\$(.*)`)?$")
-_AT: Final = re.compile(r"^(.*?) - at `(?:key in )?\$\.?(.*)`$", re.DOTALL)
-SHOWN_CHARS_MAX: Final = 300
 MESSAGE_CHARS_MAX: Final = 4000
-
-
-class BadFieldError(InvalidError):
-    """cannot use a field of the request"""
-
-    def __init__(self, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.param = param
 
 
 def answer(
@@ -87,7 +77,7 @@ def respond(error: ZenosError, home: str | None = None) -> Response:
         headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    param = error.param if isinstance(error, BadFieldError) else None
+    param = error.param if isinstance(error, FieldError) else None
     return answer(status, error.code, _shown(error, home), param=param, headers=headers)
 
 
@@ -99,7 +89,7 @@ def in_stream(error: Exception, home: str | None = None) -> bytes:
     """An error after the headers have gone: the body of one server-sent event."""
     if not isinstance(error, ZenosError):
         error = unexpected(error)
-    param = error.param if isinstance(error, BadFieldError) else None
+    param = error.param if isinstance(error, FieldError) else None
     detail = detail_of(status_of(error), error.code, _shown(error, home), param)
     return msgspec.json.encode(ErrorAnswer(error=detail))
 
@@ -120,7 +110,7 @@ def of_status(status: int, path: str, method: str) -> Response:
     return answer(status, "invalid" if status < 500 else "internal", f"cannot do that: {phrase}")
 
 
-def of_parameters(problems: list[dict[str, Any]]) -> BadFieldError:
+def of_parameters(problems: list[dict[str, Any]]) -> FieldError:
     """Path, query and header parameters that FastAPI refused."""
     first = problems[0]
     where = [str(part) for part in first.get("loc", ())]
@@ -128,54 +118,33 @@ def of_parameters(problems: list[dict[str, Any]]) -> BadFieldError:
     place = where[0] if len(where) > 1 else "request"
     shown = repr(first.get("input"))[:SHOWN_CHARS_MAX]
     reason = str(first.get("msg", "it is not valid")).lower()
-    return BadFieldError(f"cannot use the {place} parameter {name} {shown}: {reason}", name)
+    return FieldError(f"cannot use the {place} parameter {name} {shown}: {reason}", name)
 
 
 def decode(raw: bytes, type_: Any, what: str = "body") -> Any:
     """A JSON body as a struct.
 
-    Raises BadFieldError that says which field is wrong, with the nearest name for a typo.
+    Raises FieldError that says which field is wrong, with the nearest name for a typo.
     """
     try:
         return msgspec.json.decode(raw, type=type_)
     except msgspec.ValidationError as error:
-        raise _bad_field(str(error), type_) from None
+        raise field_error(error, type_) from None
     except UnicodeDecodeError:
         raise InvalidError(f"cannot read the {what}: it is not valid UTF-8") from None
     except msgspec.DecodeError as error:
-        reason = str(error)[:SHOWN_CHARS_MAX] if raw else "it is empty"
+        reason = _malformed(raw) or str(error)[:SHOWN_CHARS_MAX]
         raise InvalidError(f"cannot read the {what} as JSON: {reason}") from None
     except RecursionError:
         raise InvalidError(f"cannot read the {what}: it is nested too deeply") from None
 
 
-def _bad_field(reason: str, type_: Any) -> BadFieldError:
-    unknown = _UNKNOWN_FIELD.match(reason)
-    if unknown:
-        name, where = unknown[1], (unknown[2] or "").lstrip(".")
-        hint = nearest(name[:100], sorted(set(_field_names(type_))))
-        inside = f" in {where}" if where else ""
-        shown = name[:SHOWN_CHARS_MAX]
-        return BadFieldError(f"cannot use the field {shown!r}{inside}: unknown{hint}", shown)
-    placed = _AT.match(reason)
-    text, where = (placed[1], placed[2]) if placed else (reason, "")
-    text = text[:1].lower() + text[1:].replace("`", "'")
-    if not where:
-        return BadFieldError(f"cannot use this body: {text[:SHOWN_CHARS_MAX]}")
-    shown = where[:SHOWN_CHARS_MAX]
-    return BadFieldError(f"cannot use {shown}: {text[:SHOWN_CHARS_MAX]}", shown)
-
-
-def _field_names(type_: Any, seen: set[Any] | None = None) -> Iterator[str]:
-    """Names of the fields of a struct and of all structs that it can hold."""
-    seen = set() if seen is None else seen
-    if isinstance(type_, type) and issubclass(type_, msgspec.Struct):
-        if type_ in seen:
-            return
-        seen.add(type_)
-        hints = get_type_hints(type_)
-        for field in msgspec.structs.fields(type_):
-            yield field.encode_name
-            yield from _field_names(hints[field.name], seen)
-    for inner in get_args(type_):
-        yield from _field_names(inner, seen)
+def _malformed(raw: bytes) -> str:
+    """Where msgspec's own words would mislead."""
+    if not raw:
+        return "it is empty"
+    with suppress(ValueError, RecursionError):
+        json.loads(raw)  # which takes half a character
+        if re.search(rb"\\u[dD][89a-fA-F]", raw):
+            return "half of a surrogate pair (\\ud…) is no character"
+    return ""

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from zenos.api.errors import BadFieldError
 from zenos.core import limits
 from zenos.core.wire import GenerateRequest, Sampling
+from zenos.core.wording import FieldError
 
 
 def _from(low: float, high: float) -> msgspec.Meta:
@@ -141,7 +141,7 @@ def completion_requests(body: CompletionBody) -> list[GenerateRequest]:
     _check_supported(body)
     sampling = _sampling(body, body.logprobs, body.max_tokens, limits.MAX_TOKENS_DEFAULT)
     if body.best_of is not None and body.best_of != sampling.n:
-        raise BadFieldError("cannot use best_of: zenos returns all n choices", "best_of")
+        raise FieldError("cannot use best_of: zenos returns all n choices", "best_of")
     prompts = _prompts(body.prompt)
     return [
         GenerateRequest(
@@ -160,18 +160,18 @@ def chat_request(body: ChatBody) -> GenerateRequest:
     """The request for a conversation; raises InvalidError."""
     _check_supported(body)
     if body.max_tokens is not None and body.max_completion_tokens is not None:
-        raise BadFieldError(
+        raise FieldError(
             "cannot use both max_tokens and max_completion_tokens: give one",
             "max_completion_tokens",
         )
     if body.top_logprobs is not None and not body.logprobs:
-        raise BadFieldError("cannot use top_logprobs without logprobs: true", "top_logprobs")
+        raise FieldError("cannot use top_logprobs without logprobs: true", "top_logprobs")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     if not body.messages:
-        raise BadFieldError("cannot answer nothing: give at least one message", "messages")
+        raise FieldError("cannot answer nothing: give at least one message", "messages")
     if len(body.messages) > limits.MESSAGES_MAX:
-        raise BadFieldError(
+        raise FieldError(
             f"cannot take more than {limits.MESSAGES_MAX} messages in one request", "messages"
         )
     return GenerateRequest(
@@ -186,9 +186,9 @@ def _check_supported(body: Common) -> None:
     for name, neutral in _NEUTRAL.items():
         value = getattr(body, name, None)
         if value is not None and value not in neutral:
-            raise BadFieldError(f"cannot use {name}: zenos does not support it; leave it out", name)
+            raise FieldError(f"cannot use {name}: zenos does not support it; leave it out", name)
     if body.stream_options is not None and not body.stream:
-        raise BadFieldError("cannot use stream_options without stream: true", "stream_options")
+        raise FieldError("cannot use stream_options without stream: true", "stream_options")
 
 
 def _sampling(
@@ -212,7 +212,7 @@ def _priority(body: Common) -> int:
     if body.priority is None:
         return limits.PRIORITY_NORMAL
     if not limits.PRIORITY_MIN <= body.priority <= limits.PRIORITY_MAX:
-        raise BadFieldError(
+        raise FieldError(
             f"cannot use that priority: from {limits.PRIORITY_MIN} to {limits.PRIORITY_MAX}",
             "priority",
         )
@@ -221,15 +221,15 @@ def _priority(body: Common) -> int:
 
 def _prompts(prompt: str | list[str | int | list[int]] | None) -> list[str | list[int]]:
     if prompt is None or prompt == []:
-        raise BadFieldError("cannot complete nothing: give a prompt", "prompt")
+        raise FieldError("cannot complete nothing: give a prompt", "prompt")
     if isinstance(prompt, str):
         return [prompt]
     if all(isinstance(item, int) for item in prompt):
         return [_tokens([item for item in prompt if isinstance(item, int)])]
     if any(isinstance(item, int) for item in prompt):
-        raise BadFieldError("cannot use a prompt of tokens mixed with others", "prompt")
+        raise FieldError("cannot use a prompt of tokens mixed with others", "prompt")
     if len(prompt) > limits.PROMPTS_MAX:
-        raise BadFieldError(
+        raise FieldError(
             f"cannot take {len(prompt)} prompts in one request: at most {limits.PROMPTS_MAX}",
             "prompt",
         )
@@ -238,23 +238,23 @@ def _prompts(prompt: str | list[str | int | list[int]] | None) -> list[str | lis
 
 def _tokens(tokens: list[int]) -> list[int]:
     if not tokens:
-        raise BadFieldError("cannot complete nothing: a prompt has no tokens", "prompt")
+        raise FieldError("cannot complete nothing: a prompt has no tokens", "prompt")
     if not 0 <= min(tokens) <= max(tokens) < 2**31:
-        raise BadFieldError("cannot use these tokens: they are numbers of 0 or more", "prompt")
+        raise FieldError("cannot use these tokens: they are numbers of 0 or more", "prompt")
     return tokens
 
 
 def _message(number: int, message: Message) -> dict[str, Any]:
     where = f"messages[{number}]"
     if message.role in ("tool", "function") or message.tool_calls:
-        raise BadFieldError(f"cannot use {where}: zenos does not support tools", where)
+        raise FieldError(f"cannot use {where}: zenos does not support tools", where)
     content = message.content
     if content is None:
-        raise BadFieldError(f"cannot use {where}: its content is missing", f"{where}.content")
+        raise FieldError(f"cannot use {where}: its content is missing", f"{where}.content")
     if not isinstance(content, str):
         for part in content:
             if part.type != "text" or part.text is None:
-                raise BadFieldError(
+                raise FieldError(
                     f"cannot use a part of type {part.type[:40]!r} in {where}: "
                     "this model reads text only",
                     f"{where}.content",

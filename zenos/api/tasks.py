@@ -18,16 +18,15 @@ from zenos.api.common import (
     principal_of,
     system_of,
 )
-from zenos.api.errors import BadFieldError
 from zenos.api.ports import System
 from zenos.api.schema import operation, read, reply
 from zenos.api.shapes import TaskList, TaskView
 from zenos.api.streams import Stream
 from zenos.core import limits
-from zenos.core.config import nearest
 from zenos.core.errors import NotFoundError, RefusedError
 from zenos.core.specs import CreateSpec, ServeSpec, TrainSpec
 from zenos.core.task import Kind, State, Task, TaskSpec
+from zenos.core.wording import FieldError, nearest
 
 router = APIRouter(prefix="/api/tasks", tags=["tasks"])
 LOG_PART_BYTES: Final = 64 * limits.KIB
@@ -139,7 +138,7 @@ def _chosen(name: str, values: Iterable[str], known: list[str]) -> set[str]:
     for value in chosen:
         if value not in known:
             hint = nearest(value[:100], known) or f": one of {', '.join(known)}"
-            raise BadFieldError(f"cannot use the {name} {value[:64]!r}{hint}", name)
+            raise FieldError(f"cannot use the {name} {value[:64]!r}{hint}", name)
     return chosen
 
 

@@ -85,12 +85,16 @@ def parse_settings(items: list[str] | None) -> dict[str, Any]:
 
 
 def finish(task: Task) -> None:
-    """End the command as the task ended."""
+    """End the command as the task ended; of a failure, say which task it was and where to look."""
     from zenos.cli.errors import FAILED, say_error
     from zenos.client.display import summary
     from zenos.core.task import State
 
     if task.state is not State.SUCCEEDED:
         message = summary(task)
-        say_error(message if message.startswith("cannot") else f"{task.name} was {message}")
+        if message.startswith("cannot"):
+            name = f"{task.spec.name}, " if task.spec.name else ""
+            say_error(f"{message} ({name}{task.id}; 'zenos logs {task.id}' shows what it wrote)")
+        else:
+            say_error(f"{task.name} was {message}")
         raise typer.Exit(FAILED)

@@ -6,32 +6,12 @@ import importlib
 import importlib.util
 import io
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from zenos.cli import errors, models, serving, system, tasks
-
-
-class Commands(TyperGroup):
-    """All commands, with one place where whatever they raise becomes a message and a code."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            errors.quiet_stdout()
-            raise typer.Exit(errors.BROKEN_PIPE) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(errors.INTERRUPTED) from None
-        except Exception as error:
-            # Usage errors and exits are Typer's business: they carry a code of their own.
-            if isinstance(error, typer.Abort) or hasattr(error, "exit_code"):
-                raise
-            raise typer.Exit(errors.show(error)) from None
-
+from zenos.cli.commands import Commands
 
 app = typer.Typer(
     cls=Commands,

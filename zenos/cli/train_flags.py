@@ -24,7 +24,7 @@ _FLAGS: Final = {
 }
 _PANELS: Final = {
     "What to train": ("model", "arch", "settings", "base", "tokenizer", "objective"),
-    "How long": ("steps", "epochs", "time_budget_s"),
+    "How long": ("steps", "epochs", "time_budget_s", "steps_min"),
     "Batches": ("vocab_size", "sequence_length", "batch_size", "accumulate"),
     "Optimiser": (
         "learning_rate",

@@ -6,16 +6,16 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_type_hints
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from zenos.core import limits
-from zenos.core.config import nearest
 from zenos.core.errors import InvalidError
 from zenos.core.resources import Resources
 from zenos.core.specs import CreateSpec, DeploymentSpec, ProgramSpec, TrainSpec, Work
 from zenos.core.task import TaskSpec
+from zenos.core.wording import field_error
 
 S = TypeVar("S", bound=msgspec.Struct)
 PRIORITIES: Final = {
@@ -35,8 +35,6 @@ _SECONDS: Final = {
     "h": 3600.0,
     "d": 86400.0,
 }
-_WRONG_FIELD: Final = re.compile(r"unknown field `(.*?)`(?: - at `\$\.?(.*)`)?$")
-_AT: Final = re.compile(r"^(.*?) - at `\$\.?(.*)`$", re.DOTALL)
 
 
 def parse_priority(value: int | str | None) -> int:
@@ -178,32 +176,4 @@ def convert(values: Mapping[str, Any], into: type[S]) -> S:
     try:
         return msgspec.convert(given, into)
     except (msgspec.ValidationError, TypeError) as error:
-        raise InvalidError(explain(str(error), into)) from None
-
-
-def explain(message: str, into: type[Any]) -> str:
-    """msgspec's message in our words."""
-    wrong = _WRONG_FIELD.search(message)
-    if wrong:
-        where = wrong[2] or ""
-        known = _field_names(into, where)
-        shown = f"{where}.{wrong[1]}" if where else wrong[1]
-        return f"cannot use the field {shown!r}: it is unknown{nearest(wrong[1], known)}"
-    missing = re.search(r"missing required field `(.*?)`", message)
-    if missing:
-        at = _AT.match(message)
-        name = f"{at[2]}.{missing[1]}" if at and at[2] else missing[1]
-        return f"cannot do without the field {name!r}: give it"
-    at = _AT.match(message)
-    if at:
-        return f"cannot use {at[2]}: {at[1][:1].lower()}{at[1][1:]}"
-    return f"cannot use this specification: {message[:1].lower()}{message[1:]}"
-
-
-def _field_names(into: type[Any], path: str) -> list[str]:
-    for part in filter(None, re.split(r"[.\[]", path)):
-        hints = get_type_hints(into)  # without what is annotated
-        for field in msgspec.structs.fields(into):
-            if field.encode_name == part and hasattr(hints[field.name], "__struct_fields__"):
-                into = hints[field.name]
-    return [field.encode_name for field in msgspec.structs.fields(into)]
+        raise field_error(error, into) from None

@@ -6,7 +6,6 @@ docs/reference/settings.md.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Literal, get_origin
 
@@ -16,6 +15,7 @@ from zenos.core import limits
 from zenos.core.errors import InvalidError
 from zenos.core.names import check_name
 from zenos.core.resources import parse_share, parse_size
+from zenos.core.wording import field_error, nearest
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -82,12 +82,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 )
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """`; did you mean 'x'?` for the nearest of the known names, or nothing."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def resolve(
     file: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
@@ -117,7 +111,7 @@ def resolve(
         try:
             result[name] = msgspec.convert(value, fields[name].type, strict=False)
         except msgspec.ValidationError as error:
-            raise InvalidError(f"cannot use {name} {value!r}: {error}") from None
+            raise field_error(error, fields[name].type, f"{name} {value!r}") from None
     config = Config(**result)
     config.check()
     return config

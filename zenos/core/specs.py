@@ -128,15 +128,24 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     epochs: Annotated[float, about("Passes over the corpus.", 1e-3, 1e6)] = 1.0
     time_budget_s: Annotated[
         float | None,
-        about("Seconds of training (not of reading) to end within.", 1, limits.EXPECTED_S_MAX),
+        about(
+            "About how many seconds of training (not of reading); the steps follow from the speed.",
+            1,
+            limits.EXPECTED_S_MAX,
+        ),
     ] = None
+    steps_min: Annotated[
+        int, about("Steps to take however long they take, beyond `time_budget_s`.", 0, 10**9)
+    ] = 0
     learning_rate: Annotated[
         float, about("Highest learning rate, after the warm-up.", 1e-9, 10)
     ] = 1e-3
     learning_rate_min: Annotated[float, about("Learning rate at the end of the cosine.", 0, 10)] = (
         1e-4
     )
-    warmup: Annotated[int, about("Steps of linear warm-up.", 0, 10**9)] = 100
+    warmup: Annotated[
+        int | None, about("Steps of linear warm-up; by default a tenth, at most 100.", 0, 10**9)
+    ] = None
     weight_decay: Annotated[float, about("AdamW's weight decay.", 0, 10)] = 0.1
     beta1: Annotated[float, about("AdamW's first beta.", 0, 0.999999)] = 0.9
     beta2: Annotated[float, about("AdamW's second beta.", 0, 0.999999)] = 0.95

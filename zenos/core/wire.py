@@ -18,7 +18,7 @@ from typing import Any, Literal
 import msgspec
 
 from zenos.core import limits
-from zenos.core.errors import InvalidError
+from zenos.core.wording import FieldError
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,27 +34,28 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
 
     def check(self) -> None:
-        """Raises InvalidError for numbers that may not be used."""
+        """Raises FieldError for numbers that may not be used."""
         if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 2):
-            raise InvalidError(f"cannot use temperature {self.temperature}: from 0 to 2")
+            raise _unusable("temperature", self.temperature, "from 0 to 2")
         if not (math.isfinite(self.top_p) and 0 < self.top_p <= 1):
-            raise InvalidError(f"cannot use top_p {self.top_p}: above 0, at most 1")
+            raise _unusable("top_p", self.top_p, "above 0, at most 1")
         if self.max_tokens is not None and not 1 <= self.max_tokens <= limits.MAX_TOKENS_MAX:
-            raise InvalidError(
-                f"cannot use max_tokens {self.max_tokens}: from 1 to {limits.MAX_TOKENS_MAX}"
-            )
+            raise _unusable("max_tokens", self.max_tokens, f"from 1 to {limits.MAX_TOKENS_MAX}")
         if not 1 <= self.n <= limits.CHOICES_MAX:
-            raise InvalidError(f"cannot use n {self.n}: from 1 to {limits.CHOICES_MAX}")
+            raise _unusable("n", self.n, f"from 1 to {limits.CHOICES_MAX}")
         if self.logprobs is not None and not 0 <= self.logprobs <= limits.LOGPROBS_MAX:
-            raise InvalidError(f"cannot use logprobs {self.logprobs}: 0 to {limits.LOGPROBS_MAX}")
+            raise _unusable("logprobs", self.logprobs, f"0 to {limits.LOGPROBS_MAX}")
         if len(self.stop) > limits.STOP_STRINGS_MAX or any(
             not s or len(s) > 1024 for s in self.stop
         ):
-            raise InvalidError(
-                f"cannot use these stop strings: at most {limits.STOP_STRINGS_MAX}, none empty"
-            )
+            most = limits.STOP_STRINGS_MAX
+            raise FieldError(f"cannot use these stop strings: at most {most}, none empty", "stop")
         if self.seed is not None and not -(2**63) <= self.seed < 2**63:
-            raise InvalidError("cannot use that seed: it must fit 64 bits")
+            raise FieldError("cannot use that seed: it must fit 64 bits", "seed")
+
+
+def _unusable(name: str, value: float, wanted: str) -> FieldError:
+    return FieldError(f"cannot use {name} {value}: {wanted}", name)
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):

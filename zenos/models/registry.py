@@ -30,7 +30,6 @@ import msgspec
 from msgspec.structs import replace
 
 from zenos.core import durable, failpoints, limits
-from zenos.core.config import nearest
 from zenos.core.errors import (
     ConflictError,
     InvalidError,
@@ -39,6 +38,7 @@ from zenos.core.errors import (
     ZenosError,
 )
 from zenos.core.names import ModelRef, check_name
+from zenos.core.wording import nearest
 from zenos.models import intake
 from zenos.models.records import FORMAT, FileInfo, Lineage, ModelVersion, Names, family_of
 

@@ -10,9 +10,9 @@ import psutil
 import torch
 import transformers
 
-from zenos.core.config import nearest
 from zenos.core.errors import InvalidError, StorageError, ZenosError
 from zenos.core.resources import show_size
+from zenos.core.wording import nearest
 from zenos.models import safetensors
 from zenos.models.presets import PRESETS, Preset
 from zenos.models.records import family_of

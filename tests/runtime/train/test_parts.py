@@ -115,8 +115,21 @@ def test_learning_rate_rises_then_falls() -> None:
     assert max(rates) == 1.0
     assert all(a >= b for a, b in pairwise(rates[10:]))
     assert rates[200] == pytest.approx(0.1)
-    short = [schedule.learning_rate(work, s, 20, 0) for s in range(20)]
-    assert short[2] == 1.0
+    short = spec(Path("x"), warmup=None, learning_rate=1.0)
+    assert schedule.learning_rate(short, 1, 20, 0) == 1.0
+    assert schedule.learning_rate(short, 98, 5000, 0) == pytest.approx(0.99)
+
+
+@pytest.mark.parametrize("total", [30, 200, 5000])
+@pytest.mark.parametrize("warmup", [None, 0, 50])
+def test_the_rate_of_a_planned_budget_makes_no_jumps(total: int, warmup: int | None) -> None:
+    work = spec(Path("x"), warmup=warmup, learning_rate=1.0, time_budget_s=60.0)
+    first = [schedule.learning_rate(work, s, None, 0) for s in range(10)]
+    rates = first + [schedule.learning_rate(work, s, total, 10) for s in range(10, total)]
+    top = rates.index(max(rates))
+    assert all(0 <= b - a < 0.15 for a, b in pairwise(rates[: top + 1]))
+    assert all(a >= b for a, b in pairwise(rates[top:]))
+    assert max(rates) == (1.0 if warmup != 50 or total > 50 else pytest.approx(0.6))
 
 
 def test_a_planned_budget_leaves_earlier_rates_as_they_were() -> None:
@@ -148,6 +161,17 @@ def test_pace_fits_steps_into_a_budget() -> None:
     slow = schedule.Pace(work)
     slow.step_took(150.0)
     assert slow.plan(10_000, 1, 150.0) == 1
+    assert slow.is_over(1, 151.0)
+
+
+def test_a_budget_does_not_cut_the_least_steps() -> None:
+    work = spec(Path("x"), time_budget_s=100.0, steps_min=40)
+    slow = schedule.Pace(work)
+    slow.step_took(150.0)
+    assert slow.plan(10_000, 1, 150.0) == 40
+    assert slow.plan(30, 1, 150.0) == 30
+    assert not slow.is_over(39, 6000.0)
+    assert slow.is_over(40, 6150.0)
 
 
 def test_fingerprint_names_what_changed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -335,6 +335,24 @@ def test_accumulation_and_a_budget_of_time(run: Any, corpus: Path) -> None:
     assert any("fit the time budget" in p.note for p in bus.progress)
 
 
+def test_a_run_that_is_cut_is_measured_and_says_so(
+    run: Any, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule.Pace, "is_over", lambda self, done, used_s: done >= 37)
+    monkeypatch.setattr(schedule, "_MEASURE_S", 0.0)
+    work = spec(corpus, steps=None, epochs=500.0, time_budget_s=60.0, eval_every=1000)
+    code, context = run(work)
+    assert code == 0, error(context)
+    found = result(context)
+    assert found["steps"] == found["published_step"] == 37
+    assert found["planned_steps"] > 37
+    assert found["note"] == "ended early: the time budget was over"
+    assert found["eval_loss"] > 0
+    (version,) = context.registry.list()
+    assert version.curve[-1][0] == 37
+    assert version.curve[-1][2] is not None
+
+
 def test_a_planned_budget_stays_over_a_resume(
     run: Any, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,7 +53,8 @@ class Plan(msgspec.Struct, kw_only=True):
     """What was decided once and must stay the same over every resume.
 
     pack, tokenizer: directories in the cache. steps: None until a time budget has been turned into
-    a number of steps, which happened after `planned_at` steps.
+    a number of steps, which happened after `planned_at` steps. cut: where it ended before them, its
+    time long over.
     """
 
     pack: str
@@ -61,7 +62,13 @@ class Plan(msgspec.Struct, kw_only=True):
     data_digest: str
     steps: int | None
     planned_at: int = 0
+    cut: int | None = None
     format: int = FORMAT
+
+    @property
+    def last(self) -> int | None:
+        """The number of steps after which it ends; None where that isn't known yet."""
+        return self.cut if self.cut is not None else self.steps
 
 
 class State(msgspec.Struct, kw_only=True):

@@ -111,9 +111,13 @@ def _metrics(
         if trainer.stopping():
             raise Suspended(trainer.checkpoints.saved_step or 0)
 
+    if state.plan.cut is not None:
+        metrics["planned_steps"] = state.plan.steps
+        metrics["note"] = "ended early: the time budget was over"
     held_out = trainer.evaluate(FINAL_TOKENS_MAX // spec.sequence_length, check)
     if len(held_out.targets) == 0:
-        metrics["note"] = "nothing was held out: the corpus is too small"
+        why = "the corpus is too small" if spec.data.eval_fraction else "eval_fraction is 0"
+        metrics["note"] = f"nothing was held out: {why}"
         return metrics
     baselines = Baselines(trainer.packed.train, vocabulary.size)
     unigram = baselines.unigram(held_out.targets)

@@ -18,23 +18,35 @@ _PLANNED_SHARE: Final = 0.97
 _FORWARD_SHARE: Final = 0.35
 # A run whose machine has become this much slower than planned ends early all the same.
 OVERRUN: Final = 1.5
+# Warm-up where the specification doesn't say: at most a tenth of the run.
+WARMUP: Final = 100
+_WARMUP_SHARE: Final = 0.1
 
 
 def learning_rate(spec: TrainSpec, step: int, total: int | None, planned_at: int) -> float:
     """The rate of step number `step` (from 0) of `total`.
 
     Linear warm-up, then half a cosine from the peak to the minimum (Loshchilov and Hutter, "SGDR",
-    2016). A short run warms up over at most a tenth of its steps. Before a time budget has become
-    a number of steps (the first `planned_at` ones) only the warm-up of the specification is known.
+    2016). Before a time budget has become a number of steps (the first `planned_at` ones) the end
+    isn't known, and the rate rises as in a long run; from there on it rises evenly to the peak.
     """
     peak, low = spec.learning_rate, spec.learning_rate_min
+    first = spec.warmup if spec.warmup is not None else WARMUP
     if total is None or step < planned_at:
-        return peak * min(1.0, (step + 1) / max(1, spec.warmup))
-    warmup = min(spec.warmup, max(planned_at, total // 10))
+        return peak * min(1.0, (step + 1) / max(1, first))
+    warmup = _warmup(spec, total, planned_at)
     if step < warmup:
-        return peak * (step + 1) / warmup
+        begun = planned_at / first
+        return peak * (begun + (1 - begun) * (step + 1 - planned_at) / (warmup - planned_at))
     share = (step - warmup) / max(1, total - warmup)
     return low + (peak - low) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, share)))
+
+
+def _warmup(spec: TrainSpec, total: int, planned_at: int) -> int:
+    """Steps of warm-up: as specified; else a tenth, and as long again as it took to plan."""
+    if spec.warmup is not None:
+        return spec.warmup
+    return min(WARMUP, max(2 * planned_at, int(total * _WARMUP_SHARE)))
 
 
 def steps_wanted(spec: TrainSpec, samples_per_epoch: int) -> int:
@@ -57,7 +69,10 @@ class Pace:
         self._seconds.append(seconds)
 
     def plan(self, wanted: int, done: int, used_s: float) -> int | None:
-        """Total steps that fit the budget, at most `wanted`; None until enough was measured."""
+        """Total steps that fit the budget; None until enough was measured.
+
+        At most `wanted`, at least `steps_min` of the specification.
+        """
         budget_s = self._spec.time_budget_s
         if budget_s is None:
             return wanted
@@ -74,4 +89,11 @@ class Pace:
         evaluation_s = self._spec.eval_batches * micro_s * _FORWARD_SHARE
         each_s = step_s + evaluation_s / self._spec.eval_every
         more = int((_PLANNED_SHARE * budget_s - used_s) / each_s)
-        return max(done, min(wanted, done + more))
+        return max(done, min(wanted, max(done + more, self._spec.steps_min)))
+
+    def is_over(self, done: int, used_s: float) -> bool:
+        """Whether the budget is so long over that the run must end before its planned steps."""
+        budget_s = self._spec.time_budget_s
+        if budget_s is None or done < self._spec.steps_min:
+            return False
+        return used_s > budget_s * OVERRUN

@@ -116,14 +116,17 @@ class Trainer:
         self._save_and_wait("the last step")
 
     def _finished(self) -> bool:
-        steps = self.state.plan.steps
-        if steps is not None and self.state.step >= steps:
+        state = self.state
+        if state.plan.last is not None and state.step >= state.plan.last:
             return True
-        budget_s = self.spec.time_budget_s
-        overrun = budget_s is not None and self.state.trained_s > budget_s * schedule.OVERRUN
-        if overrun and not self.note:
-            self._say(f"ended at step {self.state.step}: the time budget is long over")
-        return overrun
+        if not self.pace.is_over(state.step, state.trained_s):
+            return False
+        state.plan.cut = state.step
+        self._say(f"ended at step {state.step} of {state.plan.steps}: the time budget is over")
+        if not state.curve or state.curve[-1][0] != state.step:
+            self._add_point(None)
+        self._evaluate_if_due()
+        return True
 
     def _step(self) -> float | None:
         """One optimiser step over `accumulate` micro-batches; the mean loss in nats.
@@ -225,7 +228,7 @@ class Trainer:
 
     def _evaluate_if_due(self) -> None:
         state, spec = self.state, self.spec
-        last = state.step == state.plan.steps
+        last = state.step == state.plan.last
         if len(self.packed.eval) == 0 or not (state.step % spec.eval_every == 0 or last):
             return
         began = time.perf_counter()

@@ -1,0 +1,42 @@
+"""A wrong command line: one line that says what is wrong and where to read more."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cli.conftest import zenos
+from zenos.cli import errors
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (
+            "train --modle x",
+            "use the option --modle: there is none; did you mean '--model'?",
+        ),
+        ("trian", "no such command 'trian'. Did you mean 'train'?"),
+        ("show", "cannot do without MODEL|TASK: give it; see 'zenos show --help'"),
+        ("schema trian", "cannot use that NAME: 'trian' is not one of 'train', 'create'"),
+        ("ps --limit x", "cannot use that --limit: input should be a valid integer"),
+        ("ps --limit 0", "cannot use that --limit: input should be greater than or equal to 1"),
+        ("ps more", "unexpected extra argument"),
+    ],
+)
+def test_a_wrong_command_line_is_told_in_a_line(line: str, says: str) -> None:
+    ran = zenos(*line.split())
+    assert ran.code == errors.USAGE
+    assert ran.err.startswith("zenos: cannot ")
+    assert says in ran.err
+    assert ran.err.count("\n") == 1
+    assert not ran.out
+
+
+def test_no_command_shows_the_help() -> None:
+    ran = zenos()
+    assert "Usage: zenos" in ran.out + ran.err
+    assert "cannot" not in ran.err
+
+
+def test_flags_take_no_value_in_the_help() -> None:
+    assert "bool" not in zenos("ps", "--help").out

@@ -1,0 +1,103 @@
+"""The group of all commands: one place where whatever they raise becomes a message and a code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from zenos.cli import errors
+from zenos.core.wording import nearest
+
+
+class Commands(TyperGroup):
+    """The commands. A wrong command line is refused in one line, as other errors are."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Read the command line and run the command; ends the process."""
+        try:
+            code = super().main(
+                args,
+                prog_name,
+                complete_var,
+                standalone_mode=False,
+                windows_expand_args=windows_expand_args,
+                **extra,
+            )
+        except Exception as error:
+            if not hasattr(error, "format_message"):
+                raise
+            if type(error).__name__ != "NoArgsIsHelpError":  # the help has been shown
+                errors.say_error(usage_message(error))
+            code = errors.USAGE
+        if not standalone_mode:
+            return code
+        sys.exit(code if isinstance(code, int) else errors.FINE)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            errors.quiet_stdout()
+            raise typer.Exit(errors.BROKEN_PIPE) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(errors.INTERRUPTED) from None
+        except Exception as error:
+            # Usage errors and exits are Typer's business: they carry a code of their own.
+            if isinstance(error, typer.Abort) or hasattr(error, "exit_code"):
+                raise
+            raise typer.Exit(errors.show(error)) from None
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command by its name; what takes no value says so in its help: by saying nothing."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            options: list[Any] = [*command.params, command.get_help_option(ctx)]
+            for option in options:
+                if getattr(option, "is_flag", False):
+                    option.metavar = ""
+        return command
+
+
+def usage_message(error: Any) -> str:
+    """What is wrong with a command line, and where to read how it is meant."""
+    path = error.ctx.command_path if getattr(error, "ctx", None) else "zenos"
+    return f"cannot {_wrong(error)}; see '{path} --help'"
+
+
+def _wrong(error: Any) -> str:
+    kind, command = type(error).__name__, error.ctx.command if error.ctx else None
+    if kind == "NoSuchOption":
+        known = [o for p in command.params for o in (*p.opts, *p.secondary_opts)] if command else []
+        name = error.option_name
+        return f"use the option {name}: there is none{nearest(name, known)}"
+    param = getattr(error, "param", None)
+    name = _shown(param) if param is not None else ""
+    if kind == "MissingParameter" and name:
+        return f"do without {name}: give it"
+    if kind == "BadParameter" and name:
+        return f"use that {name}: {_lower(error.message)}"
+    return f"read the command line: {_lower(error.format_message())}"
+
+
+def _shown(param: Any) -> str:
+    if param.param_type_name == "option":
+        return str(max(param.opts, key=len))
+    return str(param.metavar or param.name.upper())
+
+
+def _lower(text: str) -> str:
+    text = text.removeprefix("Value error, ")
+    return text[:1].lower() + text[1:].rstrip(".")

@@ -1,0 +1,156 @@
+"""What is wrong with given fields, in words for whoever wrote them.
+
+msgspec checks; its messages name Python's types and leave out what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import re
+import types
+from collections.abc import Iterator
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from zenos.core.errors import InvalidError
+
+SHOWN_CHARS_MAX: Final = 300
+_PLACED: Final = re.compile(r"^(.*?) - at `(?:key in )?\$\.?(.*)`$", re.DOTALL)
+_UNKNOWN: Final = re.compile(r"^Object contains unknown field `(.*)`$", re.DOTALL)
+_MISSING: Final = re.compile(r"^Object missing required field `(.*)`$", re.DOTALL)
+_VALUE: Final = re.compile(r"^Invalid (?:enum )?value (.*)$", re.DOTALL)
+_TYPE: Final = re.compile(r"^Expected `(.*?)`, got `(.*?)`$")
+_STEP: Final = re.compile(r"\[[^\]]*\]|[^.\[]+")
+_WORDS: Final = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "nothing",
+}
+
+
+class FieldError(InvalidError):
+    """cannot use a field; param: its name, as a path from the outermost object"""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """`; did you mean 'x'?` for the nearest of the known names, or nothing."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def field_error(error: Exception, into: Any, name: str = "") -> FieldError:
+    """The error for what msgspec found wrong with a value of type `into`.
+
+    name: what the value itself is called, where it is not the outermost object.
+    """
+    placed = _PLACED.match(str(error))
+    text, path = (placed[1], placed[2]) if placed else (str(error), "")
+    where = ".".join(filter(None, (name, path)))[:SHOWN_CHARS_MAX]
+    if found := _UNKNOWN.match(text):
+        there = list(_fields_at(into, path))
+        hint = nearest(found[1][:100], there) or nearest(found[1][:100], sorted(_all_fields(into)))
+        shown = f"{where}.{found[1]}" if where else found[1]
+        shown = shown[:SHOWN_CHARS_MAX]
+        return FieldError(f"cannot use the field {shown!r}: it is unknown{hint}", shown)
+    if found := _MISSING.match(text):
+        shown = f"{where}.{found[1]}" if where else found[1]
+        return FieldError(f"cannot do without the field {shown!r}: give it", shown)
+    what = where or "this"
+    if found := _VALUE.match(text):
+        allowed = ", ".join(repr(value) for value in _allowed(into, path))
+        says = f"give one of {allowed}" if allowed else "it is none of those allowed"
+        return FieldError(f"cannot use {what} {found[1][:SHOWN_CHARS_MAX]}: {says}", where or None)
+    if found := _TYPE.match(text):
+        return FieldError(
+            f"cannot use {what}: give {_word(found[1])}, not {_word(found[2])}", where or None
+        )
+    text = text[:1].lower() + text[1:].replace("`", "'")
+    return FieldError(f"cannot use {what}: {text[:SHOWN_CHARS_MAX]}", where or None)
+
+
+def _word(kinds: str) -> str:
+    return " or ".join(_WORDS.get(kind.strip(), kind.strip()) for kind in kinds.split("|"))
+
+
+def _alternatives(type_: Any) -> Iterator[Any]:
+    """The types that a type stands for: of a union each, without annotations."""
+    origin = get_origin(type_)
+    if origin is Annotated:
+        yield from _alternatives(get_args(type_)[0])
+    elif origin in (Union, types.UnionType):
+        for one in get_args(type_):
+            yield from _alternatives(one)
+    else:
+        yield type_
+
+
+def _structs(type_: Any) -> Iterator[Any]:
+    for one in _alternatives(type_):
+        if isinstance(one, type) and issubclass(one, msgspec.Struct):
+            yield one
+
+
+def _at(type_: Any, path: str) -> Iterator[Any]:
+    """The types that may stand at a path like `a.b[0].c`."""
+    found = list(_alternatives(type_))
+    for step in _STEP.findall(path):
+        below: list[Any] = []
+        for one in found:
+            if step.startswith("["):
+                below += get_args(one)[-1:]
+            elif isinstance(one, type) and issubclass(one, msgspec.Struct):
+                hints = get_type_hints(one)
+                below += [
+                    hints[f.name] for f in msgspec.structs.fields(one) if f.encode_name == step
+                ]
+        found = [deeper for one in below for deeper in _alternatives(one)]
+    yield from found
+
+
+def _fields_at(type_: Any, path: str) -> Iterator[str]:
+    for one in _at(type_, path):
+        for struct in _structs(one):
+            yield from (field.encode_name for field in msgspec.structs.fields(struct))
+
+
+def _all_fields(type_: Any, seen: set[Any] | None = None) -> set[str]:
+    """Names of the fields of a struct and of all structs that it can hold."""
+    seen = set() if seen is None else seen
+    names: set[str] = set()
+    for one in _alternatives(type_):
+        for inner in get_args(one):
+            names |= _all_fields(inner, seen)
+    for struct in _structs(type_):
+        if struct not in seen:
+            seen.add(struct)
+            hints = get_type_hints(struct)
+            for field in msgspec.structs.fields(struct):
+                names |= {field.encode_name} | _all_fields(hints[field.name], seen)
+    return names
+
+
+def _allowed(type_: Any, path: str) -> list[Any]:
+    """The values that may stand at a path, where they are listed: literals, enums, tags."""
+    values: list[Any] = []
+    for one in _at(type_, path):
+        if get_origin(one) is Literal:
+            values += get_args(one)
+        elif isinstance(one, type) and issubclass(one, enum.Enum):
+            values += [member.value for member in one]
+    parent, _, last = path.rpartition(".")
+    for one in _at(type_, parent):
+        for struct in _structs(one):
+            config = struct.__struct_config__
+            if config.tag is not None and config.tag_field == last:
+                values.append(config.tag)
+    return values
