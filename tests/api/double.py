@@ -139,11 +139,12 @@ class Double:
     def subscribe(self) -> Any:
         return self.view.subscribe()
 
-    def log_path(self, task: str) -> Path | None:
+    def log_path(self, task: str, generation: int | None = None) -> Path | None:
         known = self.view.tasks.get(task)
         if known is None:
             raise NotFoundError(f"cannot find the task {task!a}")
-        return self.root / f"{task}-{known.generation}.log" if known.generation else None
+        number = generation or known.generation
+        return self.root / f"{task}-{number}.log" if number else None
 
     def status(self) -> dict[str, Any]:
         states: dict[str, int] = {}

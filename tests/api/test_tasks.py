@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from tests.api.conftest import TOKEN, until
@@ -127,6 +128,23 @@ async def test_log(http: httpx.AsyncClient, system: Double) -> None:
     for offset in ("-1", "x", "1e99", str(2**70)):
         bad = await http.get(f"/api/tasks/{made['id']}/log", params={"offset": offset})
         assert bad.status_code == 400
+
+
+async def test_the_log_of_an_earlier_run(http: httpx.AsyncClient, system: Double) -> None:
+    task = (await submit(http))["id"]
+    await system.until(lambda: system.view.tasks[task].state is State.RUNNING)
+    for generation, text in ((1, b"first"), (2, b"second")):
+        path = system.log_path(task, generation)
+        assert path is not None
+        path.write_bytes(text)
+    system.view.tasks[task] = msgspec.structs.replace(system.view.tasks[task], generation=2)
+    log = f"/api/tasks/{task}/log"
+    assert (await http.get(log)).content == b"second"
+    assert (await http.get(log, params={"generation": 1})).content == b"first"
+    assert (await http.get(log, params={"generation": 1, "offset": 2})).content == b"rst"
+    answer = await http.get(log, params={"generation": 3})
+    assert answer.status_code == 404
+    assert "started 2 times" in answer.json()["error"]["message"]
 
 
 async def test_a_log_is_followed_to_the_end_over_restarts(url: str, system: Double) -> None:

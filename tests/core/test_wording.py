@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from zenos.api.errors import decode
-from zenos.api.openai_bodies import ChatBody
+from zenos.api.openai_bodies import ChatBody, CompletionBody
 from zenos.core.errors import InvalidError
 from zenos.core.task import TaskSpec
 from zenos.core.wording import FieldError, field_error
@@ -78,6 +78,6 @@ def test_a_value_by_itself_has_a_name() -> None:
 
 def test_half_a_character_is_not_called_cut_off_json() -> None:
     with pytest.raises(InvalidError, match="half of a surrogate pair"):
-        decode(b'{"prompt":"\\ud800"}', ChatBody)
+        decode(b'{"prompt":"\\ud800"}', CompletionBody)
     with pytest.raises(InvalidError, match="truncated"):
-        decode(b'{"prompt":"', ChatBody)
+        decode(b'{"prompt":"', CompletionBody)

@@ -36,6 +36,11 @@ class Disk:
         """Give the space back."""
         self._filler.unlink()
 
+    def grow(self) -> None:
+        """Make it eight times as large."""
+        argv = ["mount", "-o", "remount,size=64m", str(self.path)]
+        subprocess.run(argv, check=True, capture_output=True)
+
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
@@ -123,3 +128,32 @@ def test_a_daemon_that_dies_on_a_full_disk_comes_back_with_all(full: System, dis
     tasks = full.finish()
     assert all(task.state is State.SUCCEEDED for task in tasks.values()), tasks
     assert full.lines()[1] == 1
+
+
+def test_a_training_that_cannot_be_published_goes_on_when_there_is_room(
+    full: System, disk: Disk, tmp_path: Path
+) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("the quick brown fox jumps over the lazy dog\n" * 400)
+    full.start()
+    with connect(home=full.home.root) as client:
+        # 12 MB of weights: larger than the disk, as they are and with their moments.
+        handle = client.train(
+            model="fox",
+            arch="llama-nano",
+            settings={"num_hidden_layers": 16},
+            data={"paths": [str(corpus)], "eval_fraction": 0.1},
+            vocab_size=300,
+            sequence_length=32,
+            batch_size=2,
+            steps=3,
+            checkpoint_every=2,
+        )
+        until(lambda: handle.refresh().task.generation > 1, 120)
+        said = "".join(handle.log(generation=1))
+        assert "cannot publish fox" in said
+        assert "free some space" in said
+        disk.grow()
+        task = handle.wait(120)
+        assert task.state is State.SUCCEEDED, task.outcome
+        assert client.model("fox").metrics["steps"] == 3

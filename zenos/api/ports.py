@@ -73,8 +73,11 @@ class System(Protocol):
         """Live events from now on; the iterator ends when its reader is too slow."""
         ...
 
-    def log_path(self, task: str) -> Path | None:
-        """The log of a task's newest worker; None before the first; NotFoundError if unknown."""
+    def log_path(self, task: str, generation: int | None = None) -> Path | None:
+        """The log of a task's newest worker, or of that of a generation.
+
+        None before the first; NotFoundError if unknown.
+        """
         ...
 
     def status(self) -> dict[str, Any]:

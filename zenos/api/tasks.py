@@ -107,10 +107,20 @@ async def log(
     task: TaskPath,
     follow: Annotated[bool, Query(description="Go on until the task has ended.")] = False,
     offset: Annotated[int, Query(ge=0, le=2**62, description="Bytes to leave out.")] = 0,
+    generation: Annotated[
+        int | None, Query(ge=1, le=2**62, description="Of an earlier run of a restarted task.")
+    ] = None,
 ) -> Response:
     """What the task's worker has written, as it is; bytes need not be valid UTF-8."""
     system = system_of(request)
     found = find(system, task)
+    if generation is not None and generation != found.generation:
+        if generation > found.generation:
+            raise NotFoundError(
+                f"cannot find a generation {generation} of {found.id}: "
+                f"it has been started {found.generation} times"
+            )
+        return Stream(_of_one(system, found.id, generation, offset), "text/plain; charset=utf-8")
     parts = _log(system, found.id, request.app.state.closing, follow=follow, offset=offset)
     return Stream(parts, "text/plain; charset=utf-8")
 
@@ -152,15 +162,29 @@ async def _log(
         task = system.tasks().get(task_id)
         ended = task is None or task.is_ended or closing.is_set()
         newest = system.log_path(task_id) if task is not None else path
-        if newest != path:
-            path, offset = newest, (offset if path is None else 0)
+        if path is None:
+            path = newest
         if path is not None:
+            # To its end, also where a later worker has one of its own by now.
             while part := await asyncio.to_thread(_read, path, offset):
                 offset += len(part)
                 yield part
+        if newest != path:
+            path, offset = newest, 0
+            continue
         if ended or not follow:
             return
         await asyncio.sleep(LOG_LOOK_S)
+
+
+async def _of_one(
+    system: System, task_id: str, generation: int, offset: int
+) -> AsyncGenerator[bytes, None]:
+    """The log of a worker that has ended."""
+    path = system.log_path(task_id, generation)
+    while path is not None and (part := await asyncio.to_thread(_read, path, offset)):
+        offset += len(part)
+        yield part
 
 
 def _read(path: Path, offset: int) -> bytes:

@@ -259,6 +259,9 @@ def logs(
         bool, typer.Option("--follow", "-f", help="Go on until the task has ended.")
     ] = False,
     tail: Annotated[int | None, typer.Option("--tail", "-n", min=0, help="Last lines.")] = None,
+    generation: Annotated[
+        int | None, typer.Option(min=1, help="Of an earlier run of a task that was started again.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Print what a task has written.
@@ -273,10 +276,13 @@ def logs(
 
     if json and follow:
         raise InvalidError("cannot follow with --json: the log is a stream; leave one of them out")
+    if follow and generation is not None:
+        raise InvalidError("cannot follow --generation: leave one of them out")
     with client() as made:
         handle = made.task(task)
         if json or tail is not None:
-            lines: deque[str] = deque("".join(handle.log()).splitlines(keepends=True), maxlen=tail)
+            whole = "".join(handle.log(generation=generation))
+            lines: deque[str] = deque(whole.splitlines(keepends=True), maxlen=tail)
             if json:
                 put_json({"task": handle.id, "log": "".join(lines)})
                 return
@@ -285,7 +291,7 @@ def logs(
             if not follow:
                 return
         skip = 0 if tail is None else handle.log_offset
-        for text in handle.log(follow=follow, offset=skip):
+        for text in handle.log(follow=follow, offset=skip, generation=generation):
             sys.stdout.write(text)
             sys.stdout.flush()
 

@@ -448,12 +448,16 @@ class AsyncTaskHandle:
         """Show live progress in the terminal or the notebook until it has ended."""
         return await self.wait(progress=True)
 
-    async def log(self, *, follow: bool = False, offset: int = 0) -> AsyncGenerator[str]:
+    async def log(
+        self, *, follow: bool = False, offset: int = 0, generation: int | None = None
+    ) -> AsyncGenerator[str]:
         """The log's text in pieces; follow: go on until the task has ended.
 
-        offset: bytes to leave out; `log_offset` says up to where it was read.
+        offset: bytes to leave out; `log_offset` says up to where it was read. generation: of an
+        earlier run of a task that was started again, whole and not followed.
         """
-        feed = feeds.LogFeed(self.view, offset, follow=follow)
+        follow = follow and generation is None
+        feed = feeds.LogFeed(self.view, offset, follow=follow, generation=generation)
         outage = transport.Outage(self._client.address, self._client.retry_s)
         while True:
             problem: Exception | None = None

@@ -198,9 +198,11 @@ def cancel(id_: str) -> Call[Task]:
     return _post(f"/api/tasks/{_task(id_)}/cancel", {}, Task)
 
 
-def log(id_: str, offset: int, *, follow: bool) -> Call[bytes]:
-    """The log of a task's newest worker, from a byte on."""
+def log(id_: str, offset: int, *, follow: bool, generation: int | None = None) -> Call[bytes]:
+    """The log of a task's newest worker, or of that of a generation, from a byte on."""
     params: dict[str, str | int] = {"offset": offset, "follow": "true" if follow else "false"}
+    if generation is not None:
+        params["generation"] = generation
     return Call(method="GET", path=f"/api/tasks/{_task(id_)}/log", into=bytes, params=params)
 
 

@@ -82,7 +82,10 @@ def _event(event: ServerEvent) -> TaskEvent | TaskProgress | None:
 class LogFeed:
     """The text of a task's log over as many connections as it takes; no character is cut."""
 
-    def __init__(self, view: TaskView, offset: int, *, follow: bool) -> None:
+    def __init__(
+        self, view: TaskView, offset: int, *, follow: bool, generation: int | None = None
+    ) -> None:
+        self._generation = generation
         self._task = view.task
         self._follow = follow
         self.offset = offset
@@ -93,7 +96,7 @@ class LogFeed:
         if now.generation != self._task.generation:
             # A worker of a later generation has a log of its own.
             self.offset, self._task = (0 if self._task.generation else self.offset), now
-        return calls.log(now.id, self.offset, follow=self._follow)
+        return calls.log(now.id, self.offset, follow=self._follow, generation=self._generation)
 
     def feed(self, part: bytes) -> str:
         """The text in these bytes."""

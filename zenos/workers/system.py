@@ -198,14 +198,13 @@ class LocalSystem:
     def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[TaskEvent | TaskProgress]]:
         return self.view.subscribe()
 
-    def log_path(self, task: str) -> Path | None:
-        """The log file of a task's newest generation; None before it has had a worker."""
+    def log_path(self, task: str, generation: int | None = None) -> Path | None:
         known = self.view.tasks.get(task)
         if known is None:
             raise NotFoundError(f"cannot find task {task!r}: 'zenos ps --all' lists them")
         if known.generation == 0:
             return None
-        return self.home.run(known.id, known.generation) / "log"
+        return self.home.run(known.id, generation or known.generation) / "log"
 
     def status(self) -> dict[str, Any]:
         states: dict[str, int] = {}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from zenos import __version__
 from zenos.core.errors import StorageError
@@ -68,10 +69,11 @@ def publish(
                 metrics=metrics,
                 curve=[list(point) for point in state.curve],
             )
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
         raise StorageError(
-            f"cannot publish {spec.model}: {error.strerror or error}; the training is saved, and "
-            "tries again in a while: free some space"
+            f"cannot publish {spec.model}: {why}; the training is saved, and tries again in a "
+            "while: free some space"
         ) from error
     return _result(version)
 
