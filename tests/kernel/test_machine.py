@@ -13,6 +13,7 @@ from tests.kernel.harness import PROGRAM, TRAIN, Harness, node, spec
 from zenos.core import events as ev
 from zenos.core.specs import DeploymentSpec
 from zenos.core.task import ENDED, HOLDING, State, Task
+from zenos.kernel.model_manager import replica_spec
 
 MODELS = st.sampled_from(["alpha", "beta"])
 
@@ -142,7 +143,12 @@ class KernelMachine(RuleBasedStateMachine):
         for deployment in self.h.kernel.state.deployments.values():
             tasks = [self.h.kernel.state.tasks[r] for r in deployment.replicas]
             live = [t for t in tasks if not t.stopping and not t.is_ended]
-            assert len(live) <= deployment.spec.max_replicas
+            current = [t for t in live if t.spec == replica_spec(deployment)]
+            assert len(current) <= deployment.spec.max_replicas
+            # Of what it was before, only what answers stays until what replaces it can.
+            before = [t for t in live if t not in current]
+            assert all(t.ready for t in before)
+            assert not before or not any(t.ready for t in current)
 
     @invariant()
     def nothing_waits_that_could_run(self) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from tests.kernel.harness import Harness, node, spec
 from zenos.core import events as ev
+from zenos.core import limits
 from zenos.core.errors import NotFoundError, UnfittableError
 from zenos.core.specs import DeploymentSpec, ServeSpec
 from zenos.core.task import Deployment, State, Task
@@ -120,6 +121,7 @@ def test_a_changed_deployment_replaces_its_replicas() -> None:
     deploy(h)
     old = make_ready(h)
     deploy(h, DeploymentSpec(model="m", slots=4, memory="500MB"))
+    make_ready(h)
     assert h.stopped[-1].task == old.id
     assert [t.id for t in replicas(h) if not t.stopping] != [old.id]
 
@@ -163,3 +165,116 @@ def test_a_replica_gets_the_memory_that_its_model_needs_unless_somebody_says() -
     assert replicas(h, "said")[0].spec.resources.memory == 2_000_000_000
     with pytest.raises(UnfittableError, match="cannot ever fit"):
         raise h.ask(ev.Deploy(request=1, spec=DeploymentSpec(model="m"), memory=10**12))  # type: ignore[misc]
+
+
+def serve_ready(h: Harness, name: str, keep_alive_s: float = 300.0, **more: object) -> Task:
+    """A replica of `name`, loaded for a request that has been answered."""
+    spec_ = DeploymentSpec(model=name, keep_alive_s=keep_alive_s, memory="500MB", **more)  # type: ignore[arg-type]
+    h.step(ev.Demand(name=name, spec=spec_))
+    task = replicas(h, name)[-1]
+    h.run(task)
+    h.step(ev.WorkerReady(task=task.id, generation=1))
+    h.step(ev.Used(name=name, in_flight=0))
+    return h.now(task)
+
+
+def test_an_idle_replica_gives_way_at_once_to_a_request_for_another_model() -> None:
+    h = Harness(node(cpu=2))
+    first, second = serve_ready(h, "first"), serve_ready(h, "second")
+    h.step(ev.Demand(name="third", spec=DeploymentSpec(model="third", memory="500MB")))
+    assert [stop.task for stop in h.stopped] == [first.id]  # the longest unused, and no more
+    h.exit(first)
+    assert [t.state for t in replicas(h, "third")] == [State.STARTING]
+    assert "first" not in h.kernel.state.deployments
+    assert not h.now(second).stopping
+
+
+def test_an_idle_replica_gives_way_to_lower_priority_after_a_while() -> None:
+    h = Harness(node(cpu=2))
+    replica = serve_ready(h, "m")
+    training = h.submit(spec(cpu=2))
+    assert not h.stopped
+    assert h.steps[-1].wake <= h.clock.now() + limits.IDLE_YIELDS_S
+    h.wait(limits.IDLE_YIELDS_S)
+    assert [stop.task for stop in h.stopped] == [replica.id]
+    h.exit(replica)
+    assert h.now(training).state is State.STARTING
+
+
+def test_what_is_used_or_has_to_stay_gives_no_way() -> None:
+    h = Harness(node(cpu=2))
+    busy, kept = serve_ready(h, "busy"), serve_ready(h, "kept", min_replicas=1)
+    h.step(ev.Used(name="busy", in_flight=1))
+    waiting = h.submit(spec(cpu=1, priority=100))
+    h.wait(60)
+    assert not h.stopped
+    assert h.now(waiting).state is State.QUEUED
+    assert not h.now(busy).stopping
+    assert not h.now(kept).stopping
+
+
+def test_no_replica_ends_in_vain() -> None:
+    h = Harness(node(cpu=4))
+    serve_ready(h, "m")
+    running = h.submit(spec(cpu=3))
+    h.run(running)
+    h.submit(spec(cpu=3))  # too large even for what the replica would give back
+    h.wait(60)
+    assert not h.stopped
+    h.cancel(running)
+    h.wait(1)
+    assert [stop.task for stop in h.stopped] == [running.id]  # enough is coming back already
+
+
+def test_a_replica_that_waits_for_room_goes_with_its_clients() -> None:
+    h = Harness(node(cpu=1))
+    running = h.submit(spec(cpu=1))
+    h.run(running)
+    h.step(ev.Demand(name="m", spec=SPEC))
+    (waiting,) = replicas(h)
+    h.step(ev.Used(name="m", in_flight=0))
+    assert h.now(waiting).state is State.CANCELLED
+    assert not h.kernel.state.deployments
+
+
+def test_a_change_is_made_without_a_gap() -> None:
+    h = Harness(node(cpu=4))
+    deploy(h, DeploymentSpec(model="m", min_replicas=1, memory="500MB"))
+    old = make_ready(h)
+    deploy(h, DeploymentSpec(model="m", min_replicas=1, memory="600MB"))
+    new = replicas(h)[-1]
+    assert not h.now(old).stopping
+    h.run(new)
+    assert not h.now(old).stopping  # it is loading
+    h.step(ev.WorkerReady(task=new.id, generation=1))
+    assert [stop.task for stop in h.stopped] == [old.id]
+    h.exit(old)
+    assert h.kernel.state.deployments["m"].replicas == [new.id]
+
+
+def test_a_change_for_which_there_is_no_room_ends_the_old_ones_first() -> None:
+    h = Harness(node(cpu=1))
+    deploy(h, DeploymentSpec(model="m", min_replicas=1, memory="500MB"))
+    old = make_ready(h)
+    deploy(h, DeploymentSpec(model="m", min_replicas=1, memory="600MB"))
+    assert [stop.task for stop in h.stopped] == [old.id]
+    h.exit(old)
+    assert [t.state for t in replicas(h)] == [State.STARTING]
+
+
+def test_a_change_that_only_fails_leaves_what_answers() -> None:
+    h = Harness(node(cpu=4))
+    deploy(h, DeploymentSpec(model="m", min_replicas=1, memory="500MB"))
+    old = make_ready(h)
+    deploy(h, DeploymentSpec(model="m", min_replicas=1, memory="1MB"))
+    new = replicas(h)[-1]
+    h.run(new)
+    h.exit(new, exit_code=1, error="cannot allocate: used 2 MiB of 1 MiB")
+    deployment = h.kernel.state.deployments["m"]
+    assert deployment.error == "cannot allocate: used 2 MiB of 1 MiB"
+    h.wait(60)
+    assert deployment.replicas == [old.id]
+    assert not h.stopped
+    deploy(h, DeploymentSpec(model="m", min_replicas=1, memory="500MB"))
+    assert h.kernel.state.deployments["m"].error is None
+    assert h.kernel.state.deployments["m"].replicas == [old.id]  # it is what was asked for again

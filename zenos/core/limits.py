@@ -52,6 +52,7 @@ RETRY_BACKOFF_S: Final = 1.0
 RETRY_BACKOFF_S_MAX: Final = 300.0
 TRAIN_RESTARTS_MAX: Final = 10
 SERVE_RESTARTS_MAX: Final = 5
+IDLE_YIELDS_S: Final = 10.0  # so long unused, a replica ends for waiting work of lower priority too
 LOG_TAIL_BYTES: Final = 4 * KIB
 LOG_BYTES_MAX: Final = 64 * MIB
 ORPHAN_WAIT_S: Final = 600.0

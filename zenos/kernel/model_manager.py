@@ -17,7 +17,7 @@ from zenos.core.errors import NotFoundError, RefusedError, UnavailableError
 from zenos.core.resources import Resources
 from zenos.core.specs import DeploymentSpec, ServeSpec
 from zenos.core.task import Deployment, State, Task, TaskSpec
-from zenos.kernel import supervision
+from zenos.kernel import scheduler, supervision
 
 if TYPE_CHECKING:
     from zenos.kernel.step import Kernel
@@ -52,7 +52,7 @@ class ModelManager:
     # -- events
 
     def deploy(self, event: ev.Deploy, now: float) -> Deployment:
-        """Make or change a deployment. Running replicas of another spec are replaced."""
+        """Make or change a deployment; `reconcile` replaces replicas of what it was before."""
         state = self._kernel.state
         event.spec.check()
         name = event.spec.model
@@ -62,11 +62,7 @@ class ModelManager:
         if self._kernel.draining:
             raise UnavailableError("cannot deploy: the daemon is going down")
         state.resources.check_fits_ever(replica_resources(event.spec, event.memory))
-        old = state.deployments.get(name)
         deployment = self._put(name, event, event.spec, now, implicit=False)
-        if old is not None and replica_spec(old) != replica_spec(deployment):
-            self._stop_replicas(old, 0, now, "replaced")
-            deployment = state.deployments[name]
         self._kernel.remember(event.principal, event.key, event.spec, name, now)
         return deployment
 
@@ -169,11 +165,15 @@ class ModelManager:
         for name in sorted(state.deployments):
             deployment = state.deployments[name]
             wanted = self.wanted(deployment, now)
-            live = self._live(deployment)
+            live, before = self._live(deployment), self._of_before(deployment)
             if len(live) > wanted:
-                self._stop_replicas(deployment, wanted, now, "idle")
+                self._stop_replicas(live, wanted, now, "idle")
             elif len(live) < wanted and not self._kernel.draining:
                 self._start_replicas(deployment, wanted - len(live), now)
+            # What answers stays until what replaces it can; for good, when that only fails.
+            done = any(task.ready for task in live) or (wanted == 0 and deployment.error is None)
+            gone = [task for task in before if done or not task.ready]
+            self._stop_replicas(gone, 0, now, "replaced")
             deployment = state.deployments[name]
             used = deployment.error is not None and state.in_flight.get(name, 0) > 0
             idle = deployment.implicit and wanted == 0 and not used
@@ -194,12 +194,28 @@ class ModelManager:
         wanted = math.ceil(in_flight / spec.slots)  # 2
         used_at = state.used_at.setdefault(deployment.name, now)
         if wanted == 0 and now - used_at < spec.keep_alive_s:
-            wanted = min(1, len(self._live(deployment))) if deployment.implicit else 1
+            # One that waits for room still is there for requests that nobody waits for any more.
+            loaded = sum(task.state is not State.QUEUED for task in self._live(deployment))
+            wanted = min(1, loaded) if deployment.implicit else 1
         return min(max(wanted, spec.min_replicas), spec.max_replicas)  # 3
 
     def _live(self, deployment: Deployment) -> list[Task]:
+        """Its replicas, without those that end and those of what it was before."""
+        return self._those(deployment, current=True)
+
+    def _of_before(self, deployment: Deployment) -> list[Task]:
+        return self._those(deployment, current=False)
+
+    def _those(self, deployment: Deployment, *, current: bool) -> list[Task]:
+        if not deployment.replicas:
+            return []
+        spec = replica_spec(deployment)
         tasks = (self._kernel.state.tasks[replica] for replica in deployment.replicas)
-        return [task for task in tasks if not task.is_ended and not task.stopping]
+        return [
+            task
+            for task in tasks
+            if not task.is_ended and not task.stopping and (task.spec == spec) is current
+        ]
 
     def _start_replicas(self, deployment: Deployment, count: int, now: float) -> None:
         state = self._kernel.state
@@ -215,28 +231,114 @@ class ModelManager:
             new.append(task.id)
         state.put_deployment(replace(deployment, replicas=[*deployment.replicas, *new]))
 
-    def _stop_replicas(self, deployment: Deployment, keep: int, now: float, why: str) -> None:
-        """Stop all but `keep` replicas: waiting ones first, then the newest."""
+    def _stop_replicas(self, tasks: list[Task], keep: int, now: float, why: str) -> None:
+        """Stop all but `keep` of these: waiting ones first, then the newest."""
         state = self._kernel.state
-        live = sorted(self._live(deployment), key=lambda t: (t.ready, -t.submitted), reverse=True)
+        live = sorted(tasks, key=lambda t: (t.ready, -t.submitted), reverse=True)
         for task in live[keep:]:
-            if task.state is State.QUEUED:
-                ended = replace(task, state=State.CANCELLED, ended=now, stopping=why)
-                state.put(task, ended, now, "cancelled", why)
-                current = state.deployments[deployment.name]
-                replicas = [replica for replica in current.replicas if replica != task.id]
-                state.put_deployment(replace(current, replicas=replicas))
-            else:
+            if task.state is not State.QUEUED:
                 self._kernel.stop(task, why, now)
+                continue
+            ended = replace(task, state=State.CANCELLED, ended=now, stopping=why)
+            state.put(task, ended, now, "cancelled", why)
+            deployment = self._deployment_of(task)
+            if deployment is not None:
+                replicas = [replica for replica in deployment.replicas if replica != task.id]
+                state.put_deployment(replace(deployment, replicas=replicas))
+
+    # -- making room
+
+    def give_way(self, now: float) -> None:
+        """After scheduling: idle replicas that need not stay end for what waits for their room.
+
+        1. A deployment's replicas of what it was before, when the new ones have no room.
+        2. Idle ones above `min_replicas`, the longest unused first: at once for what has at least
+           their priority, else when they have been unused for IDLE_YIELDS_S seconds. No more than
+           it takes, counting what is coming back already.
+        """
+        state = self._kernel.state
+        if not len(state.scheduler.queue) or self._kernel.draining:
+            return
+        for deployment in list(state.deployments.values()):  # 1
+            before = self._of_before(deployment)
+            if before and any(t.state is State.QUEUED for t in self._live(deployment)):
+                self._stop_replicas(before, 0, now, "replaced")
+        idle = self._idle()  # 2
+        if not idle:
+            return
+        waiting = [ranked.entry for ranked in state.scheduler.ranking(now)]
+        coming = self._coming()
+        for entry in [*state.scheduler.queue.overdue, *waiting]:
+            enough, rest = self._enough(entry.key, idle, coming, now)
+            for task in enough:
+                work = task.spec.work
+                assert isinstance(work, ServeSpec)  # noqa: S101 - replicas do nothing else
+                # Its keep-alive is over: it isn't loaded again before somebody asks.
+                state.used_at[work.deployment] = -math.inf
+                self._stop_replicas([task], 0, now, "gives way")
+            idle = rest
+
+    def _idle(self) -> list[Task]:
+        """Replicas that nobody asks and that need not stay, the longest unused first."""
+        state = self._kernel.state
+        found: list[Task] = []
+        for deployment in state.deployments.values():
+            if not state.in_flight.get(deployment.name):
+                live = [t for t in self._live(deployment) if t.state is not State.QUEUED]
+                found += live[deployment.spec.min_replicas :]
+        return sorted(found, key=lambda t: (self._unused_since(t), scheduler.order_of(t.id)))
+
+    def _unused_since(self, task: Task) -> float:
+        work = task.spec.work
+        name = work.deployment if isinstance(work, ServeSpec) else ""
+        return self._kernel.state.used_at.get(name, task.submitted)
+
+    def _coming(self) -> dict[str, Resources]:
+        """What is free on each node, and what tasks that end already will give back."""
+        state = self._kernel.state
+        room = {name: pool.free for name, pool in state.resources.pools.items()}
+        for task_id in state.holding:
+            task = state.tasks[task_id]
+            if task.stopping and task.allocation is not None and task.allocation.node in room:
+                room[task.allocation.node] += task.allocation.resources
+        return room
+
+    def _enough(
+        self,
+        key: scheduler.BucketKey,
+        idle: list[Task],
+        coming: dict[str, Resources],
+        now: float,
+    ) -> tuple[list[Task], list[Task]]:
+        """The idle replicas whose end makes room for such a task on one node, and the others."""
+        for name, free in coming.items():
+            room = free
+            taken: list[Task] = []
+            for task in idle:
+                if key.request.fits_in(room):
+                    break
+                held = task.allocation
+                patient = now - self._unused_since(task) >= limits.IDLE_YIELDS_S
+                if held is None or held.node != name:
+                    continue
+                if key.priority >= task.spec.priority or patient:
+                    room, taken = room + held.resources, [*taken, task]
+            if key.request.fits_in(room):
+                coming[name] = room - key.request  # that much is spoken for
+                return taken, [task for task in idle if task not in taken]
+        return [], idle
 
     def next_wake(self, now: float) -> float:
-        """When the next keep-alive ends."""
+        """When the next keep-alive ends, or an idle replica has to give way to what waits."""
         state = self._kernel.state
-        ends = [
-            state.used_at.get(d.name, now) + d.spec.keep_alive_s
+        unused = [
+            (state.used_at.get(d.name, now), d.spec.keep_alive_s)
             for d in state.deployments.values()
             if d.replicas and not state.in_flight.get(d.name) and d.spec.min_replicas == 0
         ]
+        ends = [since + keep_s for since, keep_s in unused]
+        if len(state.scheduler.queue):
+            ends += [since + limits.IDLE_YIELDS_S for since, _ in unused]
         return min((end for end in ends if end > now), default=math.inf)
 
 

@@ -69,6 +69,7 @@ class Kernel:
         self.state.release_delayed(now)
         self.models.reconcile(now)
         self._schedule(now)
+        self.models.give_way(now)
         self._retain(now)
         return Step(self.state.finish(), self.actions, self._next_wake(now))
 
