@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,demo,gpu,plot]'
 	@touch $(STAMP)
 
-demo: $(STAMP) ## Train a language model on this machine, serve it, ask it (about five minutes)
+demo: $(STAMP) ## Train a language model on this machine, serve it, ask it (about four minutes, and the installation)
 	$(BIN)/zenos demo
 
 test: $(STAMP) ## All tests

@@ -283,7 +283,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise InvalidError(f"cannot read {path}: it is not YAML: {error}") from error
+        where = " ".join(str(error).split())
+        raise InvalidError(f"cannot read {path}: it is not YAML: {where[:300]}") from error
     if not isinstance(values, dict):
         raise InvalidError(f"cannot read {path}: it must be a mapping of settings")
     return values
@@ -335,7 +336,8 @@ def main(argv: list[str] | None = None) -> int:
         if not given.foreground and logging.getLogger().handlers:
             log.error("%s", error)  # noqa: TRY400 - a clear message, no traceback
         print(error, file=sys.stderr)  # noqa: T201 - the one line that `zenos up` shows
-        return 4 if isinstance(error, RefusedError) else 1
+        # What was given is wrong; not so a home or a port that could be used at another time.
+        return 4 if isinstance(error, RefusedError) else 2 if isinstance(error, InvalidError) else 1
     return 0
 
 

@@ -24,7 +24,7 @@ from zenos.api.shapes import (
     ModelRemoved,
 )
 from zenos.core.errors import ConflictError, InvalidError, StorageError
-from zenos.core.names import ModelRef, check_name
+from zenos.core.names import ModelRef, check_name, check_new_name
 from zenos.models.records import ModelVersion
 
 router = APIRouter(prefix="/api/models", tags=["models"])
@@ -55,7 +55,7 @@ async def list_models(request: Request) -> Response:
 async def copy(request: Request) -> Response:
     """Register a version under another name too; its blobs are shared."""
     body: CopyBody = await read(request, CopyBody)
-    source, target = ModelRef.parse(body.source), check_name(body.target, "model name")
+    source, target = ModelRef.parse(body.source), check_new_name(body.target, "model name")
     return reply(await in_thread(system_of(request).registry.copy, source, target), 201)
 
 
@@ -63,7 +63,7 @@ async def copy(request: Request) -> Response:
 async def import_model(request: Request) -> Response:
     """Register a Hugging Face directory that lies on the daemon's machine."""
     body: ImportBody = await read(request, ImportBody)
-    path, name = Path(check_path(body.path)), check_name(body.name, "model name")
+    path, name = Path(check_path(body.path)), check_new_name(body.name, "model name")
     return reply(await in_thread(system_of(request).registry.import_directory, path, name), 201)
 
 

@@ -28,10 +28,11 @@ class Health(Answer, frozen=True, kw_only=True):
 
 
 class TaskView(Answer, frozen=True, kw_only=True):
-    """A task and its newest progress."""
+    """A task and its newest progress; of a queued one, what it waits for."""
 
     task: Task
     progress: Progress | None = None
+    waits: str | None = None
 
 
 class TaskList(Answer, frozen=True, kw_only=True):

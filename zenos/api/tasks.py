@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
+import time
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Final
@@ -24,6 +26,7 @@ from zenos.api.shapes import TaskList, TaskView
 from zenos.api.streams import Stream
 from zenos.core import limits
 from zenos.core.errors import NotFoundError, RefusedError
+from zenos.core.resources import Resources, shortage
 from zenos.core.specs import CreateSpec, ServeSpec, TrainSpec
 from zenos.core.task import Kind, State, Task, TaskSpec
 from zenos.core.wording import FieldError, nearest
@@ -31,6 +34,7 @@ from zenos.core.wording import FieldError, nearest
 router = APIRouter(prefix="/api/tasks", tags=["tasks"])
 LOG_PART_BYTES: Final = 64 * limits.KIB
 LOG_LOOK_S: Final = 0.2
+Room = list[tuple[Resources, Resources]]  # capacity and use of each node
 
 States = Annotated[
     list[str],
@@ -69,8 +73,8 @@ async def list_tasks(
                 yield task
 
     found = itertools.islice(itertools.chain(newest(ended=False), newest(ended=True)), limit)
-    views = [_view(system, task) for task in found]
-    return reply(TaskList(tasks=views))
+    room = _room(system)
+    return reply(TaskList(tasks=[_view(system, task, room) for task in found]))
 
 
 @router.post("", **operation(Task, body=TaskSpec, status=201, also=(409, 422)))
@@ -91,7 +95,7 @@ async def submit(request: Request, key: IdempotencyKey = None) -> Response:
 async def show(request: Request, task: TaskPath) -> Response:
     """One task."""
     system = system_of(request)
-    return reply(_view(system, find(system, task)))
+    return reply(_view(system, find(system, task), _room(system)))
 
 
 @router.post("/{task}/cancel", **operation(Task, also=(404, 409)))
@@ -139,8 +143,22 @@ def find(system: System, task: str) -> Task:
     raise NotFoundError(f"cannot find the task {task!a}{hint or ': zenos ps --all lists them'}")
 
 
-def _view(system: System, task: Task) -> TaskView:
-    return TaskView(task=task, progress=system.progress(task.id))
+def _room(system: System) -> Room:
+    used = system.used()
+    return [(node.capacity, used.get(name, Resources())) for name, node in system.nodes().items()]
+
+
+def _view(system: System, task: Task, room: Room) -> TaskView:
+    waits = _waits(task, room) if task.state is State.QUEUED else None
+    return TaskView(task=task, progress=system.progress(task.id), waits=waits)
+
+
+def _waits(task: Task, room: Room) -> str:
+    """What a queued task waits for, in a few words."""
+    if task.not_before > (now := time.time()):
+        return f"starts again in {math.ceil(task.not_before - now)} s"
+    short = shortage(task.spec.resources, room)
+    return f"waits for {short}" if short else "waits for its turn"
 
 
 def _chosen(name: str, values: Iterable[str], known: list[str]) -> set[str]:

@@ -73,7 +73,7 @@ class Conversation:
             except KeyboardInterrupt:
                 say("\n/bye or Ctrl-D ends")
                 continue
-            match prompt.strip():
+            match prompt.rstrip():
                 case "":
                     continue
                 case "/bye" | "/exit" | "/quit":
@@ -82,6 +82,8 @@ class Conversation:
                     self.clear()
                 case "/?" | "/help":
                     say(HELP)
+                case word if word.startswith("/") and word[1:].isalpha():
+                    say(f"there is no {word}. {HELP} With a blank before it, it is a prompt.")
                 case _:
                     self._turn(prompt)
 

@@ -159,7 +159,8 @@ def _model_facts(model: ModelVersion) -> list[tuple[str, object]]:
     from zenos.client.display import show_count
     from zenos.core.resources import show_size
 
-    metrics = "\n".join(f"{name}  {_short(value)}" for name, value in model.metrics.items())
+    known = {name: value for name, value in model.metrics.items() if value is not None}
+    metrics = "\n".join(f"{name}  {_short(value)}" for name, value in known.items())
     created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(model.created))
     return [
         ("model", model.ref),
@@ -193,7 +194,8 @@ def _task_facts(view: TaskView) -> list[tuple[str, object]]:
         ("task", f"{task.id}{f' ({task.spec.name})' if task.spec.name else ''}"),
         ("kind", task.kind),
         ("does", work_line(task.spec.work)),
-        ("state", summary(task)),
+        ("state", task.state),
+        ("because", view.waits or (summary(task) if summary(task) != task.state else "")),
         ("progress", show_progress(view.progress)),
         ("priority", task.spec.priority),
         ("wants", task.spec.resources),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 TASKS = ("ID", "NAME", "KIND", "STATE", ">PRIO", ">CPU", ">GPU", ">MEMORY", ">TIME", "PROGRESS")
 NODES = ("NODE", ">CPU", ">GPU", ">MEMORY", "LIMITS BY")
 MODELS = ("MODEL", "ALIASES", "ARCHITECTURE", ">PARAMETERS", ">SIZE", ">HELD-OUT LOSS", "CREATED")
+CELL_CHARS_MAX = 160
 DEPLOYMENTS = ("DEPLOYMENT", "VERSION", ">REPLICAS", ">PRIO", "STATE")
 
 
@@ -25,7 +26,7 @@ def task_row(view: TaskView) -> tuple[Any, ...]:
     """One task."""
     task = view.task
     wants = task.spec.resources
-    doing = show_progress(view.progress) if not task.is_ended else _ending(task)
+    doing = view.waits or show_progress(view.progress) if not task.is_ended else _ending(task)
     return (
         task.id,
         task.spec.name or model_name(task.spec.work),
@@ -36,8 +37,13 @@ def task_row(view: TaskView) -> tuple[Any, ...]:
         show_share(wants.gpu) if wants.gpu else "",
         show_size(wants.memory) if wants.memory else "",
         show_seconds(took_s(task, time.time())),
-        doing or work_line(task.spec.work),
+        clipped(doing) or work_line(task.spec.work),
     )
+
+
+def clipped(text: str) -> str:
+    """A text's beginning, where a line has to hold it."""
+    return text if len(text) <= CELL_CHARS_MAX else text[: CELL_CHARS_MAX - 1] + "…"
 
 
 def _ending(task: Task) -> str:
@@ -98,11 +104,19 @@ def model_row(model: ModelVersion) -> tuple[Any, ...]:
     )
 
 
-def deployment_row(deployment: Deployment) -> tuple[Any, ...]:
-    """One deployment."""
+def deployment_row(deployment: Deployment, replicas: dict[str, TaskView]) -> tuple[Any, ...]:
+    """One deployment; replicas: tasks by id, those of this one among them."""
     spec = deployment.spec
-    state = "stopping" if deployment.stopping else deployment.error or "served"
-    if not deployment.replicas and state == "served":
+    views = [replicas[name] for name in deployment.replicas if name in replicas]
+    if deployment.stopping:
+        state = "stopping"
+    elif deployment.error is not None:
+        state = clipped(deployment.error)
+    elif any(view.task.ready for view in views):
+        state = "served"
+    elif views:
+        state = next((view.waits for view in views if view.waits), None) or "loading"
+    else:
         state = "loads with the next request"
     return (
         deployment.name,

@@ -161,6 +161,7 @@ def run(
     import sys
 
     from zenos.cli.conversation import Conversation
+    from zenos.cli.output import say
     from zenos.client.build import parse_priority
     from zenos.core.errors import InvalidError
 
@@ -178,6 +179,8 @@ def run(
         raise InvalidError("cannot be interactive with --json: give a prompt")
     with client() as made:
         chats = made.model(model).has_chat_template if chat is None else chat
+        if system and not chats:
+            say(f"note: --system is left out: {model} has no chat template; see --chat")
         talk = Conversation(made, model, settings, chat=chats, system=system)
         if prompt is None:
             talk.interact()

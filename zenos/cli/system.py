@@ -145,6 +145,7 @@ def status(json: Json = False) -> None:
 
     with client() as made:
         found, served = made.status(), made.deployments()
+        views = {v.task.id: v for v in made.tasks(kind="serve")} if served and not json else {}
     if json:
         put_json(_status_json(found, served))
         return
@@ -160,7 +161,7 @@ def status(json: Json = False) -> None:
     )
     table(NODES, (node_row(view) for view in found.nodes))
     if served:
-        table(DEPLOYMENTS, (deployment_row(deployment) for deployment in served))
+        table(DEPLOYMENTS, (deployment_row(deployment, views) for deployment in served))
 
 
 def _status_json(found: Any, served: Any) -> dict[str, Any]:

@@ -110,15 +110,27 @@ def train(
     spec: Annotated[
         Path | None, typer.Argument(metavar="SPEC.yaml", help="A file with the fields below.")
     ] = None,
-    cpu: Cpu = 1.0,
-    gpu: Gpu = 0.0,
-    memory: Annotated[str, typer.Option(help="Memory of the run, e.g. 8GiB.")] = "2GiB",
-    gpu_memory: GpuMemory = "0",
-    priority: Priority = "normal",
+    cpu: Annotated[float | None, typer.Option(help="Cores, e.g. 0.5. Default 1.")] = None,
+    gpu: Annotated[
+        float | None, typer.Option(help="GPUs, or a share of one. Default none.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory of the run, e.g. 8GiB. Default 2GiB.")
+    ] = None,
+    gpu_memory: Annotated[str | None, typer.Option(help="Memory on the GPU, e.g. 4GiB.")] = None,
+    priority: Annotated[
+        str | None,
+        typer.Option(
+            help="low, normal, high or 0 to 100; higher goes first. Default normal.",
+            metavar="PRIORITY",
+        ),
+    ] = None,
     time: Time = None,
     time_limit: TimeLimit = None,
-    name: Name = "",
-    retries: Retries = 0,
+    name: Annotated[str | None, typer.Option(help="A name for it.")] = None,
+    retries: Annotated[
+        int | None, typer.Option(help="How often a failed run is started again. Default 0.")
+    ] = None,
     follow: Follow = False,
     wait: Wait = False,
     json: Json = False,
@@ -129,21 +141,21 @@ def train(
     Example: zenos train --model shakespeare --arch llama-nano --data input.txt --follow
     """
     from zenos.client import build
-    from zenos.client.build import TaskOptions
 
-    values = merged(read_spec(spec) if spec is not None else {}, flags)
-    options = TaskOptions(
-        name=name,
-        cpu=cpu,
-        gpu=gpu,
-        memory=memory,
-        gpu_memory=gpu_memory,
-        priority=priority,
-        time=time,
-        time_limit=time_limit,
-        retries=retries,
-    )
-    work = options.task(build.train(values))
+    given = {
+        "name": name,
+        "cpu": cpu,
+        "gpu": gpu,
+        "memory": memory,
+        "gpu_memory": gpu_memory,
+        "priority": priority,
+        "time": time,
+        "time_limit": time_limit,
+        "retries": retries,
+    }
+    options = {option: value for option, value in given.items() if value is not None}
+    values = merged(read_spec(spec) if spec is not None else {}, {**flags, **options})
+    work = build.train_task(None, values)
     work.check()
     with client() as made:
         handle = made.submit(work)
@@ -231,26 +243,29 @@ def ps(
         str | None, typer.Option(help="Only these states, e.g. queued,running.")
     ] = None,
     kind: Annotated[str | None, typer.Option(help="Only these kinds, e.g. train,serve.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=9999, help="At most so many.")] = 100,
     json: Json = False,
 ) -> None:
     """List tasks: what runs, what waits, how far it is.
 
     Example: zenos ps --all --kind train
     """
-    from zenos.cli.output import put_json, table
+    from zenos.cli.output import put_json, say, table
     from zenos.cli.rows import TASKS, task_row
     from zenos.core.task import ENDED, State
 
     if state is None and not all_:
         state = ",".join(s for s in State if s not in ENDED)
     with client() as made:
-        views = made.tasks(state=state, kind=kind, limit=limit)
+        views = made.tasks(state=state, kind=kind, limit=limit + 1)
+    more, views = len(views) > limit, views[:limit]
     if json:
         put_json(views)
         return
     hint = "no tasks" if all_ else "no tasks run or wait; 'zenos ps --all' lists ended ones"
     table(TASKS, (task_row(view) for view in views), empty=hint)
+    if more:
+        say(f"the first {limit}; --limit shows more")
 
 
 def logs(
@@ -312,6 +327,7 @@ def cancel(
 
     with client() as made:
         handles = [made.task(name) for name in tasks]
+        over = {handle.id for handle in handles if handle.task.is_ended}
         for handle in handles:
             handle.cancel()
         if wait:
@@ -322,5 +338,7 @@ def cancel(
             return
         for handle in handles:
             task = handle.task
-            ending = task.state if task.is_ended else "being ended"
-            say(f"{task.name} is {ending}")
+            if handle.id in over:
+                say(f"{task.name} has ended already: {task.state}")
+            else:
+                say(f"{task.name} is {task.state if task.is_ended else 'being ended'}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -251,4 +253,13 @@ class Top(App[int]):
 
 def run(interval_s: float) -> None:
     """Show the screen until it is left."""
-    Top(connect_async(retry_s=0), interval_s).run()
+    screen = Top(connect_async(retry_s=0), interval_s)
+
+    async def show() -> None:
+        running = asyncio.get_running_loop()
+        # Told to end, it gives the terminal back as it was.
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            running.add_signal_handler(number, screen.exit)
+        await screen.run_async()
+
+    asyncio.run(show())

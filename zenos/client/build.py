@@ -110,7 +110,8 @@ def program(
     if isinstance(argv, str):
         raise InvalidError("cannot run a string: give a list of arguments, e.g. ['ls', '-l']")
     directory = str(Path(cwd or ".").expanduser().absolute())
-    return ProgramSpec(argv=[os.fspath(a) for a in argv], env=dict(env or {}), cwd=directory)
+    texts = [os.fspath(a) if isinstance(a, os.PathLike) else a for a in argv]
+    return convert({"argv": texts, "env": dict(env or {}), "cwd": directory}, ProgramSpec)
 
 
 def train_task(spec: TrainSpec | Mapping[str, Any] | None, given: Mapping[str, Any]) -> TaskSpec:

@@ -145,6 +145,8 @@ def render(view: TaskView) -> RenderableType:
         )
     if share is not None and progress is not None and progress.total is not None:
         cells.append(Text(f"{show_count(progress.done)}/{show_count(progress.total)}"))
+    if view.waits and task.state is State.QUEUED:
+        cells.append(Text(view.waits))
     for name, value in facts(progress):
         if name != "left" or running:
             line = Text(f"{name} " if name else "", style="bright_black")
@@ -183,11 +185,12 @@ class _Lines:
     def __call__(self, view: TaskView) -> None:
         share = fraction(view.progress)
         stage = view.progress.stage if view.progress else None
-        mark = (view.task.state, view.task.generation, stage, share and int(share * 10))
+        waits = view.waits if view.task.state is State.QUEUED else None
+        mark = (view.task.state, view.task.generation, stage, share and int(share * 10), waits)
         if mark == self._said:
             return
         self._said = mark
-        tail = "" if view.task.is_ended else show_progress(view.progress)
+        tail = "" if view.task.is_ended else waits or show_progress(view.progress)
         line = f"{view.task.name}: {view.task.state}{', ' if tail else ''}{tail}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -17,7 +17,7 @@ from zenos.client.address import Address, find
 from zenos.client.calls import Call, Mode
 from zenos.client.generation import GenerationState
 from zenos.client.types import ModelVersion, NodeView, Removed, Status, TaskProgress, TaskView
-from zenos.core.errors import InvalidError, NoDaemonError
+from zenos.core.errors import DeadlineError, InvalidError, NoDaemonError
 from zenos.core.specs import TrainSpec
 from zenos.core.task import Deployment, State, Task, TaskEvent, TaskSpec
 from zenos.core.wire import Chunk, Progress, Usage
@@ -428,14 +428,20 @@ class TaskHandle:
 
         Raises DeadlineError when `timeout_s` pass before.
         """
-        with closing(self.follow(timeout_s)) as views:
-            if not progress:
-                for _ in views:
-                    pass
-                return self.task
-            with display.watching(self.view) as show:
-                for view in views:
-                    show(view)
+        try:
+            with closing(self.follow(timeout_s)) as views:
+                if not progress:
+                    for _ in views:
+                        pass
+                    return self.task
+                with display.watching(self.view) as show:
+                    for view in views:
+                        show(view)
+        except DeadlineError:
+            raise DeadlineError(
+                f"cannot wait longer for {self.task.name}: it is {self.task.state} after "
+                f"{timeout_s:g} s"
+            ) from None
         return self.task
 
     def watch(self) -> Task:

@@ -12,10 +12,14 @@ from zenos.core.wire import Progress
 
 
 class TaskView(msgspec.Struct, frozen=True, kw_only=True):
-    """A task and its newest progress (None before the first report)."""
+    """A task and its newest progress (None before the first report).
+
+    waits: of a queued one, what it waits for, in words.
+    """
 
     task: Task
     progress: Progress | None = None
+    waits: str | None = None
 
 
 class TaskProgress(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from zenos.core import limits
 from zenos.core.errors import InvalidError
 
 _NAME: Final = re.compile(r"^\w[\w.\-]*$")
+_TASK_ID: Final = re.compile(r"^t[0-9]+$")
 _VERSION: Final = re.compile(r"^[1-9][0-9]{0,8}$")
 
 
@@ -39,6 +40,14 @@ def check_name(name: str, what: str = "name") -> str:
             f"cannot use a {what} of {len(normal.encode())} bytes: "
             f"at most {limits.NAME_BYTES_MAX} are allowed"
         )
+    return normal
+
+
+def check_new_name(name: str, what: str) -> str:
+    """A name for something new: nor may it look like a task's id, which would be taken for it."""
+    normal = check_name(name, what)
+    if _TASK_ID.match(normal):
+        raise InvalidError(f"cannot use the {what} {normal!r}: task ids look like that")
     return normal
 
 

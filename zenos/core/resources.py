@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Self
+from collections.abc import Callable, Iterable
+from typing import Annotated, Final, Self
 
 import msgspec
 
@@ -135,3 +136,32 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if self.gpu_memory:
             parts.append(f"{show_size(self.gpu_memory)} GPU memory")
         return ", ".join(parts)
+
+
+def shortage(wants: Resources, nodes: Iterable[tuple[Resources, Resources]]) -> str:
+    """What there is not enough of for a task that waits, in words; empty when nothing is short.
+
+    nodes: capacity and use of each. Told of the node that could hold it and lacks the least.
+    """
+    told: list[tuple[int, float, str]] = []
+    for capacity, used in nodes:
+        if not wants.fits_in(capacity):
+            continue
+        free, short, worst = capacity - used, [], 0.0
+        for name, (unit, show) in _UNITS.items():
+            wanted, there = getattr(wants, name), getattr(free, name)
+            whole = getattr(capacity, name)
+            if wanted > there:
+                held = f"{show(whole - there)} of {show(whole)} in use"
+                short.append(f"{show(wanted)}{unit} ({held})")
+                worst = max(worst, (wanted - there) / whole)
+        told.append((len(short), worst, " and ".join(short)))
+    return min(told)[2] if told else ""
+
+
+_UNITS: Final[dict[str, tuple[str, Callable[[int], str]]]] = {
+    "cpu": (" CPU", show_share),
+    "gpu": (" GPU", show_share),
+    "memory": (" of memory", show_size),
+    "gpu_memory": (" of GPU memory", show_size),
+}

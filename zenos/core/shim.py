@@ -32,6 +32,7 @@ Target = Callable[[dict[str, Any], str], int]
 
 SAMPLE_S = 0.2
 LOG_CHECK_S = 2.0
+NAME_SHOWN_MAX = 200
 DISK_FULL_S = 0.5
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
@@ -391,13 +392,15 @@ def _execute(spec: dict[str, Any], directory: str) -> int:
     argv = [os.fsencode(argument) for argument in spec["argv"]]
     environment = {os.fsencode(k): os.fsencode(v) for k, v in spec["env"].items()}
     program = spec["argv"][0]
+    doing = f"execute {program[:NAME_SHOWN_MAX]!r}"
     try:
         if spec.get("cwd"):
+            doing = f"use the working directory {spec['cwd'][:NAME_SHOWN_MAX]!r}"
             os.chdir(spec["cwd"])
+            doing = f"execute {program[:NAME_SHOWN_MAX]!r}"
         os.execvpe(argv[0], argv, environment)
     except OSError as error:
-        what = error.filename if isinstance(error.filename, str) else program
-        message = f"cannot execute {program!r}: {what}: {error.strerror}"
+        message = f"cannot {doing}: {error.strerror}"
         write_record(directory, "error.json", {"code": "worker", "message": message}, sync=False)
     return 127
 

@@ -14,7 +14,7 @@ import msgspec
 from zenos.core import limits
 from zenos.core.errors import InvalidError
 from zenos.core.fields import about, check_bounds
-from zenos.core.names import ModelRef, check_name
+from zenos.core.names import ModelRef, check_name, check_new_name
 
 DType = Literal["float32", "bfloat16"]
 Slots = Annotated[int, about("Sequences that are decoded together.", 1, 4096)]
@@ -40,6 +40,8 @@ class ProgramSpec(
         """Raises InvalidError when it could not be executed."""
         if not self.argv or not self.argv[0]:
             raise InvalidError("cannot run nothing: give a program after '--'")
+        if self.cwd is not None and not self.cwd.startswith("/"):
+            raise InvalidError(f"cannot use the directory {self.cwd[:64]!r}: give a whole path")
         for text in [*self.argv, *self.env, *self.env.values(), self.cwd or ""]:
             if "\0" in text:
                 raise InvalidError(f"cannot use {text[:64]!r}: it has a NUL character")
@@ -72,7 +74,7 @@ class CreateSpec(
 
     def check(self) -> None:
         """Raises InvalidError for names or numbers that may not be used."""
-        check_name(self.name, "model name")
+        check_new_name(self.name, "model name")
         check_name(self.arch, "architecture")
         check_bounds(self)
 
@@ -99,6 +101,9 @@ class DataSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for path in [*self.paths, *self.exclude]:
             if not path or "\0" in path or len(path) > limits.PATH_CHARS_MAX:
                 raise InvalidError(f"cannot use the data path {path[:64]!r}")
+        for path in self.paths:
+            if not path.startswith("/"):
+                raise InvalidError(f"cannot use the data path {path[:64]!r}: give a whole path")
         check_bounds(self, "data.")
 
 
@@ -166,7 +171,7 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def check(self) -> None:
         """Raises InvalidError for contradictions and numbers that may not be used."""
-        check_name(self.model, "model name")
+        check_new_name(self.model, "model name")
         if (self.arch is None) == (self.base is None):
             raise InvalidError(
                 "cannot tell what to train: give either 'arch' (from scratch) or 'base' (a model)"

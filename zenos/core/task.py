@@ -15,7 +15,7 @@ import msgspec
 from zenos.core import limits
 from zenos.core.errors import InvalidError, TransitionError
 from zenos.core.fields import about, check_bounds
-from zenos.core.names import check_name
+from zenos.core.names import check_new_name
 from zenos.core.resources import Resources
 from zenos.core.specs import CreateSpec, DeploymentSpec, ProgramSpec, ServeSpec, TrainSpec, Work
 
@@ -125,7 +125,7 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Raises InvalidError for anything that can be seen to be wrong without a node."""
         self.work.check()
         if self.name:
-            check_name(self.name, "task name")
+            check_new_name(self.name, "task name")
         wants = self.resources
         if wants.memory > limits.MEMORY_BYTES_MAX or wants.gpu_memory > limits.MEMORY_BYTES_MAX:
             raise InvalidError("cannot use that much memory: more than any machine has")
@@ -135,6 +135,8 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise InvalidError("cannot use negative resources: give numbers of 0 or more")
         if 0 < wants.memory < limits.MEMORY_BYTES_MIN:
             raise InvalidError("cannot use so little memory: at least 4 MiB; or 0 for no limit")
+        if wants.gpu_memory and not wants.gpu:
+            raise InvalidError("cannot give GPU memory without a GPU: ask for a share of one too")
         if wants.gpu > 1000 and wants.gpu % 1000:
             raise InvalidError("cannot share more than one GPU: ask for below 1, or for whole ones")
         check_bounds(self)

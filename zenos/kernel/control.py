@@ -76,10 +76,14 @@ class View:
         self.progress: dict[str, Progress] = {}
         self._subscribers: set[asyncio.Queue[TaskEvent | TaskProgress | None]] = set()
         self._changed = asyncio.Event()
+        self._holding = {task.id for task in self.tasks.values() if task.state in HOLDING}
 
     def apply(self, changes: Changes) -> None:
         """Take over what one step has committed."""
         self.tasks.update(changes.tasks)
+        for task in changes.tasks.values():
+            (self._holding.add if task.state in HOLDING else self._holding.discard)(task.id)
+        self._holding.difference_update(changes.deleted_tasks)
         self.deployments.update(changes.deployments)
         self.nodes.update(changes.nodes)
         for task_id in changes.deleted_tasks:
@@ -105,8 +109,8 @@ class View:
     def used(self) -> dict[str, Resources]:
         """What tasks hold, by node."""
         used = {name: Resources() for name in self.nodes}
-        for task in self.tasks.values():
-            if task.state in HOLDING and task.allocation is not None:
+        for task in (self.tasks[task_id] for task_id in self._holding):
+            if task.allocation is not None:
                 node = task.allocation.node
                 used[node] = used.get(node, Resources()) + task.allocation.resources
         return used
@@ -223,8 +227,8 @@ class Control:
                 return await future
         except TimeoutError:
             raise UnavailableError(
-                "cannot say whether this was accepted: the store does not answer; "
-                "send the request again with the same Idempotency-Key",
+                "cannot say whether this was accepted: the store does not answer; look before you "
+                "repeat it, or send it again with the same Idempotency-Key",
                 retry_after_s=5,
             ) from None
         finally:

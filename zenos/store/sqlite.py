@@ -135,7 +135,9 @@ class SqliteStore:
             try:
                 return work()
             except DBAPIError as error:
-                raise StorageError(f"cannot use the database {self._path}: {error.orig}") from error
+                raise StorageError(
+                    f"cannot use the database {self._path}: {error.orig}{_advice(str(error.orig))}"
+                ) from error
             except OSError as error:
                 raise StorageError(f"cannot use the database {self._path}: {error}") from error
 
@@ -348,3 +350,12 @@ def refuse_network_file_system(path: Path, mounts: Path = Path("/proc/self/mount
             f"cannot keep a database on {best}: it is a network file system ({kind}), on which "
             "SQLite's locks don't hold; choose a home on a local disk with ZENOS_HOME"
         )
+
+
+def _advice(said: str) -> str:
+    """What to do about what SQLite says."""
+    if "full" in said:
+        return "; make room on its disk"
+    if "not a database" in said or "malformed" in said:
+        return "; it is damaged: move it away and restore a copy"
+    return ""

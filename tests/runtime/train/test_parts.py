@@ -27,7 +27,7 @@ def vocabulary(**changes: Any) -> Any:
 
 
 def test_causal_targets_are_the_next_tokens() -> None:
-    objective = CausalLM(spec(Path("x"), sequence_length=8), vocabulary())
+    objective = CausalLM(spec(Path("/x"), sequence_length=8), vocabulary())
     assert (objective.length, objective.stride) == (9, 8)
     windows = np.arange(18).reshape(2, 9)
     batch = objective.batch(windows, 0)
@@ -37,7 +37,7 @@ def test_causal_targets_are_the_next_tokens() -> None:
 
 @given(st.integers(0, 2**62), st.integers(0, 10**9), st.floats(0.01, 0.9))
 def test_masked_targets(seed: int, first: int, probability: float) -> None:
-    work = spec(Path("x"), sequence_length=16, seed=seed, mask_probability=probability)
+    work = spec(Path("/x"), sequence_length=16, seed=seed, mask_probability=probability)
     objective = MaskedLM(work, vocabulary())
     windows = np.random.default_rng(first).integers(5, 100, (4, objective.length))
     windows[:, 3] = 0
@@ -58,7 +58,7 @@ def test_masked_targets(seed: int, first: int, probability: float) -> None:
 
 
 def test_masking_rates() -> None:
-    objective = MaskedLM(spec(Path("x"), sequence_length=130), vocabulary())
+    objective = MaskedLM(spec(Path("/x"), sequence_length=130), vocabulary())
     windows = np.random.default_rng(0).integers(5, 100, (400, objective.length))
     batch = objective.batch(windows, 0)
     chosen = batch.targets != IGNORED
@@ -70,8 +70,8 @@ def test_masking_rates() -> None:
 
 def test_masking_needs_a_mask_token() -> None:
     with pytest.raises(InvalidError, match="no mask token"):
-        MaskedLM(spec(Path("x")), vocabulary(mask_id=None))
-    unframed = MaskedLM(spec(Path("x"), sequence_length=16), vocabulary(cls_id=None))
+        MaskedLM(spec(Path("/x")), vocabulary(mask_id=None))
+    unframed = MaskedLM(spec(Path("/x"), sequence_length=16), vocabulary(cls_id=None))
     assert unframed.length == 16
     windows = np.random.default_rng(0).integers(5, 100, (2, 16))
     assert unframed.batch(windows, 0).inputs.shape == (2, 16)
@@ -109,13 +109,13 @@ def test_baselines_count_over_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_learning_rate_rises_then_falls() -> None:
-    work = spec(Path("x"), warmup=10, learning_rate=1.0, learning_rate_min=0.1)
+    work = spec(Path("/x"), warmup=10, learning_rate=1.0, learning_rate_min=0.1)
     rates = [schedule.learning_rate(work, s, 200, 0) for s in range(201)]
     assert rates[:10] == pytest.approx([(s + 1) / 10 for s in range(10)])
     assert max(rates) == 1.0
     assert all(a >= b for a, b in pairwise(rates[10:]))
     assert rates[200] == pytest.approx(0.1)
-    short = spec(Path("x"), warmup=None, learning_rate=1.0)
+    short = spec(Path("/x"), warmup=None, learning_rate=1.0)
     assert schedule.learning_rate(short, 1, 20, 0) == 1.0
     assert schedule.learning_rate(short, 98, 5000, 0) == pytest.approx(0.99)
 
@@ -123,7 +123,7 @@ def test_learning_rate_rises_then_falls() -> None:
 @pytest.mark.parametrize("total", [30, 200, 5000])
 @pytest.mark.parametrize("warmup", [None, 0, 50])
 def test_the_rate_of_a_planned_budget_makes_no_jumps(total: int, warmup: int | None) -> None:
-    work = spec(Path("x"), warmup=warmup, learning_rate=1.0, time_budget_s=60.0)
+    work = spec(Path("/x"), warmup=warmup, learning_rate=1.0, time_budget_s=60.0)
     first = [schedule.learning_rate(work, s, None, 0) for s in range(10)]
     rates = first + [schedule.learning_rate(work, s, total, 10) for s in range(10, total)]
     top = rates.index(max(rates))
@@ -133,20 +133,20 @@ def test_the_rate_of_a_planned_budget_makes_no_jumps(total: int, warmup: int | N
 
 
 def test_a_planned_budget_leaves_earlier_rates_as_they_were() -> None:
-    work = spec(Path("x"), warmup=50, time_budget_s=60.0)
+    work = spec(Path("/x"), warmup=50, time_budget_s=60.0)
     before = [schedule.learning_rate(work, s, None, 0) for s in range(8)]
     after = [schedule.learning_rate(work, s, 500, 8) for s in range(8)]
     assert before == after
 
 
 def test_steps_wanted() -> None:
-    assert schedule.steps_wanted(spec(Path("x"), steps=7), 100) == 7
-    work = spec(Path("x"), steps=None, epochs=1.5, batch_size=4, accumulate=2)
+    assert schedule.steps_wanted(spec(Path("/x"), steps=7), 100) == 7
+    work = spec(Path("/x"), steps=None, epochs=1.5, batch_size=4, accumulate=2)
     assert schedule.steps_wanted(work, 100) == 19
 
 
 def test_pace_fits_steps_into_a_budget() -> None:
-    work = spec(Path("x"), time_budget_s=100.0, eval_every=10, eval_batches=2)
+    work = spec(Path("/x"), time_budget_s=100.0, eval_every=10, eval_batches=2)
     pace = schedule.Pace(work)
     done = 0
     planned = None
@@ -157,7 +157,7 @@ def test_pace_fits_steps_into_a_budget() -> None:
     # 0.5 s a step, and 0.035 s of evaluation for each.
     assert planned == pytest.approx(done + (97 - 0.5 * done) / 0.535, abs=1)
     assert pace.plan(50, done, 0.5 * done) == 50
-    assert schedule.Pace(spec(Path("x"))).plan(12, 0, 0.0) == 12
+    assert schedule.Pace(spec(Path("/x"))).plan(12, 0, 0.0) == 12
     slow = schedule.Pace(work)
     slow.step_took(150.0)
     assert slow.plan(10_000, 1, 150.0) == 1
@@ -165,7 +165,7 @@ def test_pace_fits_steps_into_a_budget() -> None:
 
 
 def test_a_budget_does_not_cut_the_least_steps() -> None:
-    work = spec(Path("x"), time_budget_s=100.0, steps_min=40)
+    work = spec(Path("/x"), time_budget_s=100.0, steps_min=40)
     slow = schedule.Pace(work)
     slow.step_took(150.0)
     assert slow.plan(10_000, 1, 150.0) == 40
