@@ -32,7 +32,11 @@ async def client(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
         yield made
 
 
-async def test_models(client: openai.AsyncOpenAI) -> None:
+async def test_models(client: openai.AsyncOpenAI, system: Double) -> None:
+    config = system.root / "config.json"
+    config.write_bytes(b'{"model_type":"bert"}')  # an encoder can't be asked, and isn't listed
+    weights = system.source / "model.safetensors"
+    system.registry.publish("encoder", {"config.json": config, "model.safetensors": weights})
     models = [model.id async for model in client.models.list()]
     assert models == ["other", "tiny"]
     one = await client.models.retrieve("tiny")

@@ -97,7 +97,7 @@ async def test_models(http: httpx.AsyncClient, system: Double, tmp_path: Path) -
     shown = (await http.get("/api/models/tiny:1")).json()
     assert shown["curve"] == [[1, 3.0, None], [2, 2.5, 2.6]]
     assert shown["metrics"] == {"loss": 2.5}
-    assert set(shown["files"]) == {"config.json", "model.safetensors"}
+    assert set(shown["files"]) == {"config.json", "model.safetensors", "tokenizer.json"}
     copied = await http.post("/api/models/copy", json={"source": "tiny", "target": "small"})
     assert copied.status_code == 201
     assert copied.json()["name"] == "small"

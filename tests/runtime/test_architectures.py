@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from zenos.core.errors import InvalidError, StorageError, ZenosError
 from zenos.models.presets import PRESETS, SIZES
-from zenos.models.records import family_of
+from zenos.models.records import context_length, family_of
 from zenos.runtime import architectures
 
 NANO = ["llama-nano", "gpt-nano", "bert-nano", "t5-nano"]
@@ -298,12 +298,12 @@ def test_the_dtype_is_what_was_asked_for(tmp_path: Path) -> None:
 
 def test_the_context_length_is_the_config_s() -> None:
     lengths = [
-        architectures.context_length(architectures.configure(arch, {}, 64).to_dict())
+        context_length(architectures.configure(arch, {}, 64).to_dict())
         for arch in ("llama-nano", "gpt-nano", "bert-nano")
     ]
     assert lengths == [2048, 1024, 512]
-    assert architectures.context_length({}) is None
-    assert architectures.context_length({"n_positions": "many"}) is None
+    assert context_length({}) is None
+    assert context_length({"n_positions": "many"}) is None
 
 
 def change(**values: Any) -> Callable[[Path], None]:

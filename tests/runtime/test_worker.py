@@ -43,7 +43,7 @@ def signals_as_before() -> Iterator[None]:
 
 @pytest.mark.parametrize(("milli", "threads"), [(1, 1), (1000, 1), (1001, 2), (2500, 3)])
 def test_threads_are_the_cores_rounded_up(milli: int, threads: int) -> None:
-    assert worker.thread_count(make_task(spec(Path("x")), cpu=milli)) == threads
+    assert worker.thread_count(make_task(spec(Path("/x")), cpu=milli)) == threads
 
 
 def test_use_threads_reaches_torch_and_what_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:

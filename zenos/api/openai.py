@@ -35,6 +35,8 @@ async def list_models(request: Request) -> Response:
     system = system_of(request)
     created: dict[str, float] = {}
     for version in await in_thread(system.registry.list):
+        if not version.can_be_asked:
+            continue
         created[version.name] = max(created.get(version.name, 0.0), version.created)
     for name, deployment in system.deployments().items():
         created.setdefault(name, deployment.created)

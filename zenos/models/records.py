@@ -7,6 +7,8 @@ from typing import Any, Final, Literal
 import msgspec
 
 from zenos.core import limits
+from zenos.core.errors import InvalidError
+from zenos.core.resources import show_size
 
 FORMAT: Final = 1
 Family = Literal["decoder", "encoder", "encoder-decoder", "unknown"]
@@ -16,6 +18,10 @@ ENCODERS: Final = frozenset(
     {"bert", "roberta", "distilbert", "albert", "electra", "deberta", "deberta-v2", "modernbert"}
     | {"xlm-roberta", "camembert", "mpnet", "ernie"}
 )
+
+
+# Their positions are counted from the padding token's number on, as in fairseq.
+POSITIONS_AFTER_PADDING: Final = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
 
 
 class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +78,36 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
         needs = 512 * limits.MIB + 10 * self.parameters
         return max(limits.REPLICA_MEMORY_BYTES, -(-needs // limits.MIB) * limits.MIB)
 
+    @property
+    def can_be_asked(self) -> bool:
+        """Whether it generates text: a decoder with a tokenizer."""
+        return self.family == "decoder" and "tokenizer.json" in self.files
+
+    def check_servable(self, context: int | None = None, memory: int | None = None) -> None:
+        """Raises InvalidError when no replica of it could ever answer.
+
+        context: tokens per sequence; memory: bytes of a replica; None where nobody says.
+        """
+        if self.family != "decoder":
+            raise InvalidError(
+                f"cannot serve {self.ref}: a {self.arch} model doesn't generate text token by "
+                "token; serve a decoder (llama, gpt2, …)"
+            )
+        if not self.can_be_asked:
+            raise InvalidError(
+                f"cannot serve {self.ref}: it has no tokenizer; create or import it with one"
+            )
+        most = context_length(self.config)
+        if context is not None and most is not None and context > most:
+            raise InvalidError(
+                f"cannot serve {self.ref} with a context of {context} tokens: it has {most}"
+            )
+        if memory is not None and memory < self.bytes:
+            raise InvalidError(
+                f"cannot serve {self.ref} in {show_size(memory)}: its weights alone are "
+                f"{show_size(self.bytes)}"
+            )
+
 
 class Names(msgspec.Struct, frozen=True, kw_only=True):
     """What is remembered of a name apart from its versions: a number is never given twice."""
@@ -79,6 +115,18 @@ class Names(msgspec.Struct, frozen=True, kw_only=True):
     next_version: int = 1
     aliases: dict[str, int] = {}
     format: int = FORMAT
+
+
+def context_length(config: dict[str, Any]) -> int | None:
+    """The most tokens that a model takes, as its config.json says; None where it doesn't."""
+    for name in ("max_position_embeddings", "n_positions"):
+        value = config.get(name)
+        if isinstance(value, int) and value > 0:
+            padding = config.get("pad_token_id")
+            if config.get("model_type") in POSITIONS_AFTER_PADDING and isinstance(padding, int):
+                value -= padding + 1
+            return value
+    return None
 
 
 def family_of(config: dict[str, Any]) -> Family:

@@ -233,15 +233,6 @@ def save(model: torch.nn.Module, directory: Path) -> None:
         card.unlink()
 
 
-def context_length(config: dict[str, Any]) -> int | None:
-    """The most tokens that a model takes, as its config.json says; None where it doesn't."""
-    for name in ("max_position_embeddings", "n_positions"):
-        value = config.get(name)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
-
-
 def read_config(path: Path) -> dict[str, Any]:
     """A directory's config.json. Raises InvalidError, or StorageError when it cannot be read."""
     try:

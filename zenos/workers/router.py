@@ -175,11 +175,13 @@ class Router:
     async def _deployment_name(self, model: str) -> str:
         """The deployment that a request names: by its name, or by the model it serves.
 
-        Raises NotFoundError when no such model is registered, InvalidError for an impossible name.
+        Raises NotFoundError when no such model is registered, InvalidError for one that doesn't
+        generate text.
         """
         name = str(ModelRef.parse(model))
         if name not in self._view.deployments:
-            await asyncio.to_thread(self._find_model, name)  # it reads files
+            version = await asyncio.to_thread(self._find_model, name)  # it reads files
+            version.check_servable()
         return name
 
     def _requests_max(self, name: str) -> int:

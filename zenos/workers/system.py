@@ -25,7 +25,7 @@ from zenos.core.actions import Action, Forget, Reply, StartWorker, StopWorker
 from zenos.core.config import Config
 from zenos.core.errors import NotFoundError
 from zenos.core.home import Home
-from zenos.core.resources import Resources
+from zenos.core.resources import Resources, parse_size
 from zenos.core.specs import CreateSpec, DeploymentSpec, TrainSpec
 from zenos.core.task import HOLDING, Deployment, Kind, Node, Principal, Task, TaskEvent, TaskSpec
 from zenos.core.wire import Chunk, GenerateRequest, Progress
@@ -172,6 +172,8 @@ class LocalSystem:
     ) -> Deployment:
         spec.check()
         version = await asyncio.to_thread(self.registry.resolve, spec.model)
+        memory = parse_size(spec.memory) if spec.memory is not None else None
+        version.check_servable(spec.context, memory)
         return await self.control.deploy(spec, principal, key, version.ref, version.serving_bytes)
 
     async def undeploy(self, name: str, principal: Principal) -> Deployment:

@@ -22,7 +22,7 @@ from zenos.core.errors import InvalidError, ZenosError
 from zenos.core.names import ModelRef
 from zenos.core.specs import ServeSpec
 from zenos.core.wire import Abort, Chunk, GenerateRequest, Progress, Ready
-from zenos.models.records import family_of
+from zenos.models.records import context_length, family_of
 from zenos.runtime import architectures
 from zenos.runtime.context import WorkerContext
 from zenos.runtime.engine import llama
@@ -63,7 +63,7 @@ class Loaded:
         dtype = faster_dtype(DTYPES[spec.dtype], device)
         self.dtype = str(dtype).removeprefix("torch.")
         model: Any = architectures.load(directory, dtype).to(device)
-        room = architectures.context_length(config) or CONTEXT_DEFAULT
+        room = context_length(config) or CONTEXT_DEFAULT
         self.context = min(room, spec.context or room, local_window(model.config) or room)
         self.parameters = sum(p.numel() for p in model.parameters())
         backend: Backend

@@ -22,6 +22,7 @@ from zenos.core.errors import InvalidError, WorkerError
 from zenos.core.names import ModelRef
 from zenos.core.specs import TrainSpec
 from zenos.core.wire import Progress
+from zenos.models.records import context_length
 from zenos.runtime import architectures
 from zenos.runtime.context import EXIT_SUSPENDED, WorkerContext
 from zenos.runtime.train import caching, numerics, packing, publish
@@ -230,7 +231,7 @@ def _model(context: WorkerContext, spec: TrainSpec, vocabulary: Vocabulary) -> t
             f"cannot train {spec.arch or spec.base} ({name}) as {spec.objective}: choose an "
             "architecture of that family (llama and gpt2 for causal_lm, bert for masked_lm)"
         )
-    room = architectures.context_length(model.config.to_dict())
+    room = context_length(model.config.to_dict())
     if room is not None and spec.sequence_length > room:
         raise InvalidError(
             f"cannot train on sequences of {spec.sequence_length} tokens: the model has room for "
