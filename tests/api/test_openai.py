@@ -13,6 +13,7 @@ import pytest
 
 from tests.api.conftest import TOKEN, until
 from tests.api.double import Double
+from zenos.api.openai_answers import Gathering
 from zenos.core.errors import (
     BusyError,
     DeadlineError,
@@ -21,6 +22,7 @@ from zenos.core.errors import (
     WorkerError,
     ZenosError,
 )
+from zenos.core.wire import Chunk, TokenLogprob
 
 SAID = "Hello, wörld"
 USER = [{"role": "user", "content": "hi"}]
@@ -372,3 +374,21 @@ async def test_bad_chats(
     if param is not None:
         assert error["param"] == param
     assert system.asked == []
+
+
+def test_logprobs_of_an_echo_and_of_parts_of_characters() -> None:
+    euro = "€".encode()
+
+    def token(raw: bytes, logprob: float | None, *, special: bool = False) -> TokenLogprob:
+        return TokenLogprob(token="?", bytes=list(raw), logprob=logprob, special=special)
+
+    gathering = Gathering("id", "m", choices_each=1, logprobs=True)
+    first = [token(b"<s>", None, special=True), token(b"ab", -1.0), token(euro[:1], -2.0)]
+    rest = [token(euro[1:], -3.0), token(b"c", -4.0)]
+    for part in (first, rest):
+        gathering.add(0, Chunk(request="id", text="x", logprobs=part))
+    logs = gathering.completion().choices[0].logprobs
+    assert logs is not None
+    assert logs.token_logprobs == [None, -1.0, -2.0, -3.0, -4.0]
+    assert logs.top_logprobs[0] is None
+    assert logs.text_offset == [0, 0, 2, 2, 3]  # of "ab€c"

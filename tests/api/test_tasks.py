@@ -322,3 +322,46 @@ async def test_path_tricks_find_nothing(http: httpx.AsyncClient, name: str) -> N
         assert answer.status_code in (400, 404, 405), (method, path, answer.text)
         assert answer.json()["error"]["message"].startswith("cannot ")
         assert len(answer.text) < 2000
+
+
+async def test_a_queued_task_says_what_it_waits_for(
+    http: httpx.AsyncClient, system: Double
+) -> None:
+    holds = {"cpu": 3500, "gpu": 0, "memory": 4 * 1024 * MIB}
+    first = await submit(http, resources=holds)
+    await system.until(lambda: system.view.tasks[first["id"]].state is State.RUNNING)
+    waiting = await submit(http, resources={"cpu": 1000, "gpu": 0, "memory": 5 * 1024 * MIB})
+    view = (await http.get(f"/api/tasks/{waiting['id']}")).json()
+    assert view["waits"] == (
+        "waits for 1 CPU (3.5 of 4 in use) and 5 GiB of memory (4 GiB of 8 GiB in use)"
+    )
+    (listed,) = (await http.get("/api/tasks", params={"state": "queued"})).json()["tasks"]
+    assert listed["waits"] == view["waits"]
+    running = (await http.get(f"/api/tasks/{first['id']}")).json()
+    assert running["waits"] is None
+
+
+async def test_a_task_is_found_under_the_name_that_it_is_listed_with(
+    http: httpx.AsyncClient,
+) -> None:
+    work = {"type": "train", "model": "wq", "arch": "llama-nano", "data": {"paths": ["/x"]}}
+    made = (await http.post("/api/tasks", json={"work": work})).json()
+    assert (await http.get("/api/tasks/wq")).json()["task"]["id"] == made["id"]
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"name": "t12"}, "task ids look like that"),
+        ({"resources": {"gpu_memory": 1024}}, "cannot give GPU memory without a GPU"),
+        ({"work": {"type": "program", "argv": ["a"], "cwd": "here"}}, "give a whole path"),
+        (
+            {"work": {"type": "train", "model": "m", "arch": "a", "data": {"paths": ["a.txt"]}}},
+            "cannot use the data path 'a.txt': give a whole path",
+        ),
+    ],
+)
+async def test_what_would_mislead_later_is_refused(
+    http: httpx.AsyncClient, system: Double, body: dict[str, Any], says: str
+) -> None:
+    await check_refused(http, system, msgspec.json.encode(program(**body)), says)

@@ -262,7 +262,7 @@ def test_chat_streams_with_its_probabilities(daemon: Daemon, client: Client) -> 
     answer = client.generate("tiny", messages=messages, n=2, logprobs=1, priority=80)
     tokens = [t for c in answer for t in c.logprobs]
     assert answer.text(1) == "Hello, wörld"
-    assert tokens[0].top == [("Hello", list(b"Hello"), -0.5)]
+    assert tokens[0].top == {"Hello": -0.5}
     assert daemon.double.asked[-1][1].messages == messages
     assert daemon.double.asked[-1][1].priority == 80
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 from collections.abc import Sequence
 from typing import Literal
@@ -22,11 +23,14 @@ class UsageAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True, kw_only=True):
-    """Natural-log probabilities, parallel lists; text_offset counts characters."""
+    """Natural-log probabilities, parallel lists; text_offset counts characters.
+
+    Null for the first token of an echoed prompt, before which nothing stands.
+    """
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -132,6 +136,21 @@ class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
     system_fingerprint: str | None = None
 
 
+class Offset:
+    """Where in the text the next token begins, in characters; tokens may be parts of one."""
+
+    def __init__(self) -> None:
+        self._at = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def of(self, token: TokenLogprob) -> int:
+        """Where this one begins: a part of a character where that character does."""
+        began = self._at
+        if not token.special:
+            self._at += len(self._decoder.decode(bytes(token.bytes)))
+        return began
+
+
 class Gathering:
     """Chunks of one request on their way to an answer: the state that pieces need."""
 
@@ -141,7 +160,7 @@ class Gathering:
         self.created = int(time.time())
         self._choices_each = choices_each
         self._logprobs = logprobs
-        self._offsets: dict[int, int] = {}
+        self._offsets: dict[int, Offset] = {}
         self._begun: set[int] = set()
         self._usages: list[Usage] = []
         self._texts: dict[int, list[str]] = {}
@@ -264,17 +283,15 @@ class Gathering:
     ) -> CompletionLogprobs | None:
         if not self._logprobs:
             return None
-        offset = self._offsets.get(index, 0)
-        offsets = []
-        for token in tokens:
-            offsets.append(offset)
-            offset += len(token.token)
-        self._offsets[index] = offset
+        offset = self._offsets.setdefault(index, Offset())
         return CompletionLogprobs(
             tokens=[token.token for token in tokens],
             token_logprobs=[token.logprob for token in tokens],
-            top_logprobs=[{text: value for text, _, value in token.top} for token in tokens],
-            text_offset=offsets,
+            top_logprobs=[
+                None if token.logprob is None else {text: value for text, _, value in token.top}
+                for token in tokens
+            ],
+            text_offset=[offset.of(token) for token in tokens],
         )
 
     def _chat_logprobs(self, tokens: Sequence[TokenLogprob]) -> ChatLogprobs | None:
@@ -283,7 +300,7 @@ class Gathering:
         content = [
             ChatTokenLogprob(
                 token=token.token,
-                logprob=token.logprob,
+                logprob=token.logprob or 0.0,  # a chat echoes no prompt: it is never None
                 bytes=token.bytes,
                 top_logprobs=[
                     TopLogprob(token=text, logprob=value, bytes=raw)

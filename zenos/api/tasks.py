@@ -130,15 +130,15 @@ async def log(
 
 
 def find(system: System, task: str) -> Task:
-    """The task of that id, or the newest of that name; NotFoundError with the nearest name."""
+    """The task of that id, or the newest listed under that name; NotFoundError with the nearest."""
     tasks = system.tasks()
     found = tasks.get(task)
     if found is not None:
         return found
     for other in reversed(list(tasks.values())):
-        if other.spec.name == task:
+        if other.label == task:
             return other
-    names = [t.spec.name for t in itertools.islice(tasks.values(), 1000) if t.spec.name]
+    names = [t.label for t in itertools.islice(tasks.values(), 1000) if t.label]
     hint = nearest(task, names)
     raise NotFoundError(f"cannot find the task {task!a}{hint or ': zenos ps --all lists them'}")
 

@@ -29,7 +29,7 @@ def task_row(view: TaskView) -> tuple[Any, ...]:
     doing = view.waits or show_progress(view.progress) if not task.is_ended else _ending(task)
     return (
         task.id,
-        task.spec.name or model_name(task.spec.work),
+        task.label,
         str(task.kind),
         coloured(str(task.state), COLOURS[task.state]),
         task.spec.priority,
@@ -49,17 +49,6 @@ def clipped(text: str) -> str:
 def _ending(task: Task) -> str:
     line = summary(task)
     return work_line(task.spec.work) if line == str(task.state) else line
-
-
-def model_name(work: Work) -> str:
-    """The model that a task makes or serves, for those without a name of their own."""
-    match work:
-        case TrainSpec() | ServeSpec():
-            return work.model
-        case CreateSpec():
-            return work.name
-        case ProgramSpec():
-            return ""
 
 
 def work_line(work: Work) -> str:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from zenos.client.aio import AsyncClient, AsyncGeneration, AsyncTaskHandle, connect_async
 from zenos.client.sync import Client, Generation, TaskHandle, connect
-from zenos.client.types import ModelVersion, NodeView, Removed, Status, TaskProgress, TaskView
+from zenos.client.types import (
+    Chunk,
+    ModelVersion,
+    NodeView,
+    Removed,
+    Status,
+    TaskProgress,
+    TaskView,
+    TokenLogprob,
+    Usage,
+)
 
 __all__ = [
     "AsyncClient",
     "AsyncGeneration",
     "AsyncTaskHandle",
+    "Chunk",
     "Client",
     "Generation",
     "ModelVersion",
@@ -19,6 +30,8 @@ __all__ = [
     "TaskHandle",
     "TaskProgress",
     "TaskView",
+    "TokenLogprob",
+    "Usage",
     "connect",
     "connect_async",
 ]

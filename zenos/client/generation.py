@@ -1,4 +1,4 @@
-"""OpenAI's streamed pieces, translated back into the chunks that the engine made."""
+"""OpenAI's streamed pieces, put together into chunks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from zenos.client.sse import SseDecoder
+from zenos.client.types import Chunk, TokenLogprob, Usage
 from zenos.core.errors import UnavailableError, from_code
-from zenos.core.wire import Chunk, TokenLogprob, Usage
 
 DONE = "[DONE]"
 
@@ -83,29 +83,23 @@ class GenerationState:
             )
 
     def _chunks(self, piece: _Piece) -> list[Chunk]:
-        made = [self._chunk(piece.id, choice) for choice in piece.choices]
+        made = [self._chunk(choice) for choice in piece.choices]
         if piece.usage is not None:
             self.usage = Usage(
                 prompt_tokens=piece.usage.prompt_tokens,
                 completion_tokens=piece.usage.completion_tokens,
             )
-            made.append(Chunk(request=piece.id, usage=self.usage))
+            made.append(Chunk(usage=self.usage))
         return made
 
-    def _chunk(self, id_: str, choice: _Choice) -> Chunk:
+    def _chunk(self, choice: _Choice) -> Chunk:
         text = choice.text if choice.delta is None else choice.delta.content or ""
         self.texts[choice.index] = self.texts.get(choice.index, "") + text
         finish = choice.finish_reason
         if finish is not None:
             self.finishes[choice.index] = finish
-        logprobs = _logprobs(choice.logprobs)
         return Chunk(
-            request=id_,
-            index=choice.index,
-            text=text,
-            token_count=len(logprobs),
-            logprobs=logprobs,
-            finish="length" if finish == "length" else "stop" if finish else None,
+            index=choice.index, text=text, logprobs=_logprobs(choice.logprobs), finish=finish
         )
 
 
@@ -117,26 +111,15 @@ def _logprobs(given: dict[str, Any] | None) -> list[TokenLogprob]:
         return [
             TokenLogprob(
                 token=token["token"],
-                bytes=token.get("bytes") or [],
                 logprob=token["logprob"],
-                top=[
-                    (top["token"], top.get("bytes") or [], top["logprob"])
-                    for top in token.get("top_logprobs") or []
-                ],
+                top={top["token"]: top["logprob"] for top in token.get("top_logprobs") or []},
             )
             for token in given["content"]
         ]
     tokens = given.get("tokens") or []
     values = given.get("token_logprobs") or []
-    tops = given.get("top_logprobs") or [{}] * len(tokens)
+    tops = given.get("top_logprobs") or [None] * len(tokens)
     return [
-        TokenLogprob(
-            token=token,
-            bytes=list(token.encode("utf-8", "replace")),
-            logprob=value,
-            top=[
-                (text, list(text.encode("utf-8", "replace")), p) for text, p in (top or {}).items()
-            ],
-        )
+        TokenLogprob(token=token, logprob=value, top=top or {})
         for token, value, top in zip(tokens, values, tops, strict=True)
     ]

@@ -16,11 +16,20 @@ from zenos.client import build, calls, display, feeds, transport
 from zenos.client.address import Address, find
 from zenos.client.calls import Call, Mode
 from zenos.client.generation import GenerationState
-from zenos.client.types import ModelVersion, NodeView, Removed, Status, TaskProgress, TaskView
+from zenos.client.types import (
+    Chunk,
+    ModelVersion,
+    NodeView,
+    Removed,
+    Status,
+    TaskProgress,
+    TaskView,
+    Usage,
+)
 from zenos.core.errors import DeadlineError, InvalidError, NoDaemonError
 from zenos.core.specs import TrainSpec
 from zenos.core.task import Deployment, State, Task, TaskEvent, TaskSpec
-from zenos.core.wire import Chunk, Progress, Usage
+from zenos.core.wire import Progress
 
 T = TypeVar("T")
 

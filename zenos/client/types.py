@@ -102,6 +102,37 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
         return model_html(self)
 
 
+class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    """One token with its natural-log probability and the likeliest others, by their texts.
+
+    logprob: None for the first token of an echoed prompt.
+    """
+
+    token: str
+    logprob: float | None
+    top: dict[str, float] = {}
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Token counts of a whole answer."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of an answer, as it comes: text of choice `index`, never cut inside a character.
+
+    finish: `stop` or `length` on the last piece of a choice. usage: on the last piece of all.
+    """
+
+    index: int = 0
+    text: str = ""
+    logprobs: list[TokenLogprob] = []
+    finish: str | None = None
+    usage: Usage | None = None
+
+
 class Removed(msgspec.Struct, frozen=True, kw_only=True):
     """A model version is gone; freed_bytes: of blobs that no other version has."""
 

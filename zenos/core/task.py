@@ -226,6 +226,16 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
         return self.spec.name or self.id
 
     @property
+    def label(self) -> str:
+        """What it is listed and found under: its name, or the model that it makes or serves."""
+        if self.spec.name:
+            return self.spec.name
+        match self.spec.work:
+            case TrainSpec(model=model) | ServeSpec(model=model) | CreateSpec(name=model):
+                return model
+        return ""
+
+    @property
     def is_ended(self) -> bool:
         """Whether it will never run again."""
         return self.state in ENDED

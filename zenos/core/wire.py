@@ -74,12 +74,17 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
-    """One token with its natural-log probability and the likeliest alternatives."""
+    """One token with its natural-log probability and the likeliest alternatives.
+
+    token: its text; of a part of a character `bytes:\\xe2…`, as OpenAI writes it. logprob: None for
+    the first token of an echoed prompt, before which nothing stands. special: no part of the text.
+    """
 
     token: str
     bytes: list[int]
-    logprob: float
+    logprob: float | None
     top: list[tuple[str, list[int], float]] = []
+    special: bool = False
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):

@@ -170,6 +170,7 @@ def test_log_probabilities_are_those_of_the_model(model: Made) -> None:
     said = [entry for chunk in answers.of("r") for entry in chunk.logprobs]
     assert len(said) == 6
     for row, token, entry in zip(wanted, tokens, said, strict=True):
+        assert entry.logprob is not None
         assert entry.logprob == pytest.approx(float(row[token]), abs=1e-3)
         assert [value for _, _, value in entry.top] == pytest.approx(
             row.topk(3).values.tolist(), abs=1e-3
@@ -182,6 +183,7 @@ def test_an_echo_scores_the_prompt(model: Made) -> None:
     said = [entry.logprob for chunk in answers.of("r") for entry in chunk.logprobs]
     logs = torch.log_softmax(model.logits(prompt), dim=-1)
     wanted = [float(logs[i, prompt[i + 1]]) for i in range(len(prompt) - 1)]
+    assert said[0] is None
     assert said[1 : len(prompt)] == pytest.approx(wanted, abs=1e-3)
     assert answers.text("r").startswith(model.loaded().vocabulary.decode(prompt))
 

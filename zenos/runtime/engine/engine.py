@@ -211,16 +211,16 @@ class Engine:
     def _prompt_logs(self, sequence: Sequence, part: Part, logits: Tensor) -> list[Chunk]:
         """Log probabilities of a prompt's tokens: each position's logits score the next token.
 
-        The very first has nothing before it, and is given 0.
+        The very first has nothing before it, and is given none.
         """
         count = sequence.request.sampling.logprobs or 0
         scored = sequence.ids[part.start + 1 : part.start + 1 + len(part.tokens)]
         found = []
         if part.start == 0:
-            found.append(self._token_logprob(part.tokens[0], TokenLogs(0.0, [])))
+            found.append(self._token_logprob(part.tokens[0], None))
         if scored:
             logs = log_probabilities(logits[: len(scored)], scored, [count] * len(scored))
-            found += map(self._token_logprob, scored, logs)
+            found += [self._token_logprob(*each) for each in zip(scored, logs, strict=True)]
         return [Chunk(request=sequence.request.id, index=sequence.index, logprobs=found)]
 
     # -- tokens
@@ -274,14 +274,22 @@ class Engine:
             usage=usage,
         )
 
-    def _token_logprob(self, token: int, logs: TokenLogs) -> TokenLogprob:
+    def _token_logprob(self, token: int, logs: TokenLogs | None) -> TokenLogprob:
         def shown(id_: int) -> tuple[str, list[int]]:
             raw = self._vocabulary.bytes_of(id_)
-            return raw.decode("utf-8", "replace"), list(raw)
+            try:
+                return raw.decode(), list(raw)
+            except UnicodeDecodeError:
+                return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw), list(raw)
 
         text, raw = shown(token)
-        top = [(*shown(other), value) for other, value in logs.top]
-        return TokenLogprob(token=text, bytes=raw, logprob=logs.chosen, top=top)
+        return TokenLogprob(
+            token=text,
+            bytes=raw,
+            logprob=None if logs is None else logs.chosen,
+            top=[] if logs is None else [(*shown(other), value) for other, value in logs.top],
+            special=self._vocabulary.is_special(token),
+        )
 
     # -- the end of sequences
 

@@ -95,6 +95,10 @@ class Vocabulary:
             found = self._bytes[token] = self._find_bytes(token)
         return found
 
+    def is_special(self, token: int) -> bool:
+        """Whether a token is no part of a text."""
+        return token in self._special
+
     def token_id(self, name: str) -> int | None:
         """The id of a token by its name."""
         found: int | None = self._tokenizer.token_to_id(name)
