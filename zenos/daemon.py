@@ -56,7 +56,11 @@ async def run(home: Home, config: Config) -> None:
         # 2. The address, before anything is started that would have to be stopped again.
         listener = stack.enter_context(listen(config))
         # 3. What the last daemon remembered.
-        store = await SqliteStore.open(home.database)
+        usual = os.umask(0o077)  # nothing else runs yet
+        try:
+            store = await SqliteStore.open(home.database)
+        finally:
+            os.umask(usual)
         stack.push_async_callback(store.close)
         snapshot = await store.load()
         clock = SystemClock(floor=snapshot.now)
@@ -86,7 +90,7 @@ async def run(home: Home, config: Config) -> None:
         await broker.start(home.bus)
         stack.push_async_callback(broker.close)
         system.executor, system.broker = executor, broker
-        system.tidy()
+        system.tidy(snapshot)
         inbox.put(ev.NodeUp(node=nodes.detect(config, executor.cgroups)))
         await executor.recover(kernel.recovering())
         # 6. The API.
@@ -165,6 +169,11 @@ def claim(home: Home) -> IO[bytes]:
     try:
         for path in (home.root, home.models, home.runs, home.checkpoints, home.cache):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # A home that was there may let others in: what is in it doesn't.
+        for path in (home.models, home.runs, home.checkpoints, home.cache):
+            path.chmod(0o700)
+        for path in home.root.glob(f"{home.database.name}*"):
+            path.chmod(0o600)
         file = home.lock.open("a+b")
     except OSError as error:
         raise StorageError(
@@ -290,6 +299,13 @@ def read_settings(path: Path) -> dict[str, Any]:
     return values
 
 
+class PrivateLog(logging.handlers.RotatingFileHandler):
+    """A log of mode 0600, each new file of it as well."""
+
+    def _open(self) -> Any:
+        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=durable.private)
+
+
 def start_logging(home: Home, level: str, *, foreground: bool) -> None:
     """To `daemon.log` in the home (16 MiB, three old ones), or to stderr in the foreground."""
     logging.raiseExceptions = False  # a full disk takes the log, not stderr as well
@@ -297,7 +313,7 @@ def start_logging(home: Home, level: str, *, foreground: bool) -> None:
     if foreground:
         handler = logging.StreamHandler()
     else:
-        handler = logging.handlers.RotatingFileHandler(
+        handler = PrivateLog(
             home.daemon_log, maxBytes=16 * limits.MIB, backupCount=3, encoding="utf-8"
         )
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -47,6 +47,7 @@ class Rig:
         self.home = home
         self.config = config
         self.events: list[Event] = []
+        self.later: list[Rig] = []
         self._posted = asyncio.Event()
         self.zygote = fork_server.zygote(home)
         self.launcher = fork_server.launcher(home)
@@ -72,8 +73,17 @@ class Rig:
         await self.zygote.close()
         await self.launcher.close()
         fresh = Rig(self.home, self.config)
+        self.later.append(fresh)
         await fresh.executor.recover(tasks)
         return fresh
+
+    async def close(self) -> None:
+        """Stop watching, and end the fork servers; also those of the daemons that came later."""
+        for rig in self.later:
+            await rig.close()
+        await self.executor.close()
+        await self.zygote.close()
+        await self.launcher.close()
 
 
 def survivors(home: Home) -> list[int]:
@@ -98,9 +108,7 @@ async def rigs(tmp_path: Path) -> AsyncIterator[Callable[..., Rig]]:
 
     yield make
     for rig in made:
-        await rig.executor.close()
-        await rig.zygote.close()
-        await rig.launcher.close()
+        await rig.close()
         until(lambda rig=rig: not survivors(rig.home))
 
 

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 READ_BYTES: Final = 256 * limits.KIB
 HELLO_TIMEOUT_S: Final = 5.0
+HELLO_BYTES_MAX: Final = 4 * limits.KIB  # of frames, until it is known who sends them
+CONNECTIONS_MAX: Final = 4096
 _CREDENTIALS: Final = struct.Struct("iII")  # pid, uid, gid
 
 Authenticate = Callable[[str, int, str], bool]
@@ -184,6 +186,10 @@ class Broker:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         current = asyncio.current_task()
+        if len(self._connections) >= CONNECTIONS_MAX:
+            log.warning("a connection was refused: there are %d already", CONNECTIONS_MAX)
+            writer.close()
+            return
         if current is not None:
             self._connections.add(current)
         try:
@@ -200,11 +206,12 @@ class Broker:
                 self._connections.discard(current)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        decoder = Decoder()
+        decoder = Decoder(HELLO_BYTES_MAX)
         async with asyncio.timeout(HELLO_TIMEOUT_S):
             peer, early = await self._greet(reader, writer, decoder)
         if peer is None:
             return
+        decoder.frame_bytes_max = limits.FRAME_BYTES_MAX
         old = self._peers.get(peer.task)
         if old is not None:
             old.close()

@@ -48,7 +48,9 @@ class Channel:
         self._incoming: queue.SimpleQueue[Envelope] = queue.SimpleQueue()
         self._outgoing = SendQueue(Policy(), Link())
         self._changed = threading.Condition()
-        self._socket: socket.socket | None = None
+        self._socket: socket.socket | None = None  # of a daemon that has let us in
+        self._states: dict[str, Item] = {}  # the newest of each topic
+        self._opening: socket.socket | None = None
         self._closed = threading.Event()
         self._drained = True
         self._lost_at = time.monotonic()
@@ -105,8 +107,10 @@ class Channel:
             ),
         )
         with self._changed:
-            if kind == "state" and not self.connected:
-                self._outgoing.drop("state", topic)
+            if kind == "state":
+                self._states[topic] = item
+                if not self.connected:
+                    self._outgoing.drop("state", topic)
             elif kind == "data" and not self.connected:
                 return False
             if not self._has_room(len(item.frame), wait=not drop_if_full):
@@ -147,7 +151,7 @@ class Channel:
         self._closed.set()
         with self._changed:
             self._changed.notify_all()
-        self._cut(self._socket)
+        self._cut(self._opening)
         for thread in self._threads:
             thread.join(timeout=5)
 
@@ -174,29 +178,38 @@ class Channel:
                 self._closed.wait(wait_s)
                 wait_s = min(2 * wait_s, BACKOFF_S_MAX)
                 continue
-            wait_s = BACKOFF_S
             with self._changed:
-                self._socket = connection
-                self._changed.notify_all()
-            self._read(connection)
+                self._opening = connection
+            welcome = self._read(connection)
             self._cut(connection)
             connection.close()
             # A daemon that refuses us closes at once: don't spin.
+            wait_s = BACKOFF_S if welcome else min(2 * wait_s, BACKOFF_S_MAX)
             self._closed.wait(wait_s)
 
-    def _read(self, connection: socket.socket) -> None:
-        decoder = Decoder()
+    def _read(self, connection: socket.socket) -> bool:
+        """Until the connection ends; whether we were welcome."""
+        decoder, welcome = Decoder(), False
         with suppress(OSError, FrameError):
             while data := connection.recv(READ_BYTES):
                 for envelope in decoder.feed(data):
                     if envelope.topic == WELCOME:
-                        self._welcomed(body_of(envelope, Policy))
+                        self._welcomed(connection, body_of(envelope, Policy))
+                        welcome = True
                     else:
                         self._incoming.put(envelope)
+        return welcome
 
-    def _welcomed(self, policy: Policy) -> None:
+    def _welcomed(self, connection: socket.socket, policy: Policy) -> None:
+        """Say again what is so: a daemon that died may have taken what it was told with it."""
         with self._changed:
             self._outgoing.use(policy)
+            for topic, item in self._states.items():
+                self._outgoing.drop("state", topic)
+                self._outgoing.put(item, time.monotonic(), always=True)
+            self._drained = not self._outgoing
+            self._socket = connection
+            self._changed.notify_all()
 
     def _write_for_ever(self) -> None:
         while not self._closed.is_set():

@@ -95,7 +95,7 @@ class Decoder:
 
     def __init__(self, frame_bytes_max: int = limits.FRAME_BYTES_MAX) -> None:
         self._buffer = bytearray()
-        self._frame_bytes_max = frame_bytes_max
+        self.frame_bytes_max = frame_bytes_max
 
     def feed(self, data: bytes) -> list[Envelope]:
         """Envelopes that are complete now. FrameError: close the connection."""
@@ -104,7 +104,7 @@ class Decoder:
         start = 0
         while len(self._buffer) - start >= HEADER.size:
             (length,) = HEADER.unpack_from(self._buffer, start)
-            if length > self._frame_bytes_max:
+            if length > self.frame_bytes_max:
                 raise FrameError(f"cannot read a frame of {length} bytes: too long")
             end = start + HEADER.size + length
             if len(self._buffer) < end:

@@ -96,7 +96,8 @@ class SendQueue:
         self._messages_max = messages_max
         self._bytes_max = bytes_max
         self._rank = {kind: rank for rank, kind in enumerate(policy.order)}
-        self._lanes: dict[_Lane, deque[tuple[int, float, Item]]] = {}
+        # Of each message its number, when it came, and its expected latency then.
+        self._lanes: dict[_Lane, deque[tuple[int, float, float, Item]]] = {}
         self._heads: list[tuple[int, int, float, int, _Lane]] = []
         self._numbers = itertools.count()
         self._count = 0
@@ -121,8 +122,7 @@ class SendQueue:
             )
         name = (item.kind, item.priority, item.sender, item.topic)
         lane = self._lanes.setdefault(name, deque())
-        key = self.link.expected_s(size) + self.policy.ageing * now
-        lane.append((next(self._numbers), key, item))
+        lane.append((next(self._numbers), now, self.link.expected_s(size), item))
         self._count += 1
         self.waiting_bytes += size
         if len(lane) == 1:
@@ -133,7 +133,7 @@ class SendQueue:
         found: list[Item] = []
         size = 0
         while (name := self._next()) is not None:
-            item = self._lanes[name][0][2]
+            item = self._lanes[name][0][3]
             late = 0 < item.deadline <= now
             if found and not late and size + len(item.frame) > bytes_max:
                 break
@@ -157,7 +157,7 @@ class SendQueue:
         """Take out all that wait of a kind on a topic, whoever sent them."""
         found: list[Item] = []
         for name in [name for name in self._lanes if (name[0], name[3]) == (kind, topic)]:
-            for _, _, item in self._lanes.pop(name):
+            for *_, item in self._lanes.pop(name):
                 found.append(item)
                 self._count -= 1
                 self.waiting_bytes -= len(item.frame)
@@ -174,7 +174,8 @@ class SendQueue:
             self.put(newer[-1] if newer else item, now, always=True)
 
     def _compete(self, name: _Lane) -> None:
-        number, key, item = self._lanes[name][0]
+        number, came, latency_s, item = self._lanes[name][0]
+        key = latency_s + self.policy.ageing * came
         heapq.heappush(self._heads, (self._rank[item.kind], -item.priority, key, number, name))
 
     def _next(self) -> _Lane | None:
@@ -190,7 +191,7 @@ class SendQueue:
     def _remove_head(self, name: _Lane) -> None:
         heapq.heappop(self._heads)
         lane = self._lanes[name]
-        _, _, item = lane.popleft()
+        *_, item = lane.popleft()
         self._count -= 1
         self.waiting_bytes -= len(item.frame)
         if lane:

@@ -92,3 +92,8 @@ def new_directory(path: Path, mode: int = 0o700) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_directory(path.parent)
+
+
+def private(path: str, flags: int) -> int:
+    """An opener for `open`: a file that is made is its owner's alone."""
+    return os.open(path, flags, 0o600)

@@ -53,6 +53,7 @@ RETRY_BACKOFF_S_MAX: Final = 300.0
 TRAIN_RESTARTS_MAX: Final = 10
 SERVE_RESTARTS_MAX: Final = 5
 IDLE_YIELDS_S: Final = 10.0  # so long unused, a replica ends for waiting work of lower priority too
+ERROR_CHARS_MAX: Final = 4000  # of what a worker says of its end
 LOG_TAIL_BYTES: Final = 4 * KIB
 LOG_BYTES_MAX: Final = 64 * MIB
 ORPHAN_WAIT_S: Final = 600.0

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
-from zenos.core import failpoints, shim
+from zenos.core import failpoints, limits, shim
 from zenos.core.config import Config
 from zenos.core.events import Event, StartFailed, WorkerExited, WorkerLost, WorkerStarted
 from zenos.core.home import Home
@@ -28,6 +28,11 @@ log = logging.getLogger(__name__)
 KILL_AGAIN_S: Final = 5.0
 # A shim's pipe closes a moment before its lock; one that is locked for longer is another shim's.
 ENDING_LOOKS, ENDING_LOOK_S = 40, 0.005
+
+
+def _odd(error: Exception) -> bool:
+    """Whether an error is one that nobody has thought of, and the log should have it whole."""
+    return not isinstance(error, OSError | RuntimeError)
 
 
 class Executor(Protocol):
@@ -105,8 +110,11 @@ class LocalExecutor:
         failpoints.passing("worker.start.begin")
         try:
             await self._spawn(task, handle)
-        except (OSError, RuntimeError) as error:
-            log.warning("%s cannot be started: %s", task.id, error)
+        except Exception as error:
+            if self._handles.get(key) is not handle:
+                return  # given up before
+            # Whatever it is: a task of which nothing is heard would hold its share for ever.
+            log.warning("%s cannot be started: %s", task.id, error, exc_info=_odd(error))
             self._unwatch(handle)
             self._conclude(handle, str(error))
             return
@@ -120,13 +128,28 @@ class LocalExecutor:
         path = await asyncio.to_thread(runs.write_spec, self._home, task, spec)
         failpoints.passing("worker.start.spec")
         ours, theirs = os.pipe2(os.O_CLOEXEC)
+        handle.notify = ours
+        wait_s = limits.START_TIMEOUT_S if handle.stopping is None else handle.stopping[0]
+        handle.timers.append(self._loop.call_later(wait_s, self._give_up, handle))
         try:
-            handle.notify = ours
             program = isinstance(task.spec.work, ProgramSpec)
             await (self._launcher if program else self._zygote).fork(path, theirs)
         finally:
             os.close(theirs)
-        self._loop.add_reader(ours, self._hear, handle)
+        if handle.notify is not None:  # else it was given up meanwhile
+            self._loop.add_reader(ours, self._hear, handle)
+
+    def _give_up(self, handle: Handle) -> None:
+        """No shim has come for it: take the directory, so that a late one finds it taken."""
+        if handle.started or handle.notify is None:
+            return
+        try:
+            handle.directory.mkdir(mode=0o700)
+            (handle.directory / "refused").touch(mode=0o600)
+        except OSError:
+            return  # one has come after all
+        self._unwatch(handle)
+        self._conclude(handle, f"nothing was heard of it for {limits.START_TIMEOUT_S:g} s")
 
     def _hear(self, handle: Handle) -> None:
         """A line of the shim, or its end."""
@@ -163,31 +186,45 @@ class LocalExecutor:
         task, generation = handle.task, handle.generation
         for timer in handle.timers:
             timer.cancel()
-        found = runs.look(self._home, task, generation)
-        if found is Found.ALIVE:
-            self._adopt(handle)
-            return
+        try:
+            found = runs.look(self._home, task, generation)
+            if found is Found.ALIVE:
+                self._adopt(handle)
+                return
+            if found is not Found.ENDED:
+                self._kill_rest(handle)
+            self.cgroups.remove(task, generation)
+            event = self._event(handle, found, reason)
+        except Exception:
+            # Something must be said, or the task would hold its share for ever.
+            log.exception("what %s has left cannot be read", task)
+            event = WorkerLost(
+                task=task, generation=generation, reason="what it has left cannot be read"
+            )
         self._handles.pop((task, generation), None)
-        if found is not Found.ENDED:
-            self._kill_rest(handle)
-        self.cgroups.remove(task, generation)
+        self._post(event)
+
+    def _event(self, handle: Handle, found: Found, reason: str) -> Event:
+        task, generation = handle.task, handle.generation
         match found:
             case Found.ENDED:
                 outcome = runs.outcome(handle.directory)
-                self._post(WorkerExited(task=task, generation=generation, outcome=outcome))
+                return WorkerExited(task=task, generation=generation, outcome=outcome)
             case Found.LOST:
                 reason, tail = "its shim was killed", runs.log_tail(handle.directory / "log")
-                self._post(
-                    WorkerLost(task=task, generation=generation, reason=reason, log_tail=tail)
-                )
+                return WorkerLost(task=task, generation=generation, reason=reason, log_tail=tail)
             case _:
-                self._post(StartFailed(task=task, generation=generation, reason=reason))
+                return StartFailed(task=task, generation=generation, reason=reason)
 
     def _kill_rest(self, handle: Handle) -> None:
         """The shim is dead without having ended its worker: end what is left of its session."""
         self.cgroups.kill(handle.task, handle.generation)
-        record = shim.read_record(str(handle.directory), "shim")
+        record = runs.read_record(handle.directory, "shim")
         if record is None or record.get("boot_id") != shim.boot_id():
+            return
+        # A session's number isn't given anew while it has members. So where another process has it
+        # by now, nothing of ours is left, and those in the session of that number are strangers.
+        if shim.start_time(int(record["pid"])) not in (0, record["start_time"]):
             return
         for pid in shim.session_members(int(record["pid"])):
             if shim.start_time(pid) >= int(record["start_time"]):
@@ -205,6 +242,8 @@ class LocalExecutor:
         handle.stopping = (grace_s, save)
         if first and handle.started:
             self._signal(handle, grace_s, save)
+        elif first and handle.notify is not None:
+            handle.timers.append(self._loop.call_later(grace_s, self._give_up, handle))
 
     def _signal(self, handle: Handle, grace_s: float, save: bool) -> None:
         log.info("stopping %s, grace %g s%s", handle.task, grace_s, ", saving" if save else "")
@@ -233,18 +272,22 @@ class LocalExecutor:
     async def recover(self, tasks: Sequence[Task]) -> None:
         """Look at each task's run directory: adopt, finish, start again, or report as lost."""
         for task in tasks:
-            found = runs.look(self._home, task.id, task.generation)
-            log.info("%s generation %d: %s", task.id, task.generation, found.value)
-            if found is Found.NOTHING:
-                self._loop.create_task(self.start(task))
-                continue
-            key = (task.id, task.generation)
-            handle = Handle(*key, self._home.run(*key))
-            self._handles[key] = handle
-            if found is Found.ALIVE:
-                self._adopt(handle)
-            else:
-                self._conclude(handle, "its shim was killed before it began")
+            self._recover(task)
+
+    def _recover(self, task: Task) -> None:
+        """Look at one; what can't even be looked at doesn't keep the others down."""
+        found = runs.look(self._home, task.id, task.generation)
+        log.info("%s generation %d: %s", task.id, task.generation, found.value)
+        if found is Found.NOTHING:
+            self._loop.create_task(self.start(task))
+            return
+        key = (task.id, task.generation)
+        handle = Handle(*key, self._home.run(*key))
+        self._handles[key] = handle
+        if found is Found.ALIVE:
+            self._adopt(handle)
+        else:
+            self._conclude(handle, "its shim was killed before it began")
 
     def _adopt(self, handle: Handle) -> None:
         """Watch a shim that isn't our child: by pidfd."""

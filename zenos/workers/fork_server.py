@@ -13,12 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from zenos.core import shim
+from zenos.core import durable, shim
 from zenos.core.home import Home
 from zenos.workers.runs import inductor
 
 log = logging.getLogger(__name__)
 RESTART_S: Final = 1.0
+QUEUE_FULL_S: Final = 0.005
 # Set before the zygote's imports: libraries read them once, and one thread is all that may be there
 # when it forks.
 ENVIRONMENT: Final = {
@@ -77,10 +78,16 @@ class ForkServer:
         then nothing was forked.
         """
         await self.start()
-        await self._ready.wait()
-        if self._socket is None:
-            raise ConnectionError(f"the {self._name} has ended; why says {self._log}")
-        socket.send_fds(self._socket, [os.fsencode(spec)], [notify])
+        if not self._closing:
+            await self._ready.wait()
+        while self._socket is not None and not self._closing:
+            try:
+                socket.send_fds(self._socket, [os.fsencode(spec)], [notify])
+            except BlockingIOError:  # hundreds wait there already
+                await asyncio.sleep(QUEUE_FULL_S)
+            else:
+                return
+        raise ConnectionError(f"the {self._name} has ended; why says {self._log}")
 
     async def close(self) -> None:
         """End it. The shims that it forked, and their workers, live on."""
@@ -112,7 +119,7 @@ class ForkServer:
     async def _run(self) -> None:
         """Start one and wait for its end."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, self._log.open("ab") as output:
+        with theirs, open(self._log, "ab", opener=durable.private) as output:  # noqa: ASYNC230
             self._process = subprocess.Popen(  # noqa: ASYNC220 - milliseconds, once
                 [
                     sys.executable,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import enum
+import errno
 import fcntl
 import json
 import os
 import secrets
+import stat
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import msgspec
 
@@ -115,21 +117,24 @@ def make_spec(home: Home, task: Task, cgroups: list[str]) -> RunSpec:
 
 
 def write_spec(home: Home, task: Task, spec: RunSpec) -> Path:
-    """Write the spec; one that is there already stays, since a shim may be reading it."""
+    """Write the spec; the token of one that is there already stays."""
     path = spec_path(home, task.id, task.generation)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not path.exists():
-        durable.write_file(path, msgspec.json.encode(spec))
+    token = read_token(home, task.id, task.generation)
+    if token is not None:
+        # Of a daemon that is gone, as are its control groups. A shim that it had forked may still
+        # claim the directory, and has that token.
+        spec = msgspec.structs.replace(spec, token=token)
+    # By `json`: variables that are no UTF-8 go into it as Python has them, and come out so.
+    durable.write_file(path, json.dumps(msgspec.to_builtins(spec)).encode())
     return path
 
 
 def read_token(home: Home, task: str, generation: int) -> str | None:
     """The token of a generation; None when there is no such generation."""
-    try:
-        raw = spec_path(home, task, generation).read_bytes()
-        return msgspec.json.decode(raw, type=RunSpec).token
-    except (OSError, msgspec.DecodeError):
-        return None
+    spec = _record(spec_path(home, task, generation)) or {}
+    token = spec.get("token")
+    return token if isinstance(token, str) else None
 
 
 def look(home: Home, task: str, generation: int) -> Found:
@@ -161,7 +166,7 @@ def is_locked(path: Path) -> bool:
 
 def process(directory: Path, name: str) -> int | None:
     """The pid in `shim` or `started`, if that very process is alive: same start, same boot."""
-    record = shim.read_record(str(directory), name)
+    record = read_record(directory, name)
     if record is None or record.get("boot_id") != shim.boot_id():
         return None
     pid = record.get("pid")
@@ -171,44 +176,68 @@ def process(directory: Path, name: str) -> int | None:
 
 
 def outcome(directory: Path) -> Outcome:
-    """How a worker ended, from what its shim and itself have left."""
-    record = shim.read_record(str(directory), "exit") or {}
-    said = shim.read_record(str(directory), "error.json") or {}
+    """How a worker ended, from what its shim and itself have left.
+
+    Any of it may be anything: the worker can write there.
+    """
+    record = read_record(directory, "exit") or {}
+    said = read_record(directory, "error.json") or {}
     error = said.get("message")
+    peak, cpu_s = _number(record.get("memory_peak")), record.get("cpu_s")
     if record.get("oom"):
-        used, limit = int(record.get("memory_peak") or 0), int(record.get("limit") or 0)
+        used, limit = peak or 0, _number(record.get("limit")) or 0
         error = (
             f"cannot allocate more memory: used {show_size(used)} of {show_size(limit)}; "
             "ask for more with --memory"
         )
     return Outcome(
-        exit_code=record.get("exit_code"),
-        signal=record.get("signal"),
-        error=error if isinstance(error, str) and error else None,
-        code=code if isinstance(code := said.get("code"), str) else None,
+        exit_code=_number(record.get("exit_code")),
+        signal=_number(record.get("signal")),
+        error=error[: limits.ERROR_CHARS_MAX] if isinstance(error, str) and error else None,
+        code=code[:64] if isinstance(code := said.get("code"), str) else None,
         oom=bool(record.get("oom")),
-        memory_peak=record.get("memory_peak"),
-        cpu_s=record.get("cpu_s"),
+        memory_peak=peak,
+        cpu_s=cpu_s if isinstance(cpu_s, float) else None,
         log_tail=log_tail(directory / "log"),
-        result=_result(directory),
+        result=read_record(directory, "result.json"),
     )
 
 
-def _result(directory: Path) -> dict[str, Any] | None:
-    path = directory / "result.json"
+def _number(value: object) -> int | None:
+    return value if type(value) is int and abs(value) < 2**63 else None
+
+
+def read_record(directory: Path, name: str) -> dict[str, Any] | None:
+    """A JSON object in a run directory; None when there is none, or none that can be stored."""
+    return _record(directory / name)
+
+
+def _record(path: Path) -> dict[str, Any] | None:
     try:
-        if path.stat().st_size > limits.MIB:
+        with _open_file(path) as file:
+            raw = file.read(limits.MIB + 1)
+        record = json.loads(raw) if len(raw) <= limits.MIB else None
+        # What the store could not write must not get as far as that: half a character, for one.
+        if not isinstance(record, dict) or not msgspec.json.decode(msgspec.json.encode(record)):
             return None
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError, OverflowError, msgspec.MsgspecError):
         return None
-    return record if isinstance(record, dict) else None
+    return record
+
+
+def _open_file(path: Path) -> BinaryIO:
+    """A file to read; OSError for a link, a pipe or a device, which could be anything or block."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    return os.fdopen(fd, "rb")
 
 
 def log_tail(path: Path) -> str:
     """The end of a log, never cut inside a character."""
     try:
-        with path.open("rb") as file:
+        with _open_file(path) as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - limits.LOG_TAIL_BYTES))
             raw = file.read()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
@@ -21,7 +22,7 @@ from zenos.bus.broker import Broker
 from zenos.bus.envelope import Envelope
 from zenos.bus.envelope import Kind as MessageKind
 from zenos.core import events as ev
-from zenos.core.actions import Action, Forget, Reply, StartWorker, StopWorker
+from zenos.core.actions import Action, Forget, Reply, Snapshot, StartWorker, StopWorker
 from zenos.core.config import Config
 from zenos.core.errors import NotFoundError
 from zenos.core.home import Home
@@ -99,9 +100,25 @@ class LocalSystem:
 
         task.add_done_callback(done)
 
-    def tidy(self) -> None:
-        """Remove what a crash has left in the registry, beside everything else."""
+    def tidy(self, snapshot: Snapshot) -> None:
+        """Remove what a crash has left, beside everything else.
+
+        In the registry; and of tasks that were forgotten just before it.
+        """
         self._spawn(asyncio.to_thread(self.registry.collect_garbage), "collect garbage")
+        executor = self.executor
+        assert executor is not None  # noqa: S101 - boot gives it before
+        kept = (self.home.runs, self.home.checkpoints)
+        left = {path.name for folder in kept for path in folder.iterdir()}
+        gone = [
+            name
+            for name in left
+            if re.fullmatch(r"t[0-9]+", name)
+            and name not in snapshot.tasks
+            and int(name[1:]) < snapshot.next_task
+        ]
+        if gone:
+            self._spawn(asyncio.to_thread(executor.forget, gone), "forget")
 
     async def effects_done(self) -> None:
         """Wait until everything that was enqueued has been done."""

@@ -1,0 +1,145 @@
+"""Whatever a worker leaves, and whatever its fork server does, something is heard of each task."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.workers.conftest import Rig, program, survivors
+from zenos.core import shim
+from zenos.core.events import StartFailed, WorkerExited, WorkerLost, WorkerStarted
+from zenos.core.home import Home
+from zenos.workers import runs
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        """printf '{"text": "\\\\ud83d"}' > result.json""",  # half a character
+        "head -c 100000 /dev/zero | tr '\\0' '[' > result.json",
+        "mkfifo result.json",
+        "ln -s /dev/zero result.json",
+        "mkdir result.json",
+        "head -c 3000000 /dev/zero > result.json",
+        "echo '[1]' > result.json",
+        "mkfifo error.json; rm log; mkfifo log",
+        """echo '{"message": "\\\\udc80", "code": 7}' > error.json""",
+        """echo '{"memory_peak": "x"}' > error.json""",
+    ],
+)
+async def test_whatever_a_worker_leaves_its_end_is_told(rig: Rig, left: str) -> None:
+    directory = rig.home.run("t1", 1)
+    await rig.executor.start(program("/bin/sh", "-c", f"cd '{directory}' && {left}; exit 3"))
+    (event,) = await rig.until(WorkerExited)
+    assert isinstance(event, WorkerExited)
+    assert event.outcome.exit_code == 3
+    assert event.outcome.result is None
+    assert event.outcome.error is None
+
+
+async def test_what_a_result_may_be(rig: Rig) -> None:
+    path = rig.home.run("t1", 1) / "result.json"
+    text = json.dumps({"text": "😀", "n": 2**70, "deep": [[1.5]]})
+    await rig.executor.start(program("/bin/sh", "-c", f"printf '%s' '{text}' > '{path}'"))
+    (event,) = await rig.until(WorkerExited)
+    assert isinstance(event, WorkerExited)
+    assert event.outcome.result == json.loads(text)
+
+
+async def test_variables_that_are_no_text_are_passed_on(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LC_NAME", os.fsdecode(b"m\xfcller"))
+    await rig.executor.start(program("/bin/sh", "-c", 'printf %s "$LC_NAME"'))
+    await rig.until(WorkerExited)
+    assert (rig.home.run("t1", 1) / "log").read_bytes() == b"m\xfcller"
+
+
+async def stopped_launcher(rig: Rig) -> int:
+    """The launcher, ready, and stopped like one that hangs."""
+    await rig.launcher.start()
+    async with asyncio.timeout(30):
+        while not rig.launcher.ready:  # noqa: ASYNC110 - it has no event for others
+            await asyncio.sleep(0.01)
+    pid = rig.launcher.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    return pid
+
+
+async def test_what_a_hanging_launcher_holds_can_be_cancelled_and_never_runs(
+    rig: Rig, tmp_path: Path
+) -> None:
+    launcher = await stopped_launcher(rig)
+    ran = tmp_path / "ran"
+    await rig.executor.start(program("/bin/touch", str(ran)))
+    await rig.executor.stop("t1", 1, 0.05, save=False)
+    (event,) = await rig.until(StartFailed)
+    assert isinstance(event, StartFailed)
+    os.kill(launcher, signal.SIGCONT)
+    await rig.executor.start(program("/bin/true", number=2))
+    await rig.until(WorkerExited)  # behind the late one
+    assert not ran.exists()
+    assert not survivors(rig.home)
+
+
+async def test_more_starts_than_the_launcher_s_queue_holds_all_come_to_run(rig: Rig) -> None:
+    launcher = await stopped_launcher(rig)
+    count = 320
+    tasks = [program("/bin/true", number=number) for number in range(1, count + 1)]
+    starting = [asyncio.create_task(rig.executor.start(task)) for task in tasks]
+    done, _ = await asyncio.wait(starting, timeout=2)
+    assert len(done) < count  # the queue was full
+    os.kill(launcher, signal.SIGCONT)
+    await asyncio.gather(*starting)
+    await rig.until(WorkerExited, count)
+    assert not [event for event in rig.events if isinstance(event, StartFailed)]
+
+
+async def test_a_start_after_the_launcher_was_closed_fails_at_once(rig: Rig) -> None:
+    await rig.launcher.close()
+    await asyncio.wait_for(rig.executor.start(program("/bin/true")), 10)
+    assert [type(event) for event in rig.events] == [StartFailed]
+
+
+async def test_strangers_in_a_session_of_the_same_number_are_left_alone(rig: Rig) -> None:
+    argv = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with subprocess.Popen(argv, start_new_session=True) as stranger:
+        try:
+            directory = rig.home.run("t1", 1)
+            directory.mkdir(parents=True)
+            (directory / "lock").touch()
+            for name, pid in (("shim", stranger.pid), ("started", 2**22 + 5)):
+                record = {"pid": pid, "start_time": 1, "boot_id": shim.boot_id()}
+                (directory / name).write_text(json.dumps(record))
+            fresh = await rig.again(program("/bin/true"))
+            await fresh.until(WorkerLost)
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()
+
+
+def test_a_spec_is_written_anew_and_keeps_its_token(tmp_path: Path) -> None:
+    home, task = Home(tmp_path), program("/bin/true")
+    path = runs.write_spec(home, task, runs.make_spec(home, task, ["/old/group"]))
+    token = runs.read_token(home, "t1", 1)
+    runs.write_spec(home, task, runs.make_spec(home, task, ["/new/group"]))
+    assert json.loads(path.read_bytes())["cgroups"] == ["/new/group"]
+    assert runs.read_token(home, "t1", 1) == token
+
+
+async def test_one_task_that_cannot_be_looked_at_keeps_no_other_down(rig: Rig) -> None:
+    runs_of_first = rig.home.runs / "t1"
+    runs_of_first.mkdir(parents=True)
+    (runs_of_first / "1").symlink_to(runs_of_first / "1")  # a loop
+    fresh = await rig.again(program("/bin/true"), program("/bin/true", number=2))
+    await fresh.until(WorkerExited)
+    started = [event for event in fresh.events if isinstance(event, WorkerStarted)]
+    assert [event.task for event in started] == ["t2"]
