@@ -174,7 +174,8 @@ def claim(home: Home) -> IO[bytes]:
             path.chmod(0o700)
         for path in home.root.glob(f"{home.database.name}*"):
             path.chmod(0o600)
-        file = home.lock.open("a+b")
+        # Whoever can open it could lock it.
+        file = open(home.lock, "a+b", opener=durable.private)  # noqa: SIM115
     except OSError as error:
         raise StorageError(
             f"cannot use the home {home.root}: {error.strerror}; choose one with ZENOS_HOME"

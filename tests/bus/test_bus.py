@@ -150,16 +150,49 @@ async def test_a_worker_comes_back_after_a_restart_with_its_newest_state(tmp_pat
         await asyncio.to_thread(worker.close)
 
 
+async def test_what_is_so_is_said_again_to_a_daemon_that_may_not_have_kept_it(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "bus"
+    async with running(path) as daemon:
+        worker = await channel(path)
+        await daemon.until(lambda: daemon.broker.connected("t1"))
+        worker.send("state", "ready", b"yes")
+        worker.send("data", "chunk", b"once")
+        worker.send("state", "progress", b"1")
+        worker.send("state", "progress", b"2")
+        await daemon.until(lambda: b"2" in [m.body for *_, m in daemon.heard])
+    try:
+        async with running(path) as again:
+            await again.until(lambda: len(again.heard) >= 2)
+            assert {m.topic: m.body for *_, m in again.heard} == {"ready": b"yes", "progress": b"2"}
+            worker.send("data", "chunk", b"on")
+            await again.until(lambda: len(again.heard) == 3)
+    finally:
+        await asyncio.to_thread(worker.close)
+
+
 async def test_a_wrong_token_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bus"
     async with running(path) as daemon:
         worker = await channel(path, token="wrong")
         try:
-            await asyncio.to_thread(worker.flush, 0.1)
+            # It has never been let in, however often it has connected: an orphan knows by that.
+            await daemon.until(lambda: worker.disconnected_s > 0.3)
+            assert not worker.connected
             assert not daemon.broker.connected("t1")
             assert not daemon.broker.send("t1", "data", "x", b"")
         finally:
             await asyncio.to_thread(worker.close)
+
+
+async def test_before_it_is_known_who_it_is_little_is_taken_in(tmp_path: Path) -> None:
+    path = tmp_path / "bus"
+    async with running(path):
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(struct.pack(">I", 2**20))
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
 
 
 @pytest.mark.parametrize(

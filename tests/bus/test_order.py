@@ -156,6 +156,14 @@ def test_a_new_policy_orders_what_waits_already() -> None:
     assert served(waiting) == ["data", "command", "state"]
 
 
+def test_a_new_ageing_holds_for_what_waits_already_too() -> None:
+    waiting = queue(Policy(ageing=1.0))
+    waiting.put(item("first"), 1000.0)
+    waiting.use(Policy(ageing=0.1))
+    waiting.put(item("later"), 1001.0)
+    assert served(waiting) == ["first", "later"]
+
+
 def test_what_is_too_late_is_not_sent() -> None:
     waiting = queue()
     waiting.put(item("late", deadline=5.0), 0.0)

@@ -137,3 +137,33 @@ def test_where_it_is_started_from_means_nothing(
     told = system.ask(lambda client: client.submit(spec, key="where").wait())
     assert told.state is State.SUCCEEDED, told
     assert (tmp_path / "where").read_text().strip() == str(tmp_path)
+
+
+def test_what_lies_in_the_home_is_its_owner_s_alone(system: System) -> None:
+    system.home.root.mkdir(parents=True, exist_ok=True)
+    system.home.root.chmod(0o755)
+    system.start()
+    system.submit(1)
+    system.finish()
+    readable = [
+        path
+        for path in system.home.root.rglob("*")
+        if not path.is_symlink() and path.stat().st_mode & 0o077 and not path.is_socket()
+    ]
+    inside = (system.home.runs, system.home.models, system.home.checkpoints, system.home.cache)
+    assert not [path for path in readable if not any(path.is_relative_to(f) for f in inside)]
+    assert all(folder.stat().st_mode & 0o077 == 0 for folder in inside)
+
+
+def test_what_was_forgotten_just_before_a_crash_is_removed(system: System) -> None:
+    system.start()
+    system.submit(1)
+    system.finish()
+    system.kill()
+    left = [system.home.runs / "t0", system.home.checkpoints / "t0"]
+    stays = [system.home.runs / "t1", system.home.runs / "notes", system.home.runs / "t77"]
+    for path in (*left, *stays):
+        path.mkdir(exist_ok=True)
+    system.start()
+    until(lambda: not any(path.exists() for path in left))
+    assert all(path.exists() for path in stays)

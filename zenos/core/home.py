@@ -9,6 +9,8 @@ from pathlib import Path
 
 import msgspec
 
+from zenos.core import durable
+
 
 class Home(msgspec.Struct, frozen=True):
     """Paths inside one home. Two homes are two independent systems."""
@@ -83,7 +85,7 @@ class Home(msgspec.Struct, frozen=True):
     def write_sockets(self) -> None:
         """Write down where the sockets are: as before, if that place is still there."""
         place = self.sockets if self.sockets.parent.is_dir() else self._sockets()
-        (self.root / "sockets").write_text(f"{place}\n", encoding="utf-8")
+        durable.write_file(self.root / "sockets", f"{place}\n".encode())
 
     def _sockets(self) -> Path:
         base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
