@@ -10,13 +10,15 @@ import pytest
 from typer.main import get_command
 
 from zenos.cli.main import app
-from zenos.cli.reference import reference, specs
+from zenos.cli.reference import python, reference, specs
 from zenos.core.task import SCHEMAS
 
 PAGES = Path(__file__).parent.parent.parent / "docs" / "reference"
 
 
-@pytest.mark.parametrize(("name", "made"), [("cli", reference), ("specs", specs)])
+@pytest.mark.parametrize(
+    ("name", "made"), [("cli", reference), ("specs", specs), ("python", python)]
+)
 def test_a_page_is_up_to_date(name: str, made: Callable[[], str]) -> None:
     assert (PAGES / f"{name}.md").read_text(encoding="utf-8") == made(), (
         f"write it anew: python -m zenos.cli.reference {name} > docs/reference/{name}.md"

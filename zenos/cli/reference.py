@@ -1,13 +1,14 @@
 """Writes pages of docs/reference from what they are about.
 
 `python -m zenos.cli.reference cli` prints the page of the commands, `… specs` that of the
-specifications.
+specifications, `… python` that of the Python client.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 from typing import Any
 
@@ -160,5 +161,73 @@ def _type(schema: dict[str, Any], names: dict[str, str]) -> str:
     return {"object": "mapping"}.get(schema["type"], str(schema["type"]))
 
 
+PYTHON_HEAD = """# Python
+
+Written by `python -m zenos.cli.reference python` from the client itself.
+
+```python
+import zenos
+
+with zenos.connect() as client:
+    task = client.submit(["python", "work.py"], cpu=0.5, memory="1GiB")
+    task.watch()  # a live display, in a terminal or a notebook
+    print(client.generate("pydoc", "def ", max_tokens=40).text())
+```
+
+In a coroutine, `async with zenos.connect_async() as client:` gives the same methods to await; what
+is iterated here is iterated there with `async for`.
+
+Every error is a `zenos.core.errors.ZenosError`, whose `message` says what was wrong and what to do:
+`InvalidError`, `NotFoundError`, `RefusedError`, `ConflictError`, `UnfittableError`, `BusyError`,
+`UnavailableError`, `DeadlineError`, `WorkerError`, `StorageError`, `NoDaemonError`.
+"""
+
+
+def python() -> str:
+    """The page of the Python client."""
+    from zenos import client
+    from zenos.client import build
+
+    parts = [PYTHON_HEAD, "## zenos.connect\n", _callable("zenos.connect", client.connect)]
+    for type_ in (client.Client, client.TaskHandle, client.Generation):
+        parts += [f"## {type_.__name__}\n", _text(type_)]
+        for name, member in vars(type_).items():
+            if name.startswith("_") or name in _INTERNAL:
+                continue
+            if isinstance(member, property):
+                parts.append(f"### `{name}`\n\n{_text(member.fget)}")
+            elif callable(member):
+                parts.append(f"### `{name}`\n\n{_callable(name, member)}")
+    parts.append("## What they take and return\n")
+    records = [build.TaskOptions, *(getattr(client, name) for name in _RECORDS)]
+    parts += [_record(type_) for type_ in records]
+    return "\n".join(parts)
+
+
+# Public for the client's own modules.
+_INTERNAL = frozenset({"look", "pause", "stream"})
+_RECORDS = (
+    "TaskView", "TaskProgress", "Status", "NodeView", "ModelVersion", "Removed", "Chunk", "Usage",
+    "TokenLogprob",
+)  # fmt: skip
+
+
+def _callable(name: str, function: Any) -> str:
+    signature = inspect.signature(function)
+    given = [p for p in signature.parameters.values() if p.name != "self"]
+    # Annotations are kept as text, which is shown with quotes.
+    shown = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(signature.replace(parameters=given)))
+    return f"    {name}{shown}\n\n{_text(function)}"
+
+
+def _record(type_: Any) -> str:
+    names = ", ".join(f"`{name}`" for name in inspect.signature(type_).parameters)
+    return f"### {type_.__name__}\n\n{_text(type_)}\nFields: {names}.\n"
+
+
+def _text(described: Any) -> str:
+    return f"{(inspect.getdoc(described) or '').strip()}\n"
+
+
 if __name__ == "__main__":
-    sys.stdout.write({"cli": reference, "specs": specs}[sys.argv[1]]())
+    sys.stdout.write({"cli": reference, "specs": specs, "python": python}[sys.argv[1]]())
