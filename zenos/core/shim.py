@@ -27,11 +27,11 @@ from collections.abc import Callable
 from typing import Any
 
 from zenos.core.failpoints import passing
+from zenos.core.output import LITTLE_BYTES, PAUSE_S, Output
 
 Target = Callable[[dict[str, Any], str], int]
 
 SAMPLE_S = 0.2
-LOG_CHECK_S = 2.0
 NAME_SHOWN_MAX = 200
 DISK_FULL_S = 0.5
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -288,13 +288,15 @@ def run(spec: dict[str, Any], notify: int, target: Target | None = None) -> None
     # Children that a worker leaves behind become ours, and end with it.
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     limits = Limits(spec)
+    output = Output(directory, int(spec.get("log_bytes_max") or 0))
     go_read, go_write = os.pipe()
     set_read, set_write = os.pipe()
     worker = os.fork()
     if worker == 0:
         for fd in (go_write, set_read, lock, notify):
             os.close(fd)
-        _worker(spec, directory, (set_write, go_read), limits, target)
+        _worker(spec, output, (set_write, go_read), limits, target)
+    output.leave()
     os.close(go_read)
     os.close(set_write)
     passing("shim.fork.after")
@@ -309,9 +311,10 @@ def run(spec: dict[str, Any], notify: int, target: Target | None = None) -> None
     except BrokenPipeError:
         _say(notify, "stopped before it began")
     os.close(go_write)
-    code, usage = _wait(worker, directory, spec, limits)
+    code, usage = _wait(worker, output, limits)
     passing("shim.exit.before")
     _end_rest(limits)
+    output.drain()
     record = {
         "exit_code": os.waitstatus_to_exitcode(code) if os.WIFEXITED(code) else None,
         "signal": os.WTERMSIG(code) if os.WIFSIGNALED(code) else None,
@@ -347,7 +350,7 @@ def _say(notify: int, line: str) -> None:
 
 def _worker(
     spec: dict[str, Any],
-    directory: str,
+    output: Output,
     pipes: tuple[int, int],
     limits: Limits,
     target: Target | None,
@@ -355,6 +358,7 @@ def _worker(
     """In the worker's process: set up, wait for the word, then become the program or work."""
     code = 126
     ready, go = pipes
+    directory = spec["directory"]
     try:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
@@ -362,13 +366,10 @@ def _worker(
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         limits.enter()
         _limit_open_files(int(spec.get("open_files") or 0))
-        log = os.open(os.path.join(directory, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
         os.close(null)
-        os.close(log)
+        output.enter()
         os.write(ready, b"r")
         os.close(ready)
         # Nothing of the work is done before `started` is written; nothing at all if the shim died.
@@ -414,41 +415,62 @@ def _limit_open_files(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
-def _wait(worker: int, directory: str, spec: dict[str, Any], limits: Limits) -> tuple[int, Any]:
-    """Wait for the worker's end, sampling memory and bounding its log meanwhile."""
-    ended = select.poll()
-    watch = os.pidfd_open(worker)
-    ended.register(watch, select.POLLIN)
-    log_checked = time.monotonic()
-    wait_s = 0.01
-    while not ended.poll(int(wait_s * 1000)):
-        wait_s = min(2 * wait_s, SAMPLE_S)
-        if limits.sample():
-            _kill(-worker, signal.SIGKILL)
-            limits.kill_members()
-        if time.monotonic() - log_checked >= LOG_CHECK_S:
-            log_checked = time.monotonic()
-            _bound_log(os.path.join(directory, "log"), int(spec.get("log_bytes_max") or 0))
-    os.close(watch)
+class Watch:
+    """What the shim waits for: the worker's end, its output, the next look at its memory."""
+
+    def __init__(self, worker: int, output: Output, limits: Limits) -> None:
+        self._worker = worker
+        self._output: Output | None = output
+        self._limits = limits
+        self._pidfd = os.pidfd_open(worker)
+        self._wait_s = 0.01
+        self._sample_at = time.monotonic() + self._wait_s
+        self._listen_at = 0.0
+
+    def until_end(self) -> None:
+        """Return when the worker has ended; it is a zombie then."""
+        while not self.turn():
+            continue
+        os.close(self._pidfd)
+
+    def turn(self) -> bool:
+        """Wait for one of them and do what is due; whether the worker has ended."""
+        now = time.monotonic()
+        if now >= self._sample_at:
+            self._sample()
+            now = time.monotonic()
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        until = self._sample_at
+        if self._output is not None:
+            if now >= self._listen_at:
+                poll.register(self._output.end, select.POLLIN)
+            else:
+                until = min(until, self._listen_at)
+        ready = [fd for fd, _ in poll.poll(max(0.0, until - now) * 1000)]
+        if self._output is not None and self._output.end in ready:
+            moved = self._output.take()
+            if moved is None:
+                self._output = None  # nobody holds the other end: a program that closed its output
+            elif moved < LITTLE_BYTES:
+                self._listen_at = time.monotonic() + PAUSE_S
+        return self._pidfd in ready
+
+    def _sample(self) -> None:
+        if self._limits.sample():
+            _kill(-self._worker, signal.SIGKILL)
+            self._limits.kill_members()
+        self._wait_s = min(2 * self._wait_s, SAMPLE_S)
+        self._sample_at = time.monotonic() + self._wait_s
+
+
+def _wait(worker: int, output: Output, limits: Limits) -> tuple[int, Any]:
+    """Wait for the worker's end, sampling memory and passing on its output meanwhile."""
+    Watch(worker, output, limits).until_end()
     limits.sample()
     _, code, usage = os.wait4(worker, 0)
     _kill(-worker, signal.SIGKILL)  # what is left of its process group
     return code, usage
-
-
-def _bound_log(path: str, bytes_max: int) -> None:
-    """Keep at most two times `bytes_max` of log: the present one and `log.1`.
-
-    The worker appends to its descriptor, so the file is copied and cut, not renamed.
-    """
-    try:
-        if bytes_max and os.path.getsize(path) > bytes_max:
-            with open(path, "rb") as source, open(f"{path}.1", "wb") as old:
-                while data := source.read(1 << 20):
-                    old.write(data)
-            os.truncate(path, 0)
-    except OSError:
-        return
 
 
 def _end_rest(limits: Limits) -> None:

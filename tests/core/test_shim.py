@@ -1,0 +1,99 @@
+"""The shim by itself, as a process of its own: no daemon, no launcher."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from tests.processes import until
+from zenos.core import shim
+from zenos.core.output import Output
+
+SHIM = """
+import json, os, sys
+from zenos.core import shim
+shim.run(json.loads(sys.argv[1]), os.dup(1))
+"""
+
+
+@contextmanager
+def running(directory: Path, *argv: str, **more: object) -> Iterator[subprocess.Popen[bytes]]:
+    """A shim with its program. Nothing is left of them after the block."""
+    spec: dict[str, Any] = {"directory": str(directory), "argv": argv, "env": {}, **more}
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", SHIM, json.dumps(spec)],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                process.kill()
+            until(lambda: not shim.session_members(process.pid))
+
+
+def ended(directory: Path) -> dict[str, Any]:
+    """How the worker ended; waits for it."""
+    until(lambda: shim.read_record(str(directory), "exit"))
+    record = shim.read_record(str(directory), "exit")
+    assert record is not None
+    return record
+
+
+FLOOD = """
+import os
+for number in range(1 << 16):
+    os.write(1, b"%08d%s\\n" % (number, b"x" * 1015))
+"""
+
+
+def test_a_log_keeps_its_size_however_fast_a_program_writes(tmp_path: Path) -> None:
+    run, limit, most = tmp_path / "1", 1 << 20, 0
+    logs = [run / "log", run / "log.1"]
+    with running(run, sys.executable, "-c", FLOOD, log_bytes_max=limit) as process:
+        while process.poll() is None:
+            for log in logs:
+                with suppress(FileNotFoundError):
+                    most = max(most, log.stat().st_size)
+    assert ended(run)["exit_code"] == 0
+    assert 0 < most <= limit
+    # What was kept is the end, without a gap.
+    lines = (logs[1].read_bytes() + logs[0].read_bytes()).splitlines()[1:]
+    assert [int(line[:8]) for line in lines] == list(range((1 << 16) - len(lines), 1 << 16))
+    assert len(lines) * 1024 > limit
+
+
+def test_a_worker_over_its_memory_limit_ends_while_it_floods_its_log(tmp_path: Path) -> None:
+    script = "import os\nheld = []\nwhile True: held.append(b'x' * 100_000); os.write(1, held[-1])"
+    argv = (sys.executable, "-c", script)
+    with running(tmp_path / "1", *argv, log_bytes_max=1 << 20, memory_limit=100_000_000):
+        record = ended(tmp_path / "1")
+    assert (record["oom"], record["signal"]) == (True, 9)
+
+
+def test_a_program_may_close_its_output_and_go_on(tmp_path: Path) -> None:
+    script = f"echo last; exec >&- 2>&-; sleep 0.1; echo done > {tmp_path}/done; exit 4"
+    with running(tmp_path / "1", "/bin/sh", "-c", script):
+        assert ended(tmp_path / "1")["exit_code"] == 4
+    assert (tmp_path / "1" / "log").read_text() == "last\n"
+    assert (tmp_path / "done").exists()
+
+
+def test_output_that_finds_no_room_is_counted_in_the_log(tmp_path: Path) -> None:
+    (tmp_path / "log").symlink_to("/dev/full")
+    output = Output(str(tmp_path), 32)
+    for line in (b"lost\n", b"a line that begins the log anew\n"):
+        os.write(output.writer, line)
+        output.take()
+    output.leave()
+    output.drain()
+    os.close(output.end)
+    log = (tmp_path / "log").read_text()
+    assert "[cannot show 5 bytes of output: No space left on device]\na line that" in log
