@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.processes import until
 from zenos.core import shim
@@ -97,3 +100,92 @@ def test_output_that_finds_no_room_is_counted_in_the_log(tmp_path: Path) -> None
     os.close(output.end)
     log = (tmp_path / "log").read_text()
     assert "[cannot show 5 bytes of output: No space left on device]\na line that" in log
+
+
+# A worker whose leader ends on SIGTERM at once while its child takes its time, as a shell does
+# around a program. argv: a folder, what the child does on SIGTERM, 1 to leave the group.
+SLOW = """
+import os, signal, sys, time
+from pathlib import Path
+folder, doing, leave = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "1"
+if os.fork() == 0:
+    if leave:
+        os.setsid()
+    def ask(*_):
+        with (folder / "told").open("a") as file:
+            file.write("x")
+        if doing == "save":
+            time.sleep(0.5)
+            (folder / "saved").touch()
+            os._exit(0)
+    signal.signal(signal.SIGTERM, ask)
+    (folder / "up").touch()
+    while True:
+        time.sleep(0.05)
+while not (folder / "up").exists():
+    time.sleep(0.005)
+if doing == "own end":
+    sys.exit(3)
+time.sleep(600)
+"""
+
+
+def slow(folder: Path, doing: str, *, leave: bool = False) -> tuple[str, ...]:
+    return (sys.executable, "-c", SLOW, str(folder), doing, str(int(leave)))
+
+
+def worker(directory: Path) -> int:
+    record = shim.read_record(str(directory), "started")
+    assert record is not None
+    return int(record["pid"])
+
+
+@pytest.mark.parametrize("leave", [False, True])
+def test_what_a_stopped_worker_leaves_behind_may_save(tmp_path: Path, leave: bool) -> None:
+    run = tmp_path / "1"
+    with running(run, *slow(tmp_path, "save", leave=leave)):
+        until((tmp_path / "up").exists)
+        os.killpg(worker(run), signal.SIGTERM)
+        assert ended(run)["signal"] == signal.SIGTERM
+    assert (tmp_path / "saved").exists()
+    assert (tmp_path / "told").read_text() == "x", "told twice"
+
+
+def sentinels(pid: int, family: list[int], group: int) -> list[int]:
+    """What a shim has put into its worker's group since `family` was all of it."""
+    fresh = set(shim.descendants(pid)) - set(family)
+    return [pid for pid in fresh if os.getpgid(pid) == group]
+
+
+@pytest.mark.parametrize("leave", [False, True])
+def test_its_time_ends_when_the_group_is_killed(tmp_path: Path, leave: bool) -> None:
+    run = tmp_path / "1"
+    with running(run, *slow(tmp_path, "stay", leave=leave)) as process:
+        until((tmp_path / "up").exists)
+        family = shim.descendants(process.pid)
+        os.killpg(worker(run), signal.SIGTERM)
+        until((tmp_path / "told").exists)
+        # The leader has ended, and is there for the daemon to kill its group: so is a sentinel.
+        until(lambda: sentinels(process.pid, family, worker(run)))
+        assert shim.start_time(worker(run))
+        os.killpg(worker(run), signal.SIGKILL)
+        assert ended(run)["signal"] == signal.SIGTERM
+        assert len(family) == 2
+        assert not any(shim.start_time(pid) for pid in family)
+
+
+def test_what_a_program_leaves_behind_is_asked_then_killed(tmp_path: Path) -> None:
+    run = tmp_path / "1"
+    with running(run, *slow(tmp_path, "own end")):
+        assert ended(run)["exit_code"] == 3
+    assert (tmp_path / "told").read_text() == "x"
+
+
+def test_the_leader_alone_may_be_stopped(tmp_path: Path) -> None:
+    """By a user who knows its pid; its children didn't get the signal, and end all the same."""
+    run = tmp_path / "1"
+    script = f"sleep 600 & echo > {tmp_path}/up; wait"
+    with running(run, "/bin/sh", "-c", script):
+        until((tmp_path / "up").exists)
+        os.kill(worker(run), signal.SIGTERM)
+        assert ended(run)["signal"] == signal.SIGTERM

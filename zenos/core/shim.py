@@ -19,7 +19,6 @@ import errno
 import fcntl
 import json
 import os
-import select
 import signal
 import sys
 import time
@@ -27,92 +26,20 @@ from collections.abc import Callable
 from typing import Any
 
 from zenos.core.failpoints import passing
-from zenos.core.output import LITTLE_BYTES, PAUSE_S, Output
+from zenos.core.memory import Limits
+from zenos.core.output import Output
+from zenos.core.processes import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, identity, prctl
+from zenos.core.processes import boot_id as boot_id
+from zenos.core.processes import descendants as descendants
+from zenos.core.processes import session_members as session_members
+from zenos.core.processes import start_time as start_time
+from zenos.core.watch import Watch
 
 Target = Callable[[dict[str, Any], str], int]
 
-SAMPLE_S = 0.2
 NAME_SHOWN_MAX = 200
 DISK_FULL_S = 0.5
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
-
-
-# -- processes
-
-
-def boot_id() -> str:
-    """This boot of the machine."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
-
-
-def stat_fields(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat after the name: state first. Empty when there is none."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def start_time(pid: int) -> int:
-    """Clock ticks since boot at which a process started; 0 when it is gone."""
-    fields = stat_fields(pid)
-    return int(fields[19]) if len(fields) > 19 else 0
-
-
-def session_members(session: int) -> list[int]:
-    """The processes of a session that are alive."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            fields = stat_fields(int(name))
-            if len(fields) > 3 and int(fields[3]) == session and fields[0] not in "ZX":
-                found.append(int(name))
-    return found
-
-
-def descendants(pid: int) -> list[int]:
-    """All processes below `pid`."""
-    parents: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            fields = stat_fields(int(name))
-            if len(fields) > 1 and fields[0] not in "ZX":
-                parents.setdefault(int(fields[1]), []).append(int(name))
-    found, waiting = [], [pid]
-    while waiting:
-        children = parents.get(waiting.pop(), [])
-        found += children
-        waiting += children
-    return found
-
-
-def resident_bytes(pids: list[int]) -> int:
-    """Resident memory of processes together; pages that they share count for each."""
-    page, total = os.sysconf("SC_PAGE_SIZE"), 0
-    for pid in pids:
-        try:
-            with open(f"/proc/{pid}/statm", encoding="ascii") as file:
-                total += int(file.read().split()[1]) * page
-        except (OSError, IndexError):
-            continue
-    return total
-
-
-def identity(pid: int) -> dict[str, Any]:
-    """What tells a process from a later one with the same pid."""
-    return {"pid": pid, "start_time": start_time(pid), "boot_id": boot_id()}
-
-
-def _prctl(option: int, value: int) -> None:
-    import ctypes
-
-    ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
 # -- files
@@ -174,102 +101,6 @@ def claim(directory: str) -> int | None:
     return fd
 
 
-# -- limits
-
-
-class Limits:
-    """The worker's memory limit, by cgroup where the spec names one, else by watching."""
-
-    def __init__(self, spec: dict[str, Any]) -> None:
-        self.limit = int(spec.get("memory_limit") or 0)
-        self.groups: list[str] = list(spec.get("cgroups") or [])
-        self.peak = 0
-        self.exceeded = False
-        self._kills = self._oom_kills()
-
-    def enter(self) -> None:
-        """Put this process (and all its children to come) under the limits."""
-        for group in self.groups:
-            with open(os.path.join(group, "cgroup.procs"), "w", encoding="ascii") as file:
-                file.write(str(os.getpid()))
-
-    def sample(self) -> bool:
-        """Look; whether the limit has been exceeded, so that the worker must end."""
-        if self.groups and self._memory_group():
-            self.exceeded = self.exceeded or self._oom_kills() > self._kills
-            self.peak = max(self.peak, self._group_peak())
-        else:
-            used = resident_bytes(descendants(os.getpid()))
-            self.peak = max(self.peak, used)
-            self.exceeded = self.exceeded or bool(self.limit and used > self.limit)
-        return self.exceeded
-
-    def kill_members(self) -> None:
-        """End what is in the groups: also what has left the worker's process group and session."""
-        for group in self.groups:
-            for pid in self._members(group):
-                _kill(pid, signal.SIGKILL)
-
-    def remove(self) -> None:
-        """Remove the groups, which are empty by now; the daemon removes what is left."""
-        for group in self.groups:
-            for _ in range(20):
-                try:
-                    os.rmdir(group)
-                except FileNotFoundError:
-                    break
-                except OSError:
-                    self.kill_members()
-                    time.sleep(0.01)
-                else:
-                    break
-
-    def _memory_group(self) -> str | None:
-        for group in self.groups:
-            for name in ("memory.max", "memory.limit_in_bytes"):
-                if os.path.exists(os.path.join(group, name)):
-                    return group
-        return None
-
-    def _members(self, group: str) -> list[int]:
-        try:
-            with open(os.path.join(group, "cgroup.procs"), encoding="ascii") as file:
-                return [int(line) for line in file]
-        except OSError:
-            return []
-
-    def _group_peak(self) -> int:
-        group = self._memory_group()
-        for name in ("memory.peak", "memory.max_usage_in_bytes", "memory.current"):
-            try:
-                with open(os.path.join(group or "", name), encoding="ascii") as file:
-                    return int(file.read())
-            except (OSError, ValueError):
-                continue
-        return 0
-
-    def _oom_kills(self) -> int:
-        """How often the kernel has killed in the group: memory.events (v2), memory.oom_control."""
-        group = self._memory_group()
-        for name in ("memory.events", "memory.oom_control"):
-            try:
-                with open(os.path.join(group or "", name), encoding="ascii") as file:
-                    for line in file:
-                        key, _, value = line.partition(" ")
-                        if key == "oom_kill":
-                            return int(value)
-            except (OSError, ValueError):
-                continue
-        return 0
-
-
-def _kill(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except OSError:
-        return
-
-
 # -- the life of a worker
 
 
@@ -286,7 +117,7 @@ def run(spec: dict[str, Any], notify: int, target: Target | None = None) -> None
     passing("shim.claim.after")
     _say(notify, f"claimed {os.getpid()}")
     # Children that a worker leaves behind become ours, and end with it.
-    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
     limits = Limits(spec)
     output = Output(directory, int(spec.get("log_bytes_max") or 0))
     go_read, go_write = os.pipe()
@@ -311,9 +142,11 @@ def run(spec: dict[str, Any], notify: int, target: Target | None = None) -> None
     except BrokenPipeError:
         _say(notify, "stopped before it began")
     os.close(go_write)
-    code, usage = _wait(worker, output, limits)
+    watch = Watch(worker, output, limits)
+    watch.until_end()
     passing("shim.exit.before")
-    _end_rest(limits)
+    watch.let_rest_end()
+    code, usage = watch.end_rest()
     output.drain()
     record = {
         "exit_code": os.waitstatus_to_exitcode(code) if os.WIFEXITED(code) else None,
@@ -363,7 +196,7 @@ def _worker(
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         os.setpgid(0, 0)
-        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         limits.enter()
         _limit_open_files(int(spec.get("open_files") or 0))
         null = os.open(os.devnull, os.O_RDONLY)
@@ -413,75 +246,3 @@ def _limit_open_files(count: int) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if count > 0:
         resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
-
-
-class Watch:
-    """What the shim waits for: the worker's end, its output, the next look at its memory."""
-
-    def __init__(self, worker: int, output: Output, limits: Limits) -> None:
-        self._worker = worker
-        self._output: Output | None = output
-        self._limits = limits
-        self._pidfd = os.pidfd_open(worker)
-        self._wait_s = 0.01
-        self._sample_at = time.monotonic() + self._wait_s
-        self._listen_at = 0.0
-
-    def until_end(self) -> None:
-        """Return when the worker has ended; it is a zombie then."""
-        while not self.turn():
-            continue
-        os.close(self._pidfd)
-
-    def turn(self) -> bool:
-        """Wait for one of them and do what is due; whether the worker has ended."""
-        now = time.monotonic()
-        if now >= self._sample_at:
-            self._sample()
-            now = time.monotonic()
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        until = self._sample_at
-        if self._output is not None:
-            if now >= self._listen_at:
-                poll.register(self._output.end, select.POLLIN)
-            else:
-                until = min(until, self._listen_at)
-        ready = [fd for fd, _ in poll.poll(max(0.0, until - now) * 1000)]
-        if self._output is not None and self._output.end in ready:
-            moved = self._output.take()
-            if moved is None:
-                self._output = None  # nobody holds the other end: a program that closed its output
-            elif moved < LITTLE_BYTES:
-                self._listen_at = time.monotonic() + PAUSE_S
-        return self._pidfd in ready
-
-    def _sample(self) -> None:
-        if self._limits.sample():
-            _kill(-self._worker, signal.SIGKILL)
-            self._limits.kill_members()
-        self._wait_s = min(2 * self._wait_s, SAMPLE_S)
-        self._sample_at = time.monotonic() + self._wait_s
-
-
-def _wait(worker: int, output: Output, limits: Limits) -> tuple[int, Any]:
-    """Wait for the worker's end, sampling memory and passing on its output meanwhile."""
-    Watch(worker, output, limits).until_end()
-    limits.sample()
-    _, code, usage = os.wait4(worker, 0)
-    _kill(-worker, signal.SIGKILL)  # what is left of its process group
-    return code, usage
-
-
-def _end_rest(limits: Limits) -> None:
-    """End everything that the worker has left behind, and reap it."""
-    while True:
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                continue
-        except ChildProcessError:
-            return  # orphans become our children, so nobody is left
-        for pid in descendants(os.getpid()):
-            _kill(pid, signal.SIGKILL)
-        limits.kill_members()
-        time.sleep(0.002)
