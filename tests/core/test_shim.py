@@ -18,9 +18,25 @@ from tests.processes import until
 from zenos.core import shim
 from zenos.core.output import Output
 
+# Says in `calls`, beside the run directory, what it asks of the disk, in order.
 SHIM = """
 import json, os, sys
 from zenos.core import shim
+fsync, rename = os.fsync, os.rename
+folder = os.path.dirname(json.loads(sys.argv[1])["directory"])
+def say(*words):
+    with open(folder + "/calls", "a") as file:
+        print(*words, file=file)
+def fsync_said(fd):
+    path = os.readlink(f"/proc/self/fd/{fd}")
+    say("fsync", path)
+    if os.path.exists(folder + "/full"):
+        raise OSError(28, "No space left on device")
+    fsync(fd)
+def rename_said(old, new):
+    say("rename", new)
+    rename(old, new)
+os.fsync, os.rename = fsync_said, rename_said
 shim.run(json.loads(sys.argv[1]), os.dup(1))
 """
 
@@ -189,3 +205,24 @@ def test_the_leader_alone_may_be_stopped(tmp_path: Path) -> None:
         until((tmp_path / "up").exists)
         os.kill(worker(run), signal.SIGTERM)
         assert ended(run)["signal"] == signal.SIGTERM
+
+
+def test_a_power_cut_never_makes_a_program_that_has_begun_look_as_if_it_had_not(
+    tmp_path: Path,
+) -> None:
+    run, seen = tmp_path / "1", tmp_path / "seen"
+    with running(run, "/bin/cp", str(tmp_path / "calls"), str(seen)):
+        assert ended(run)["exit_code"] == 0
+    calls = seen.read_text().splitlines()  # those before the program's first instruction
+    assert calls.index(f"rename {run / 'started'}") < calls.index(f"fsync {run}")
+    assert calls.index(f"rename {run}") < calls.index(f"fsync {tmp_path}")
+
+
+def test_a_program_does_not_begin_when_the_disk_does_not_take_its_start(tmp_path: Path) -> None:
+    (tmp_path / "full").touch()
+    run, ran = tmp_path / "1", tmp_path / "ran"
+    with running(run, "/bin/touch", str(ran)) as process:
+        assert process.wait(30) != 0
+    assert (run / "lock").exists()
+    assert not (run / "started").exists()
+    assert not ran.exists()

@@ -6,7 +6,7 @@ depends on them. In the run directory it leaves, in this order:
 
     lock      held (flock) while the shim lives
     shim      its own pid, start time and boot id
-    started   the worker's
+    started   the worker's; on the disk before the worker does anything
     exit      how the worker ended, fsynced
 
 For the fields of its spec see `RunSpec` in zenos/workers/runs.py. On a descriptor it writes a line
@@ -60,11 +60,31 @@ def write_record(directory: str, name: str, record: dict[str, Any], *, sync: boo
         os.close(fd)
     os.rename(temporary, path)
     if sync:
-        fd = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync_directory(directory)
+
+
+def sync_directory(path: str) -> None:
+    """Have a directory's entries outlive a power cut."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_started(directory: str, worker: int) -> None:
+    """Write `started` so that not even a power cut makes the generation look as if it had not run.
+
+    A run directory that is gone, or has no `started`, says that nothing has run, and the task is
+    started again. OSError when the disk doesn't take it; then it isn't there.
+    """
+    write_record(directory, "started", identity(worker), sync=False)
+    try:
+        sync_directory(directory)
+        sync_directory(os.path.dirname(directory))  # the claim's rename
+    except OSError:
+        os.unlink(os.path.join(directory, "started"))
+        raise
 
 
 def read_record(directory: str, name: str) -> dict[str, Any] | None:
@@ -134,7 +154,7 @@ def run(spec: dict[str, Any], notify: int, target: Target | None = None) -> None
     # Once it leads its group, under its limits, it can be stopped: so `started` comes after that.
     os.read(set_read, 1)
     os.close(set_read)
-    write_record(directory, "started", identity(worker), sync=False)
+    write_started(directory, worker)
     passing("shim.started.after")
     _say(notify, f"started {worker}")
     try:
