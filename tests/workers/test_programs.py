@@ -289,3 +289,26 @@ async def test_forgotten_tasks_leave_nothing(rig: Rig) -> None:
     await exited(rig)
     rig.executor.forget(["t1"])
     assert list(rig.home.runs.iterdir()) == []
+
+
+SAVING = """
+import pathlib, signal, sys, time
+def save(*_):
+    time.sleep(0.5)
+    print("saved", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+print("up", flush=True)
+while True:
+    time.sleep(0.05)
+"""
+
+
+async def test_a_program_inside_a_shell_has_its_whole_grace_time(rig: Rig, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(SAVING)
+    await rig.executor.start(program("/bin/sh", "-c", f"{PYTHON} {tmp_path}/train.py; echo end"))
+    log = rig.home.run("t1", 1) / "log"
+    await until(lambda: "up" in runs.log_tail(log))
+    await rig.executor.stop("t1", 1, 60.0, save=True)
+    outcome = (await exited(rig)).outcome
+    assert (outcome.signal, outcome.log_tail) == (signal.SIGTERM, "up\nsaved\n")

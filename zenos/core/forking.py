@@ -17,9 +17,12 @@ import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from zenos.core import failpoints, shim
+
+REASON_SHOWN_MAX = 1000
 
 
 def thread_count() -> int:
@@ -53,8 +56,22 @@ def fork(
             os.environ.update(spec["env"])
         shim.run(spec, notify, work)
         code = 0
+    except BaseException as error:  # noqa: BLE001 - a fork must not go on in its parent's code
+        _report(path, error, notify)
     finally:
         os._exit(code)
+
+
+def _report(path: Path, error: BaseException, notify: int) -> None:
+    """Say why a shim has failed: to the daemon in a line `failed REASON`, in the log with where."""
+    told = error.strerror if isinstance(error, OSError) else str(error)
+    reason = " ".join((told or type(error).__name__).split())[:REASON_SHOWN_MAX]
+    with suppress(OSError):
+        os.write(notify, f"failed its shim failed: {reason}\n".encode(errors="replace"))
+    with suppress(OSError, ValueError):
+        print(f"cannot go on with the shim for {path}: {reason}", file=sys.stderr)  # noqa: T201
+        sys.excepthook(type(error), error, error.__traceback__)
+        sys.stderr.flush()
 
 
 def serve(name: str, listener: socket.socket, work: shim.Target | None) -> None:

@@ -6,7 +6,7 @@ depends on them. In the run directory it leaves, in this order:
 
     lock      held (flock) while the shim lives
     shim      its own pid, start time and boot id
-    started   the worker's
+    started   the worker's; on the disk before the worker does anything
     exit      how the worker ended, fsynced
 
 For the fields of its spec see `RunSpec` in zenos/workers/runs.py. On a descriptor it writes a line
@@ -19,7 +19,6 @@ import errno
 import fcntl
 import json
 import os
-import select
 import signal
 import sys
 import time
@@ -27,92 +26,20 @@ from collections.abc import Callable
 from typing import Any
 
 from zenos.core.failpoints import passing
+from zenos.core.memory import Limits
+from zenos.core.output import Output
+from zenos.core.processes import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, identity, prctl
+from zenos.core.processes import boot_id as boot_id
+from zenos.core.processes import descendants as descendants
+from zenos.core.processes import session_members as session_members
+from zenos.core.processes import start_time as start_time
+from zenos.core.watch import Watch
 
 Target = Callable[[dict[str, Any], str], int]
 
-SAMPLE_S = 0.2
-LOG_CHECK_S = 2.0
 NAME_SHOWN_MAX = 200
 DISK_FULL_S = 0.5
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
-
-
-# -- processes
-
-
-def boot_id() -> str:
-    """This boot of the machine."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
-
-
-def stat_fields(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat after the name: state first. Empty when there is none."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def start_time(pid: int) -> int:
-    """Clock ticks since boot at which a process started; 0 when it is gone."""
-    fields = stat_fields(pid)
-    return int(fields[19]) if len(fields) > 19 else 0
-
-
-def session_members(session: int) -> list[int]:
-    """The processes of a session that are alive."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            fields = stat_fields(int(name))
-            if len(fields) > 3 and int(fields[3]) == session and fields[0] not in "ZX":
-                found.append(int(name))
-    return found
-
-
-def descendants(pid: int) -> list[int]:
-    """All processes below `pid`."""
-    parents: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            fields = stat_fields(int(name))
-            if len(fields) > 1 and fields[0] not in "ZX":
-                parents.setdefault(int(fields[1]), []).append(int(name))
-    found, waiting = [], [pid]
-    while waiting:
-        children = parents.get(waiting.pop(), [])
-        found += children
-        waiting += children
-    return found
-
-
-def resident_bytes(pids: list[int]) -> int:
-    """Resident memory of processes together; pages that they share count for each."""
-    page, total = os.sysconf("SC_PAGE_SIZE"), 0
-    for pid in pids:
-        try:
-            with open(f"/proc/{pid}/statm", encoding="ascii") as file:
-                total += int(file.read().split()[1]) * page
-        except (OSError, IndexError):
-            continue
-    return total
-
-
-def identity(pid: int) -> dict[str, Any]:
-    """What tells a process from a later one with the same pid."""
-    return {"pid": pid, "start_time": start_time(pid), "boot_id": boot_id()}
-
-
-def _prctl(option: int, value: int) -> None:
-    import ctypes
-
-    ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
 # -- files
@@ -133,11 +60,31 @@ def write_record(directory: str, name: str, record: dict[str, Any], *, sync: boo
         os.close(fd)
     os.rename(temporary, path)
     if sync:
-        fd = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync_directory(directory)
+
+
+def sync_directory(path: str) -> None:
+    """Have a directory's entries outlive a power cut."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_started(directory: str, worker: int) -> None:
+    """Write `started` so that not even a power cut makes the generation look as if it had not run.
+
+    A run directory that is gone, or has no `started`, says that nothing has run, and the task is
+    started again. OSError when the disk doesn't take it; then it isn't there.
+    """
+    write_record(directory, "started", identity(worker), sync=False)
+    try:
+        sync_directory(directory)
+        sync_directory(os.path.dirname(directory))  # the claim's rename
+    except OSError:
+        os.unlink(os.path.join(directory, "started"))
+        raise
 
 
 def read_record(directory: str, name: str) -> dict[str, Any] | None:
@@ -174,102 +121,6 @@ def claim(directory: str) -> int | None:
     return fd
 
 
-# -- limits
-
-
-class Limits:
-    """The worker's memory limit, by cgroup where the spec names one, else by watching."""
-
-    def __init__(self, spec: dict[str, Any]) -> None:
-        self.limit = int(spec.get("memory_limit") or 0)
-        self.groups: list[str] = list(spec.get("cgroups") or [])
-        self.peak = 0
-        self.exceeded = False
-        self._kills = self._oom_kills()
-
-    def enter(self) -> None:
-        """Put this process (and all its children to come) under the limits."""
-        for group in self.groups:
-            with open(os.path.join(group, "cgroup.procs"), "w", encoding="ascii") as file:
-                file.write(str(os.getpid()))
-
-    def sample(self) -> bool:
-        """Look; whether the limit has been exceeded, so that the worker must end."""
-        if self.groups and self._memory_group():
-            self.exceeded = self.exceeded or self._oom_kills() > self._kills
-            self.peak = max(self.peak, self._group_peak())
-        else:
-            used = resident_bytes(descendants(os.getpid()))
-            self.peak = max(self.peak, used)
-            self.exceeded = self.exceeded or bool(self.limit and used > self.limit)
-        return self.exceeded
-
-    def kill_members(self) -> None:
-        """End what is in the groups: also what has left the worker's process group and session."""
-        for group in self.groups:
-            for pid in self._members(group):
-                _kill(pid, signal.SIGKILL)
-
-    def remove(self) -> None:
-        """Remove the groups, which are empty by now; the daemon removes what is left."""
-        for group in self.groups:
-            for _ in range(20):
-                try:
-                    os.rmdir(group)
-                except FileNotFoundError:
-                    break
-                except OSError:
-                    self.kill_members()
-                    time.sleep(0.01)
-                else:
-                    break
-
-    def _memory_group(self) -> str | None:
-        for group in self.groups:
-            for name in ("memory.max", "memory.limit_in_bytes"):
-                if os.path.exists(os.path.join(group, name)):
-                    return group
-        return None
-
-    def _members(self, group: str) -> list[int]:
-        try:
-            with open(os.path.join(group, "cgroup.procs"), encoding="ascii") as file:
-                return [int(line) for line in file]
-        except OSError:
-            return []
-
-    def _group_peak(self) -> int:
-        group = self._memory_group()
-        for name in ("memory.peak", "memory.max_usage_in_bytes", "memory.current"):
-            try:
-                with open(os.path.join(group or "", name), encoding="ascii") as file:
-                    return int(file.read())
-            except (OSError, ValueError):
-                continue
-        return 0
-
-    def _oom_kills(self) -> int:
-        """How often the kernel has killed in the group: memory.events (v2), memory.oom_control."""
-        group = self._memory_group()
-        for name in ("memory.events", "memory.oom_control"):
-            try:
-                with open(os.path.join(group or "", name), encoding="ascii") as file:
-                    for line in file:
-                        key, _, value = line.partition(" ")
-                        if key == "oom_kill":
-                            return int(value)
-            except (OSError, ValueError):
-                continue
-        return 0
-
-
-def _kill(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except OSError:
-        return
-
-
 # -- the life of a worker
 
 
@@ -286,22 +137,24 @@ def run(spec: dict[str, Any], notify: int, target: Target | None = None) -> None
     passing("shim.claim.after")
     _say(notify, f"claimed {os.getpid()}")
     # Children that a worker leaves behind become ours, and end with it.
-    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
     limits = Limits(spec)
+    output = Output(directory, int(spec.get("log_bytes_max") or 0))
     go_read, go_write = os.pipe()
     set_read, set_write = os.pipe()
     worker = os.fork()
     if worker == 0:
         for fd in (go_write, set_read, lock, notify):
             os.close(fd)
-        _worker(spec, directory, (set_write, go_read), limits, target)
+        _worker(spec, output, (set_write, go_read), limits, target)
+    output.leave()
     os.close(go_read)
     os.close(set_write)
     passing("shim.fork.after")
     # Once it leads its group, under its limits, it can be stopped: so `started` comes after that.
     os.read(set_read, 1)
     os.close(set_read)
-    write_record(directory, "started", identity(worker), sync=False)
+    write_started(directory, worker)
     passing("shim.started.after")
     _say(notify, f"started {worker}")
     try:
@@ -309,9 +162,12 @@ def run(spec: dict[str, Any], notify: int, target: Target | None = None) -> None
     except BrokenPipeError:
         _say(notify, "stopped before it began")
     os.close(go_write)
-    code, usage = _wait(worker, directory, spec, limits)
+    watch = Watch(worker, output, limits)
+    watch.until_end()
     passing("shim.exit.before")
-    _end_rest(limits)
+    watch.let_rest_end()
+    code, usage = watch.end_rest()
+    output.drain()
     record = {
         "exit_code": os.waitstatus_to_exitcode(code) if os.WIFEXITED(code) else None,
         "signal": os.WTERMSIG(code) if os.WIFSIGNALED(code) else None,
@@ -347,7 +203,7 @@ def _say(notify: int, line: str) -> None:
 
 def _worker(
     spec: dict[str, Any],
-    directory: str,
+    output: Output,
     pipes: tuple[int, int],
     limits: Limits,
     target: Target | None,
@@ -355,20 +211,18 @@ def _worker(
     """In the worker's process: set up, wait for the word, then become the program or work."""
     code = 126
     ready, go = pipes
+    directory = spec["directory"]
     try:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         os.setpgid(0, 0)
-        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         limits.enter()
         _limit_open_files(int(spec.get("open_files") or 0))
-        log = os.open(os.path.join(directory, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
         os.close(null)
-        os.close(log)
+        output.enter()
         os.write(ready, b"r")
         os.close(ready)
         # Nothing of the work is done before `started` is written; nothing at all if the shim died.
@@ -412,54 +266,3 @@ def _limit_open_files(count: int) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if count > 0:
         resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
-
-
-def _wait(worker: int, directory: str, spec: dict[str, Any], limits: Limits) -> tuple[int, Any]:
-    """Wait for the worker's end, sampling memory and bounding its log meanwhile."""
-    ended = select.poll()
-    watch = os.pidfd_open(worker)
-    ended.register(watch, select.POLLIN)
-    log_checked = time.monotonic()
-    wait_s = 0.01
-    while not ended.poll(int(wait_s * 1000)):
-        wait_s = min(2 * wait_s, SAMPLE_S)
-        if limits.sample():
-            _kill(-worker, signal.SIGKILL)
-            limits.kill_members()
-        if time.monotonic() - log_checked >= LOG_CHECK_S:
-            log_checked = time.monotonic()
-            _bound_log(os.path.join(directory, "log"), int(spec.get("log_bytes_max") or 0))
-    os.close(watch)
-    limits.sample()
-    _, code, usage = os.wait4(worker, 0)
-    _kill(-worker, signal.SIGKILL)  # what is left of its process group
-    return code, usage
-
-
-def _bound_log(path: str, bytes_max: int) -> None:
-    """Keep at most two times `bytes_max` of log: the present one and `log.1`.
-
-    The worker appends to its descriptor, so the file is copied and cut, not renamed.
-    """
-    try:
-        if bytes_max and os.path.getsize(path) > bytes_max:
-            with open(path, "rb") as source, open(f"{path}.1", "wb") as old:
-                while data := source.read(1 << 20):
-                    old.write(data)
-            os.truncate(path, 0)
-    except OSError:
-        return
-
-
-def _end_rest(limits: Limits) -> None:
-    """End everything that the worker has left behind, and reap it."""
-    while True:
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                continue
-        except ChildProcessError:
-            return  # orphans become our children, so nobody is left
-        for pid in descendants(os.getpid()):
-            _kill(pid, signal.SIGKILL)
-        limits.kill_members()
-        time.sleep(0.002)

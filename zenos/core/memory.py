@@ -1,0 +1,96 @@
+"""A worker's memory limit, as its shim holds it. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+from zenos.core.processes import descendants, kill, resident_bytes
+
+
+class Limits:
+    """The worker's memory limit, by cgroup where the spec names one, else by watching."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self.limit = int(spec.get("memory_limit") or 0)
+        self.groups: list[str] = list(spec.get("cgroups") or [])
+        self.peak = 0
+        self.exceeded = False
+        self._kills = self._oom_kills()
+
+    def enter(self) -> None:
+        """Put this process (and all its children to come) under the limits."""
+        for group in self.groups:
+            with open(os.path.join(group, "cgroup.procs"), "w", encoding="ascii") as file:
+                file.write(str(os.getpid()))
+
+    def sample(self) -> bool:
+        """Look; whether the limit has been exceeded, so that the worker must end."""
+        if self.groups and self._memory_group():
+            self.exceeded = self.exceeded or self._oom_kills() > self._kills
+            self.peak = max(self.peak, self._group_peak())
+        else:
+            used = resident_bytes(descendants(os.getpid()))
+            self.peak = max(self.peak, used)
+            self.exceeded = self.exceeded or bool(self.limit and used > self.limit)
+        return self.exceeded
+
+    def kill_members(self) -> None:
+        """End what is in the groups: also what has left the worker's process group and session."""
+        for group in self.groups:
+            for pid in self._members(group):
+                kill(pid, signal.SIGKILL)
+
+    def remove(self) -> None:
+        """Remove the groups, which are empty by now; the daemon removes what is left."""
+        for group in self.groups:
+            for _ in range(20):
+                try:
+                    os.rmdir(group)
+                except FileNotFoundError:
+                    break
+                except OSError:
+                    self.kill_members()
+                    time.sleep(0.01)
+                else:
+                    break
+
+    def _memory_group(self) -> str | None:
+        for group in self.groups:
+            for name in ("memory.max", "memory.limit_in_bytes"):
+                if os.path.exists(os.path.join(group, name)):
+                    return group
+        return None
+
+    def _members(self, group: str) -> list[int]:
+        try:
+            with open(os.path.join(group, "cgroup.procs"), encoding="ascii") as file:
+                return [int(line) for line in file]
+        except OSError:
+            return []
+
+    def _group_peak(self) -> int:
+        group = self._memory_group()
+        for name in ("memory.peak", "memory.max_usage_in_bytes", "memory.current"):
+            try:
+                with open(os.path.join(group or "", name), encoding="ascii") as file:
+                    return int(file.read())
+            except (OSError, ValueError):
+                continue
+        return 0
+
+    def _oom_kills(self) -> int:
+        """How often the kernel has killed in the group: memory.events (v2), memory.oom_control."""
+        group = self._memory_group()
+        for name in ("memory.events", "memory.oom_control"):
+            try:
+                with open(os.path.join(group or "", name), encoding="ascii") as file:
+                    for line in file:
+                        key, _, value = line.partition(" ")
+                        if key == "oom_kill":
+                            return int(value)
+            except (OSError, ValueError):
+                continue
+        return 0
