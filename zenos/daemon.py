@@ -15,7 +15,7 @@ import socket
 import sys
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 import msgspec
 
@@ -43,6 +43,7 @@ from zenos.workers.limits import raise_open_files
 from zenos.workers.system import LocalSystem, Mode
 
 log = logging.getLogger("zenos.daemon")
+STORE_LOOK_S: Final = 3.0
 
 
 async def run(home: Home, config: Config) -> None:
@@ -126,7 +127,7 @@ async def _until_stopped(
             log.info("going down: %s", mode)
             inbox.put(ev.Shutdown(suspend=mode == "suspend"))
             asked = asyncio.create_task(system.stop_requests.get())
-            if await _have_ended(mode, view, {asked, looping}):
+            if await _have_ended(mode, view, inbox, {asked, looping}):
                 return
     finally:
         asked.cancel()
@@ -135,8 +136,11 @@ async def _until_stopped(
             ended.result()  # raises what went wrong
 
 
-async def _have_ended(mode: Mode, view: View, others: set[asyncio.Task[Any]]) -> bool:
-    """Wait for the workers that `mode` waits for; False if one of `others` ended before them."""
+async def _have_ended(mode: Mode, view: View, inbox: Inbox, others: set[asyncio.Task[Any]]) -> bool:
+    """Wait for the workers that `mode` waits for; False if one of `others` ended before them.
+
+    While the store fails nothing is decided any more: then they are left to the next daemon.
+    """
     if mode == "leave":
         return True
     # A program cannot save its state, and a replica would never end by itself.
@@ -144,10 +148,15 @@ async def _have_ended(mode: Mode, view: View, others: set[asyncio.Task[Any]]) ->
     kinds = can_save if mode == "suspend" else tuple(kind for kind in Kind if kind != Kind.SERVE)
     while any(t.state in HOLDING and t.kind in kinds for t in view.tasks.values()):
         changed: asyncio.Task[Any] = asyncio.create_task(view.changed())
-        done, _ = await asyncio.wait({changed, *others}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(
+            {changed, *others}, timeout=STORE_LOOK_S, return_when=asyncio.FIRST_COMPLETED
+        )
         changed.cancel()
         if done & others:
             return False
+        if not done and inbox.storage_error is not None:
+            log.warning("going down without what is remembered: %s", inbox.storage_error)
+            return True
     return True
 
 

@@ -13,10 +13,14 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Submit(Event, frozen=True, kw_only=True):
-    """A user submits a task. Answered by a Reply with the Task."""
+    """A user submits a task. Answered by a Reply with the Task.
+
+    asked: as the user sent it, where `spec` says more: which versions its models are.
+    """
 
     request: int
     spec: TaskSpec
+    asked: TaskSpec | None = None
     principal: Principal = Principal()
     key: str | None = None
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from zenos.core import durable
+from zenos.core.errors import StorageError
 
 
 class Home(msgspec.Struct, frozen=True):
@@ -83,9 +84,17 @@ class Home(msgspec.Struct, frozen=True):
         return said if said.name == self._sockets().name else self._sockets()
 
     def write_sockets(self) -> None:
-        """Write down where the sockets are: as before, if that place is still there."""
+        """Write down where the sockets are: as before, if that place is still there.
+
+        StorageError when that can't be written.
+        """
         place = self.sockets if self.sockets.parent.is_dir() else self._sockets()
-        durable.write_file(self.root / "sockets", f"{place}\n".encode())
+        path, text = self.root / "sockets", f"{place}\n".encode()
+        try:
+            if not path.exists() or path.read_bytes() != text:
+                durable.write_file(path, text)
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror}") from error
 
     def _sockets(self) -> Path:
         base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()

@@ -158,10 +158,16 @@ class Control:
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Task | Deployment]] = {}
 
-    async def submit(self, spec: TaskSpec, principal: Principal, key: str | None) -> Task:
-        """Submit a task; returns when it is accepted, that is, remembered."""
+    async def submit(
+        self,
+        spec: TaskSpec,
+        principal: Principal,
+        key: str | None,
+        asked: TaskSpec | None = None,
+    ) -> Task:
+        """Submit a task; returns when it is accepted, that is, remembered. asked: see Submit."""
         number = next(self._numbers)
-        event = ev.Submit(request=number, spec=spec, principal=principal, key=key)
+        event = ev.Submit(request=number, spec=spec, asked=asked, principal=principal, key=key)
         return _task(await self._ask(number, event))
 
     async def cancel(self, task: str, principal: Principal) -> Task:

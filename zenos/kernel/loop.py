@@ -40,23 +40,28 @@ async def run(
         events = await inbox.drain(wake - clock.now())  # what happened
         changes, actions, wake = kernel.step(events, clock.now())  # decide
         failpoints.passing("loop.decided")
-        if changes:
-            await _commit(store, changes, inbox)  # remember
+        if changes and not await _commit(store, changes, inbox):  # remember
+            return
         failpoints.passing("loop.committed")
         committed(changes)
         perform(actions)  # act
         failpoints.passing("loop.performed")
 
 
-async def _commit(store: Remember, changes: Changes, inbox: Inbox) -> None:
-    """Commit the batch, again and again until it is remembered; callers get 503 meanwhile."""
+async def _commit(store: Remember, changes: Changes, inbox: Inbox) -> bool:
+    """Commit the batch, again and again until it is remembered; callers get 503 meanwhile.
+
+    False when the daemon goes down before: nothing of it has happened.
+    """
     while True:
         try:
             await store.commit(changes)
         except StorageError as error:
             log.error("%s; trying again", error)  # noqa: TRY400 - the message says it all
             inbox.storage_error = error
+            if inbox.closed:
+                return False
             await asyncio.sleep(COMMIT_RETRY_S)
         else:
             inbox.storage_error = None
-            return
+            return True

@@ -90,6 +90,7 @@ class ResourceManager:
 
     def __init__(self) -> None:
         self.pools: dict[str, Pool] = {}
+        self._could_hold: dict[Resources, bool] = {}  # until a node changes
 
     def add(self, node: Node, allocations: Iterable[Allocation]) -> None:
         """A node is there, or has changed; `allocations` are those that tasks hold on it."""
@@ -97,6 +98,7 @@ class ResourceManager:
         for allocation in allocations:
             pool.occupy(allocation)
         self.pools[node.name] = pool
+        self._could_hold.clear()
 
     def allocate(
         self, request: Resources, reserved: dict[str, Resources] | None = None
@@ -114,14 +116,21 @@ class ResourceManager:
         if pool is not None:
             pool.release(allocation)
 
+    def could_ever_hold(self, request: Resources) -> bool:
+        """Whether some node could hold `request` if it were empty."""
+        found = self._could_hold.get(request)
+        if found is None:
+            found = any(Pool(p.node).allocate(request) is not None for p in self.pools.values())
+            self._could_hold[request] = found
+        return found
+
     def check_fits_ever(self, request: Resources) -> None:
         """Raises UnfittableError when no node could hold `request` even if it were empty."""
-        empty = [Pool(pool.node) for pool in self.pools.values()]
-        if any(pool.allocate(request) is not None for pool in empty):
+        if self.could_ever_hold(request):
             return
-        if not empty:
+        if not self.pools:
             raise UnfittableError("cannot ever fit: no node is known yet")
-        capacities = [pool.node.capacity for pool in empty]
+        capacities = [pool.node.capacity for pool in self.pools.values()]
         for what, show in (("cpu", show_share), ("gpu", show_share), ("memory", show_size)):
             most = max(getattr(c, what) for c in capacities)
             wanted = getattr(request, what)
@@ -131,7 +140,7 @@ class ResourceManager:
                     f"cannot ever fit: wants {show(wanted)}{unit}, "
                     f"the largest node has {show(most)}; ask for less"
                 )
-        largest = max(pool.node.gpu_memory_each for pool in empty)
+        largest = max(pool.node.gpu_memory_each for pool in self.pools.values())
         raise UnfittableError(
             f"cannot ever fit: no single node has all of {request} "
             f"(largest GPU memory: {show_size(largest)}); ask for less"

@@ -7,15 +7,18 @@ buckets are scored. Tasks of one bucket want the same: when its head does not fi
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from zenos.core.config import Config
 from zenos.core.resources import Resources
 from zenos.core.task import Allocation, Kind, Task
 from zenos.kernel import priority
 from zenos.kernel.resource_manager import ResourceManager
+
+SIGNATURES_MAX: Final = 4096
 
 
 class BucketKey(NamedTuple):
@@ -106,6 +109,11 @@ class Queue:
         for bucket in self._buckets.values():
             yield next(iter(bucket.values()))
 
+    def head(self, key: BucketKey) -> Entry | None:
+        """The first of one bucket."""
+        bucket = self._buckets.get(key)
+        return next(iter(bucket.values())) if bucket else None
+
     def overdue_at(self, entry: Entry) -> float:
         """The kernel time at which a waiting task becomes overdue."""
         return entry.queued + priority.wait_s_max(entry.key.priority, self._config.overdue_wait_s)
@@ -180,22 +188,18 @@ class Scheduler:
         """
         self.queue.collect_overdue(now)  # 1
         reserved = self._start_overdue(overdue_running, start)  # 2
-        tried: set[BucketKey] = set()  # 3
-        while True:
-            waiting = [r for r in self.ranking(now) if r.entry.key not in tried]
-            if not waiting:
-                return
-            for ranked in waiting:
-                entry = ranked.entry
-                allocation = self._resources.allocate(entry.key.request, reserved)
-                if allocation is None:
-                    tried.add(entry.key)
-                    continue
-                self.queue.remove(entry.task)
-                start(entry.task, allocation, overdue=False)
-                break  # starting one changes the next head of its bucket, and the contention
-            else:
-                return
+        waiting = self.ranking(now)  # 3
+        contention = self.contention()
+        while waiting:
+            entry = heapq.heappop(waiting).entry
+            allocation = self._resources.allocate(entry.key.request, reserved)
+            if allocation is None:
+                continue
+            self.queue.remove(entry.task)
+            start(entry.task, allocation, overdue=False)
+            following = self.queue.head(entry.key)
+            if following is not None:
+                heapq.heappush(waiting, self.queue.rank(following, now, contention))
 
     def _start_overdue(self, running: Resources, start: Start) -> dict[str, Resources]:
         for entry in self.queue.overdue:
@@ -204,6 +208,8 @@ class Scheduler:
                 return {}
             allocation = self._resources.allocate(request)
             if allocation is None:
+                if not self._resources.could_ever_hold(request):
+                    continue  # its node came back smaller: nobody else waits for it
                 return self._reserve(request)
             self.queue.remove(entry.task)
             running = running + request
@@ -250,8 +256,10 @@ class Estimates:
             return
         new = math.log(max(ran_s, 1e-3))
         key = signature(task)
-        old = self._log_s.get(key)
+        old = self._log_s.pop(key, None)
         self._log_s[key] = new if old is None else (old + new) / 2
+        if len(self._log_s) > SIGNATURES_MAX:
+            del self._log_s[next(iter(self._log_s))]  # the one that has not run for longest
 
     def expected_s(self, task: Task) -> float:
         """Expected remaining seconds: the user's word, else what was learned, else the default."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
+import math
+
 from zenos.core.actions import Changes, Snapshot
 from zenos.core.config import Config
 from zenos.core.resources import Resources
@@ -16,7 +19,7 @@ from zenos.core.task import (
     check_transition,
 )
 from zenos.kernel.resource_manager import ResourceManager, memory_each
-from zenos.kernel.scheduler import Estimates, Scheduler
+from zenos.kernel.scheduler import Estimates, Scheduler, order_of
 
 
 class InvariantError(AssertionError):
@@ -35,8 +38,8 @@ class KernelState:
         self.tasks: dict[str, Task] = dict(snapshot.tasks)
         self.deployments: dict[str, Deployment] = dict(snapshot.deployments)
         self.keys: dict[tuple[str, str], IdempotencyKey] = {
-            (key.user, key.key): key for key in snapshot.keys
-        }
+            (key.user, key.key): key for key in sorted(snapshot.keys, key=lambda k: k.at)
+        }  # the oldest first
         self.next_task = snapshot.next_task
         self.next_seq = snapshot.next_seq
         self.pruned_seq = 0
@@ -45,6 +48,9 @@ class KernelState:
         self.estimates = Estimates(expected_default_s)
         # Tasks that wait for the end of their backoff, and holders that were overdue when started.
         self.delayed: set[str] = set()
+        self._delays: list[
+            tuple[float, int, str]
+        ] = []  # a heap; who isn't delayed any more as well
         self.holding: set[str] = set()
         self.overdue_running: set[str] = set()
         self.ended: dict[str, None] = {}
@@ -52,7 +58,10 @@ class KernelState:
         self.in_flight: dict[str, int] = {}
         self.used_at: dict[str, float] = {}
         self.changes = Changes()
-        for task in sorted(self.tasks.values(), key=lambda t: t.ended or 0.0):
+        # Ended ones in the order of their ends; waiting ones in that in which they came to wait.
+        for task in sorted(
+            self.tasks.values(), key=lambda t: (t.ended or t.queued, order_of(t.id))
+        ):
             if task.state is State.SUCCEEDED:
                 self.estimates.learn(task, task.ran_s)
             self._file(task, snapshot.now)
@@ -105,6 +114,7 @@ class KernelState:
         if task.state is State.QUEUED:
             if task.not_before > now:
                 self.delayed.add(task.id)
+                heapq.heappush(self._delays, (task.not_before, order_of(task.id), task.id))
             elif task.id not in self.scheduler.queue:
                 self.scheduler.queue.add(task, self.estimates.expected_s(task))
         elif task.state in HOLDING:
@@ -114,11 +124,20 @@ class KernelState:
 
     def release_delayed(self, now: float) -> None:
         """Queue the tasks whose backoff is over."""
-        for task_id in sorted(self.delayed):
+        while self.next_delayed() <= now:
+            _, _, task_id = heapq.heappop(self._delays)
             task = self.tasks[task_id]
-            if task.not_before <= now:
-                self.delayed.discard(task_id)
-                self.scheduler.queue.add(task, self.estimates.expected_s(task))
+            self.delayed.discard(task_id)
+            self.scheduler.queue.add(task, self.estimates.expected_s(task))
+
+    def next_delayed(self) -> float:
+        """When the next backoff ends; infinity when none is waited for."""
+        while self._delays:
+            at, _, task_id = self._delays[0]
+            if task_id in self.delayed and self.tasks[task_id].not_before == at:
+                return at
+            heapq.heappop(self._delays)
+        return math.inf
 
     def delete(self, task_id: str) -> None:
         """Forget an ended task."""
@@ -154,6 +173,7 @@ class KernelState:
 
     def put_key(self, key: IdempotencyKey) -> None:
         """Remember the answer to a request with an idempotency key."""
+        self.keys.pop((key.user, key.key), None)  # the newest stands last
         self.keys[key.user, key.key] = key
         self.changes.keys.append(key)
 

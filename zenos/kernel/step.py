@@ -119,7 +119,8 @@ class Kernel:
 
     def _submit(self, event: ev.Submit, now: float) -> Task:
         event.spec.check()
-        known = self.remembered(event.principal, event.key, event.spec, now)
+        asked = event.asked or event.spec
+        known = self.remembered(event.principal, event.key, asked, now)
         if known is not None:
             if known not in self.state.tasks:
                 raise ConflictError("cannot answer that idempotency key again: its task is gone")
@@ -130,7 +131,7 @@ class Kernel:
             raise BusyError("cannot queue more tasks: wait until some have ended", retry_after_s=10)
         self.state.resources.check_fits_ever(event.spec.resources)
         task = self.new_task(event.spec, event.principal, now)
-        self.remember(event.principal, event.key, event.spec, task.id, now)
+        self.remember(event.principal, event.key, asked, task.id, now)
         return task
 
     def new_task(self, spec: TaskSpec, principal: Principal, now: float) -> Task:
@@ -183,8 +184,11 @@ class Kernel:
         if task.is_ended or task.stopping == "cancel":
             return task
         if task.state is State.QUEUED:
-            ended = replace(task, state=State.CANCELLED, ended=now)
-            return self.state.put(task, ended, now, "cancelled")
+            ended = replace(task, state=State.CANCELLED, ended=now, stopping="cancel")
+            task = self.state.put(task, ended, now, "cancelled")
+            if task.kind is Kind.SERVE:
+                self.models.replica_ended(task, now)
+            return task
         return self.stop(task, "cancel", now)
 
     # -- starting and stopping
@@ -280,8 +284,10 @@ class Kernel:
                 gone.append(task_id)
         if gone:
             self.actions.append(Forget(tasks=gone))
-        old = [k for k in self.state.keys.values() if now - k.at > limits.IDEMPOTENCY_KEPT_S]
-        for key in old:
+        while self.state.keys:
+            key = next(iter(self.state.keys.values()))  # the oldest comes first
+            if now - key.at <= limits.IDEMPOTENCY_KEPT_S:
+                break
             self.state.delete_key(key.user, key.key)
         oldest = self.state.next_seq - limits.EVENTS_KEPT
         if oldest - self.state.pruned_seq >= limits.EVENTS_KEPT // 100:
@@ -293,7 +299,7 @@ class Kernel:
         times = [self.models.next_wake(now)]
         if not self.draining:
             times.append(self.state.scheduler.queue.next_overdue())
-        times += [self.state.tasks[t].not_before for t in self.state.delayed]
+        times.append(self.state.next_delayed())
         for task_id in self.state.holding:
             task = self.state.tasks[task_id]
             limit_s = task.spec.time_limit_s

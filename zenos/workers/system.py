@@ -165,12 +165,13 @@ class LocalSystem:
     # -- zenos.api.ports.System
 
     async def submit(self, spec: TaskSpec, principal: Principal, key: str | None) -> Task:
+        asked = spec
         if isinstance(spec.work, TrainSpec | CreateSpec):
             if spec.work.arch is not None:
                 check_arch(spec.work.arch)
             work = await asyncio.to_thread(self._pinned, spec.work)
             spec = msgspec.structs.replace(spec, work=work)
-        return await self.control.submit(spec, principal, key)
+        return await self.control.submit(spec, principal, key, asked)
 
     def _pinned(self, work: TrainSpec | CreateSpec) -> TrainSpec | CreateSpec:
         """With the versions that its models mean now: later ones are not what was asked for."""
