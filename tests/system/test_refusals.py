@@ -15,10 +15,10 @@ import pytest
 from tests.processes import until
 from tests.system.harness import System, family, popen, refused
 from zenos.client import connect
-from zenos.core.errors import ConflictError, InvalidError, NotFoundError, WorkerError
+from zenos.core.errors import ConflictError, InvalidError, NotFoundError
 from zenos.core.home import Home
 from zenos.core.specs import TrainSpec
-from zenos.core.task import State
+from zenos.core.task import Kind, State
 
 # What a daemon that is refused may still write: why.
 LOGS = ("daemon.log",)
@@ -211,13 +211,22 @@ def test_a_misspelt_architecture_is_refused_at_once(system: System) -> None:
     assert system.tasks() == {}
 
 
-def test_a_model_that_cannot_be_served_is_said_once(system: System) -> None:
+def test_a_model_that_cannot_be_served_is_refused_before_anything_is_started(
+    system: System,
+) -> None:
     system.start()
     made = system.ask(lambda client: client.create("reader", "bert-nano").wait(60))
     assert made.state is State.SUCCEEDED, made
-    with pytest.raises(WorkerError) as caught:
+    says = "cannot serve reader:1: a bert model doesn't generate text"
+    with pytest.raises(InvalidError, match=says):
         system.ask(lambda client: client.generate("reader", "hello", max_tokens=1).text())
-    assert str(caught.value).startswith("cannot serve reader:1: a bert model doesn't generate text")
+    with pytest.raises(InvalidError, match=says):
+        system.ask(lambda client: client.serve("reader"))
+    with pytest.raises(InvalidError, match="it has no tokenizer"):
+        system.ask(lambda client: client.create("mute", "llama-nano").wait(60))
+        system.ask(lambda client: client.serve("mute"))
+    assert not system.ask(lambda client: client.deployments())
+    assert [task.kind for task in system.tasks().values() if task.kind is Kind.SERVE] == []
 
 
 def test_a_training_s_models_are_those_of_its_submission_and_stay_till_its_end(
