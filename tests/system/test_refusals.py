@@ -222,8 +222,8 @@ def test_a_model_that_cannot_be_served_is_refused_before_anything_is_started(
         system.ask(lambda client: client.generate("reader", "hello", max_tokens=1).text())
     with pytest.raises(InvalidError, match=says):
         system.ask(lambda client: client.serve("reader"))
+    system.ask(lambda client: client.create("mute", "llama-nano").wait(60))
     with pytest.raises(InvalidError, match="it has no tokenizer"):
-        system.ask(lambda client: client.create("mute", "llama-nano").wait(60))
         system.ask(lambda client: client.serve("mute"))
     assert not system.ask(lambda client: client.deployments())
     assert [task.kind for task in system.tasks().values() if task.kind is Kind.SERVE] == []
