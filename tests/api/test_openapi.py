@@ -149,6 +149,24 @@ def test_the_app_does_what_the_document_says(address: str, method: str, path: st
     assert {200, 201, 202} & statuses, statuses
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "x"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+    ],
+)
+def test_a_stream_is_what_the_document_says(address: str, path: str, body: dict[str, Any]) -> None:
+    schema = schemathesis.openapi.from_dict(document())
+    schema.config.update(base_url=address)
+    case = schema[path]["POST"].Case(
+        body={"model": "tiny", "stream": True, **body}, media_type="application/json"
+    )
+    answer = case.call_and_validate(headers={"Authorization": f"Bearer {TOKEN}"}, timeout=10)
+    assert answer.status_code == 200
+    assert b"data: [DONE]" in answer.content
+
+
 def test_every_route_stands_in_the_document(app: FastAPI, system: Double) -> None:
     made = app.openapi()
     for name, schema in made["components"]["schemas"].items():

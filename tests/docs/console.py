@@ -81,12 +81,17 @@ def _commands(body: list[str], first: int) -> list[Step]:
     return found
 
 
+# What a command says only where it takes long: a page needn't show it.
+PASSING = frozenset({"waiting for running work; Ctrl-C goes away, the daemon ends by itself"})
+
+
 def matches(shown: list[str], said: str) -> bool:
     """Whether `said` is what a page shows; see the module's words for how it is compared."""
     pattern = "".join(
         r"(?:.*\n)*?" if line.strip() == "…" else _line_pattern(line) + r"\n" for line in shown
     )
-    normal = "".join(f"{_normal(line)}\n" for line in said.splitlines())
+    lines = [line for line in said.splitlines() if line in shown or line not in PASSING]
+    normal = "".join(f"{_normal(line)}\n" for line in lines)
     return re.fullmatch(pattern, normal) is not None
 
 

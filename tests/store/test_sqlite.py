@@ -61,6 +61,18 @@ async def test_a_database_of_a_newer_version_is_refused_and_left_alone(tmp_path:
         await SqliteStore.open(path)
 
 
+@pytest.mark.parametrize("name", ["a b", "what?mode=ro", "#1", "100%41", "名前", "a:b@c"])
+async def test_a_directory_may_be_called_anything(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name / "db"
+    path.parent.mkdir()
+    store = await SqliteStore.open(path)
+    await store.commit(Changes(tasks={"t1": task(1)}))
+    assert set((await store.load()).tasks) == {"t1"}
+    await store.close()
+    assert path.is_file()
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
 async def test_a_damaged_database_is_found_at_the_start(tmp_path: Path) -> None:
     path = tmp_path / "db"
     store = await SqliteStore.open(path)

@@ -38,6 +38,19 @@ _REASONS: Final = {
 _ALWAYS: Final = (400, 401, 403, 408, 413, 414, 415, 431, 500, 503)
 
 
+# Before version 3.2 of OpenAPI the schema of server-sent events is that of each one.
+EVENTS: Final = "text/event-stream"
+EVENT: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {
+        "event": {"type": "string", "description": "Its kind; 'message' where none is said."},
+        "id": {"type": "string", "description": "Where to resume, as Last-Event-ID."},
+        "data": {"type": "string", "description": "JSON; '[DONE]' ends a stream of tokens."},
+    },
+    "required": ["data"],
+}
+
+
 def mark(type_: Any) -> dict[str, Any]:
     """Stands for the schema of a type until the document is made."""
     if type_ not in _types:
@@ -60,10 +73,10 @@ def operation(
     answer: a type, or None for text of the media type. also: statuses beside those that every path
     has. streams: it may answer with server-sent events as well.
     """
-    schema = {"type": "string"} if answer is None else mark(answer)
+    schema = EVENT if media == EVENTS else {"type": "string"} if answer is None else mark(answer)
     content: dict[str, Any] = {media: {"schema": schema}}
     if streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content[EVENTS] = {"schema": EVENT}
     responses: dict[int | str, dict[str, Any]] = {
         status: {"description": "Done.", "content": content}
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,9 +41,13 @@ def _json(record: msgspec.Struct) -> str:
 
 
 def _engine(path: Path, *, read_only: bool) -> sa.Engine:
-    uri = f"file:{path}?mode=ro&uri=true" if read_only else str(path)
+    # Quoted, as a home may be called anything: `?` and `#` mean something in an address.
+    where = f"file:{urllib.parse.quote(str(path))}"
+    mode = {"uri": "true", "mode": "ro" if read_only else "rwc"}
     engine = sa.create_engine(
-        f"sqlite+pysqlite:///{uri}", poolclass=sa.pool.StaticPool, connect_args=_ARGUMENTS
+        sa.URL.create("sqlite+pysqlite", database=where, query=mode),
+        poolclass=sa.pool.StaticPool,
+        connect_args=_ARGUMENTS,
     )
 
     @sa.event.listens_for(engine, "connect")
