@@ -324,7 +324,7 @@ def start_logging(home: Home, level: str, *, foreground: bool) -> None:
         handler = logging.StreamHandler()
     else:
         handler = PrivateLog(
-            home.daemon_log, maxBytes=16 * limits.MIB, backupCount=3, encoding="utf-8"
+            home.daemon_log, maxBytes=limits.DAEMON_LOG_BYTES_MAX, backupCount=3, encoding="utf-8"
         )
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().handlers[:] = [handler]

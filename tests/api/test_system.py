@@ -140,6 +140,25 @@ async def test_errors_do_not_tell_where_the_home_is(
     assert "$ZENOS_HOME/models" in answer.text
 
 
+async def test_a_model_request_sent_again_is_answered_with_the_same_thing(
+    http: httpx.AsyncClient, system: Double
+) -> None:
+    for path, body in (
+        ("copy", {"source": "tiny", "target": "small"}),
+        ("import", {"path": str(system.source), "name": "from-disk"}),
+    ):
+        key = {"Idempotency-Key": f"{path}-1"}
+        first = await http.post(f"/api/models/{path}", json=body, headers=key)
+        again = await http.post(f"/api/models/{path}", json=body, headers=key)
+        assert (first.status_code, again.status_code) == (201, 201)
+        assert again.json() == first.json()
+        assert "asked" not in first.json()
+        other = await http.post(
+            f"/api/models/{path}", json={**body, list(body)[1]: "elsewhere"}, headers=key
+        )
+        assert other.status_code == 409, other.text
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status"),
     [

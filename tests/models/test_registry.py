@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from zenos.core.errors import InvalidError, NotFoundError, StorageError, ZenosError
+from zenos.core import limits
+from zenos.core.errors import ConflictError, InvalidError, NotFoundError, StorageError, ZenosError
 from zenos.core.names import ModelRef
 from zenos.models import registry as registry_module
-from zenos.models.registry import Lineage, Registry
+from zenos.models.registry import Asked, Lineage, Registry
 
 from .files import blob, flip_bit, litter, state, write_model
 
@@ -285,6 +287,54 @@ def test_a_copy_shares_its_files_and_names_its_parent(three: Registry, root: Pat
     assert three.remove("m:2") == 0  # the copy needs all of it
     three.verify(three.resolve("n:1"))
     assert (three.path(three.resolve("n:1")) / "model.safetensors").read_bytes().endswith(b"ghts 2")
+
+
+ASKED = Asked(user="you", key="k", digest="d1")
+
+
+def test_a_request_sent_again_makes_nothing_twice(
+    three: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = three.copy("m:1", "n", ASKED)
+    three.remove("m:1")
+    assert three.copy("m:1", "n", ASKED) == first  # though its source is gone
+    assert three.copy("m:2", "n", replace(ASKED, user="her")).ref == "n:2"
+    assert three.copy("m:2", "n").ref == "n:3"
+    with pytest.raises(ConflictError, match="send a new key"):
+        three.copy("m:2", "o", replace(ASKED, digest="d2"))
+
+    write_model(tmp_path / "theirs", b"theirs")
+    other = replace(ASKED, key="k2")
+    mine = three.import_directory(tmp_path / "theirs", "mine", other)
+    (tmp_path / "theirs").rename(tmp_path / "away")
+    restarted = Registry(tmp_path / "models")
+    assert restarted.import_directory(tmp_path / "theirs", "mine", other) == mine
+
+    three.remove("mine")
+    assert three.import_directory(tmp_path / "away", "mine", other).ref == "mine:2"
+    later = first.created + limits.IDEMPOTENCY_KEPT_S + 1
+    monkeypatch.setattr("time.time", lambda: later)
+    assert three.copy("m:2", "n", ASKED).ref == "n:4"
+
+
+@pytest.mark.parametrize(
+    ("files", "has"),
+    [
+        ({}, False),
+        ({"chat_template.jinja": "{{ messages }}"}, True),
+        ({"tokenizer_config.json": '{"chat_template": "{{ messages }}"}'}, True),
+        ({"tokenizer_config.json": '{"chat_template": null}'}, False),
+        ({"tokenizer_config.json": "{"}, False),
+    ],
+)
+def test_a_model_that_was_taught_to_chat_says_so(
+    registry: Registry, tmp_path: Path, files: dict[str, str], has: bool
+) -> None:
+    write_model(tmp_path / "m", b"weights")
+    for name, text in files.items():
+        (tmp_path / "m" / name).write_text(text)
+    registry.import_directory(tmp_path / "m", "m")
+    assert registry.resolve("m").has_chat_template is has
 
 
 def test_a_failed_copy_makes_no_name(three: Registry, root: Path) -> None:

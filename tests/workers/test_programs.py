@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.workers.conftest import Rig, program, survivors
-from zenos.core import shim
+from zenos.core import limits, shim
 from zenos.core.events import StartFailed, WorkerExited, WorkerLost, WorkerStarted
 from zenos.core.resources import Resources
 from zenos.workers import runs
@@ -42,6 +42,18 @@ async def test_a_program_runs_and_says_how_it_ended(rig: Rig, tmp_path: Path) ->
     assert outcome.log_tail == f"out\nerr\n{tmp_path}\n"
     assert outcome.describe() == "cannot finish: the program ended with exit code 3"
     assert isinstance(rig.events[0], WorkerStarted)
+
+
+async def test_a_long_log_of_a_helper_is_set_aside_when_it_starts(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "DAEMON_LOG_BYTES_MAX", 10)
+    log, old = rig.home.root / "shim.log", rig.home.root / "shim.log.1"
+    log.write_text("more than ten bytes")
+    await rig.executor.start(program("/bin/true"))
+    await exited(rig)
+    assert old.read_text() == "more than ten bytes"
+    assert "more" not in log.read_text()
 
 
 async def test_a_program_that_is_not_there_is_named(rig: Rig) -> None:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
+import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from zenos.api.common import ModelPath, NamePath, check_path, system_of
+from zenos.api.common import (
+    IdempotencyKey,
+    ModelPath,
+    NamePath,
+    check_path,
+    principal_of,
+    system_of,
+)
 from zenos.api.ports import System
 from zenos.api.schema import operation, read, reply
 from zenos.api.shapes import (
@@ -25,7 +34,7 @@ from zenos.api.shapes import (
 )
 from zenos.core.errors import ConflictError, InvalidError, StorageError
 from zenos.core.names import ModelRef, check_name, check_new_name
-from zenos.models.records import ModelVersion
+from zenos.models.records import Asked, ModelVersion
 
 router = APIRouter(prefix="/api/models", tags=["models"])
 P = ParamSpec("P")
@@ -52,19 +61,21 @@ async def list_models(request: Request) -> Response:
 
 
 @router.post("/copy", **operation(ModelVersion, body=CopyBody, status=201, also=(404, 409)))
-async def copy(request: Request) -> Response:
+async def copy(request: Request, key: IdempotencyKey = None) -> Response:
     """Register a version under another name too; its blobs are shared."""
     body: CopyBody = await read(request, CopyBody)
+    asked = _asked(request, key, body)
     source, target = ModelRef.parse(body.source), check_new_name(body.target, "model name")
-    return reply(await in_thread(system_of(request).registry.copy, source, target), 201)
+    return reply(await in_thread(system_of(request).registry.copy, source, target, asked), 201)
 
 
 @router.post("/import", **operation(ModelVersion, body=ImportBody, status=201, also=(404, 409)))
-async def import_model(request: Request) -> Response:
+async def import_model(request: Request, key: IdempotencyKey = None) -> Response:
     """Register a Hugging Face directory that lies on the daemon's machine."""
     body: ImportBody = await read(request, ImportBody)
     path, name = Path(check_path(body.path)), check_new_name(body.name, "model name")
-    return reply(await in_thread(system_of(request).registry.import_directory, path, name), 201)
+    take = system_of(request).registry.import_directory
+    return reply(await in_thread(take, path, name, _asked(request, key, body)), 201)
 
 
 @router.post("/export", **operation(Exported, body=ExportBody, status=201, also=(404, 409)))
@@ -105,6 +116,14 @@ async def alias(request: Request, name: NamePath) -> Response:
     registry = system_of(request).registry
     await in_thread(registry.alias, model, word, body.version)
     return reply(await in_thread(registry.resolve, ModelRef(model, word)), 201)
+
+
+def _asked(request: Request, key: str | None, body: CopyBody | ImportBody) -> Asked | None:
+    if key is None:
+        return None
+    said = f"{request.url.path}\n".encode() + msgspec.json.encode(body, order="deterministic")
+    user = principal_of(request).user
+    return Asked(user=user, key=key, digest=hashlib.sha256(said).hexdigest())
 
 
 async def _check_unused(system: System, version: ModelVersion) -> None:

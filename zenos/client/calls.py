@@ -248,15 +248,13 @@ def alias(name: str, alias_: str, version: int) -> Call[ModelVersion]:
 def copy(source: str, target: str) -> Call[ModelVersion]:
     """Register a version under another name too."""
     body = {"source": source, "target": target}
-    return _post("/api/models/copy", body, ModelVersion, timeout_s=COPY_TIMEOUT_S, repeatable=False)
+    return _post("/api/models/copy", body, ModelVersion, timeout_s=COPY_TIMEOUT_S)
 
 
 def import_model(path: str | Path, name: str) -> Call[ModelVersion]:
     """Register a directory on the daemon's machine."""
     body = {"path": absolute(path), "name": name}
-    return _post(
-        "/api/models/import", body, ModelVersion, timeout_s=COPY_TIMEOUT_S, repeatable=False
-    )
+    return _post("/api/models/import", body, ModelVersion, timeout_s=COPY_TIMEOUT_S)
 
 
 def export_model(ref: str, path: str | Path) -> Call[Path_]:

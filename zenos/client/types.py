@@ -84,17 +84,13 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, Any] = {}
     config: dict[str, Any] = {}
     curve: list[tuple[float, float | None, float | None]] = []
+    has_chat_template: bool = False
     aliases: list[str] = []
 
     @property
     def ref(self) -> str:
         """`name:version`."""
         return f"{self.name}:{self.version}"
-
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether it was taught to chat: its tokenizer has a template."""
-        return "chat_template.jinja" in self.files
 
     def _repr_html_(self) -> str:
         from zenos.client.display import model_html

@@ -7,7 +7,9 @@ HTTP statuses and `cli/errors.py` maps them to exit codes; nothing else does.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+KEY_TAKEN: Final = "cannot use that Idempotency-Key again for another request: send a new key"
 
 
 class ZenosError(Exception):

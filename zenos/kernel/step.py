@@ -14,6 +14,7 @@ from zenos.core import limits
 from zenos.core.actions import Action, Changes, Forget, Reply, Snapshot, StartWorker, StopWorker
 from zenos.core.config import Config
 from zenos.core.errors import (
+    KEY_TAKEN,
     BusyError,
     ConflictError,
     NotFoundError,
@@ -155,9 +156,7 @@ class Kernel:
         if known is None or now - known.at > limits.IDEMPOTENCY_KEPT_S:
             return None
         if known.fingerprint != fingerprint(spec):
-            raise ConflictError(
-                "cannot use that Idempotency-Key again for another request: send a new key"
-            )
+            raise ConflictError(KEY_TAKEN)
         return known.subject
 
     def remember(

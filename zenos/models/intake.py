@@ -77,6 +77,18 @@ def inspect(files: Mapping[str, Path]) -> tuple[dict[str, Any], int]:
     return config, sum(header.parameters for header in headers.values())
 
 
+def has_chat_template(files: Mapping[str, Path]) -> bool:
+    """Whether the tokenizer among these files has a template for conversations."""
+    if "chat_template.jinja" in files:
+        return True
+    if "tokenizer_config.json" not in files:
+        return False
+    try:
+        return bool(_read_object(files["tokenizer_config.json"], "it").get("chat_template"))
+    except InvalidError:
+        return False  # who opens the tokenizer is told
+
+
 def _check_index(
     name: str, index: dict[str, Any], headers: Mapping[str, safetensors.Header]
 ) -> None:

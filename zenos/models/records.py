@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final, Literal
 
 import msgspec
+from msgspec.structs import asdict
 
 from zenos.core import limits
 from zenos.core.errors import InvalidError
@@ -45,7 +46,8 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
 
     created: seconds since 1970; family: decoder, encoder or encoder-decoder; arch: transformers'
     model type; parameters: how many; bytes: of all files; curve: `[step, loss, held-out loss or
-    null]`. aliases: not in the manifest; filled in when it is read.
+    null]`. has_chat_template: whether it was taught to chat. aliases: not in the manifest; filled
+    in when it is read.
     """
 
     name: str
@@ -60,6 +62,7 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, Any] = {}
     config: dict[str, Any] = {}
     curve: list[list[float | None]] = []
+    has_chat_template: bool = False
     aliases: list[str] = []
     format: int = FORMAT
 
@@ -107,6 +110,30 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
                 f"cannot serve {self.ref} in {show_size(memory)}: its weights alone are "
                 f"{show_size(self.bytes)}"
             )
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """The request that made a version: user, Idempotency-Key, and a digest of what it said."""
+
+    user: str
+    key: str
+    digest: str
+
+
+class Manifest(ModelVersion, frozen=True, kw_only=True):
+    """What is on the disk: the version, and who asked for it, remembered exactly when it is."""
+
+    asked: Asked | None = None
+
+    @staticmethod
+    def of(version: ModelVersion, asked: Asked | None) -> Manifest:
+        """What is to be written for a version."""
+        return Manifest(**{**asdict(version), "aliases": []}, asked=asked)
+
+    def plain(self, aliases: list[str]) -> ModelVersion:
+        """The version, with its aliases."""
+        fields = {name: getattr(self, name) for name in ModelVersion.__struct_fields__}
+        return ModelVersion(**{**fields, "aliases": aliases})
 
 
 class Names(msgspec.Struct, frozen=True, kw_only=True):

@@ -31,6 +31,7 @@ from msgspec.structs import replace
 
 from zenos.core import durable, failpoints, limits
 from zenos.core.errors import (
+    KEY_TAKEN,
     ConflictError,
     InvalidError,
     NotFoundError,
@@ -40,9 +41,18 @@ from zenos.core.errors import (
 from zenos.core.names import ModelRef, check_name
 from zenos.core.wording import nearest
 from zenos.models import intake
-from zenos.models.records import FORMAT, FileInfo, Lineage, ModelVersion, Names, family_of
+from zenos.models.records import (
+    FORMAT,
+    Asked,
+    FileInfo,
+    Lineage,
+    Manifest,
+    ModelVersion,
+    Names,
+    family_of,
+)
 
-__all__ = ["FileInfo", "Lineage", "ModelVersion", "Registry"]
+__all__ = ["Asked", "FileInfo", "Lineage", "ModelVersion", "Registry"]
 
 log = logging.getLogger(__name__)
 
@@ -130,9 +140,11 @@ class Registry:
         lineage: Lineage | None = None,
         metrics: Mapping[str, Any] | None = None,
         curve: Sequence[Sequence[Any]] = (),
+        asked: Asked | None = None,
     ) -> ModelVersion:
         """Register these files (by the names they shall have) as the next version of `name`.
 
+        asked: the request that wants it; the same one again is answered with the same version.
         Raises InvalidError for pickles, lying headers and names that may not be used, StorageError
         when the disk is full; then nothing is registered.
         """
@@ -162,7 +174,9 @@ class Registry:
                         metrics=dict(metrics or {}),
                         config=config,
                         curve=[list(point) for point in curve],
+                        has_chat_template=intake.has_chat_template(files),
                     ),
+                    asked,
                 )
 
     def alias(self, name: str, alias: str, version: int) -> None:
@@ -176,10 +190,12 @@ class Registry:
             aliases = {**names.aliases, alias: found.version}
             self._write_names(found.name, replace(names, aliases=aliases))
 
-    def copy(self, source: ModelRef | str, target: str) -> ModelVersion:
+    def copy(self, source: ModelRef | str, target: str, asked: Asked | None = None) -> ModelVersion:
         """The same files as the next version of another name; nothing is stored twice."""
         target = check_name(target, "model name")
         with self._locked():
+            if known := self._answered(asked):  # its source may be gone
+                return known
             old = self.resolve(source)
             lineage = replace(old.lineage, parent=old.ref)
             return self._register(
@@ -192,6 +208,7 @@ class Registry:
                     lineage=lineage,
                     aliases=[],
                 ),
+                asked,
             )
 
     def remove(self, ref: ModelRef | str) -> int:
@@ -222,14 +239,19 @@ class Registry:
         with self._locked():
             return self._collect()
 
-    def import_directory(self, path: Path | str, name: str) -> ModelVersion:
+    def import_directory(
+        self, path: Path | str, name: str, asked: Asked | None = None
+    ) -> ModelVersion:
         """Register a Hugging Face directory: config, tokenizer and safetensors weights.
 
         Raises InvalidError for pickled weights, and for links that lead out of the directory.
         """
+        if known := self._answered(asked):  # the directory may be gone
+            return known
         directory = Path(path)
         files = intake.gather(directory)
-        return self.publish(name, files, lineage=Lineage(parent=f"import:{directory.name}"))
+        lineage = Lineage(parent=f"import:{directory.name}")
+        return self.publish(name, files, lineage=lineage, asked=asked)
 
     def export(self, ref: ModelRef | str, path: Path | str) -> None:
         """Write a version as a directory that transformers opens. It must not exist yet."""
@@ -287,8 +309,30 @@ class Registry:
                 self.collect_garbage()
             raise
 
-    def _register(self, name: str, make: Callable[[int], ModelVersion]) -> ModelVersion:
+    def _answered(self, asked: Asked | None) -> ModelVersion | None:
+        """The version that this very request has made; ConflictError if another one has its key."""
+        if asked is None:
+            return None
+        oldest = time.time() - limits.IDEMPOTENCY_KEPT_S
+        for name, number in self._stored():
+            try:
+                found = self._written(name, number)
+            except (StorageError, NotFoundError):
+                continue  # damaged, which `show` says, or removed meanwhile
+            if found.asked is None or found.created < oldest:
+                continue
+            if found.asked == asked:
+                return self._read(name, number)
+            if (found.asked.user, found.asked.key) == (asked.user, asked.key):
+                raise ConflictError(KEY_TAKEN)
+        return None
+
+    def _register(
+        self, name: str, make: Callable[[int], ModelVersion], asked: Asked | None = None
+    ) -> ModelVersion:
         """Write the manifest of the next version of `name`; on failure there is none."""
+        if known := self._answered(asked):
+            return known
         names = self._read_names(name)
         number = max([names.next_version, *(v + 1 for v in self._versions(name))])
         self._write_names(name, replace(names, next_version=number + 1))
@@ -296,7 +340,7 @@ class Registry:
         path = self._manifest(name, number)
         try:
             _make_directory(path.parent)
-            durable.write_file(path, msgspec.json.encode(replace(version, aliases=[])))
+            durable.write_file(path, msgspec.json.encode(Manifest.of(version, asked)))
         except BaseException:
             path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
@@ -371,9 +415,13 @@ class Registry:
         return name, number
 
     def _read(self, name: str, version: int) -> ModelVersion:
+        found, names = self._written(name, version), self._read_names(name)
+        return found.plain(sorted(a for a, v in names.aliases.items() if v == version))
+
+    def _written(self, name: str, version: int) -> Manifest:
         path = self._manifest(name, version)
         try:
-            found = msgspec.json.decode(path.read_bytes(), type=ModelVersion)
+            found = msgspec.json.decode(path.read_bytes(), type=Manifest)
         except FileNotFoundError:
             raise NotFoundError(f"cannot find {name}:{version}") from None
         except (OSError, ValueError, RecursionError) as error:
@@ -385,8 +433,7 @@ class Registry:
         for file, info in found.files.items():
             if not intake.FILE.fullmatch(file) or not _DIGEST.fullmatch(info.digest):
                 raise StorageError(f"cannot read the manifest {path}: it names {file[:64]!r}")
-        aliases = self._read_names(name).aliases
-        return replace(found, aliases=sorted(a for a, v in aliases.items() if v == version))
+        return found
 
     def _read_names(self, name: str) -> Names:
         path = self._names / f"{check_name(name, 'model name')}.json"

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from zenos.core import durable, shim
+from zenos.core import durable, limits, shim
 from zenos.core.home import Home
 from zenos.workers.runs import inductor
 
@@ -118,6 +118,7 @@ class ForkServer:
 
     async def _run(self) -> None:
         """Start one and wait for its end."""
+        self._rotate()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, open(self._log, "ab", opener=durable.private) as output:  # noqa: ASYNC230
             self._process = subprocess.Popen(  # noqa: ASYNC220 - milliseconds, once
@@ -145,6 +146,12 @@ class ForkServer:
                 self._ready.set()
         if not self._closing:
             log.warning("the %s has died; starting another", self._name)
+
+    def _rotate(self) -> None:
+        """Set a long log aside, so that two at most are kept: one that dies often writes often."""
+        with suppress(FileNotFoundError):
+            if self._log.stat().st_size > limits.DAEMON_LOG_BYTES_MAX:
+                self._log.replace(f"{self._log}.1")
 
     async def _end(self) -> None:
         self._ready.clear()
