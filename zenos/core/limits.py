@@ -25,7 +25,6 @@ PATH_CHARS_MAX: Final = 4096
 ARGV_BYTES_MAX: Final = 128 * KIB
 ENV_BYTES_MAX: Final = 128 * KIB
 IDEMPOTENCY_KEY_CHARS_MAX: Final = 128
-FINISHED_TASKS_LISTED_MAX: Final = 1000
 TASKS_LISTED_MAX: Final = 10_000
 
 # Resources
@@ -62,7 +61,21 @@ ORPHAN_WAIT_S: Final = 600.0
 FRAME_BYTES_MAX: Final = 64 * MIB
 SEND_QUEUE_FRAMES_MAX: Final = 4096
 SEND_QUEUE_BYTES_MAX: Final = 256 * MIB
-HEARTBEAT_S: Final = 5.0
+
+# Durable topics
+MESSAGE_BYTES_MAX: Final = 4 * MIB
+MESSAGE_ID_CHARS_MAX: Final = 128
+TOPIC_MESSAGES_MAX: Final = 100_000
+TOPIC_BYTES_MAX: Final = 256 * MIB
+TOPICS_MAX: Final = 10_000
+TOPIC_WAITERS_MAX: Final = 10_000  # receives, and sends that wait for room, of one topic
+LEASE_S: Final = 30.0
+LEASE_S_MAX: Final = 86400.0
+DELIVERIES_MAX: Final = 5
+DELIVERED_AT_ONCE_MAX: Final = 1000
+DEAD_MESSAGES_KEPT: Final = 10_000  # of one topic
+DEDUPLICATION_S: Final = 600.0
+DEDUPLICATION_IDS_MAX: Final = 100_000  # of one topic
 
 # Serving
 REPLICA_MEMORY_BYTES: Final = GIB  # at least; where nothing is known of the model
