@@ -161,6 +161,7 @@ def test_a_lease_that_runs_out_is_a_failed_delivery() -> None:
     bench.later(9.9)
     assert bench.take("two") == []
     bench.later(0.1)
+    assert isinstance(bench.ack(first), ConflictError)
     (second,) = bench.take("two")
     assert second.message.failures == 1
     with pytest.raises(ConflictError, match="lease has ended"):
@@ -282,6 +283,15 @@ def test_a_full_topic_blocks_its_senders_in_order(limit: dict[str, int]) -> None
     bench.ack(deliveries[1])
     assert bench.ids() == ["c"]
     assert bench.result(same) == Accepted("c", duplicate=True)
+
+
+def test_a_small_message_does_not_overtake_one_that_waits_for_room() -> None:
+    bench = Bench(bytes=3)
+    bench.send("a", body=b"xx")
+    large, small = bench.send("b", body=b"xx"), bench.send("c")
+    assert not {large, small} & bench.answers.keys()
+    bench.ack(bench.take()[0])
+    assert bench.ids() == ["b", "c"]
 
 
 def test_who_waits_for_room_hears_when_the_deadline_has_passed() -> None:
