@@ -472,7 +472,7 @@ class Machine(RuleBasedStateMachine):
         leased = [lease.message.number for lease in topic.leases.values()]
         assert len(leased) == len(set(leased)), "two have the same message"
         assert set(leased) <= topic.live.keys()
-        assert topic.bytes == sum(m.bytes for m in topic.live.values())
+        assert topic.bytes == sum(m.size for m in topic.live.values())
         assert len(topic.live) <= 4 or not topic.senders
         assert {**topic.live, **topic.dead}.items() <= self.bench.rows.items()
         ready = [m for m in topic.waiting() if m.due <= self.bench.now]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.kernel.harness import TRAIN, node, spec
 from zenos.core.actions import Changes, Snapshot
+from zenos.core.messages import Message, MessageChanges
 from zenos.core.specs import DeploymentSpec
 from zenos.core.task import (
     Allocation,
@@ -89,6 +90,26 @@ async def test_all_that_was_committed_comes_back(store: Store) -> None:
     assert await store.events(1, 10) == [event(2, "t2"), event(3)]
     assert await store.events(0, 1) == [event(1)]
     assert await store.events(0, 10, "t1") == [event(1), event(3)]
+
+
+def message(number: int, **fields: object) -> Message:
+    body = bytes(range(256)) * number
+    return Message(  # type: ignore[arg-type]
+        **{"number": number, "topic": "a/b", "id": f"m{number}", "body": body, **fields}
+    )
+
+
+async def test_messages_come_back_as_they_are_by_number(store: Store) -> None:
+    first = [message(3, headers={"ü": "\n"}), message(1, deadline=9.5), message(2, priority=7)]
+    changes = MessageChanges(put={m.number: m for m in first}, now=12.5)
+    await store.commit_messages(changes)
+    await store.commit_messages(changes)
+    assert await store.load_messages() == sorted(first, key=lambda m: m.number)
+    assert (await store.load()).now == 12.5
+    given_up = message(3, dead="why", failures=5, ended=13.0)
+    done = message(2, body=b"", ended=13.0)
+    await store.commit_messages(MessageChanges(put={3: given_up, 2: done}, deleted=[1], now=13))
+    assert await store.load_messages() == [done, given_up]
 
 
 async def test_the_same_changes_may_be_committed_again(store: Store) -> None:

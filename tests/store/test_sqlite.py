@@ -23,16 +23,37 @@ from zenos.store import sqlite, tables
 from zenos.store.sqlite import SqliteStore, refuse_network_file_system
 
 
-async def test_the_migrations_make_the_same_tables_as_a_new_database(tmp_path: Path) -> None:
-    store = await SqliteStore.open(tmp_path / "new")
-    await store.close()
-    engine = sa.create_engine(f"sqlite:///{tmp_path / 'migrated'}")
+def migrate(path: Path, revision: str) -> None:
+    engine = sa.create_engine(f"sqlite:///{path}")
     config = alembic.config.Config()
     config.set_main_option("script_location", str(sqlite.MIGRATIONS))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
-        alembic.command.upgrade(config, "head")
+        alembic.command.upgrade(config, revision)
     engine.dispose()
+
+
+async def test_a_database_of_the_first_version_is_copied_and_goes_on(tmp_path: Path) -> None:
+    path, copy = tmp_path / "db", tmp_path / f"db.before-{tables.REVISION}"
+    migrate(path, "0001")
+    engine = sa.create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        connection.execute(tables.tasks.insert(), sqlite._task_row(task(7)))
+    engine.dispose()
+    store = await SqliteStore.open(path)
+    assert (await store.load()).tasks == {"t7": task(7)}
+    assert await store.load_messages() == []
+    await store.close()
+    kept = sqlite3.connect(copy)
+    assert kept.execute("SELECT version_num FROM alembic_version").fetchall() == [("0001",)]
+    assert kept.execute("SELECT id FROM tasks").fetchall() == [("t7",)]
+    kept.close()
+
+
+async def test_the_migrations_make_the_same_tables_as_a_new_database(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path / "new")
+    await store.close()
+    migrate(tmp_path / "migrated", "head")
 
     def schema(name: str) -> list[tuple[object, ...]]:
         connection = sqlite3.connect(tmp_path / name)
@@ -161,6 +182,16 @@ async def test_a_full_disk_fails_the_commit_whole_and_it_can_be_done_again(
     await store.commit(small)
     assert len((await store.load()).tasks) == 19
     await store.close()
+
+
+async def test_a_clean_end_leaves_one_file(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path / "db")
+    await store.commit(Changes(tasks={f"t{n}": task(n) for n in range(1, 400)}))
+    assert (tmp_path / "db-wal").stat().st_size > 0
+    await store.close()
+    left = {entry.name: entry.stat().st_size for entry in tmp_path.iterdir()}
+    assert left.pop("db") > 0
+    assert not any(left.values()), left
 
 
 async def test_it_is_durable_and_bounded(tmp_path: Path) -> None:

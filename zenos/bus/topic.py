@@ -111,7 +111,7 @@ class Topic:
         """Whether it fits; a topic that drops its oldest makes it fit, if it can."""
         while self.live and (
             len(self.live) >= self.settings.messages
-            or self.bytes + message.bytes > self.settings.bytes
+            or self.bytes + message.size > self.settings.bytes
         ):
             oldest = next(self.waiting(), None)
             if self.settings.when_full != "drop_oldest" or oldest is None:
@@ -248,7 +248,7 @@ class Topic:
 
     def _enqueue(self, message: Message) -> None:
         self.live[message.number] = message
-        self.bytes += message.bytes
+        self.bytes += message.size
         self._queue(message)
         if message.deadline:
             heapq.heappush(self._deadlines, (message.deadline, message.number))
@@ -307,7 +307,7 @@ class Topic:
 
     def _drop_live(self, message: Message) -> None:
         self._delayed.pop(message.number, None)
-        self.bytes -= self.live.pop(message.number).bytes
+        self.bytes -= self.live.pop(message.number).size
 
     def _erase(self, message: Message, changes: MessageChanges) -> None:
         if self._numbers.get(message.id) == message.number:

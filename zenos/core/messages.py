@@ -45,7 +45,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
         return self.ended > 0 and self.dead is None
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """What counts against its topic's limit."""
         return len(self.body) + sum(len(k) + len(v) for k, v in self.headers.items())
 
@@ -105,9 +105,9 @@ def check_message(message: Message) -> None:
     if not 1 <= len(message.id) <= limits.MESSAGE_ID_CHARS_MAX or not message.id.isprintable():
         most = limits.MESSAGE_ID_CHARS_MAX
         raise FieldError(f"cannot use this message id: 1 to {most} printable characters", "id")
-    if message.bytes > limits.MESSAGE_BYTES_MAX:
+    if message.size > limits.MESSAGE_BYTES_MAX:
         raise FieldError(
-            f"cannot send a message of {message.bytes} bytes: a durable one has at most "
+            f"cannot send a message of {message.size} bytes: a durable one has at most "
             f"{limits.MESSAGE_BYTES_MAX}; send where the data lies instead",
             "body",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from zenos.core.actions import Changes, Snapshot
+from zenos.core.messages import Message, MessageChanges
 from zenos.core.task import TaskEvent
 
 
@@ -21,6 +22,14 @@ class Store(Protocol):
         Raises StorageError when that isn't possible; then nothing of it is remembered, and the same
         changes may be committed again. Committing what is committed already changes nothing.
         """
+        ...
+
+    async def load_messages(self) -> list[Message]:
+        """All durable messages, in the order of their numbers."""
+        ...
+
+    async def commit_messages(self, changes: MessageChanges) -> None:
+        """As `commit`: one transaction, remembered whole when this returns, or not at all."""
         ...
 
     async def events(self, after_seq: int, limit: int, task: str | None = None) -> list[TaskEvent]:

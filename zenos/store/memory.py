@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from zenos.core.actions import Changes, Snapshot
+from zenos.core.messages import Message, MessageChanges
 from zenos.core.task import IdempotencyKey, TaskEvent
 
 
@@ -15,6 +16,7 @@ class MemoryStore:
         self._snapshot = Snapshot()
         self._keys: dict[tuple[str, str], IdempotencyKey] = {}
         self._events: dict[int, TaskEvent] = {}
+        self._messages: dict[int, Message] = {}
 
     async def load(self) -> Snapshot:
         """A copy of what is remembered."""
@@ -47,6 +49,17 @@ class MemoryStore:
         if changes.prune_events_before:
             kept = self._events.items()
             self._events = {s: e for s, e in kept if s >= changes.prune_events_before}
+
+    async def load_messages(self) -> list[Message]:
+        """All durable messages, in the order of their numbers."""
+        return [self._messages[number] for number in sorted(self._messages)]
+
+    async def commit_messages(self, changes: MessageChanges) -> None:
+        """Remember all changes."""
+        self._snapshot.now = max(self._snapshot.now, changes.now)
+        self._messages.update(changes.put)
+        for number in changes.deleted:
+            self._messages.pop(number, None)
 
     async def events(self, after_seq: int, limit: int, task: str | None = None) -> list[TaskEvent]:
         """History lines, oldest first."""

@@ -8,21 +8,24 @@ second writer out.
 from __future__ import annotations
 
 import asyncio
-import shutil
+import contextlib
+import sqlite3
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 import sqlalchemy as sa
+from msgspec.structs import replace
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
 
-from zenos.core import limits
+from zenos.core import durable, limits
 from zenos.core.actions import Changes, Snapshot
 from zenos.core.errors import StorageError
+from zenos.core.messages import Message, MessageChanges
 from zenos.core.task import Deployment, IdempotencyKey, Node, Task, TaskEvent
 from zenos.store import tables
 
@@ -107,6 +110,14 @@ class SqliteStore:
         """One transaction, on the disk when this returns."""
         await self._in_writer(lambda: self._commit(changes))
 
+    async def load_messages(self) -> list[Message]:
+        """All durable messages, in the order of their numbers."""
+        return await self._in_writer(self._load_messages)
+
+    async def commit_messages(self, changes: MessageChanges) -> None:
+        """One transaction, on the disk when this returns."""
+        await self._in_writer(lambda: self._commit_messages(changes))
+
     async def events(self, after_seq: int, limit: int, task: str | None = None) -> list[TaskEvent]:
         """History lines, oldest first."""
         loop = asyncio.get_running_loop()
@@ -120,8 +131,9 @@ class SqliteStore:
                 return
             with self._write.begin() as connection:
                 _set_meta(connection, {"clean": "yes"})
-            with self._write.connect() as connection:
-                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._outside_transactions(
+                lambda database: database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            )
 
         try:
             await self._in_writer(finish)
@@ -199,14 +211,38 @@ class SqliteStore:
         import alembic.config
 
         copy = self._path.with_name(f"{self._path.name}.before-{tables.REVISION}")
-        with self._write.connect() as connection:
-            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-        shutil.copyfile(self._path, copy)
+        self._copy(copy)
         config = alembic.config.Config()
         config.set_main_option("script_location", str(MIGRATIONS))
         with self._write.begin() as connection:
             config.attributes["connection"] = connection
             alembic.command.upgrade(config, "head")
+
+    def _copy(self, path: Path) -> None:
+        """Write the database as it is to another file, whole or not at all."""
+        temporary = path.with_name(f"{durable.TEMPORARY_PREFIX}{path.name}")
+        temporary.unlink(missing_ok=True)
+
+        def backup(database: sqlite3.Connection) -> None:
+            with contextlib.closing(sqlite3.connect(temporary)) as target:
+                database.backup(target)
+
+        self._outside_transactions(backup)
+        durable.sync_file(temporary)
+        temporary.replace(path)
+        durable.sync_directory(path.parent)
+
+    def _outside_transactions(self, work: Callable[[sqlite3.Connection], object]) -> None:
+        """What SQLite doesn't do inside one: the engine begins one with its first statement."""
+        raw = self._write.raw_connection()
+        try:
+            work(cast("sqlite3.Connection", raw.driver_connection))
+        except sqlite3.Error as error:
+            raise StorageError(
+                f"cannot use the database {self._path}: {error}{_advice(str(error))}"
+            ) from error
+        finally:
+            raw.close()
 
     def _load(self) -> Snapshot:
         with self._write.connect() as connection:
@@ -260,6 +296,24 @@ class SqliteStore:
                 },
             )
 
+    def _load_messages(self) -> list[Message]:
+        table, decoder = tables.messages, msgspec.json.Decoder(Message)
+        with self._write.connect() as connection:
+            rows = connection.execute(sa.select(table.c.record, table.c.body))
+            try:
+                found = [replace(decoder.decode(row.record), body=row.body) for row in rows]
+            except (msgspec.DecodeError, ValueError) as error:
+                raise StorageError(
+                    f"cannot read the database {self._path}: a message is damaged ({error})"
+                ) from error
+        return sorted(found, key=lambda message: message.number)
+
+    def _commit_messages(self, changes: MessageChanges) -> None:
+        with self._write.begin() as connection:
+            _upsert(connection, tables.messages, map(_message_row, changes.put.values()))
+            _delete(connection, tables.messages.c.number, changes.deleted)
+            _set_meta(connection, {"now": repr(changes.now)})
+
     def _events(self, after_seq: int, limit: int, task: str | None) -> list[TaskEvent]:
         events = tables.task_events
         query = sa.select(events.c.record).where(events.c.seq > after_seq)
@@ -288,7 +342,9 @@ def _upsert(
     )
 
 
-def _delete(connection: sa.Connection, column: sa.Column[Any], values: Sequence[str]) -> None:
+def _delete(
+    connection: sa.Connection, column: sa.Column[Any], values: Sequence[str] | Sequence[int]
+) -> None:
     for start in range(0, len(values), 500):
         connection.execute(sa.delete(column.table).where(column.in_(values[start : start + 500])))
 
@@ -334,6 +390,17 @@ def _deployment_row(deployment: Deployment) -> dict[str, object]:
 
 def _key_row(key: IdempotencyKey) -> dict[str, object]:
     return {"user": key.user, "key": key.key, "at": key.at, "record": _json(key)}
+
+
+def _message_row(message: Message) -> dict[str, object]:
+    state = "dead" if message.dead is not None else "done" if message.is_done else "live"
+    return {
+        "number": message.number,
+        "topic": message.topic,
+        "state": state,
+        "record": _json(replace(message, body=b"")),
+        "body": message.body,
+    }
 
 
 def refuse_network_file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> None:

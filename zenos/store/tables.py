@@ -7,7 +7,7 @@ from typing import Final
 import sqlalchemy as sa
 
 # The newest migration in migrations/versions. A database of a later one is refused.
-REVISION: Final = "0001"
+REVISION: Final = "0002"
 
 metadata = sa.MetaData()
 
@@ -64,4 +64,14 @@ idempotency_keys = sa.Table(
     sa.Column("key", sa.String, primary_key=True),
     sa.Column("at", sa.Float, nullable=False, index=True),
     sa.Column("record", sa.Text, nullable=False),
+)
+
+messages = sa.Table(
+    "messages",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("topic", sa.String, nullable=False),
+    sa.Column("state", sa.String, nullable=False),  # live, dead or done
+    sa.Column("record", sa.Text, nullable=False),  # without the body
+    sa.Column("body", sa.LargeBinary, nullable=False),
 )
