@@ -176,12 +176,12 @@ def test_a_lease_can_be_extended_while_it_holds() -> None:
     bench.send("a")
     (delivery,) = bench.take(lease_s=5)
     bench.later(4)
-    bench.ask(ev.Extend, topic=TOPIC, delivery=delivery.number, lease_s=20)
+    bench.ask(ev.Extend, topic=TOPIC, delivery=delivery.number, id="a", lease_s=20)
     bench.later(19)
     assert bench.take() == []
     bench.later(1)
     assert bench.ids() == ["a"]
-    late = bench.ask(ev.Extend, topic=TOPIC, delivery=delivery.number, lease_s=20)
+    late = bench.ask(ev.Extend, topic=TOPIC, delivery=delivery.number, id="a", lease_s=20)
     assert isinstance(bench.result(late), ConflictError)
 
 
@@ -197,6 +197,14 @@ def test_a_message_given_back_waits_as_long_as_was_said() -> None:
     bench.later(30)
     (delivery,) = bench.result(waiting)  # type: ignore[misc]
     assert (delivery.message.id, delivery.message.failures) == ("a", 1)
+
+
+def test_a_delivery_that_reached_nobody_is_no_failure() -> None:
+    bench = Bench(deliveries=1, backoff_s=60)
+    bench.send("a")
+    assert bench.nack(bench.take()[0], failed=False) == 1
+    (delivery,) = bench.take()
+    assert delivery.message.failures == 0
 
 
 def test_waits_between_deliveries_double() -> None:
@@ -251,6 +259,18 @@ def test_a_deadline_passes() -> None:
     assert bench.take() == []
     bench.later(10)
     assert bench.ids() == ["c"]
+
+
+def test_a_number_of_another_delivery_is_refused() -> None:
+    bench = Bench()
+    bench.send("a")
+    bench.send("b")
+    a, b = bench.take(count=2)
+    for kind in (ev.Ack, ev.Nack, ev.Extend):
+        fields = {"lease_s": 1.0} if kind is ev.Extend else {}
+        wrong = bench.ask(kind, topic=TOPIC, delivery=a.number, id="b", **fields)
+        assert isinstance(bench.result(wrong), ConflictError)
+    assert (bench.ack(a), bench.ack(b)) == (1, 1)
 
 
 def test_after_a_restart_a_receiver_may_acknowledge_what_nobody_else_has() -> None:

@@ -130,9 +130,9 @@ class Topic:
         heapq.heappush(self._ends, (until, number))
         return delivery
 
-    def extend(self, number: int, until: float) -> None:
+    def extend(self, number: int, id_: str, until: float) -> None:
         """Let a lease end later, or sooner. ConflictError when it has ended."""
-        delivery = self._lease(number, "extend the lease")
+        delivery = self._lease(number, id_, "extend the lease")
         self.leases[number] = replace(delivery, until=until)
         heapq.heappush(self._ends, (until, number))
 
@@ -149,7 +149,7 @@ class Topic:
         if old and known in self.live and known not in self._leased:
             message = self.live[known]
         else:
-            message = self._lease(number, "acknowledge a message").message
+            message = self._lease(number, id_, "acknowledge a message").message
             self._end_lease(number)
         self._drop_live(message)
         done = replace(message, body=b"", headers={}, ended=now)
@@ -157,12 +157,18 @@ class Topic:
         changes.put[message.number] = done
 
     def give_back(
-        self, number: int, reason: str, delay_s: float, now: float, changes: MessageChanges
+        self, number: int, id_: str, reason: str, due: float, now: float, changes: MessageChanges
     ) -> None:
         """A delivery failed. ConflictError when its lease has ended."""
-        message = self._lease(number, "give back a message").message
+        message = self._lease(number, id_, "give back a message").message
         self._end_lease(number)
-        self._fail(message, reason, now + delay_s if delay_s else 0.0, now, changes)
+        self._fail(message, reason, due, now, changes)
+
+    def take_back(self, number: int, id_: str) -> None:
+        """A delivery never reached its receiver. ConflictError when its lease has ended."""
+        message = self._lease(number, id_, "take back a message").message
+        self._end_lease(number)
+        self._queue(message)
 
     def let_go(self, receiver: str, now: float, changes: MessageChanges) -> list[int] | None:
         """All deliveries to a receiver failed, and it wants and sends no more.
@@ -266,8 +272,9 @@ class Topic:
     def _is_ready(self, number: int) -> bool:
         return self._waits(number) and number not in self._delayed
 
-    def _lease(self, number: int, what: str) -> Delivery:
-        if number not in self.leases:
+    def _lease(self, number: int, id_: str, what: str) -> Delivery:
+        # With the id, as numbers of deliveries are told apart over restarts by the clock alone.
+        if number not in self.leases or self.leases[number].message.id != id_:
             raise ConflictError(
                 f"cannot {what} of {self.name}: the lease has ended, the message goes to another "
                 "receiver; ask for a longer lease, or extend it while you work"

@@ -69,13 +69,17 @@ class Ack(Event, frozen=True, kw_only=True):
 
 
 class Nack(Event, frozen=True, kw_only=True):
-    """A message could not be processed: deliver it again, not before `delay_s` seconds."""
+    """A message was not processed: deliver it again, not before `delay_s` seconds.
+
+    failed: it was tried; else it never reached its receiver, and that doesn't count.
+    """
 
     topic: str
     delivery: int
     id: str
     delay_s: float = 0.0
     reason: str = ""
+    failed: bool = True
 
 
 class Extend(Event, frozen=True, kw_only=True):
@@ -83,6 +87,7 @@ class Extend(Event, frozen=True, kw_only=True):
 
     topic: str
     delivery: int
+    id: str
     lease_s: float
 
 
@@ -232,10 +237,14 @@ class Topics:
             case Nack():
                 check_seconds("delay_s", event.delay_s, 0)
                 reason = event.reason[: limits.ERROR_CHARS_MAX] or "its receiver gave it back"
-                topic.give_back(event.delivery, reason, event.delay_s, now, self._changes)
+                due = now + event.delay_s if event.delay_s else 0.0
+                if event.failed:
+                    topic.give_back(event.delivery, event.id, reason, due, now, self._changes)
+                else:
+                    topic.take_back(event.delivery, event.id)
             case Extend():
                 check_seconds("lease_s", event.lease_s, 0.01)
-                topic.extend(event.delivery, now + event.lease_s)
+                topic.extend(event.delivery, event.id, now + event.lease_s)
             case Replay():
                 return topic.replay(event.ids, self._changes)
             case Purge():

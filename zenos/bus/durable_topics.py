@@ -1,0 +1,170 @@
+"""The loop around the durable topics: decide, remember, answer, as the kernel's loop does.
+
+What comes while a transaction is being written waits for the next one, so that however many send
+at once share one write to the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
+
+from zenos.bus import topics as ev
+from zenos.bus.topic import Delivery
+from zenos.bus.topics import Result, Topics
+from zenos.core import failpoints, limits
+from zenos.core.clock import Clock
+from zenos.core.errors import BusyError, StorageError, UnavailableError, ZenosError
+from zenos.core.messages import Message, MessageChanges, TopicSettings
+
+log = logging.getLogger(__name__)
+COMMIT_RETRY_S: Final = 0.5
+EVENTS_WAITING_MAX: Final = 100_000
+
+
+class Remember(Protocol):
+    """The store, as this loop sees it."""
+
+    async def commit_messages(self, changes: MessageChanges) -> None:
+        """Write one transaction, whole, or raise StorageError."""
+        ...
+
+
+class DurableTopics:
+    """Takes events from anywhere in the event loop; answers when all is remembered."""
+
+    def __init__(
+        self,
+        store: Remember,
+        clock: Clock,
+        messages: Iterable[Message],
+        settings: Callable[[str], TopicSettings] | None = None,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        # Numbers of deliveries grow from one run of the daemon to the next, as its clock does.
+        first = int(clock.now() * 1e6)
+        self._topics = Topics(messages, settings, first_delivery=first)
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, Callable[[Result], None]] = {}
+        self._events: list[ev.Event] = []
+        self._there = asyncio.Event()
+        self._storage_error: StorageError | None = None
+        self._closed = False
+
+    @property
+    def topics(self) -> Topics:
+        """To look at, between two steps."""
+        return self._topics
+
+    def next_request(self) -> int:
+        """A number for an event."""
+        return next(self._numbers)
+
+    def post(self, event: ev.Event, answer: Callable[[Result], None] | None = None) -> None:
+        """Take an event; `answer` is called once, after what it changed is remembered.
+
+        Raises StorageError while nothing can be remembered, BusyError when too many events wait.
+        """
+        if self._closed:
+            raise UnavailableError("cannot take messages: the daemon goes down")
+        if answer is not None:
+            if self._storage_error is not None:
+                raise self._storage_error
+            if len(self._events) >= EVENTS_WAITING_MAX:
+                raise BusyError("cannot take more messages at the moment", retry_after_s=1)
+            self._asked[event.request] = answer
+        self._events.append(event)
+        self._there.set()
+
+    async def ask(self, event: ev.Event) -> Result:
+        """Post an event and wait for its answer; raises it when it is an error."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+
+        def answer(result: Result) -> None:
+            if not future.done():
+                future.set_result(result)
+
+        self.post(event, answer)
+        try:
+            result = await future
+        except asyncio.CancelledError:
+            self.withdraw(event.request)
+            raise
+        if isinstance(result, ZenosError):
+            raise result
+        return result
+
+    def withdraw(self, request: int) -> None:
+        """Whoever asked no longer waits. What was done already stays done."""
+        self._asked.pop(request, None)
+        if not self._closed:
+            self.post(ev.Withdraw(request=request))
+
+    def gone(self, receiver: str) -> None:
+        """A receiver has gone away."""
+        if not self._closed:
+            self.post(ev.Gone(request=0, receiver=receiver))
+
+    async def run(self) -> None:
+        """Run until closed."""
+        wake = self._clock.now()
+        while not self._closed:
+            events = await self._drain(wake - self._clock.now())
+            changes, answers, wake = self._topics.step(events, self._clock.now())
+            failpoints.passing("topics.decided")
+            if changes and not await self._commit(changes):
+                return
+            failpoints.passing("topics.committed")
+            for answer in answers:
+                tell = self._asked.pop(answer.request, None)
+                if tell is not None:
+                    tell(answer.result)
+                elif isinstance(answer.result, list):
+                    # Who asked for these has gone since: others may have them at once.
+                    for given in answer.result:
+                        self._give_back(given)
+
+    def close(self) -> None:
+        """Stop taking and answering. Who waits hears nothing; the connections are cut."""
+        self._closed = True
+        self._there.set()
+
+    def _give_back(self, delivery: Delivery) -> None:
+        message = delivery.message
+        self.post(
+            ev.Nack(
+                request=self.next_request(),
+                topic=message.topic,
+                delivery=delivery.number,
+                id=message.id,
+                failed=False,
+            )
+        )
+
+    async def _drain(self, timeout_s: float) -> list[ev.Event]:
+        if not self._events and timeout_s > 0 and not self._closed:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._there.wait(), min(timeout_s, limits.LEASE_S_MAX))
+        self._there.clear()
+        events, self._events = self._events, []
+        return events
+
+    async def _commit(self, changes: MessageChanges) -> bool:
+        """Commit until it is remembered; False when the daemon goes down before."""
+        while True:
+            try:
+                await self._store.commit_messages(changes)
+            except StorageError as error:
+                log.error("%s; trying again", error)  # noqa: TRY400 - the message says it all
+                self._storage_error = error
+                if self._closed:
+                    return False
+                await asyncio.sleep(COMMIT_RETRY_S)
+            else:
+                self._storage_error = None
+                return True
