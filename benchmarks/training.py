@@ -2,7 +2,8 @@
 
 Ours is the whole task, as a user submits it: the time of a longer run less that of a shorter one,
 so that start, tokenizing and saving cancel out and everything between two steps counts. The bare
-loop is a process of its own: same model, same data, bf16 autocast, clipping, fused AdamW.
+loop is a process of its own: same model, same data, autocast to the
+same type, clipping, fused AdamW.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from benchmarks import homes, models
 from benchmarks.report import Row, alternate, compare, target
 from zenos.client import Client
+from zenos.runtime import precision
 
 BATCH, LENGTH = 8, 256
 WARM, MEASURED = 4, 10
@@ -22,7 +26,7 @@ BARE = """
 import contextlib, json, sys, sysconfig, time
 from pathlib import Path
 import torch
-from zenos.runtime import architectures
+from zenos.runtime import architectures, precision
 
 arch, batch, length, warm, measured, compiled = sys.argv[1:7]
 batch, length, warm, measured = map(int, (batch, length, warm, measured))
@@ -39,11 +43,13 @@ def loss_of(inputs, targets):
     logits = model(input_ids=inputs, use_cache=False).logits
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
+dtype, _ = precision.resolve("auto", torch.device("cpu"))
+mixed = dtype != torch.float32
 run = torch.compile(loss_of) if compiled == "1" else loss_of
 for number, rows in enumerate(data):
     if number == warm:
         begun = time.perf_counter()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype) if mixed else contextlib.nullcontext():
         loss = run(rows[:, :-1], rows[:, 1:])
     loss.backward()
     loss.item()
@@ -58,6 +64,7 @@ def rows(*, quick: bool) -> list[Row]:
     """Uncompiled and compiled."""
     rounds, measured = (1, 4) if quick else (4, MEASURED)
     made = []
+    dtype = str(precision.resolve("auto", torch.device("cpu"))[0]).removeprefix("torch.")
     for compiled in (False, True):
         with homes.temporary() as root, homes.daemon(root) as client:
             seconds(client, 1, compiled)  # tokenizer and packs are cached, and compiled code
@@ -66,7 +73,7 @@ def rows(*, quick: bool) -> list[Row]:
             )
         mode = "compiled" if compiled else "not compiled"
         row = compare(
-            f"training, {models.PARAMETERS}, batch {BATCH} of {LENGTH}, bf16, {mode}",
+            f"training, {models.PARAMETERS}, batch {BATCH} of {LENGTH}, {dtype}, {mode}",
             "tokens/s",
             ours,
             "bare PyTorch loop",

@@ -190,13 +190,20 @@ def test_a_submission_whose_connection_is_lost_is_one_task(daemon: Daemon, cut: 
     assert list(daemon.double.view.tasks) == [handle.id]
 
 
-def test_what_cannot_be_repeated_is_told(daemon: Daemon) -> None:
+def test_what_cannot_be_repeated_is_told(daemon: Daemon, tmp_path: Path) -> None:
     with (
         CuttingProxy(daemon.url, "after") as proxy,
         connect(proxy.url) as far,
         pytest.raises(UnavailableError, match="cannot say whether it was done"),
     ):
-        far.copy("tiny", "other")
+        far.export_model("tiny", tmp_path / "copy")
+
+
+def test_a_copy_whose_connection_is_lost_is_made_once(daemon: Daemon) -> None:
+    with CuttingProxy(daemon.url, "after") as proxy, connect(proxy.url) as far:
+        made = far.copy("tiny", "fresh")
+        assert proxy.connections >= 2
+        assert far.model("fresh").version == made.version == 1
 
 
 def test_a_deletion_sent_again_is_no_error(daemon: Daemon) -> None:

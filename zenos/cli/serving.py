@@ -45,7 +45,7 @@ def serve(
         str | None, typer.Option(help="Memory of each replica; by default enough for the model.")
     ] = None,
     dtype: Annotated[
-        Literal["float32", "bfloat16"] | None, typer.Option(help="Arithmetic.")
+        Literal["auto", "float32", "bfloat16"] | None, typer.Option(help="Arithmetic.")
     ] = None,
     slots: Annotated[int | None, typer.Option(help="Sequences decoded together.")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens per sequence.")] = None,

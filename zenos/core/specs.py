@@ -16,7 +16,7 @@ from zenos.core.errors import InvalidError
 from zenos.core.fields import about, check_bounds
 from zenos.core.names import ModelRef, check_name, check_new_name
 
-DType = Literal["float32", "bfloat16"]
+DType = Literal["auto", "float32", "bfloat16"]
 Slots = Annotated[int, about("Sequences that are decoded together.", 1, 4096)]
 Context = Annotated[
     int | None, about("Tokens per sequence; by default what the model has.", 8, 10_000_000)
@@ -158,7 +158,9 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     mask_probability: Annotated[float, about("Share of tokens masked (masked_lm).", 0.01, 0.9)] = (
         0.15
     )
-    dtype: Annotated[DType, about("Arithmetic of the forward pass.")] = "bfloat16"
+    dtype: Annotated[
+        DType, about("Arithmetic of the forward pass; auto: bfloat16 where the device has units.")
+    ] = "auto"
     compile: Annotated[bool, about("Compile the model where a compiler is.")] = False
     seed: Seed = 0
     eval_every: Annotated[int, about("Steps between evaluations.", 1, 10**9)] = 100
@@ -195,7 +197,9 @@ class ServeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     model: Annotated[str, about("Registered model, with its version.")]
     deployment: Annotated[str, about("The deployment it is a replica of.")]
-    dtype: Annotated[DType, about("Arithmetic.")] = "bfloat16"
+    dtype: Annotated[
+        DType, about("Arithmetic; auto: bfloat16 where the device has units for it.")
+    ] = "auto"
     slots: Slots = 32
     context: Context = None
 
@@ -228,7 +232,9 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     memory: Annotated[
         str | None, about("Memory for each replica, such as 4GiB; by default enough for the model.")
     ] = None
-    dtype: Annotated[DType, about("Arithmetic.")] = "bfloat16"
+    dtype: Annotated[
+        DType, about("Arithmetic; auto: bfloat16 where the device has units for it.")
+    ] = "auto"
     slots: Slots = 32
     context: Context = None
 

@@ -178,10 +178,10 @@ def test_fingerprint_names_what_changed(monkeypatch: pytest.MonkeyPatch) -> None
     import torch
 
     cpu = torch.device("cpu")
-    one = numerics.fingerprint(cpu, "float32", compiled=False)
+    one = numerics.fingerprint(cpu, torch.float32, compiled=False)
     assert {"torch", "threads", "dtype", "compile", "instruction set", "shards"} <= one.keys()
     assert numerics.check_same(one, dict(one), inexact=False) == ""
-    two = numerics.fingerprint(cpu, "bfloat16", compiled=True)
+    two = numerics.fingerprint(cpu, torch.bfloat16, compiled=True)
     with pytest.raises(RefusedError) as caught:
         numerics.check_same(one, two, inexact=False)
     assert "dtype was 'float32' and is 'bfloat16'" in caught.value.message
@@ -189,7 +189,7 @@ def test_fingerprint_names_what_changed(monkeypatch: pytest.MonkeyPatch) -> None
     assert "inexactly" in numerics.check_same(one, two, inexact=True)
     monkeypatch.setenv("MKL_CBWR", "AVX2")
     with pytest.raises(RefusedError, match="variables was 'unset'"):
-        numerics.check_same(one, numerics.fingerprint(cpu, "float32", False), inexact=False)
+        numerics.check_same(one, numerics.fingerprint(cpu, torch.float32, False), inexact=False)
 
 
 def test_no_gpu_without_an_allocation() -> None:

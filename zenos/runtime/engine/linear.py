@@ -6,16 +6,13 @@ more than the product. oneDNN's layout is made once here and used ever after: 1.
 
 from __future__ import annotations
 
-import time
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-_PROBE_ROWS: Final = 8
-_PROBE_SIZE: Final = 512
-_PROBE_ROUNDS: Final = 5
+from zenos.runtime.precision import library_has_bfloat16
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -26,7 +23,7 @@ def can_pack(weight: Tensor) -> bool:
     if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False
     if weight.dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return library_has_bfloat16()
     return weight.dtype == torch.float32
 
 
@@ -59,27 +56,3 @@ class Linear:
             x, base, self._weight, self._bias, "add"
         )
         return y
-
-
-@torch.inference_mode()
-def faster_dtype(wanted: torch.dtype, device: torch.device) -> torch.dtype:
-    """The type to compute in: `wanted`, or float32 where a bfloat16 product is slower than that.
-
-    Processors without bfloat16 units emulate it. A float32 product of the same bfloat16 weights is
-    the more exact one, so only memory is lost. Decided by a measurement of some milliseconds.
-    """
-    if wanted != torch.bfloat16 or device.type != "cpu":
-        return wanted
-    return wanted if _seconds(torch.bfloat16) <= _seconds(torch.float32) else torch.float32
-
-
-def _seconds(dtype: torch.dtype) -> float:
-    product = Linear(torch.zeros(_PROBE_SIZE, _PROBE_SIZE, dtype=dtype))
-    x = torch.zeros(_PROBE_ROWS, _PROBE_SIZE, dtype=dtype)
-    product(x)
-    best = float("inf")
-    for _ in range(_PROBE_ROUNDS):
-        begun = time.perf_counter()
-        product(x)
-        best = min(best, time.perf_counter() - begun)
-    return best

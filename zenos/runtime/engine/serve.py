@@ -23,14 +23,13 @@ from zenos.core.names import ModelRef
 from zenos.core.specs import ServeSpec
 from zenos.core.wire import Abort, Chunk, GenerateRequest, Progress, Ready
 from zenos.models.records import context_length, family_of
-from zenos.runtime import architectures
+from zenos.runtime import architectures, precision
 from zenos.runtime.context import WorkerContext
 from zenos.runtime.engine import llama
 from zenos.runtime.engine.batch import Backend
 from zenos.runtime.engine.chat import ChatTemplate
 from zenos.runtime.engine.engine import Engine, failure
 from zenos.runtime.engine.general import GeneralBackend, local_window
-from zenos.runtime.engine.linear import faster_dtype
 from zenos.runtime.engine.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -39,7 +38,6 @@ FINISH_S: Final = 8.0  # told to stop, answers in flight have so long to end
 IDLE_WAIT_S: Final = 0.2
 STEP_BYTES: Final = 128 * limits.MIB  # what a step needs beside the cache
 PROMPT_MIN: Final = 64  # positions that a replica has, however small its limit
-DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Incoming = tuple[GenerateRequest, list[int]] | Abort | Chunk
 
@@ -60,7 +58,9 @@ class Loaded:
         self.vocabulary = Vocabulary(directory)
         self.template = ChatTemplate.read(directory)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = faster_dtype(DTYPES[spec.dtype], device)
+        dtype, note = precision.resolve(spec.dtype, device)
+        if note:
+            log.warning("%s", note)
         self.dtype = str(dtype).removeprefix("torch.")
         model: Any = architectures.load(directory, dtype).to(device)
         room = context_length(config) or CONTEXT_DEFAULT

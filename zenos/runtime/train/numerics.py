@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ import torch
 import transformers
 
 from zenos.core.errors import RefusedError
+from zenos.runtime import precision
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +58,13 @@ def choose_device(gpu_milli: int) -> torch.device:
     return torch.device("cpu")
 
 
-def fingerprint(device: torch.device, dtype: str, compiled: bool) -> dict[str, str]:
+def fingerprint(device: torch.device, dtype: torch.dtype, compiled: bool) -> dict[str, str]:
     """Names and values of all that the bits of a training run depend on."""
     build = hashlib.sha256(torch.__config__.show().encode()).hexdigest()[:12]
     found = {
         "torch": f"{torch.__version__} {build}",
         "transformers": transformers.__version__,
-        "dtype": dtype,
+        "dtype": str(dtype).removeprefix("torch."),
         "compile": "inductor" if compiled else "eager",
         "shards": "1",
     }
@@ -117,17 +118,15 @@ def try_compile(function: Callable[..., Any]) -> tuple[Callable[..., Any], str]:
 
 
 def _instruction_set() -> str:
-    flags: Iterable[str] = ()
     model = ""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(":")
-            if name.strip() in ("flags", "Features") and not flags:
-                flags = set(value.split())
-            elif name.strip() in ("vendor_id", "cpu family", "model") and model.count(" ") < 3:
+            if name.strip() in ("vendor_id", "cpu family", "model") and model.count(" ") < 3:
                 model += f"{value.strip()} "
     except OSError:
         pass
+    flags = precision.flags()
     known = [name for name in _INSTRUCTION_SETS if name in flags]
     capability = torch.backends.cpu.get_cpu_capability()
     return " ".join([capability, *known, model.strip().replace(" ", "/")]).strip()

@@ -15,6 +15,7 @@ import torch
 from zenos.core.errors import InvalidError, StorageError
 from zenos.core.specs import TrainSpec
 from zenos.core.wire import Progress
+from zenos.runtime import precision
 from zenos.runtime.train import numerics, schedule
 from zenos.runtime.train.checkpoint import Checkpoint, Checkpoints, Plan, State
 from zenos.runtime.train.objectives import IGNORED, Objective, mean_loss
@@ -75,14 +76,16 @@ class Trainer:
         )
         self.wanted = schedule.steps_wanted(spec, self.samples.per_epoch)
         self.loss: Callable[..., torch.Tensor] = mean_loss
-        self.note = ""
+        self.dtype, note = precision.resolve(spec.dtype, device)
+        if note:
+            self._warn("building", note)
         if spec.compile:
             self._compile()
         self.optimizer = _adamw(spec, self.model)
         self.state = State(
             step=0,
             plan=plan,
-            fingerprint=numerics.fingerprint(device, spec.dtype, self.loss is not mean_loss),
+            fingerprint=numerics.fingerprint(device, self.dtype, self.loss is not mean_loss),
         )
         self.best: Weights | None = None
         self.pace = schedule.Pace(spec)
@@ -184,7 +187,7 @@ class Trainer:
         return inputs.to(self.device), targets.to(self.device), batch
 
     def _autocast(self) -> Any:
-        if self.spec.dtype == "bfloat16":
+        if self.dtype == torch.bfloat16:
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
@@ -366,7 +369,6 @@ class Trainer:
     # -- progress
 
     def _say(self, note: str) -> None:
-        self.note = note
         log.info("%s", note)
         self.report(self._progress(None, note))
 
@@ -400,12 +402,12 @@ class Trainer:
     def _compile(self) -> None:
         compiled, note = numerics.try_compile(mean_loss)
         if note:
-            self._say_later(note)
+            self._warn("compiling", note)
         self.loss = compiled
 
-    def _say_later(self, note: str) -> None:
+    def _warn(self, stage: str, note: str) -> None:
         log.warning("%s", note)
-        self.report(Progress(stage="compiling", note=note))
+        self.report(Progress(stage=stage, note=note))
 
 
 class _Speed:
