@@ -1,22 +1,41 @@
-"""The suite leaves nothing behind: no process, no segment of memory, no temporary folder."""
+"""The suite leaves nothing behind: no process, no segment of memory, no temporary folder.
+
+It may run in several processes (pytest-xdist), each with temporary folders of its own.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.processes import mentioning, until
 
+SEGMENTS = Path("/dev/shm")
+
+
+def segments() -> set[Path]:
+    """Segments of shared memory that have names."""
+    return set(SEGMENTS.iterdir()) if SEGMENTS.is_dir() else set()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """No segment of memory is left. Asked by the process that leads: its workers run at once."""
+    before = segments()
+    result = yield
+    if not hasattr(session.config, "workerinput") and (left := segments() - before):
+        session.shouldfail = f"segments of shared memory are left: {left}"
+        raise session.Failed(session.shouldfail)
+    return result
+
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Sockets, and whatever is put into a temporary folder, go into one of this session's own."""
     base = tmp_path_factory.getbasetemp()  # pytest's own, which it cleans up by itself
-    segments = Path("/dev/shm")
-    before = set(segments.iterdir()) if segments.is_dir() else set()
     with tempfile.TemporaryDirectory(prefix="zt-") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", folder)
         patch.setenv("TMPDIR", folder)
@@ -25,5 +44,3 @@ def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
         until(lambda: not mentioning(str(base)))
         assert list(Path(folder).iterdir()) == []
-    after = set(segments.iterdir()) if segments.is_dir() else set()
-    assert after <= before

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    # Until a loop hears it, SIGINT ends the process as SIGTERM does. A KeyboardInterrupt might be
+    # raised inside of what an import calls back, where it is lost, and the daemon would go on.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import asyncio
 import fcntl
@@ -10,7 +17,6 @@ import logging
 import logging.handlers
 import os
 import secrets
-import signal
 import socket
 import sys
 from contextlib import AsyncExitStack, suppress

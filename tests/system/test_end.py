@@ -123,17 +123,21 @@ def _has_made(process: subprocess.Popen[str], path: Path) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_daemon_that_boots_can_be_told_to_end(tmp_path: Path, number: signal.Signals) -> None:
-    home = Home(tmp_path / "home")
     # At different moments of its boot, told by what it has made so far.
-    for made in (home.root, home.token, home.database, home.daemon):
+    for name in ("root", "token", "database", "daemon"):
+        home = Home(tmp_path / name)
         with popen(home.root) as process:
-            until(partial(_has_made, process, made))
+            until(partial(_has_made, process, getattr(home, name)))
             process.send_signal(number)
             _, said = process.communicate(timeout=60)
-        assert process.returncode in (0, -number), (made, process.returncode, said)
-        assert "Traceback" not in said, (made, said)
-        until(lambda: not family(home))
-    assert not home.daemon.exists()
+        assert process.returncode in (0, -number), (name, process.returncode, said)
+        assert said == "", (name, said)
+        until(partial(_is_gone, home))
+        assert not home.daemon.exists()
+
+
+def _is_gone(home: Home) -> bool:
+    return not family(home)
 
 
 def test_a_zygote_that_cannot_start_is_said_and_holds_nothing_up(
