@@ -44,7 +44,7 @@ def test_a_worker_that_a_signal_ends_is_recorded_with_it(
 ) -> None:
     system.start()
     # What the worker has started itself ends with it, whatever it ignores.
-    system.submit(1, "trap '' TERM; sleep 60 & trap - TERM; echo last words; exec sleep 60")
+    system.submit(1, "trap '' TERM; sleep 600 & trap - TERM; echo last words; exec sleep 600")
     until(lambda: "last words" in log(system, 1))
     (worker,) = system.runs(1)
     os.kill(worker, number)

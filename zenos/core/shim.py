@@ -165,7 +165,7 @@ def run(spec: dict[str, Any], notify: int, target: Target | None = None) -> None
     watch = Watch(worker, output, limits)
     watch.until_end()
     passing("shim.exit.before")
-    watch.let_rest_end()
+    watch.let_rest_end(directory)
     code, usage = watch.end_rest()
     output.drain()
     record = {

@@ -21,6 +21,7 @@ from zenos.core.processes import (
 )
 
 SAMPLE_S = 0.2
+STOPPING = "stopping"  # in the run directory, once the daemon has begun to end the worker
 # The longest grace time that the settings allow (`cancel_grace_s`): for when no daemon ends it.
 GRACE_S_MAX = 3600.0
 # For what is left behind by a worker that nobody stopped, and how often it is looked at.
@@ -46,19 +47,21 @@ class Watch:
             continue
         os.close(self._pidfd)
 
-    def let_rest_end(self) -> None:
+    def let_rest_end(self, directory: str) -> None:
         """Let what the worker has left behind end by itself, for a while.
 
-        After a worker that ended on SIGTERM (a shell around a program that saves its state) it has
-        the grace time of whoever stopped the task, which ends with SIGKILL to the group: therefore
-        the worker, which leads the group, stays a zombie until then. No second SIGTERM goes to a
-        process that handles the first, since to many that means "at once".
+        After a worker that ended on the daemon's SIGTERM (a shell around a program that saves its
+        state) it has the grace time of whoever stopped the task, which ends with SIGKILL to the
+        group: therefore the worker, which leads the group, stays a zombie until then. No second
+        SIGTERM goes to a process that handles the first, since to many that means "at once".
+        That it was the daemon's says the file STOPPING in the run directory.
         After a worker that ended otherwise it gets SIGTERM and `LEFTOVERS_S`, after one that was
         killed nothing.
         """
         stopped = _was_stopped(self._worker)
         if stopped is None or self._limits.exceeded or not self._rest():
             return
+        stopped = stopped and os.path.exists(f"{directory}/{STOPPING}")
         if stopped:
             self._sentinel = _sentinel(self._worker)
         wait_s = GRACE_S_MAX if self._sentinel is not None else LEFTOVERS_S

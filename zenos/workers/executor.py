@@ -19,6 +19,7 @@ from zenos.core.events import Event, StartFailed, WorkerExited, WorkerLost, Work
 from zenos.core.home import Home
 from zenos.core.specs import ProgramSpec
 from zenos.core.task import Task
+from zenos.core.watch import STOPPING
 from zenos.workers import runs
 from zenos.workers.fork_server import ForkServer
 from zenos.workers.limits import Cgroups
@@ -247,6 +248,8 @@ class LocalExecutor:
 
     def _signal(self, handle: Handle, grace_s: float, save: bool) -> None:
         log.info("stopping %s, grace %g s%s", handle.task, grace_s, ", saving" if save else "")
+        with suppress(OSError):  # on a full disk what a program leaves behind has less time
+            (handle.directory / STOPPING).touch(mode=0o600)
         self._kill(handle, signal.SIGTERM)
         kill = self._loop.call_later(grace_s, self._kill, handle, signal.SIGKILL)
         last = self._loop.call_later(grace_s + KILL_AGAIN_S, self._kill_shim, handle)
