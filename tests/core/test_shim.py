@@ -17,6 +17,7 @@ import pytest
 from tests.processes import until
 from zenos.core import shim
 from zenos.core.output import Output
+from zenos.core.watch import STOPPING
 
 # Says in `calls`, beside the run directory, what it asks of the disk, in order.
 SHIM = """
@@ -156,12 +157,18 @@ def worker(directory: Path) -> int:
     return int(record["pid"])
 
 
+def stop(run: Path) -> None:
+    """As the daemon does it."""
+    (run / STOPPING).touch()
+    os.killpg(worker(run), signal.SIGTERM)
+
+
 @pytest.mark.parametrize("leave", [False, True])
 def test_what_a_stopped_worker_leaves_behind_may_save(tmp_path: Path, leave: bool) -> None:
     run = tmp_path / "1"
     with running(run, *slow(tmp_path, "save", leave=leave)):
         until((tmp_path / "up").exists)
-        os.killpg(worker(run), signal.SIGTERM)
+        stop(run)
         assert ended(run)["signal"] == signal.SIGTERM
     assert (tmp_path / "saved").exists()
     assert (tmp_path / "told").read_text() == "x", "told twice"
@@ -179,7 +186,7 @@ def test_its_time_ends_when_the_group_is_killed(tmp_path: Path, leave: bool) -> 
     with running(run, *slow(tmp_path, "stay", leave=leave)) as process:
         until((tmp_path / "up").exists)
         family = shim.descendants(process.pid)
-        os.killpg(worker(run), signal.SIGTERM)
+        stop(run)
         until((tmp_path / "told").exists)
         # The leader has ended, and is there for the daemon to kill its group: so is a sentinel.
         until(lambda: sentinels(process.pid, family, worker(run)))
@@ -188,6 +195,15 @@ def test_its_time_ends_when_the_group_is_killed(tmp_path: Path, leave: bool) -> 
         assert ended(run)["signal"] == signal.SIGTERM
         assert len(family) == 2
         assert not any(shim.start_time(pid) for pid in family)
+
+
+def test_what_is_left_by_a_worker_that_others_end_is_killed_soon(tmp_path: Path) -> None:
+    run = tmp_path / "1"
+    with running(run, *slow(tmp_path, "stay")):
+        until((tmp_path / "up").exists)
+        os.killpg(worker(run), signal.SIGTERM)  # nobody will say when its time is over
+        assert ended(run)["signal"] == signal.SIGTERM
+    assert (tmp_path / "told").read_text().startswith("x")
 
 
 def test_what_a_program_leaves_behind_is_asked_then_killed(tmp_path: Path) -> None:
