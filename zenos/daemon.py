@@ -20,6 +20,7 @@ import secrets
 import socket
 import sys
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -29,6 +30,7 @@ from zenos import __version__
 from zenos.api.app import create_app
 from zenos.api.server import serve
 from zenos.bus.broker import Broker
+from zenos.bus.durable_topics import DurableTopics
 from zenos.bus.order import Policy
 from zenos.core import config as configuration
 from zenos.core import durable, limits
@@ -37,6 +39,7 @@ from zenos.core.clock import SystemClock
 from zenos.core.config import Config
 from zenos.core.errors import ConflictError, InvalidError, RefusedError, StorageError, ZenosError
 from zenos.core.home import Home
+from zenos.core.messages import settings_for
 from zenos.core.task import HOLDING, Kind
 from zenos.kernel import loop
 from zenos.kernel.control import Inbox, View
@@ -71,6 +74,8 @@ async def run(home: Home, config: Config) -> None:
         stack.push_async_callback(store.close)
         snapshot = await store.load()
         clock = SystemClock(floor=snapshot.now)
+        settings = partial(settings_for, given=config.topics)
+        topics = DurableTopics(store, clock, await store.load_messages(), settings)
         inbox, view = Inbox(), View(snapshot)
         kernel = Kernel(config, snapshot)
         registry = Registry(home.models)
@@ -80,7 +85,9 @@ async def run(home: Home, config: Config) -> None:
         if config.zygote == "eager":
             await zygote.start()
         # 5. Workers: their bus, and what is left of the last daemon's.
-        system = LocalSystem(home, config, store, inbox, view, registry, lambda: zygote.ready)
+        system = LocalSystem(
+            home, config, store, inbox, view, registry, topics, lambda: zygote.ready
+        )
         stack.push_async_callback(system.effects_done)
         stack.push_async_callback(launcher.close)
         stack.push_async_callback(zygote.close)  # both first: effects may wait for them
@@ -107,14 +114,16 @@ async def run(home: Home, config: Config) -> None:
         host, port = listener.getsockname()[:2]
         write_daemon_file(home, host, port)
         stack.callback(home.daemon.unlink, missing_ok=True)
-        # 7. The loop.
+        # 7. The loop, and that of the durable topics beside it.
+        keeping = asyncio.create_task(topics.run())
+        stack.push_async_callback(_end_topics, keeping, topics)
         looping = asyncio.create_task(
             loop.run(kernel, store, inbox, clock, view.apply, system.perform)
         )
         stack.push_async_callback(_end_loop, looping, inbox, system)
         watch_signals(system, config, home)
         log.info("zenos %s listens on http://%s:%d, home %s", __version__, host, port, home.root)
-        await _until_stopped(system, inbox, view, looping, api)
+        await _until_stopped(system, inbox, view, looping, {api, keeping})
 
 
 async def _until_stopped(
@@ -122,12 +131,12 @@ async def _until_stopped(
     inbox: Inbox,
     view: View,
     looping: asyncio.Task[None],
-    api: asyncio.Task[None],
+    others: set[asyncio.Task[None]],
 ) -> None:
     """Wait for the word to stop, then for the workers that it concerns; the last word counts."""
     asked = asyncio.create_task(system.stop_requests.get())
     try:
-        await asyncio.wait({asked, looping, api}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({asked, looping, *others}, return_when=asyncio.FIRST_COMPLETED)
         while asked.done() and not looping.done():
             mode = asked.result()
             log.info("going down: %s", mode)
@@ -137,7 +146,7 @@ async def _until_stopped(
                 return
     finally:
         asked.cancel()
-    for ended in (looping, api):
+    for ended in (looping, *others):
         if ended.done() and not ended.cancelled():
             ended.result()  # raises what went wrong
 
@@ -177,6 +186,11 @@ async def _end_loop(looping: asyncio.Task[None], inbox: Inbox, system: LocalSyst
     system.control.close()
     system.view.close()
     await looping
+
+
+async def _end_topics(keeping: asyncio.Task[None], topics: DurableTopics) -> None:
+    topics.close()
+    await keeping
 
 
 def claim(home: Home) -> IO[bytes]:

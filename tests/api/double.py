@@ -10,14 +10,17 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from zenos.bus.durable_topics import DurableTopics
 from zenos.core import events as ev
 from zenos.core.actions import Action, Forget, Reply, Snapshot, StartWorker, StopWorker
 from zenos.core.clock import SystemClock
 from zenos.core.config import Config
 from zenos.core.errors import NotFoundError, ZenosError
+from zenos.core.messages import settings_for
 from zenos.core.resources import Resources
 from zenos.core.specs import DeploymentSpec
 from zenos.core.task import Deployment, Node, Outcome, Principal, Task, TaskEvent, TaskSpec
@@ -58,6 +61,9 @@ class Double:
         self.view = View(Snapshot())
         self.control = Control(self.inbox)
         self.kernel = Kernel(config, Snapshot())
+        self.topics = DurableTopics(
+            self.store, SystemClock(), [], partial(settings_for, given=config.topics)
+        )
         self.stopped: list[str] = []
         # What the engine says, and what it was asked.
         self.words = ["Hello", ",", " wörld"]
@@ -73,9 +79,10 @@ class Double:
     async def run(self) -> None:
         node = Node(name="local", capacity=Resources.of(4, 2, "8GiB"), gpus=2, virtual_gpus=True)
         self.inbox.put(ev.NodeUp(node=node))
-        await loop.run(
+        looping = loop.run(
             self.kernel, self.store, self.inbox, SystemClock(), self.view.apply, self.perform
         )
+        await asyncio.gather(looping, self.topics.run())
 
     def perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
@@ -100,6 +107,7 @@ class Double:
 
     def close(self) -> None:
         self.inbox.close()
+        self.topics.close()
         self.control.close()
         self.view.close()
 

@@ -20,7 +20,9 @@ from tests.api.double import Double, publish, running
 from zenos.api.app import create_app
 from zenos.api.errors import STATUS
 from zenos.api.openai_bodies import _NEUTRAL
+from zenos.bus import topics as ev
 from zenos.core.config import Config
+from zenos.core.messages import Message
 from zenos.core.specs import DeploymentSpec, ProgramSpec
 from zenos.core.task import Principal, TaskSpec
 
@@ -33,12 +35,13 @@ def document() -> dict[str, Any]:
     return create_app(system, Config(), TOKEN).openapi()
 
 
+ENDLESS = {"/api/events", "/api/bus/tail"}
 OPERATIONS = [
     (method.upper(), path)
     for path, item in document()["paths"].items()
     for method in item
-    # The stream that never ends has its own tests.
-    if path != "/api/events"
+    # Streams that never end have their own tests.
+    if path not in ENDLESS
 ]
 
 
@@ -57,6 +60,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             program = TaskSpec(work=ProgramSpec(argv=["true"]))
             await system.submit(program, Principal(), None)
             await system.deploy(DeploymentSpec(model="tiny"), Principal(), None)
+            await system.topics.ask(
+                ev.Send(request=0, message=Message(number=0, topic="a", id="a"))
+            )
             # Two to delete: what is served can't be.
             publish(system.registry, system.source, "other")
             await system.deploy(DeploymentSpec(model="other:1"), Principal(), None)
@@ -74,6 +80,17 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     loop.call_soon_threadsafe(stop.set)
     thread.join(20)
     assert not thread.is_alive()
+
+
+BODIES: dict[str, dict[str, Any]] = {
+    "/api/tasks": {"work": {"type": "program", "argv": ["true"]}},
+    "/api/deployments": {"min_replicas": 0},
+    "/api/models/{name}/aliases": {"alias": "prod", "version": 1},
+    "/api/models/copy": {"source": "tiny", "target": "copied"},
+    "/api/bus/messages": {"topic": "a", "body": "x"},
+    "/api/bus/replay": {"topic": "a"},
+    "/api/bus/purge": {"topic": "a"},
+}
 
 
 def known(case: schemathesis.Case) -> schemathesis.Case:
@@ -96,14 +113,8 @@ def known(case: schemathesis.Case) -> schemathesis.Case:
             if "chat" in case.path
             else {"prompt": ["x"]}
         )
-    elif case.path == "/api/tasks":
-        case.body = {"work": {"type": "program", "argv": ["true"]}}
-    elif case.path == "/api/deployments":
-        case.body = {"min_replicas": 0}
-    elif case.path.endswith("/aliases"):
-        case.body = {"alias": "prod", "version": 1}
-    elif case.path.endswith("/copy"):
-        case.body = {"source": "tiny", "target": "copied"}
+    elif case.path in BODIES:
+        case.body = dict(BODIES[case.path])
     elif case.path.endswith("/import"):
         case.body = {"path": str(SOURCE[0]), "name": "imported"}
     elif case.path.endswith("/export"):
@@ -186,7 +197,7 @@ def test_every_route_stands_in_the_document(app: FastAPI, system: Double) -> Non
                 assert one["requestBody"]["content"]["application/json"]["schema"]
     assert "x-zenos-type" not in str(made)
     assert "HTTPValidationError" not in str(made)
-    assert {path for _, path in OPERATIONS} | {"/api/events"} == {
+    assert {path for _, path in OPERATIONS} | ENDLESS == {
         "/health",
         "/metrics",
         "/api/status",
@@ -198,6 +209,11 @@ def test_every_route_stands_in_the_document(app: FastAPI, system: Double) -> Non
         "/api/tasks/{task}/cancel",
         "/api/tasks/{task}/log",
         "/api/events",
+        "/api/bus/topics",
+        "/api/bus/messages",
+        "/api/bus/replay",
+        "/api/bus/purge",
+        "/api/bus/tail",
         "/api/models",
         "/api/models/{ref}",
         "/api/models/{name}/aliases",
@@ -218,7 +234,8 @@ def test_every_endpoint_has_a_heading_in_the_documentation() -> None:
     headings = {
         line[4:] for line in page.read_text(encoding="utf-8").splitlines() if line[:4] == "### "
     }
-    operations = {f"{method} {path}" for method, path in OPERATIONS} | {"GET /api/events"}
+    operations = {f"{method} {path}" for method, path in OPERATIONS}
+    operations |= {f"GET {path}" for path in ENDLESS}
     assert headings == operations
 
 

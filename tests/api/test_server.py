@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import signal
 import socket
@@ -97,6 +98,11 @@ async def test_garbage_is_refused_and_harms_nobody(url: str, garbage: bytes) -> 
         writer.write_eof()
         answer = await ended(reader)
         assert answer == b"" or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 505")), answer
+        head, _, body = answer.partition(b"\r\n\r\n")
+        if head:  # in the shape of every other error
+            assert b"content-type: application/json" in head
+            assert f"content-length: {len(body)}".encode() in head
+            assert json.loads(body)["error"]["message"].startswith("cannot ")
     assert await healthy(url)
 
 

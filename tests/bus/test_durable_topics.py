@@ -117,7 +117,7 @@ async def test_a_disk_that_is_full_loses_nothing_and_says_so() -> None:
         store.failing = StorageError("cannot write: full")
         first = asyncio.create_task(send(topics, "a"))
         await store.failed.wait()
-        with pytest.raises(StorageError, match="full"):
+        with pytest.raises(UnavailableError, match="full"):
             await send(topics, "b")
         assert not first.done()
         store.failing = None

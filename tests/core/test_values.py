@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from zenos.core.clock import SystemClock, VirtualClock
 from zenos.core.config import Config, resolve
 from zenos.core.errors import BusyError, InvalidError, ZenosError, from_code
 from zenos.core.home import Home
+from zenos.core.messages import TopicSettings, settings_for
 from zenos.core.names import ModelRef, check_name
 from zenos.core.resources import Resources, parse_share, parse_size, show_size
 
@@ -143,3 +145,39 @@ def test_a_home_has_short_socket_paths(tmp_path: object) -> None:
     home = Home.default()
     assert len(str(home.bus).encode()) < 100
     assert Config() == resolve()
+
+
+def test_topics_are_told_by_name_or_by_the_longest_prefix() -> None:
+    given = {
+        "jobs/*": {"lease_s": 300},
+        "jobs/resize": {"deliveries": 3},
+        "jobs/small/*": {"when_full": "refuse"},
+        "*": {"messages": 10},
+    }
+    topics = resolve({"topics": given}).topics
+    assert settings_for("jobs/resize", topics) == TopicSettings(deliveries=3)
+    assert settings_for("jobs/other", topics) == TopicSettings(lease_s=300)
+    assert settings_for("jobs/small/a", topics) == TopicSettings(when_full="refuse")
+    assert settings_for("jobs", topics) == TopicSettings(messages=10)
+    assert settings_for("jobs", {}) == TopicSettings()
+    assert resolve(environment={"ZENOS_TOPICS": '{"a": {"lease_s": 5}}'}).topics == {
+        "a": TopicSettings(lease_s=5)
+    }
+
+
+@pytest.mark.parametrize(
+    ("topics", "says"),
+    [
+        ({"jobs/*": {"leas_s": 3}}, "did you mean 'lease_s'?"),
+        ({"jobs": {"lease_s": -1}}, "cannot use lease_s -1"),
+        ({"jobs": {"deliveries": 0}}, "cannot use these deliveries"),
+        ({"jobs": {"when_full": "wait"}}, "'block', 'refuse', 'drop_oldest'"),
+        ({"../x": {}}, "cannot use"),
+        ({"a/*/b": {}}, "cannot use"),
+        ({"jobs": 5}, "cannot use"),
+        ("jobs", "give a JSON object here"),
+    ],
+)
+def test_topics_that_cannot_be_so_are_refused(topics: object, says: str) -> None:
+    with pytest.raises(InvalidError, match=re.escape(says)):
+        resolve({"topics": topics})

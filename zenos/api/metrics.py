@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zenos.api.ports import System
+from zenos.core import limits
 from zenos.core.resources import Resources
 from zenos.core.wire import Chunk
 
@@ -135,8 +136,24 @@ class _Collector:
         for name, deployment in self._system.deployments().items():
             replicas.add_metric((name,), len(deployment.replicas))
         yield replicas
+        yield from self._of_topics()
         uptime_s = float(self._system.status().get("uptime_s", 0.0))
         yield GaugeMetricFamily("zenos_uptime_seconds", "Since the daemon's start", uptime_s)
+
+    def _of_topics(self) -> Iterator[Metric]:
+        """Of the first topics by name, so that a flood of names makes no flood of series."""
+        from prometheus_client.core import GaugeMetricFamily
+
+        messages = GaugeMetricFamily(
+            "zenos_messages", "Messages of durable topics", labels=("topic", "state")
+        )
+        topics = self._system.topics.topics.topics
+        for name in sorted(topics)[: limits.TOPICS_MEASURED_MAX]:
+            topic = topics[name]
+            messages.add_metric((name, "waiting"), len(topic.live) - len(topic.leases))
+            messages.add_metric((name, "leased"), len(topic.leases))
+            messages.add_metric((name, "dead"), len(topic.dead))
+        yield messages
 
     def _of_requests(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily

@@ -14,6 +14,7 @@ from zenos.core.wire import Chunk, GenerateRequest, Progress
 from zenos.kernel.control import TaskProgress
 
 if TYPE_CHECKING:
+    from zenos.bus.durable_topics import DurableTopics
     from zenos.models.registry import Registry
 
 ShutdownMode = Literal["suspend", "drain", "leave"]
@@ -26,6 +27,7 @@ class System(Protocol):
     """
 
     registry: Registry
+    topics: DurableTopics
 
     async def submit(self, spec: TaskSpec, principal: Principal, key: str | None) -> Task:
         """Submit a task; returns when it is remembered. `key`: the same key, the same task."""

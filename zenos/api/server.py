@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from zenos.api import errors
 from zenos.core import limits
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,15 @@ class BoundedProtocol(HttpToolsProtocol):
             self._headers_timer.cancel()
             self._headers_timer = None
         super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is told in the shape of every other error."""
+        answer = errors.answer(
+            400, "invalid", f"cannot read this request: {msg[:1].lower()}{msg[1:]}"
+        )
+        lines = [b"HTTP/1.1 400 Bad Request", *(b"%b: %b" % pair for pair in answer.raw_headers)]
+        self.transport.write(b"\r\n".join([*lines, b"connection: close", b"", bytes(answer.body)]))
+        self.transport.close()
 
     def _count_header(self, size: int) -> None:
         self._header_bytes += size

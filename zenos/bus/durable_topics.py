@@ -10,8 +10,11 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Iterable
-from typing import Final, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, Literal, Protocol
+
+import msgspec
+from msgspec.structs import replace
 
 from zenos.bus import topics as ev
 from zenos.bus.topic import Delivery
@@ -19,7 +22,7 @@ from zenos.bus.topics import Result, Topics
 from zenos.core import failpoints, limits
 from zenos.core.clock import Clock
 from zenos.core.errors import BusyError, StorageError, UnavailableError, ZenosError
-from zenos.core.messages import Message, MessageChanges, TopicSettings
+from zenos.core.messages import Message, MessageChanges, TopicSettings, check_topic
 
 log = logging.getLogger(__name__)
 COMMIT_RETRY_S: Final = 0.5
@@ -32,6 +35,20 @@ class Remember(Protocol):
     async def commit_messages(self, changes: MessageChanges) -> None:
         """Write one transaction, whole, or raise StorageError."""
         ...
+
+
+class TopicEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a message, once it is remembered.
+
+    type: `waiting` (accepted, or replayed), `delivered` (to a receiver, whose work isn't known
+    yet), `failed` (it will be delivered again), `acknowledged`, `dead`. at: seconds since 1970.
+    body and headers: only of `waiting` and `dead`.
+    """
+
+    type: Literal["waiting", "delivered", "failed", "acknowledged", "dead"]
+    at: float
+    message: Message
+    receiver: str = ""
 
 
 class DurableTopics:
@@ -53,7 +70,8 @@ class DurableTopics:
         self._asked: dict[int, Callable[[Result], None]] = {}
         self._events: list[ev.Event] = []
         self._there = asyncio.Event()
-        self._storage_error: StorageError | None = None
+        self.storage_error: StorageError | None = None
+        self._watchers: dict[int, tuple[str, asyncio.Queue[TopicEvent | None]]] = {}
         self._closed = False
 
     @property
@@ -68,13 +86,13 @@ class DurableTopics:
     def post(self, event: ev.Event, answer: Callable[[Result], None] | None = None) -> None:
         """Take an event; `answer` is called once, after what it changed is remembered.
 
-        Raises StorageError while nothing can be remembered, BusyError when too many events wait.
+        Raises UnavailableError while nothing can be remembered, BusyError when too many wait.
         """
         if self._closed:
             raise UnavailableError("cannot take messages: the daemon goes down")
         if answer is not None:
-            if self._storage_error is not None:
-                raise self._storage_error
+            if self.storage_error is not None:
+                raise UnavailableError(str(self.storage_error), retry_after_s=5)
             if len(self._events) >= EVENTS_WAITING_MAX:
                 raise BusyError("cannot take more messages at the moment", retry_after_s=1)
             self._asked[event.request] = answer
@@ -110,29 +128,86 @@ class DurableTopics:
         if not self._closed:
             self.post(ev.Gone(request=0, receiver=receiver))
 
+    @contextlib.contextmanager
+    def watch(self, topic: str) -> Iterator[asyncio.Queue[TopicEvent | None]]:
+        """What happens on a topic from now on; None ends it: the reader is too slow, or the daemon
+        goes down."""
+        queue: asyncio.Queue[TopicEvent | None] = asyncio.Queue(limits.TOPIC_EVENTS_WAITING_MAX)
+        number = next(self._numbers)
+        self._watchers[number] = (check_topic(topic), queue)
+        try:
+            yield queue
+        finally:
+            self._watchers.pop(number, None)
+
     async def run(self) -> None:
-        """Run until closed."""
-        wake = self._clock.now()
-        while not self._closed:
-            events = await self._drain(wake - self._clock.now())
-            changes, answers, wake = self._topics.step(events, self._clock.now())
-            failpoints.passing("topics.decided")
-            if changes and not await self._commit(changes):
-                return
-            failpoints.passing("topics.committed")
-            for answer in answers:
-                tell = self._asked.pop(answer.request, None)
-                if tell is not None:
-                    tell(answer.result)
-                elif isinstance(answer.result, list):
-                    # Who asked for these has gone since: others may have them at once.
-                    for given in answer.result:
-                        self._give_back(given)
+        """Run until closed; who still waits then hears that the daemon goes down."""
+        try:
+            wake = self._clock.now()
+            while not self._closed:
+                events = await self._drain(wake - self._clock.now())
+                changes, answers, wake = self._topics.step(events, self._clock.now())
+                failpoints.passing("topics.decided")
+                if changes and not await self._commit(changes):
+                    return
+                failpoints.passing("topics.committed")
+                if self._watchers:
+                    self._tell_watchers(changes, answers)
+                self._answer(answers)
+        finally:
+            error = UnavailableError("cannot say what became of this: the daemon goes down")
+            for tell in self._asked.values():
+                tell(error)
+            self._asked.clear()
+
+    def _answer(self, answers: list[ev.Answer]) -> None:
+        for answer in answers:
+            tell = self._asked.pop(answer.request, None)
+            if tell is not None:
+                tell(answer.result)
+            elif isinstance(answer.result, list) and not self._closed:
+                # Who asked for these has gone since: others may have them at once.
+                for given in answer.result:
+                    self._give_back(given)
 
     def close(self) -> None:
-        """Stop taking and answering. Who waits hears nothing; the connections are cut."""
+        """Stop after the present step. See `run`."""
         self._closed = True
         self._there.set()
+        for number in list(self._watchers):
+            self._cut(number)
+
+    def _tell_watchers(self, changes: MessageChanges, answers: list[ev.Answer]) -> None:
+        now = self._clock.now()
+        happened = [
+            TopicEvent(type=_what(message), at=now, message=message)
+            for message in changes.put.values()
+        ]
+        for answer in answers:
+            if isinstance(answer.result, list):
+                happened += [
+                    TopicEvent(
+                        type="delivered",
+                        at=now,
+                        message=replace(given.message, body=b"", headers={}),
+                        receiver=given.receiver,
+                    )
+                    for given in answer.result
+                ]
+        for number, (topic, queue) in list(self._watchers.items()):
+            for event in happened:
+                if event.message.topic != topic:
+                    continue
+                if queue.full():
+                    self._cut(number)
+                    break
+                queue.put_nowait(event)
+
+    def _cut(self, number: int) -> None:
+        _, queue = self._watchers.pop(number)
+        if queue.full():
+            queue.get_nowait()
+        queue.put_nowait(None)
 
     def _give_back(self, delivery: Delivery) -> None:
         message = delivery.message
@@ -161,10 +236,18 @@ class DurableTopics:
                 await self._store.commit_messages(changes)
             except StorageError as error:
                 log.error("%s; trying again", error)  # noqa: TRY400 - the message says it all
-                self._storage_error = error
+                self.storage_error = error
                 if self._closed:
                     return False
                 await asyncio.sleep(COMMIT_RETRY_S)
             else:
-                self._storage_error = None
+                self.storage_error = None
                 return True
+
+
+def _what(message: Message) -> Literal["waiting", "failed", "acknowledged", "dead"]:
+    if message.dead is not None:
+        return "dead"
+    if message.is_done:
+        return "acknowledged"
+    return "failed" if message.failures else "waiting"

@@ -12,9 +12,10 @@ working meanwhile may still acknowledge it, as long as nobody else was given it.
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final, Literal
+from typing import Literal
 
 import msgspec
 from msgspec.structs import replace
@@ -23,6 +24,7 @@ from zenos.bus.topic import Delivery, Topic
 from zenos.core import limits
 from zenos.core.errors import BusyError, NotFoundError, ZenosError
 from zenos.core.messages import (
+    NO_SETTINGS,
     Message,
     MessageChanges,
     TopicSettings,
@@ -30,9 +32,9 @@ from zenos.core.messages import (
     check_seconds,
     check_topic,
 )
+from zenos.core.wording import nearest
 
 Select = Literal["waiting", "dead"]
-NO_SETTINGS: Final = TopicSettings()
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -343,5 +345,7 @@ class Topics:
     def _known(self, name: str) -> Topic:
         topic = self._topics.get(check_topic(name))
         if topic is None:
-            raise NotFoundError(f"cannot find the topic {name}: nothing waits there")
+            hint = nearest(name, list(itertools.islice(self._topics, 1000)))
+            says = hint or ": nothing waits there ('zenos bus topics' lists them)"
+            raise NotFoundError(f"cannot find the topic {name}{says}")
         return topic

@@ -58,11 +58,19 @@ def reference() -> str:
     panels: dict[str, list[str]] = {}
     for name, command in commands.items():
         if not command.hidden:
-            panels.setdefault(_panel(command), []).append(_section(name, command))
+            panels.setdefault(_panel(command), []).extend(_sections(name, command))
     parts = [HEAD]
     for panel, sections in panels.items():
         parts += [f"## {panel}\n", *sections]
     return "\n".join(parts)
+
+
+def _sections(name: str, command: Any) -> list[str]:
+    """A command's section; of a group, those of its commands."""
+    inner: dict[str, Any] = getattr(command, "commands", {})
+    if not inner:
+        return [_section(name, command)]
+    return [_section(f"{name} {word}", each) for word, each in inner.items()]
 
 
 def _panel(command: Any) -> str:
@@ -189,7 +197,7 @@ def python() -> str:
     from zenos.client import build
 
     parts = [PYTHON_HEAD, "## zenos.connect\n", _callable("zenos.connect", client.connect)]
-    for type_ in (client.Client, client.TaskHandle, client.Generation):
+    for type_ in (client.Client, client.Bus, client.TaskHandle, client.Generation):
         parts += [f"## {type_.__name__}\n", _text(type_)]
         for name, member in vars(type_).items():
             if name.startswith("_") or name in _INTERNAL:
@@ -208,7 +216,7 @@ def python() -> str:
 _INTERNAL = frozenset({"look", "pause", "stream"})
 _RECORDS = (
     "TaskView", "TaskProgress", "Status", "NodeView", "ModelVersion", "Removed", "Chunk", "Usage",
-    "TokenLogprob",
+    "TokenLogprob", "TopicInfo", "MessageInfo", "Sent",
 )  # fmt: skip
 
 

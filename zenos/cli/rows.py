@@ -12,13 +12,16 @@ from zenos.core.resources import show_share, show_size
 from zenos.core.specs import CreateSpec, ProgramSpec, ServeSpec, TrainSpec, Work
 
 if TYPE_CHECKING:
-    from zenos.client import ModelVersion, NodeView, TaskView
+    from zenos.client import MessageInfo, ModelVersion, NodeView, TaskView, TopicInfo
     from zenos.core.task import Deployment, Task
 
 TASKS = ("ID", "NAME", "KIND", "STATE", ">PRIO", ">CPU", ">GPU", ">MEMORY", ">TIME", "PROGRESS")
 NODES = ("NODE", ">CPU", ">GPU", ">MEMORY", "LIMITS BY")
 MODELS = ("MODEL", "ALIASES", "ARCHITECTURE", ">PARAMETERS", ">SIZE", ">HELD-OUT LOSS", "CREATED")
 CELL_CHARS_MAX = 160
+TOPICS = ("TOPIC", ">WAITING", ">WORKED ON", ">DEAD", ">SIZE", ">OLDEST", ">RECEIVERS")
+MESSAGES = (">AGE", "ID", ">PRIO", "SENDER", "RECEIVER", ">FAILED", "BODY")
+DEAD = (">AGE", "ID", ">FAILED", "REASON", "BODY")
 DEPLOYMENTS = ("DEPLOYMENT", "VERSION", ">REPLICAS", ">PRIO", "STATE")
 
 
@@ -114,3 +117,43 @@ def deployment_row(deployment: Deployment, replicas: dict[str, TaskView]) -> tup
         spec.priority,
         state,
     )
+
+
+def topic_row(topic: TopicInfo) -> tuple[Any, ...]:
+    """One durable topic."""
+    return (
+        topic.name,
+        topic.waiting,
+        topic.leased,
+        topic.dead,
+        show_size(topic.bytes),
+        show_seconds(topic.oldest_s),
+        topic.receivers,
+    )
+
+
+def message_row(message: MessageInfo) -> tuple[Any, ...]:
+    """One message that waits, or is being worked on."""
+    return (
+        show_seconds(max(0.0, time.time() - message.sent)),
+        message.id,
+        message.priority,
+        message.sender,
+        message.receiver,
+        message.failures or "",
+        body_text(message),
+    )
+
+
+def dead_row(message: MessageInfo) -> tuple[Any, ...]:
+    """One message that was given up."""
+    age_s = max(0.0, time.time() - message.sent)
+    reason = clipped(message.reason or "")
+    return (show_seconds(age_s), message.id, message.failures, reason, body_text(message))
+
+
+def body_text(message: MessageInfo) -> str:
+    """A body's beginning; of bytes that are no text, how many."""
+    if message.body is None:
+        return f"{message.size} bytes"
+    return clipped(message.body)

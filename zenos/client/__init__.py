@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from zenos.client.aio import AsyncClient, AsyncGeneration, AsyncTaskHandle, connect_async
+from zenos.client.bus import AsyncBus, Bus
+from zenos.client.bus_calls import MessageInfo, Sent, TopicInfo
 from zenos.client.sync import Client, Generation, TaskHandle, connect
 from zenos.client.types import (
     Chunk,
@@ -17,20 +19,25 @@ from zenos.client.types import (
 )
 
 __all__ = [
+    "AsyncBus",
     "AsyncClient",
     "AsyncGeneration",
     "AsyncTaskHandle",
+    "Bus",
     "Chunk",
     "Client",
     "Generation",
+    "MessageInfo",
     "ModelVersion",
     "NodeView",
     "Removed",
+    "Sent",
     "Status",
     "TaskHandle",
     "TaskProgress",
     "TaskView",
     "TokenLogprob",
+    "TopicInfo",
     "Usage",
     "connect",
     "connect_async",

@@ -14,6 +14,7 @@ import httpx
 
 from zenos.client import build, calls, display, feeds, transport
 from zenos.client.address import Address, find
+from zenos.client.bus import AsyncBus
 from zenos.client.calls import Call, Mode
 from zenos.client.generation import GenerationState
 from zenos.client.types import (
@@ -66,6 +67,7 @@ class AsyncClient:
         self.retry_s = retry_s
         self._home = home
         self.http = http or httpx.AsyncClient(**transport.options(address))
+        self.bus = AsyncBus(self._run, self.stream)
 
     async def __aenter__(self) -> Self:
         return self

@@ -14,6 +14,7 @@ import httpx
 
 from zenos.client import build, calls, display, feeds, transport
 from zenos.client.address import Address, find
+from zenos.client.bus import Bus
 from zenos.client.calls import Call, Mode
 from zenos.client.generation import GenerationState
 from zenos.client.types import (
@@ -64,6 +65,7 @@ class Client:
         self.retry_s = retry_s
         self._home = home
         self.http = http or httpx.Client(**transport.options(address))
+        self.bus = Bus(self._run, self.stream)
 
     def __enter__(self) -> Self:
         return self

@@ -13,6 +13,7 @@ import msgspec
 
 from zenos.core import limits
 from zenos.core.errors import InvalidError
+from zenos.core.messages import TopicSettings, check_settings
 from zenos.core.names import check_name
 from zenos.core.resources import parse_share, parse_size
 from zenos.core.wording import field_error, nearest
@@ -45,6 +46,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     keep_alive_s: float = limits.KEEP_ALIVE_S
     message_order: tuple[Literal["command", "state", "data"], ...] = ("command", "state", "data")
     message_ageing: float = 1.0
+    topics: dict[str, TopicSettings] = {}
     ended_tasks_kept: int = limits.ENDED_TASKS_KEPT
     ended_task_kept_s: float = limits.ENDED_TASK_KEPT_S
 
@@ -66,6 +68,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 f"cannot use message_order {given}: it must have each of command, state and data"
                 " once"
             )
+        check_settings(self.topics)
         for name, low, high in (
             ("ageing", 0.0, 1000.0),
             ("message_ageing", 1e-6, 1e6),
@@ -106,8 +109,8 @@ def resolve(
     values.update({k: v for k, v in (flags or {}).items() if v is not None})
     result: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, str) and get_origin(fields[name].type) in (list, tuple):
-            value = [part.strip() for part in value.split(",")]
+        if isinstance(value, str):
+            value = _from_text(name, value, get_origin(fields[name].type))
         try:
             result[name] = msgspec.convert(value, fields[name].type, strict=False)
         except msgspec.ValidationError as error:
@@ -115,3 +118,15 @@ def resolve(
     config = Config(**result)
     config.check()
     return config
+
+
+def _from_text(name: str, text: str, into: Any) -> Any:
+    """A value of the environment or a flag: lists with commas between, mappings as JSON."""
+    if into in (list, tuple):
+        return [part.strip() for part in text.split(",")]
+    if into is dict:
+        try:
+            return msgspec.json.decode(text)
+        except msgspec.DecodeError as error:
+            raise InvalidError(f"cannot use {name}: give a JSON object here ({error})") from None
+    return text

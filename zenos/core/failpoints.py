@@ -17,6 +17,8 @@ LABELS: Final = frozenset(
         "loop.decided",  # after step, before the commit
         "loop.committed",  # after the commit, before the actions
         "loop.performed",  # after the actions
+        "topics.decided",  # the same of the durable topics' loop
+        "topics.committed",
         "worker.start.begin",  # the executor begins to start a worker
         "worker.start.spec",  # its spec file is written, nothing is forked yet
         "worker.start.forked",  # the shim was forked

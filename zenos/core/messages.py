@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Final, Literal
 
 import msgspec
 
@@ -13,6 +14,7 @@ from zenos.core.names import check_name
 from zenos.core.wording import FieldError
 
 WhenFull = Literal["block", "refuse", "drop_oldest"]
+ANY: Final = "*"  # of a pattern: every topic below
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +52,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
         return len(self.body) + sum(len(k) + len(v) for k, v in self.headers.items())
 
 
-class TopicSettings(msgspec.Struct, frozen=True, kw_only=True):
+class TopicSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a topic is served.
 
     lease_s: how long a receiver has a message before it goes to another. deliveries: after so many
@@ -78,6 +80,32 @@ class TopicSettings(msgspec.Struct, frozen=True, kw_only=True):
         if not 1 <= self.bytes <= limits.TOPIC_BYTES_MAX:
             most = limits.TOPIC_BYTES_MAX
             raise FieldError(f"cannot use this number of bytes: from 1 to {most}", "bytes")
+
+
+NO_SETTINGS: Final = TopicSettings()
+
+
+def settings_for(topic: str, given: Mapping[str, TopicSettings]) -> TopicSettings:
+    """What is said of that topic: under its name, else under the longest `PREFIX/*` it is below."""
+    if topic in given:
+        return given[topic]
+    parts = topic.split("/")
+    for count in range(len(parts) - 1, 0, -1):
+        pattern = "/".join([*parts[:count], ANY])
+        if pattern in given:
+            return given[pattern]
+    return given.get(ANY, NO_SETTINGS)
+
+
+def check_settings(given: Mapping[str, TopicSettings]) -> None:
+    """Raises InvalidError for a name or pattern that no topic can have, and for wrong numbers."""
+    for name, settings in given.items():
+        if name != ANY:
+            check_topic(name.removesuffix(f"/{ANY}"))
+        try:
+            settings.check()
+        except FieldError as error:
+            raise InvalidError(f"{error.message} (topics: {name})") from None
 
 
 class MessageChanges(msgspec.Struct, kw_only=True):

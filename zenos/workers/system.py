@@ -19,6 +19,7 @@ import msgspec
 
 from zenos import __version__
 from zenos.bus.broker import Broker
+from zenos.bus.durable_topics import DurableTopics
 from zenos.bus.envelope import Envelope
 from zenos.bus.envelope import Kind as MessageKind
 from zenos.core import events as ev
@@ -52,11 +53,13 @@ class LocalSystem:
         inbox: Inbox,
         view: View,
         registry: Registry,
+        topics: DurableTopics,
         zygote_ready: Any,
     ) -> None:
         self.home = home
         self.config = config
         self.registry = registry
+        self.topics = topics
         self.control = Control(inbox)
         self.view = view
         self.executor: Executor | None = None

@@ -1,0 +1,103 @@
+"""Durable messages and a daemon that is killed: what was answered is there, once."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from contextlib import closing
+
+import pytest
+
+from tests.crash.machine import AWAY
+from tests.processes import until
+from tests.system.harness import System
+from tests.system.test_disk import Disk, disk, full
+from zenos.client import connect
+from zenos.core.errors import StorageError, UnavailableError
+
+TOPIC = "jobs/resize"
+__all__ = ["disk", "full"]  # fixtures
+
+
+def ids(system: System) -> Counter[str]:
+    """How often each message waits."""
+    found = system.ask(lambda client: client.bus.messages(TOPIC, limit=1000))
+    return Counter(message.id for message in found)
+
+
+@pytest.mark.parametrize("label", ["topics.decided", "topics.committed"])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_what_was_answered_is_there_once(system: System, label: str, count: int) -> None:
+    system.start(f"{label}=kill@{count}")
+    sent: list[str] = []
+    for number in range(6):
+        # Sent again to the next daemon, under the same id, where the answer was lost.
+        name = f"m{number}"
+        system.ask(lambda client, name=name: client.bus.send(TOPIC, name, id=name))
+        sent.append(name)
+    assert system.process is not None
+    assert ids(system) == Counter(sent)
+    system.restart()
+    assert ids(system) == Counter(sent)
+
+
+def test_a_dead_message_stays_dead_over_a_restart_with_its_reason(system: System) -> None:
+    system.start()
+    system.ask(lambda client: client.bus.send(TOPIC, "x", id="m1", deadline_s=0.05))
+    until(lambda: system.ask(lambda client: client.bus.messages(TOPIC, "dead")))
+    system.restart()
+    (dead,) = system.ask(lambda client: client.bus.messages(TOPIC, "dead"))
+    assert (dead.id, dead.body) == ("m1", "x")
+    assert "deadline" in (dead.reason or "")
+    assert system.ask(lambda client: client.bus.replay(TOPIC)) == 1
+    system.restart()
+    assert ids(system) == Counter(["m1"])
+
+
+def test_a_full_disk_takes_no_message_and_loses_none(full: System, disk: Disk) -> None:
+    full.start()
+    kept: list[str] = []
+    with connect(home=full.home.root, retry_s=0) as client:
+        client.bus.send(TOPIC, "first", id="first")
+        kept.append("first")
+        disk.fill()
+        refused = ""
+        for number in range(2000):
+            try:
+                client.bus.send(TOPIC, "x" * 16384, id=f"m{number}", deadline_s=1.0)
+            except (UnavailableError, StorageError) as error:
+                refused = error.message
+                break
+            kept.append(f"m{number}")
+        assert refused
+        disk.clear()
+        until(lambda: client.status().pid)
+
+        def goes_on() -> bool:
+            try:
+                client.bus.send(TOPIC, "last", id="last")
+            except AWAY:
+                return False
+            return True
+
+        until(goes_on)
+        found = {message.id for message in client.bus.messages(TOPIC, limit=1000)}
+    assert {*kept, "last"} <= found
+    full.restart()
+    assert {*kept, "last"} <= set(ids(full))
+
+
+def test_a_database_that_another_process_locks_is_waited_for(system: System) -> None:
+    system.start()
+    system.ask(lambda client: client.bus.send(TOPIC, "x", id="m1"))
+    with closing(sqlite3.connect(system.home.database, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with connect(home=system.home.root, retry_s=0) as client:
+            client.http.timeout = 1.0
+            with pytest.raises(AWAY):
+                client.http.post(
+                    "/api/bus/messages", json={"topic": TOPIC, "body": "y", "id": "m2"}
+                )
+        other.execute("ROLLBACK")
+    system.ask(lambda client: client.bus.send(TOPIC, "y", id="m2"))
+    assert ids(system) == Counter(["m1", "m2"])

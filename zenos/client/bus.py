@@ -1,0 +1,178 @@
+"""Durable topics through the HTTP interface: what waits, what is dead, and hands on both."""
+
+from __future__ import annotations
+
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Generator,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Literal, Protocol, TypeVar
+
+from zenos.client import bus_calls
+from zenos.client.bus_calls import MessageInfo, Sent, TailFeed, TopicInfo, Which
+from zenos.client.calls import Call
+from zenos.core import limits
+
+T = TypeVar("T")
+
+
+class Run(Protocol):
+    """Sends a request, patiently, and gives its answer."""
+
+    def __call__(self, call: Call[T], /) -> T:
+        """Raises what the daemon answered."""
+        ...
+
+
+class AsyncRun(Protocol):
+    """As `Run`, for asyncio."""
+
+    def __call__(self, call: Call[T], /) -> Awaitable[T]:
+        """Raises what the daemon answered."""
+        ...
+
+
+class Stream(Protocol):
+    """Opens an answer that comes in parts."""
+
+    def __call__(
+        self, call: Call[bytes], deadline: float | None, /
+    ) -> AbstractContextManager[Iterator[bytes]]:
+        """deadline: on the monotonic clock."""
+        ...
+
+
+class AsyncStream(Protocol):
+    """As `Stream`, for asyncio."""
+
+    def __call__(
+        self, call: Call[bytes], deadline: float | None, /
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """deadline: on the monotonic clock."""
+        ...
+
+
+class Bus:
+    """A client's view of durable topics. Programs that process messages use `zenos.bus`."""
+
+    def __init__(self, run: Run, stream: Stream) -> None:
+        self._run = run
+        self._stream = stream
+
+    def topics(self) -> list[TopicInfo]:
+        """All durable topics, by name."""
+        return self._run(bus_calls.topics()).topics
+
+    def messages(
+        self, topic: str, which: Which = "waiting", *, after: int = 0, limit: int = 100
+    ) -> list[MessageInfo]:
+        """A topic's messages in the order of arrival; looking takes none away.
+
+        which: `waiting` for a receiver, `leased` to one, or `dead`. after: the last `number` of the
+        page before.
+        """
+        return self._run(bus_calls.messages(topic, which, after, limit)).messages
+
+    def send(
+        self,
+        topic: str,
+        body: str | bytes,
+        *,
+        id: str | None = None,  # noqa: A002 - as it is called in the message
+        headers: Mapping[str, str] | None = None,
+        priority: int = limits.PRIORITY_NORMAL,
+        delay_s: float = 0.0,
+        deadline_s: float = 0.0,
+    ) -> Sent:
+        """Send a message; returns once it is kept. Of several with one id only the first counts.
+
+        delay_s: seconds before it may be delivered; deadline_s: after which it is dead (0: never).
+        """
+        call = bus_calls.send(
+            topic,
+            body,
+            id_=id,
+            headers=headers,
+            priority=priority,
+            delay_s=delay_s,
+            deadline_s=deadline_s,
+        )
+        return self._run(call)
+
+    def replay(self, topic: str, ids: Sequence[str] | None = None) -> int:
+        """Deliver dead messages again, those of `ids` or all; how many it was."""
+        return self._run(bus_calls.replay(topic, ids)).count
+
+    def purge(self, topic: str, which: Literal["waiting", "dead"] = "waiting") -> int:
+        """Drop what waits, or what is dead; how many it was."""
+        return self._run(bus_calls.purge(topic, which)).count
+
+    def tail(self, topic: str) -> Generator[MessageInfo]:
+        """What happens on a topic from now on; `event` says what. Ends with the daemon."""
+        feed = TailFeed()
+        with self._stream(bus_calls.tail(topic), None) as parts:
+            for part in parts:
+                yield from feed.feed(part)
+
+
+class AsyncBus:
+    """As `Bus`, for asyncio."""
+
+    def __init__(self, run: AsyncRun, stream: AsyncStream) -> None:
+        self._run = run
+        self._stream = stream
+
+    async def topics(self) -> list[TopicInfo]:
+        """All durable topics, by name."""
+        return (await self._run(bus_calls.topics())).topics
+
+    async def messages(
+        self, topic: str, which: Which = "waiting", *, after: int = 0, limit: int = 100
+    ) -> list[MessageInfo]:
+        """A topic's messages in the order of arrival. See `Bus.messages`."""
+        return (await self._run(bus_calls.messages(topic, which, after, limit))).messages
+
+    async def send(
+        self,
+        topic: str,
+        body: str | bytes,
+        *,
+        id: str | None = None,  # noqa: A002 - as it is called in the message
+        headers: Mapping[str, str] | None = None,
+        priority: int = limits.PRIORITY_NORMAL,
+        delay_s: float = 0.0,
+        deadline_s: float = 0.0,
+    ) -> Sent:
+        """Send a message; returns once it is kept. See `Bus.send`."""
+        call = bus_calls.send(
+            topic,
+            body,
+            id_=id,
+            headers=headers,
+            priority=priority,
+            delay_s=delay_s,
+            deadline_s=deadline_s,
+        )
+        return await self._run(call)
+
+    async def replay(self, topic: str, ids: Sequence[str] | None = None) -> int:
+        """Deliver dead messages again, those of `ids` or all; how many it was."""
+        return (await self._run(bus_calls.replay(topic, ids))).count
+
+    async def purge(self, topic: str, which: Literal["waiting", "dead"] = "waiting") -> int:
+        """Drop what waits, or what is dead; how many it was."""
+        return (await self._run(bus_calls.purge(topic, which))).count
+
+    async def tail(self, topic: str) -> AsyncGenerator[MessageInfo]:
+        """What happens on a topic from now on; `event` says what. Ends with the daemon."""
+        feed = TailFeed()
+        async with self._stream(bus_calls.tail(topic), None) as parts:
+            async for part in parts:
+                for message in feed.feed(part):
+                    yield message
