@@ -235,14 +235,20 @@ def _open_file(path: Path) -> BinaryIO:
 
 
 def log_tail(path: Path) -> str:
-    """The end of a log, never cut inside a character."""
-    try:
-        with _open_file(path) as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - limits.LOG_TAIL_BYTES))
-            raw = file.read()
-    except OSError:
-        return ""
+    """The end of a log, never cut inside a character; it may reach into what was set aside."""
+    raw = _end_of(path, limits.LOG_TAIL_BYTES)
+    if len(raw) < limits.LOG_TAIL_BYTES:
+        raw = _end_of(path.with_name(f"{path.name}.1"), limits.LOG_TAIL_BYTES - len(raw)) + raw
     while raw and 0x80 <= raw[0] < 0xC0:  # the rest of a UTF-8 character
         raw = raw[1:]
     return raw.decode("utf-8", "replace").replace("\0", "\ufffd")
+
+
+def _end_of(path: Path, size: int) -> bytes:
+    try:
+        with _open_file(path) as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - size))
+            return file.read(size)
+    except OSError:
+        return b""
