@@ -58,6 +58,7 @@ LOG_BYTES_MAX: Final = 64 * MIB
 ORPHAN_WAIT_S: Final = 600.0
 
 # Bus
+SOCKET_LOOK_S: Final = 3.0  # between two looks whether the bus's socket is still where it was
 FRAME_BYTES_MAX: Final = 64 * MIB
 SEND_QUEUE_FRAMES_MAX: Final = 4096
 SEND_QUEUE_BYTES_MAX: Final = 256 * MIB

@@ -47,7 +47,7 @@ def main(task: Task, home: Home, run_dir: Path) -> int:
     use_threads(thread_count(task))
     use_devices(task)
     reseed()
-    channel = Channel(home.bus, task.id, task.generation, _token(run_dir))
+    channel = Channel(lambda: home.bus, task.id, task.generation, _token(run_dir))
     context = WorkerContext(task, home, run_dir, channel, Registry(home.models))
     try:
         return run(context, entry(task))
