@@ -6,16 +6,17 @@ import logging
 import math
 import os
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import msgspec
 import psutil
 
 from zenos.core import limits, shim
+from zenos.core.cgroups import own_directories, own_groups
 from zenos.core.config import Config
 from zenos.core.resources import Resources, parse_share, parse_size
 from zenos.core.task import Node
-from zenos.workers.limits import Cgroups, own_groups
+from zenos.workers.limits import Cgroups
 
 log = logging.getLogger(__name__)
 MEMORY_SHARE = 0.9  # of the machine's memory is given out, unless the settings say how much
@@ -58,16 +59,12 @@ def memory_limit(root: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def _own_directories(root: Path, controller: str) -> list[Path]:
-    """Our own groups of a controller, in both versions, with all that they lie in.
-
-    A container may see itself at the root although its group has a longer name outside.
-    """
+    """Our own groups of a controller, in both versions, with all that they lie in."""
     own = own_groups()
     found = []
     for base, group in ((root, own.get("")), (root / controller, own.get(controller))):
         if group is not None:
-            below = PurePosixPath(group.lstrip("/"))
-            found += [base / below, *(base / parent for parent in below.parents)]
+            found += own_directories(base, group)
     return found
 
 
