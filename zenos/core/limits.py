@@ -93,6 +93,8 @@ LOGPROBS_MAX: Final = 20
 STREAM_CHUNKS_WAITING_MAX: Final = 2048
 
 # Retention
+CACHE_SIZE: Final = "32GiB"
+CACHE_FRESH_S: Final = 86400.0  # compiled code that is younger may be about to be loaded
 ENDED_TASKS_KEPT: Final = 10_000
 ENDED_TASK_KEPT_S: Final = 30 * 86400.0
 EVENTS_KEPT: Final = 100_000

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import msgspec
 
+from zenos.core import limits
 from zenos.core.errors import InvalidError, StorageError, WorkerError, ZenosError
 from zenos.core.home import Home
+from zenos.core.resources import parse_size
 from zenos.core.specs import CreateSpec, ProgramSpec, ServeSpec, TrainSpec
 from zenos.core.task import Task
 from zenos.runtime.context import EXIT_SUSPENDED, WorkerContext
@@ -27,6 +29,7 @@ class _StartFile(msgspec.Struct):
     """What this module needs of the spec file that the executor wrote beside the run directory."""
 
     token: str = ""
+    cache_bytes_max: int = parse_size(limits.CACHE_SIZE)
 
 
 def main(task: Task, home: Home, run_dir: Path) -> int:
@@ -47,8 +50,10 @@ def main(task: Task, home: Home, run_dir: Path) -> int:
     use_threads(thread_count(task))
     use_devices(task)
     reseed()
-    channel = Channel(lambda: home.bus, task.id, task.generation, _token(run_dir))
+    start = _start_file(run_dir)
+    channel = Channel(lambda: home.bus, task.id, task.generation, start.token)
     context = WorkerContext(task, home, run_dir, channel, Registry(home.models))
+    context.cache_bytes_max = start.cache_bytes_max
     try:
         return run(context, entry(task))
     finally:
@@ -142,11 +147,11 @@ def reseed() -> None:
     torch.manual_seed(seed)
 
 
-def _token(run_dir: Path) -> str:
-    """The worker's token for the bus, from `runs/TASK/GENERATION.json`."""
+def _start_file(run_dir: Path) -> _StartFile:
+    """The worker's token for the bus, and so on, from `runs/TASK/GENERATION.json`."""
     path = run_dir.with_name(f"{run_dir.name}.json")
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_StartFile).token
+        return msgspec.json.decode(path.read_bytes(), type=_StartFile)
     except (OSError, msgspec.DecodeError) as error:
         raise StorageError(f"cannot read {path}: {error}") from error
 

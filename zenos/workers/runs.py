@@ -17,7 +17,7 @@ import msgspec
 from zenos import __version__
 from zenos.core import durable, limits, shim
 from zenos.core.home import Home
-from zenos.core.resources import show_size
+from zenos.core.resources import parse_size, show_size
 from zenos.core.specs import ProgramSpec
 from zenos.core.task import Outcome, Task
 from zenos.workers.limits import OPEN_FILES
@@ -39,7 +39,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     directory: the run directory to claim; record: the task, for torch work; memory_limit: bytes, 0
     for none; cgroups: groups that the worker enters; open_files: its soft limit; token: with which
-    it may use the bus.
+    it may use the bus; cache_bytes_max: of what torch work leaves in the cache.
     """
 
     version: str = __version__
@@ -52,6 +52,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     record: Task | None = None
     memory_limit: int = 0
     cgroups: list[str] = []
+    cache_bytes_max: int
     log_bytes_max: int = limits.LOG_BYTES_MAX
     open_files: int = OPEN_FILES
 
@@ -99,7 +100,9 @@ def inductor(home: Home) -> str:
     return str(home.cache / "inductor")
 
 
-def make_spec(home: Home, task: Task, cgroups: list[str]) -> RunSpec:
+def make_spec(
+    home: Home, task: Task, cgroups: list[str], cache_bytes_max: int = parse_size(limits.CACHE_SIZE)
+) -> RunSpec:
     """The spec of a task's present generation."""
     work = task.spec.work
     program = isinstance(work, ProgramSpec)
@@ -113,6 +116,7 @@ def make_spec(home: Home, task: Task, cgroups: list[str]) -> RunSpec:
         record=None if program else task,
         memory_limit=task.spec.resources.memory,
         cgroups=cgroups,
+        cache_bytes_max=cache_bytes_max,
     )
 
 
