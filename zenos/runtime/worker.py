@@ -77,7 +77,7 @@ def run(context: WorkerContext, work: Callable[[WorkerContext], int | None]) -> 
         failure = StorageError(f"cannot finish: {error}")
     except Exception as error:
         log.exception("failed")
-        failure = WorkerError(
+        failure = _gpu_failure(error) or WorkerError(
             f"cannot finish: {type(error).__name__}: {_shorten(str(error))}; "
             f"'zenos logs {context.task.id}' has the details"
         )
@@ -86,6 +86,18 @@ def run(context: WorkerContext, work: Callable[[WorkerContext], int | None]) -> 
     except OSError as error:
         log.error("cannot write error.json: %s", error)  # noqa: TRY400
     return 1
+
+
+def _gpu_failure(error: Exception) -> WorkerError | None:
+    """What to do about a GPU without room; None for other errors."""
+    import torch
+
+    if not isinstance(error, torch.OutOfMemoryError):
+        return None
+    return WorkerError(
+        "cannot allocate more GPU memory: ask for a larger share with --gpu, or for more with "
+        f"--gpu-memory ({_shorten(str(error), 200)})"
+    )
 
 
 def entry(task: Task) -> Callable[[WorkerContext], int | None]:
@@ -128,9 +140,15 @@ def use_threads(count: int) -> None:
 
 
 def use_devices(task: Task) -> None:
-    """Let this process see the GPUs of its allocation alone; CUDA is not started yet."""
+    """Let this process see the GPUs of its allocation alone; CUDA is not started yet.
+
+    The daemon has said which they are, as the system numbers them; a process without any must not
+    see those of whoever started it.
+    """
     shares = task.allocation.shares if task.allocation is not None else {}
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, sorted(shares)))
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    if not shares or "CUDA_VISIBLE_DEVICES" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, sorted(shares)))
 
 
 def reseed() -> None:

@@ -20,6 +20,7 @@ from zenos.core.home import Home
 from zenos.core.resources import parse_size, show_size
 from zenos.core.specs import ProgramSpec
 from zenos.core.task import Outcome, Task
+from zenos.workers import nodes
 from zenos.workers.limits import OPEN_FILES
 
 # What of the daemon's own environment a program gets to see.
@@ -83,10 +84,14 @@ def environment(task: Task) -> dict[str, str]:
     asked = work.env if isinstance(work, ProgramSpec) else {}
     held = task.allocation.resources if task.allocation else task.spec.resources
     threads = str(max(1, -(-held.cpu // 1000)))
-    devices = ",".join(map(str, sorted(task.allocation.shares))) if task.allocation else ""
+    shares = sorted(task.allocation.shares) if task.allocation else []
+    numbers = nodes.device_numbers() if shares else ()
+    # Virtual ones have no numbers but their own.
+    devices = ",".join(str(numbers[n] if n < len(numbers) else n) for n in shares)
     return {
         **kept,
         "OMP_NUM_THREADS": threads,
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": devices,
         "PYTHONUNBUFFERED": "1",
         **asked,

@@ -23,7 +23,7 @@ from zenos.core.names import ModelRef
 from zenos.core.specs import TrainSpec
 from zenos.core.wire import Progress
 from zenos.models.records import context_length
-from zenos.runtime import architectures
+from zenos.runtime import architectures, gpu
 from zenos.runtime.context import EXIT_SUSPENDED, WorkerContext
 from zenos.runtime.train import caching, numerics, packing, publish
 from zenos.runtime.train import tokenizer as tokenizers
@@ -80,6 +80,7 @@ def _train(context: WorkerContext, spec: TrainSpec, checkpoints: Checkpoints) ->
         # A typo is said before hours of tokenizing, not after.
         architectures.configure(spec.arch, spec.settings, spec.vocab_size)
     data = _data(context, spec, checkpoints, checkpoint)  # 2
+    gpu.restrict(context.task)
     device = numerics.choose_device(_gpu_milli(context))
     model = _model(context, spec, data.vocabulary)  # 3
     trainer = Trainer(
