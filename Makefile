@@ -6,7 +6,8 @@ STAMP := $(VENV)/.installed
 RAY_VERSION := 2.60.0
 # Where torch comes from, if not from where pip looks already: a package index's address.
 TORCH_INDEX ?=
-TORCH_INDEX_OPTION := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+# Which build of it: auto (the one for CPUs where there is no NVIDIA driver), cpu or any.
+export TORCH_BUILD ?= auto
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 .PHONY: demo test install lint format types imports docs soak bench bench-peers clean help
@@ -16,16 +17,17 @@ help: ## This list
 
 install: $(STAMP) ## Make .venv and install into it (done by the others when needed)
 
-# Built in steps, so that torch alone is looked for with TORCH_INDEX, and the stamp is made last.
-$(STAMP): pyproject.toml constraints.txt
+# Built in steps, so that torch's build can be chosen, and the stamp is made last.
+$(STAMP): pyproject.toml constraints.txt scripts/install-torch
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "cannot install: $(PYTHON) is older than 3.11; set PYTHON to a newer one"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "cannot make $(VENV): Python's venv module is missing; type:"; \
 	  echo "    sudo apt-get install -y python3-venv"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(TORCH_INDEX_OPTION) 'torch==$(TORCH_VERSION)'
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,demo,gpu,plot]'
+	scripts/install-torch $(BIN)/python $(TORCH_VERSION) $(TORCH_INDEX:%=--index-url %)
+	$(BIN)/python -m pip install --quiet $(TORCH_INDEX:%=--extra-index-url %) \
+	  -c constraints.txt -e '.[dev,demo,gpu,plot]'
 	@touch $(STAMP)
 
 demo: $(STAMP) ## Train a language model on this machine, serve it, ask it (about four minutes, and the installation)

@@ -32,6 +32,7 @@ from zenos.api.server import serve
 from zenos.bus.broker import Broker
 from zenos.bus.durable_topics import DurableTopics
 from zenos.bus.order import Policy
+from zenos.bus.standing import keep_listening
 from zenos.core import config as configuration
 from zenos.core import durable, limits
 from zenos.core import events as ev
@@ -103,6 +104,8 @@ async def run(home: Home, config: Config) -> None:
         home.write_sockets()
         await broker.start(home.bus)
         stack.push_async_callback(broker.close)
+        standing = asyncio.create_task(keep_listening(broker, home))
+        stack.push_async_callback(_end_task, standing)
         system.executor, system.broker = executor, broker
         system.tidy(snapshot)
         inbox.put(ev.NodeUp(node=nodes.detect(config, executor.cgroups)))
@@ -110,7 +113,7 @@ async def run(home: Home, config: Config) -> None:
         # 6. The API.
         app = create_app(system, config, token)
         api = asyncio.create_task(serve(app, [listener]))
-        stack.push_async_callback(_end_api, api)
+        stack.push_async_callback(_end_task, api)
         host, port = listener.getsockname()[:2]
         write_daemon_file(home, host, port)
         stack.callback(home.daemon.unlink, missing_ok=True)
@@ -175,10 +178,10 @@ async def _have_ended(mode: Mode, view: View, inbox: Inbox, others: set[asyncio.
     return True
 
 
-async def _end_api(api: asyncio.Task[None]) -> None:
-    api.cancel()
+async def _end_task(task: asyncio.Task[None]) -> None:
+    task.cancel()
     with suppress(asyncio.CancelledError):
-        await api
+        await task
 
 
 async def _end_loop(looping: asyncio.Task[None], inbox: Inbox, system: LocalSystem) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from zenos.bus.durable_topics import DurableTopics
 from zenos.core import events as ev
-from zenos.core.actions import Action, Forget, Reply, Snapshot, StartWorker, StopWorker
+from zenos.core.actions import Action, Discard, Forget, Reply, Snapshot, StartWorker, StopWorker
 from zenos.core.clock import SystemClock
 from zenos.core.config import Config
 from zenos.core.errors import NotFoundError, ZenosError
@@ -94,7 +94,7 @@ class Double:
                     self.inbox.put(started)
                 case StopWorker(task=name, generation=generation):
                     self.end(name, generation, Outcome(signal=15))
-                case Forget():
+                case Forget() | Discard():
                     pass
 
     def end(self, task: str, generation: int, outcome: Outcome) -> None:

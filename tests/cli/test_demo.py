@@ -68,3 +68,23 @@ def test_told_to_end_it_takes_its_daemon_with_it(
     assert demo.returncode == 128 + signal.SIGTERM
     until(lambda: not mentioning(str(tmp_path / "tmp")))
     assert not list((tmp_path / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("missing", ["openai", "matplotlib"])
+def test_without_its_extra_it_refuses_before_any_work(
+    missing: str, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    # None there is what Python has for a module that must not be imported.
+    code = f"import sys; sys.modules[{missing!r}] = None; from zenos.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "demo", "--quick", "--output", str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert f"cannot run the demo: {missing} " in done.stderr
+    assert "type: pip install 'zenos[demo]'" in done.stderr
+    assert done.stdout == ""
+    assert not list((tmp_path / "tmp").iterdir())

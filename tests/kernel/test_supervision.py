@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from tests.kernel.harness import TRAIN, Harness, node, spec
 from zenos.core import events as ev
+from zenos.core.actions import Discard
 from zenos.core.errors import (
     ConflictError,
     InvalidError,
@@ -218,3 +219,32 @@ def test_ended_tasks_keys_and_events_have_a_retention() -> None:
     assert not h.kernel.state.keys
     h.wait(31 * 86400)
     assert not h.kernel.state.tasks
+
+
+def discarded(h: Harness) -> list[str]:
+    return [
+        task
+        for step in h.steps
+        for action in step.actions
+        if isinstance(action, Discard)
+        for task in action.tasks
+    ]
+
+
+def test_what_a_training_saved_goes_when_it_has_ended_and_not_while_it_may_go_on() -> None:
+    h = Harness()
+    killed, failed, program = h.submit(spec(TRAIN)), h.submit(spec(TRAIN)), h.submit(spec())
+    h.exit(killed, exit_code=None, signal=9)
+    h.lose(program)
+    assert discarded(h) == []  # the first is queued again, a program has saved nothing
+    h.exit(failed, exit_code=1, error="cannot read the data")
+    assert discarded(h) == [failed.id]
+    # Cancelled in the queue, with what its first run has saved.
+    h.cancel(killed)
+    assert h.now(killed).state is State.CANCELLED
+    assert discarded(h) == [failed.id, killed.id]
+    never = h.submit(spec(TRAIN, cpu=2))
+    h.submit(spec(cpu=2))
+    h.cancel(h.submit(spec(TRAIN, cpu=2)))
+    assert len(discarded(h)) == 2
+    h.cancel(never)

@@ -280,6 +280,9 @@ async def test_a_log_never_ends_inside_a_character(tmp_path: Path) -> None:
     tail = runs.log_tail(tmp_path / "log")
     assert set(tail) == {"模", "型"}
     assert len(tail.encode()) <= 4096
+    (tmp_path / "log").rename(tmp_path / "log.1")
+    (tmp_path / "log").write_text("begun anew\n")
+    assert runs.log_tail(tmp_path / "log") == tail[4:] + "begun anew\n"
 
 
 async def test_a_token_is_good_for_its_own_generation_alone(rig: Rig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,6 +15,13 @@ T = TypeVar("T")
 CLIENT_GONE: Final = 499  # as nginx writes it in its log; nobody hears it
 
 
+class Closable(Protocol):
+    """What is to be closed when an answer is over: an async generator, for one."""
+
+    async def aclose(self) -> None:
+        """Close it; once or again."""
+
+
 class Stream(Response):
     """Sends what an async generator makes; closes it when done and when the client has gone."""
 
@@ -22,7 +29,7 @@ class Stream(Response):
         self,
         content: AsyncGenerator[bytes, None],
         media_type: str,
-        source: AsyncGenerator[Any, None] | None = None,
+        source: Closable | None = None,
     ) -> None:
         super().__init__(media_type=media_type)
         del self.headers["content-length"]

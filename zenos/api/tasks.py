@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import math
 import time
-from collections.abc import AsyncGenerator, Iterable, Iterator
-from pathlib import Path
-from typing import Annotated, Final
+from collections.abc import Iterable, Iterator
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
@@ -20,6 +18,7 @@ from zenos.api.common import (
     principal_of,
     system_of,
 )
+from zenos.api.logs import OFFSET_HEADER, LogAnswer
 from zenos.api.ports import System
 from zenos.api.schema import operation, read, reply
 from zenos.api.shapes import TaskList, TaskView
@@ -32,8 +31,6 @@ from zenos.core.task import Kind, State, Task, TaskSpec
 from zenos.core.wording import FieldError, nearest
 
 router = APIRouter(prefix="/api/tasks", tags=["tasks"])
-LOG_PART_BYTES: Final = 64 * limits.KIB
-LOG_LOOK_S: Final = 0.2
 Room = list[tuple[Resources, Resources]]  # capacity and use of each node
 
 States = Annotated[
@@ -110,12 +107,19 @@ async def log(
     request: Request,
     task: TaskPath,
     follow: Annotated[bool, Query(description="Go on until the task has ended.")] = False,
-    offset: Annotated[int, Query(ge=0, le=2**62, description="Bytes to leave out.")] = 0,
+    offset: Annotated[
+        int, Query(ge=0, le=2**62, description="Bytes to leave out, of all that was written.")
+    ] = 0,
     generation: Annotated[
         int | None, Query(ge=1, le=2**62, description="Of an earlier run of a restarted task.")
     ] = None,
 ) -> Response:
-    """What the task's worker has written, as it is; bytes need not be valid UTF-8."""
+    """What the task's worker has written, as it is; bytes need not be valid UTF-8.
+
+    `Zenos-Log-Offset` says where the answer begins: later than asked for where what was before is
+    gone. An answer to a reader that is overtaken ends there; asked again from the byte up to which
+    it was read, the next begins after the gap.
+    """
     system = system_of(request)
     found = find(system, task)
     if generation is not None and generation != found.generation:
@@ -124,9 +128,13 @@ async def log(
                 f"cannot find a generation {generation} of {found.id}: "
                 f"it has been started {found.generation} times"
             )
-        return Stream(_of_one(system, found.id, generation, offset), "text/plain; charset=utf-8")
-    parts = _log(system, found.id, request.app.state.closing, follow=follow, offset=offset)
-    return Stream(parts, "text/plain; charset=utf-8")
+        follow = False
+    closing = request.app.state.closing
+    answer = LogAnswer(system, found.id, closing, follow=follow, offset=offset)
+    await answer.begin(system.log_path(found.id, generation))
+    stream = Stream(answer.parts(), "text/plain; charset=utf-8", answer)
+    stream.headers[OFFSET_HEADER] = str(answer.offset)
+    return stream
 
 
 def find(system: System, task: str) -> Task:
@@ -168,47 +176,3 @@ def _chosen(name: str, values: Iterable[str], known: list[str]) -> set[str]:
             hint = nearest(value[:100], known) or f": one of {', '.join(known)}"
             raise FieldError(f"cannot use the {name} {value[:64]!r}{hint}", name)
     return chosen
-
-
-async def _log(
-    system: System, task_id: str, closing: asyncio.Event, *, follow: bool, offset: int
-) -> AsyncGenerator[bytes, None]:
-    """The log from `offset`; a restarted worker's log follows that of the one before it."""
-    path: Path | None = None
-    while True:
-        # Looked at before reading: what is written before the end is read for certain.
-        task = system.tasks().get(task_id)
-        ended = task is None or task.is_ended or closing.is_set()
-        newest = system.log_path(task_id) if task is not None else path
-        if path is None:
-            path = newest
-        if path is not None:
-            # To its end, also where a later worker has one of its own by now.
-            while part := await asyncio.to_thread(_read, path, offset):
-                offset += len(part)
-                yield part
-        if newest != path:
-            path, offset = newest, 0
-            continue
-        if ended or not follow:
-            return
-        await asyncio.sleep(LOG_LOOK_S)
-
-
-async def _of_one(
-    system: System, task_id: str, generation: int, offset: int
-) -> AsyncGenerator[bytes, None]:
-    """The log of a worker that has ended."""
-    path = system.log_path(task_id, generation)
-    while path is not None and (part := await asyncio.to_thread(_read, path, offset)):
-        offset += len(part)
-        yield part
-
-
-def _read(path: Path, offset: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            return file.read(LOG_PART_BYTES)
-    except FileNotFoundError:
-        return b""

@@ -131,6 +131,12 @@ class Broker:
         path.chmod(0o600)
         self._path = path
 
+    async def listen_again(self, path: Path) -> None:
+        """Listen at `path` instead; those who are connected stay so."""
+        if self._server is not None:
+            self._server.close()
+        await self.start(path)
+
     def connected(self, task: str) -> bool:
         """Whether a worker of that task is connected."""
         return task in self._peers

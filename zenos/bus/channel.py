@@ -12,6 +12,7 @@ import queue
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -40,8 +41,11 @@ SEND_WAIT_S: Final = 5.0
 class Channel:
     """A connection to the daemon that comes back by itself."""
 
-    def __init__(self, path: Path, task: str, generation: int, token: str) -> None:
-        self._path = str(path)
+    def __init__(
+        self, path: Path | Callable[[], Path], task: str, generation: int, token: str
+    ) -> None:
+        # Asked for at each connection: the next daemon may listen elsewhere.
+        self._where = path if callable(path) else lambda: path
         self._task = task
         self._generation = generation
         self._token = token
@@ -160,7 +164,7 @@ class Channel:
     def _connect(self) -> socket.socket | None:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            connection.connect(self._path)
+            connection.connect(str(self._where()))
             hello = Hello(task=self._task, generation=self._generation, token=self._token)
             body = msgspec.msgpack.encode(hello)
             first = Envelope(kind="command", topic="hello", generation=self._generation, body=body)

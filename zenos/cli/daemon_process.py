@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from zenos.cli import scope
 from zenos.cli.output import say
 from zenos.client.address import DaemonFile, read_daemon_file
 from zenos.core.errors import (
@@ -58,7 +59,8 @@ def start(home: Home, flags: Sequence[str]) -> DaemonFile:
     """
     log, before = _open_log(home)
     try:
-        pid = _spawn(arguments(home, flags), log)
+        command = arguments(home, flags)
+        pid = _spawn([*scope.prefix(scope.enforcement_of(flags)), *command], log)
     finally:
         os.close(log)
     end = time.monotonic() + START_TIMEOUT_S

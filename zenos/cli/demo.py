@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import importlib
 import platform
 import shutil
 import signal
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 MODEL: Final = "pycoder"
 PROMPT: Final = "def "
+NEEDED: Final = ("openai", "matplotlib")  # of the extra `demo`
 # Tests are left out, as are generated tables, which are no prose of programmers.
 EXCLUDED: Final = (
     "**/test/**", "**/tests/**", "**/idle_test/**", "**/site-packages/**", "**/dist-packages/**",
@@ -123,6 +125,7 @@ def demo(
 
     console = Console()
     plan = QUICK if quick else FULL
+    _check_extra()
     if not output.is_dir():
         raise InvalidError(f"cannot write loss.png into {output}: no such directory")
     home = Home(Path(tempfile.mkdtemp(prefix="zenos-demo-")))
@@ -147,6 +150,21 @@ def demo(
             _end(home.root)
     if not beaten:
         raise WorkerError("cannot call this a success: the model did not beat the bigram baseline")
+
+
+def _check_extra() -> None:
+    """InvalidError when what comes after the training could not be done."""
+    missing = []
+    for name in NEEDED:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            missing.append(name)
+    if missing:
+        raise InvalidError(
+            f"cannot run the demo: {' and '.join(missing)} cannot be imported; "
+            "type: pip install 'zenos[demo]'"
+        )
 
 
 def _run(plan: Plan, root: Path, picture: Path, console: Any) -> bool:
@@ -212,12 +230,8 @@ def _train(client: Client, plan: Plan, console: Any) -> Task:
 
 def _ask(client: Client, url: str, token: str, console: Any) -> Answer:
     """Deploy, and stream through the official client. The first request waits for the load."""
-    try:
-        from openai import OpenAI
-    except ImportError:
-        raise InvalidError(
-            "cannot ask without the official client; type: pip install 'zenos[demo]'"
-        ) from None
+    from openai import OpenAI
+
     begun = time.monotonic()
     client.serve(MODEL)
     with OpenAI(base_url=f"{url}/v1", api_key=token, max_retries=0) as official:

@@ -299,7 +299,7 @@ class AsyncClient:
 
     @asynccontextmanager
     async def stream(
-        self, call: Call[bytes], deadline: float | None
+        self, call: Call[bytes], deadline: float | None, heard: feeds.Heard = feeds.unheard
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """The parts of an answer as they come; raises the error that it stands for."""
         options = transport.request_options(call, silence_s=feeds.silence_s(deadline))
@@ -307,6 +307,7 @@ class AsyncClient:
             if not response.is_success:
                 content = await response.aread()
                 raise transport.error_of(response.status_code, response.headers, content)
+            heard(response.headers)
             yield response.aiter_bytes()
 
 
@@ -471,7 +472,8 @@ class AsyncTaskHandle:
         """The log's text in pieces; follow: go on until the task has ended.
 
         offset: bytes to leave out; `log_offset` says up to where it was read. generation: of an
-        earlier run of a task that was started again, whole and not followed.
+        earlier run of a task that was started again, whole and not followed. What the log no longer
+        holds is said in its place.
         """
         follow = follow and generation is None
         feed = feeds.LogFeed(self.view, offset, follow=follow, generation=generation)
@@ -479,16 +481,17 @@ class AsyncTaskHandle:
         while True:
             problem: Exception | None = None
             try:
-                async with self._client.stream(feed.call(self.task), None) as parts:
+                async with self._client.stream(feed.call(self.task), None, feed.begin) as parts:
                     outage.connected()
                     async for part in parts:
                         text = feed.feed(part)
                         self.log_offset = feed.offset
                         yield text
-                if not follow or (await self.refresh()).task.is_ended:
+                if feed.is_over((await self.refresh()).task):
                     yield feed.finish()
                     return
             except (httpx.TransportError, *feeds.PASSING) as error:
                 problem = error
-            await self._client.pause(outage.pause_s(problem))
-            await self.refresh()
+            if problem is not None or not self.task.is_ended:
+                await self._client.pause(outage.pause_s(problem))
+                await self.refresh()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httpx
 import msgspec
@@ -17,8 +17,13 @@ from zenos.client.types import TaskProgress, TaskView
 from zenos.core.errors import BusyError, DeadlineError, UnavailableError
 from zenos.core.task import Task, TaskEvent
 
+Heard = Callable[[httpx.Headers], None]
 # Answers after which a stream is tried again.
 PASSING = (UnavailableError, BusyError)
+
+
+def unheard(headers: httpx.Headers) -> None:
+    """For streams whose headers say nothing that matters."""
 
 
 def silence_s(deadline: float | None) -> float:
@@ -89,6 +94,8 @@ class LogFeed:
         self._task = view.task
         self._follow = follow
         self.offset = offset
+        self._gap = 0
+        self._got = False
         self._text = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def call(self, now: Task) -> Call[bytes]:
@@ -98,10 +105,30 @@ class LogFeed:
             self.offset, self._task = (0 if self._task.generation else self.offset), now
         return calls.log(now.id, self.offset, follow=self._follow, generation=self._generation)
 
+    def begin(self, headers: httpx.Headers) -> None:
+        """The answer's headers: it begins later than asked for where what was before is gone."""
+        said = headers.get("zenos-log-offset", "")
+        begin = int(said) if said.isdecimal() else self.offset
+        self._gap, self._got = self._gap + max(begin - self.offset, 0), False
+        self.offset = max(begin, self.offset)
+
     def feed(self, part: bytes) -> str:
         """The text in these bytes."""
         self.offset += len(part)
-        return self._text.decode(part)
+        self._got = True
+        notice = ""
+        if self._gap:
+            notice = f"[cannot show {self._gap} bytes of output: the log keeps its end]\n"
+            # A character that was cut there is cut for good.
+            notice, self._gap = self._text.decode(b"", final=True) + notice, 0
+        return notice + self._text.decode(part)
+
+    def is_over(self, now: Task) -> bool:
+        """Whether the answer that has ended was the last one.
+
+        An answer ends before a gap, so what is followed is over only when nothing more comes.
+        """
+        return not self._follow or (now.is_ended and not self._got)
 
     def finish(self) -> str:
         """What stood cut at the end."""

@@ -295,13 +295,16 @@ class Client:
         self.http.base_url = self.address.url
 
     @contextmanager
-    def stream(self, call: Call[bytes], deadline: float | None) -> Iterator[Iterator[bytes]]:
+    def stream(
+        self, call: Call[bytes], deadline: float | None, heard: feeds.Heard = feeds.unheard
+    ) -> Iterator[Iterator[bytes]]:
         """The parts of an answer as they come; raises the error that it stands for."""
         options = transport.request_options(call, silence_s=feeds.silence_s(deadline))
         with self.http.stream(call.method, call.path, **options) as response:
             if not response.is_success:
                 content = response.read()
                 raise transport.error_of(response.status_code, response.headers, content)
+            heard(response.headers)
             yield response.iter_bytes()
 
 
@@ -465,7 +468,8 @@ class TaskHandle:
         """The log's text in pieces; follow: go on until the task has ended.
 
         offset: bytes to leave out; `log_offset` says up to where it was read. generation: of an
-        earlier run of a task that was started again, whole and not followed.
+        earlier run of a task that was started again, whole and not followed. What the log no longer
+        holds is said in its place.
         """
         follow = follow and generation is None
         feed = feeds.LogFeed(self.view, offset, follow=follow, generation=generation)
@@ -473,16 +477,17 @@ class TaskHandle:
         while True:
             problem: Exception | None = None
             try:
-                with self._client.stream(feed.call(self.task), None) as parts:
+                with self._client.stream(feed.call(self.task), None, feed.begin) as parts:
                     outage.connected()
                     for part in parts:
                         text = feed.feed(part)
                         self.log_offset = feed.offset
                         yield text
-                if not follow or self.refresh().task.is_ended:
+                if feed.is_over(self.refresh().task):
                     yield feed.finish()
                     return
             except (httpx.TransportError, *feeds.PASSING) as error:
                 problem = error
-            self._client.pause(outage.pause_s(problem))
-            self.refresh()
+            if problem is not None or not self.task.is_ended:
+                self._client.pause(outage.pause_s(problem))
+                self.refresh()

@@ -46,6 +46,12 @@ class Forget(Action, frozen=True, kw_only=True):
     tasks: list[str]
 
 
+class Discard(Action, frozen=True, kw_only=True):
+    """Delete the checkpoints of these trainings: they have ended, and nothing goes on from them."""
+
+    tasks: list[str]
+
+
 class Changes(msgspec.Struct, kw_only=True):
     """All that one step changed: one transaction.
 

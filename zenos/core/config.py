@@ -24,7 +24,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     cpus: cores to give out (None: all that this process may use). memory: bytes to give out, as
     people write it (None: 90 % of what the machine or the cgroup has). gpus: declared virtual GPUs
-    where there are no real ones. gpu_memory: bytes of each virtual GPU.
+    where there are no real ones. gpu_memory: bytes of each virtual GPU. cache_bytes_max: of what is
+    kept to be used again.
     """
 
     host: str = "127.0.0.1"
@@ -47,6 +48,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     message_order: tuple[Literal["command", "state", "data"], ...] = ("command", "state", "data")
     message_ageing: float = 1.0
     topics: dict[str, TopicSettings] = {}
+    cache_bytes_max: str = limits.CACHE_SIZE
     ended_tasks_kept: int = limits.ENDED_TASKS_KEPT
     ended_task_kept_s: float = limits.ENDED_TASK_KEPT_S
 
@@ -60,6 +62,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if self.memory is not None:
             parse_size(self.memory)
         parse_size(self.gpu_memory, "gpu_memory")
+        parse_size(self.cache_bytes_max, "cache_bytes_max")
         if self.gpus is not None and not 0 <= self.gpus <= 1024:
             raise InvalidError(f"cannot declare {self.gpus} GPUs: from 0 to 1024")
         if sorted(self.message_order) != ["command", "data", "state"]:

@@ -97,7 +97,9 @@ class Home(msgspec.Struct, frozen=True):
             raise StorageError(f"cannot write {path}: {error.strerror}") from error
 
     def _sockets(self) -> Path:
-        base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+        base = os.environ.get("XDG_RUNTIME_DIR") or ""
+        if not os.path.isdir(base):  # noqa: PTH112 - the session may have ended
+            base = tempfile.gettempdir()
         if len(os.fsencode(base)) > 60:
             base = "/tmp"  # noqa: S108 - the directory below is made with mode 0700 and checked
         return Path(base) / f"zenos-{os.getuid()}-{self.id}"

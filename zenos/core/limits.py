@@ -58,6 +58,7 @@ LOG_BYTES_MAX: Final = 64 * MIB
 ORPHAN_WAIT_S: Final = 600.0
 
 # Bus
+SOCKET_LOOK_S: Final = 3.0  # between two looks whether the bus's socket is still where it was
 FRAME_BYTES_MAX: Final = 64 * MIB
 SEND_QUEUE_FRAMES_MAX: Final = 4096
 SEND_QUEUE_BYTES_MAX: Final = 256 * MIB
@@ -97,6 +98,8 @@ LOGPROBS_MAX: Final = 20
 STREAM_CHUNKS_WAITING_MAX: Final = 2048
 
 # Retention
+CACHE_SIZE: Final = "32GiB"
+CACHE_FRESH_S: Final = 86400.0  # compiled code that is younger may be about to be loaded
 ENDED_TASKS_KEPT: Final = 10_000
 ENDED_TASK_KEPT_S: Final = 30 * 86400.0
 EVENTS_KEPT: Final = 100_000

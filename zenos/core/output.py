@@ -10,7 +10,8 @@ of the shim for a line, though not more than 200 in a second (see `PAUSE_S`).
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+
+from zenos.core.logs import open_log, rotate
 
 CHUNK_BYTES = 1 << 16  # what a pipe holds
 # After a little output the shim waits this long before it takes more: else a program that writes
@@ -21,8 +22,8 @@ PAUSE_S, LITTLE_BYTES = 0.005, 1 << 12
 class Output:
     """The log in a run directory, and the pipe that leads there.
 
-    bytes_max: the size at which the log is renamed to `log.1` and begun anew, so that both together
-    hold at most twice that; 0 for no limit. OSError when there can be no log.
+    bytes_max: the size at which the log is set aside as `log.1` and begun anew (see logs.py), so
+    that both together hold at most twice that; 0 for no limit. OSError when there can be no log.
     """
 
     def __init__(self, directory: str, bytes_max: int) -> None:
@@ -30,7 +31,8 @@ class Output:
         self._bytes_max = bytes_max
         self._lost = 0
         self._fault = ""
-        self._log = self._open()
+        self._log = open_log(self._path)
+        self._begin = 0
         self._size = 0
         self.end, self.writer = os.pipe()
         os.set_blocking(self.end, False)
@@ -71,10 +73,6 @@ class Output:
         while left > 0 and (moved := self.take()):
             left -= moved
 
-    def _open(self) -> int:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        return os.open(self._path, flags, 0o600)
-
     def _write(self, data: bytes) -> None:
         notice = b""
         if self._lost:
@@ -95,8 +93,7 @@ class Output:
             self._lost = 0
 
     def _begin_anew(self) -> None:
-        with suppress(FileNotFoundError):  # renamed before, then the disk had no room for a file
-            os.rename(self._path, f"{self._path}.1")
-        fresh = self._open()
+        fresh = rotate(self._path, self._log, self._begin, self._size)
         os.close(self._log)
+        self._begin += self._size
         self._log, self._size = fresh, 0

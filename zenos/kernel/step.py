@@ -11,7 +11,16 @@ from msgspec.structs import replace
 
 from zenos.core import events as ev
 from zenos.core import limits
-from zenos.core.actions import Action, Changes, Forget, Reply, Snapshot, StartWorker, StopWorker
+from zenos.core.actions import (
+    Action,
+    Changes,
+    Discard,
+    Forget,
+    Reply,
+    Snapshot,
+    StartWorker,
+    StopWorker,
+)
 from zenos.core.config import Config
 from zenos.core.errors import (
     KEY_TAKEN,
@@ -71,6 +80,7 @@ class Kernel:
         self.models.reconcile(now)
         self._schedule(now)
         self.models.give_way(now)
+        self._discard()
         self._retain(now)
         return Step(self.state.finish(), self.actions, self._next_wake(now))
 
@@ -269,6 +279,16 @@ class Kernel:
                 self.stop(task, "suspend", now, save=task.kind is Kind.TRAIN)
 
     # -- housekeeping
+
+    def _discard(self) -> None:
+        """What trainings have saved, once they have ended: what is to go on is queued instead."""
+        gone = [
+            task.id
+            for task in self.state.changes.tasks.values()
+            if task.is_ended and task.kind is Kind.TRAIN and task.generation
+        ]
+        if gone:
+            self.actions.append(Discard(tasks=gone))
 
     def _retain(self, now: float) -> None:
         """Forget ended tasks, events and idempotency keys beyond their retention."""

@@ -19,6 +19,7 @@ import msgspec
 from zenos.core import durable, limits
 from zenos.core.errors import ZenosError
 from zenos.core.home import Home
+from zenos.core.resources import parse_size
 from zenos.core.task import Task
 from zenos.core.wire import Progress, Stop
 
@@ -71,8 +72,8 @@ class WorkerContext:
     """The surroundings of one generation of one task.
 
     task: with its allocation. run_dir: `home.run(task.id, task.generation)`, where `result.json`
-    and `error.json` go. Used from one thread, except `report`, `send` and `stop_requested`'s
-    signal handler.
+    and `error.json` go. cache_bytes_max: of what is kept in the home to be used again. Used from
+    one thread, except `report`, `send` and `stop_requested`'s signal handler.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class WorkerContext:
         self.run_dir = run_dir
         self.channel = channel
         self.registry = registry
+        self.cache_bytes_max = parse_size(limits.CACHE_SIZE)
         self._waiting: deque[Envelope] = deque()
         self._stop: Stop | None = None
         self._reported_stage = ""

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import msgspec
 
+from zenos.core import limits
 from zenos.core.errors import InvalidError, StorageError, WorkerError, ZenosError
 from zenos.core.home import Home
+from zenos.core.resources import parse_size
 from zenos.core.specs import CreateSpec, ProgramSpec, ServeSpec, TrainSpec
 from zenos.core.task import Task
 from zenos.runtime.context import EXIT_SUSPENDED, WorkerContext
@@ -27,6 +29,7 @@ class _StartFile(msgspec.Struct):
     """What this module needs of the spec file that the executor wrote beside the run directory."""
 
     token: str = ""
+    cache_bytes_max: int = parse_size(limits.CACHE_SIZE)
 
 
 def main(task: Task, home: Home, run_dir: Path) -> int:
@@ -47,8 +50,10 @@ def main(task: Task, home: Home, run_dir: Path) -> int:
     use_threads(thread_count(task))
     use_devices(task)
     reseed()
-    channel = Channel(home.bus, task.id, task.generation, _token(run_dir))
+    start = _start_file(run_dir)
+    channel = Channel(lambda: home.bus, task.id, task.generation, start.token)
     context = WorkerContext(task, home, run_dir, channel, Registry(home.models))
+    context.cache_bytes_max = start.cache_bytes_max
     try:
         return run(context, entry(task))
     finally:
@@ -72,7 +77,7 @@ def run(context: WorkerContext, work: Callable[[WorkerContext], int | None]) -> 
         failure = StorageError(f"cannot finish: {error}")
     except Exception as error:
         log.exception("failed")
-        failure = WorkerError(
+        failure = _gpu_failure(error) or WorkerError(
             f"cannot finish: {type(error).__name__}: {_shorten(str(error))}; "
             f"'zenos logs {context.task.id}' has the details"
         )
@@ -81,6 +86,18 @@ def run(context: WorkerContext, work: Callable[[WorkerContext], int | None]) -> 
     except OSError as error:
         log.error("cannot write error.json: %s", error)  # noqa: TRY400
     return 1
+
+
+def _gpu_failure(error: Exception) -> WorkerError | None:
+    """What to do about a GPU without room; None for other errors."""
+    import torch
+
+    if not isinstance(error, torch.OutOfMemoryError):
+        return None
+    return WorkerError(
+        "cannot allocate more GPU memory: ask for a larger share with --gpu, or for more with "
+        f"--gpu-memory ({_shorten(str(error), 200)})"
+    )
 
 
 def entry(task: Task) -> Callable[[WorkerContext], int | None]:
@@ -123,9 +140,15 @@ def use_threads(count: int) -> None:
 
 
 def use_devices(task: Task) -> None:
-    """Let this process see the GPUs of its allocation alone; CUDA is not started yet."""
+    """Let this process see the GPUs of its allocation alone; CUDA is not started yet.
+
+    The daemon has said which they are, as the system numbers them; a process without any must not
+    see those of whoever started it.
+    """
     shares = task.allocation.shares if task.allocation is not None else {}
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, sorted(shares)))
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    if not shares or "CUDA_VISIBLE_DEVICES" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, sorted(shares)))
 
 
 def reseed() -> None:
@@ -142,11 +165,11 @@ def reseed() -> None:
     torch.manual_seed(seed)
 
 
-def _token(run_dir: Path) -> str:
-    """The worker's token for the bus, from `runs/TASK/GENERATION.json`."""
+def _start_file(run_dir: Path) -> _StartFile:
+    """The worker's token for the bus, and so on, from `runs/TASK/GENERATION.json`."""
     path = run_dir.with_name(f"{run_dir.name}.json")
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_StartFile).token
+        return msgspec.json.decode(path.read_bytes(), type=_StartFile)
     except (OSError, msgspec.DecodeError) as error:
         raise StorageError(f"cannot read {path}: {error}") from error
 

@@ -17,6 +17,7 @@ from zenos.core import failpoints, limits, shim
 from zenos.core.config import Config
 from zenos.core.events import Event, StartFailed, WorkerExited, WorkerLost, WorkerStarted
 from zenos.core.home import Home
+from zenos.core.resources import parse_size
 from zenos.core.specs import ProgramSpec
 from zenos.core.task import Task
 from zenos.core.watch import STOPPING
@@ -49,6 +50,10 @@ class Executor(Protocol):
 
     async def recover(self, tasks: Sequence[Task]) -> None:
         """At boot: adopt, finish, start or report as lost each task that held an allocation."""
+        ...
+
+    def discard(self, tasks: Sequence[str]) -> None:
+        """Remove what ended trainings have saved to go on from."""
         ...
 
     def forget(self, tasks: Sequence[str]) -> None:
@@ -92,6 +97,7 @@ class LocalExecutor:
         cgroups: Cgroups | None = None,
     ) -> None:
         self._home = home
+        self._cache_bytes_max = parse_size(config.cache_bytes_max, "cache_bytes_max")
         self._post = post
         self._zygote = zygote
         self._launcher = launcher
@@ -125,7 +131,7 @@ class LocalExecutor:
         groups = await asyncio.to_thread(
             self.cgroups.make, task.id, task.generation, task.spec.resources
         )
-        spec = runs.make_spec(self._home, task, groups)
+        spec = runs.make_spec(self._home, task, groups, self._cache_bytes_max)
         path = await asyncio.to_thread(runs.write_spec, self._home, task, spec)
         failpoints.passing("worker.start.spec")
         ours, theirs = os.pipe2(os.O_CLOEXEC)
@@ -339,6 +345,11 @@ class LocalExecutor:
         """Remove run directories, logs and checkpoints."""
         for task in tasks:
             shutil.rmtree(self._home.runs / task, ignore_errors=True)
+        self.discard(tasks)
+
+    def discard(self, tasks: Sequence[str]) -> None:
+        """Remove checkpoints; a program has none."""
+        for task in tasks:
             shutil.rmtree(self._home.checkpoint(task), ignore_errors=True)
 
     def authenticate(self, task: str, generation: int, token: str) -> bool:

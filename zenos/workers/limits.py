@@ -1,8 +1,10 @@
 """How limits are enforced: cgroup v2, cgroup v1, or by watching.
 
 All groups of a home lie under one `zenos-HOMEID` group inside the daemon's own, so that the limits
-of whoever started the daemon hold for its tasks too. A worker enters its generation's groups, and
-its shim removes them; the daemon removes what a killed shim leaves over.
+of whoever started the daemon hold for its tasks too. For version 2's see core/cgroups.py; where the
+daemon's own can't be written, `zenos up` has asked systemd for a scope (cli/scope.py). A worker
+enters its generation's groups, and its shim removes them; the daemon removes what a killed shim
+leaves over.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
 
+from zenos.core import cgroups
 from zenos.core.config import Config
 from zenos.core.errors import InvalidError
 from zenos.core.resources import Resources
@@ -39,13 +42,16 @@ def raise_open_files() -> None:
 class Cgroups:
     """The control groups of one home. Without any, `method` is `watchdog` and groups are empty."""
 
-    def __init__(self, memory: Path | None, cpu: Path | None, version: int) -> None:
+    def __init__(
+        self, memory: Path | None, cpu: Path | None, version: int, room: cgroups.Room | None = None
+    ) -> None:
         self._memory = memory
         self._cpu = cpu
         self._version = version
+        self._room = room
 
     @classmethod
-    def detect(cls, config: Config, home_id: str, root: Path = Path("/sys/fs/cgroup")) -> Cgroups:
+    def detect(cls, config: Config, home_id: str, root: Path = cgroups.ROOT) -> Cgroups:
         """What can be used here.
 
         InvalidError when the settings demand cgroups and none can be written.
@@ -53,7 +59,7 @@ class Cgroups:
         if config.enforcement == "watchdog":
             return cls(None, None, 0)
         name = f"zenos-{home_id}"
-        found = _v2(root, name) or _v1(root, name)
+        found = _v2(root, name, cgroups.Files()) or _v1(root, name)
         if found is None:
             if config.enforcement == "cgroup":
                 raise InvalidError(
@@ -124,67 +130,37 @@ class Cgroups:
 
     def close(self) -> None:
         """Remove the home's groups, if no worker goes on in one of them."""
+        if self._room is not None:
+            cgroups.close_room(self._room, cgroups.Files())
+            return
         for base in filter(None, (self._memory, self._cpu)):
             with suppress(OSError):
                 base.rmdir()
 
 
-def own_groups(path: Path = Path("/proc/self/cgroup")) -> dict[str, str]:
-    """This process's group by controller; the key "" is version 2's."""
-    groups: dict[str, str] = {}
-    with suppress(OSError):
-        for line in path.read_text().splitlines():
-            _, controllers, group = line.split(":", 2)
-            for controller in controllers.split(","):
-                groups[controller] = group
-    return groups
-
-
-def _v2(root: Path, name: str) -> Cgroups | None:
-    """Our own group, if its memory controller can be given to children.
-
-    A group with controllers for its children may hold no processes itself (the rule of leaves), so
-    the daemon moves itself into a child where it is alone in its group.
-    """
-    own = own_groups().get("")
-    if own is None or not (root / "cgroup.controllers").exists():
+def _v2(root: Path, name: str, files: cgroups.Files) -> Cgroups | None:
+    """In our own group, if its memory controller can be given to children."""
+    own = cgroups.own_groups().get("")
+    if own is None or not files.exists(root / "cgroup.controllers"):
         return None
-    parent = root / own.lstrip("/")
+    directory = cgroups.own_directories(root, own, files)[0]
     try:
-        if "memory" not in (parent / "cgroup.controllers").read_text().split():
-            return None
-        if "memory" not in (parent / "cgroup.subtree_control").read_text().split():
-            members = (parent / "cgroup.procs").read_text().split()
-            if own != "/" and members == [str(os.getpid())]:
-                (parent / f"{name}-daemon").mkdir(exist_ok=True)
-                (parent / f"{name}-daemon" / "cgroup.procs").write_text(str(os.getpid()))
-            (parent / "cgroup.subtree_control").write_text("+memory")
-        cpu = _try_write(parent / "cgroup.subtree_control", "+cpu")
-        base = parent / name
-        base.mkdir(exist_ok=True)
-        (base / "cgroup.subtree_control").write_text("+memory")
-        cpu = cpu and _try_write(base / "cgroup.subtree_control", "+cpu")
+        room = cgroups.make_room(directory, name, "memory", ["cpu"], files)
     except OSError as error:
-        log.info("cgroup v2 cannot be used: %s", error)
+        log.warning("cgroup v2 cannot be used in %s: %s", directory, error)
         return None
-    return Cgroups(base, base if cpu else None, 2)
-
-
-def _try_write(path: Path, text: str) -> bool:
-    try:
-        path.write_text(text)
-    except OSError:
-        return False
-    return True
+    if room is None:
+        return None
+    return Cgroups(room.base, room.base if "cpu" in room.controllers else None, 2, room)
 
 
 def _v1(root: Path, name: str) -> Cgroups | None:
     """Our own groups of the memory and, where mounted, the CPU controller."""
-    own = own_groups()
+    own = cgroups.own_groups()
     bases: dict[str, Path | None] = {}
     for controller in ("memory", "cpu"):
         bases[controller] = None
-        parent = root / controller / own.get(controller, "/").lstrip("/")
+        parent = cgroups.own_directories(root / controller, own.get(controller, "/"))[0]
         try:
             if (parent / "cgroup.procs").exists():
                 base = parent / name

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
 
 from zenos.core import limits, shim
+from zenos.core.cgroups import own_directories, own_groups
 from zenos.core.config import Config
 from zenos.core.resources import Resources, parse_share, parse_size
 from zenos.core.task import Node
-from zenos.workers.limits import Cgroups, own_groups
+from zenos.workers.limits import Cgroups
 
 log = logging.getLogger(__name__)
 MEMORY_SHARE = 0.9  # of the machine's memory is given out, unless the settings say how much
@@ -24,10 +27,15 @@ start_time = shim.start_time
 
 
 class Devices(msgspec.Struct, frozen=True):
-    """GPUs: their number, and the memory of the smallest in bytes."""
+    """GPUs: their number, and the memory of the smallest in bytes.
+
+    numbers: as the system counts them (NVML, nvidia-smi, CUDA in the order of the PCI bus), where
+    they are real.
+    """
 
     count: int
     memory_each: int
+    numbers: tuple[int, ...] = ()
 
 
 def cpus_usable(root: Path = Path("/sys/fs/cgroup")) -> float:
@@ -58,16 +66,12 @@ def memory_limit(root: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def _own_directories(root: Path, controller: str) -> list[Path]:
-    """Our own groups of a controller, in both versions, with all that they lie in.
-
-    A container may see itself at the root although its group has a longer name outside.
-    """
+    """Our own groups of a controller, in both versions, with all that they lie in."""
     own = own_groups()
     found = []
     for base, group in ((root, own.get("")), (root / controller, own.get(controller))):
         if group is not None:
-            below = PurePosixPath(group.lstrip("/"))
-            found += [base / below, *(base / parent for parent in below.parents)]
+            found += own_directories(base, group)
     return found
 
 
@@ -82,15 +86,54 @@ def real_gpus() -> Devices:
     except pynvml.NVMLError:
         return Devices(0, 0)
     try:
-        count = pynvml.nvmlDeviceGetCount()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
-        sizes = [int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles]
-        return Devices(count, min(sizes, default=0))
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        numbers = visible(
+            os.environ.get("CUDA_VISIBLE_DEVICES"), [_uuid(pynvml, handle) for handle in handles]
+        )
+        sizes = [int(pynvml.nvmlDeviceGetMemoryInfo(handles[n]).total) for n in numbers]
+        return Devices(len(numbers), min(sizes, default=0), tuple(numbers))
     except pynvml.NVMLError as error:
         log.warning("the GPUs cannot be read: %s", error)
         return Devices(0, 0)
     finally:
         pynvml.nvmlShutdown()
+
+
+def visible(said: str | None, uuids: list[str]) -> list[int]:
+    """The GPUs that `CUDA_VISIBLE_DEVICES` leaves, by number, in its order; all where it is unset.
+
+    Numbers count in the order of the PCI bus. As for CUDA, what comes after an entry that names no
+    GPU, or one again, doesn't count (CUDA C++ Programming Guide, CUDA Environment Variables).
+    """
+    if said is None:
+        return list(range(len(uuids)))
+    found: list[int] = []
+    if said.strip() in ("", "-1", "NoDevFiles"):  # how one says: none
+        return found
+    for entry in map(str.strip, said.split(",")):
+        if entry.isdecimal():
+            named = [int(entry)] if int(entry) < len(uuids) else []
+        else:
+            named = [n for n, uuid in enumerate(uuids) if entry and uuid.startswith(entry)]
+        if len(named) != 1 or named[0] in found:
+            log.warning(
+                "CUDA_VISIBLE_DEVICES=%r: %r names no one GPU, nor what follows", said, entry
+            )
+            break
+        found += named
+    return found
+
+
+def _uuid(pynvml: Any, handle: Any) -> str:
+    """Such as GPU-5f…; older versions of the library give bytes."""
+    uuid = pynvml.nvmlDeviceGetUUID(handle)
+    return uuid.decode() if isinstance(uuid, bytes) else str(uuid)
+
+
+@functools.cache
+def device_numbers() -> tuple[int, ...]:
+    """The numbers of this daemon's real GPUs, looked up once; empty without any."""
+    return real_gpus().numbers
 
 
 def detect(config: Config, cgroups: Cgroups) -> Node:
@@ -99,7 +142,8 @@ def detect(config: Config, cgroups: Cgroups) -> Node:
     if devices.count == 0 and config.gpus:
         devices, virtual = Devices(config.gpus, parse_size(config.gpu_memory, "gpu_memory")), True
     elif config.gpus is not None:
-        devices = Devices(min(config.gpus, devices.count), devices.memory_each)
+        count = min(config.gpus, devices.count)
+        devices = Devices(count, devices.memory_each, devices.numbers[:count])
     memory = parse_size(config.memory) if config.memory else int(MEMORY_SHARE * memory_limit())
     cpu = config.cpus if config.cpus is not None else cpus_usable()
     return Node(

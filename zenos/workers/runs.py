@@ -17,9 +17,10 @@ import msgspec
 from zenos import __version__
 from zenos.core import durable, limits, shim
 from zenos.core.home import Home
-from zenos.core.resources import show_size
+from zenos.core.resources import parse_size, show_size
 from zenos.core.specs import ProgramSpec
 from zenos.core.task import Outcome, Task
+from zenos.workers import nodes
 from zenos.workers.limits import OPEN_FILES
 
 # What of the daemon's own environment a program gets to see.
@@ -39,7 +40,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     directory: the run directory to claim; record: the task, for torch work; memory_limit: bytes, 0
     for none; cgroups: groups that the worker enters; open_files: its soft limit; token: with which
-    it may use the bus.
+    it may use the bus; cache_bytes_max: of what torch work leaves in the cache.
     """
 
     version: str = __version__
@@ -52,6 +53,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     record: Task | None = None
     memory_limit: int = 0
     cgroups: list[str] = []
+    cache_bytes_max: int
     log_bytes_max: int = limits.LOG_BYTES_MAX
     open_files: int = OPEN_FILES
 
@@ -82,10 +84,14 @@ def environment(task: Task) -> dict[str, str]:
     asked = work.env if isinstance(work, ProgramSpec) else {}
     held = task.allocation.resources if task.allocation else task.spec.resources
     threads = str(max(1, -(-held.cpu // 1000)))
-    devices = ",".join(map(str, sorted(task.allocation.shares))) if task.allocation else ""
+    shares = sorted(task.allocation.shares) if task.allocation else []
+    numbers = nodes.device_numbers() if shares else ()
+    # Virtual ones have no numbers but their own.
+    devices = ",".join(str(numbers[n] if n < len(numbers) else n) for n in shares)
     return {
         **kept,
         "OMP_NUM_THREADS": threads,
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": devices,
         "PYTHONUNBUFFERED": "1",
         **asked,
@@ -99,7 +105,9 @@ def inductor(home: Home) -> str:
     return str(home.cache / "inductor")
 
 
-def make_spec(home: Home, task: Task, cgroups: list[str]) -> RunSpec:
+def make_spec(
+    home: Home, task: Task, cgroups: list[str], cache_bytes_max: int = parse_size(limits.CACHE_SIZE)
+) -> RunSpec:
     """The spec of a task's present generation."""
     work = task.spec.work
     program = isinstance(work, ProgramSpec)
@@ -113,6 +121,7 @@ def make_spec(home: Home, task: Task, cgroups: list[str]) -> RunSpec:
         record=None if program else task,
         memory_limit=task.spec.resources.memory,
         cgroups=cgroups,
+        cache_bytes_max=cache_bytes_max,
     )
 
 
@@ -235,14 +244,20 @@ def _open_file(path: Path) -> BinaryIO:
 
 
 def log_tail(path: Path) -> str:
-    """The end of a log, never cut inside a character."""
-    try:
-        with _open_file(path) as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - limits.LOG_TAIL_BYTES))
-            raw = file.read()
-    except OSError:
-        return ""
+    """The end of a log, never cut inside a character; it may reach into what was set aside."""
+    raw = _end_of(path, limits.LOG_TAIL_BYTES)
+    if len(raw) < limits.LOG_TAIL_BYTES:
+        raw = _end_of(path.with_name(f"{path.name}.1"), limits.LOG_TAIL_BYTES - len(raw)) + raw
     while raw and 0x80 <= raw[0] < 0xC0:  # the rest of a UTF-8 character
         raw = raw[1:]
     return raw.decode("utf-8", "replace").replace("\0", "\ufffd")
+
+
+def _end_of(path: Path, size: int) -> bytes:
+    try:
+        with _open_file(path) as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - size))
+            return file.read(size)
+    except OSError:
+        return b""

@@ -23,7 +23,7 @@ from zenos.bus.durable_topics import DurableTopics
 from zenos.bus.envelope import Envelope
 from zenos.bus.envelope import Kind as MessageKind
 from zenos.core import events as ev
-from zenos.core.actions import Action, Forget, Reply, Snapshot, StartWorker, StopWorker
+from zenos.core.actions import Action, Discard, Forget, Reply, Snapshot, StartWorker, StopWorker
 from zenos.core.config import Config
 from zenos.core.errors import NotFoundError
 from zenos.core.home import Home
@@ -89,6 +89,8 @@ class LocalSystem:
                     self._spawn(work, f"stop {name}")
                 case Forget(tasks=tasks):
                     self._spawn(asyncio.to_thread(executor.forget, tasks), "forget")
+                case Discard(tasks=tasks):
+                    self._spawn(asyncio.to_thread(executor.discard, tasks), "discard")
                 case _:
                     raise TypeError(f"no effect for {type(action).__name__}")
 
@@ -106,7 +108,7 @@ class LocalSystem:
     def tidy(self, snapshot: Snapshot) -> None:
         """Remove what a crash has left, beside everything else.
 
-        In the registry; and of tasks that were forgotten just before it.
+        In the registry; of tasks that were forgotten just before it; of trainings that had ended.
         """
         self._spawn(asyncio.to_thread(self.registry.collect_garbage), "collect garbage")
         executor = self.executor
@@ -122,6 +124,8 @@ class LocalSystem:
         ]
         if gone:
             self._spawn(asyncio.to_thread(executor.forget, gone), "forget")
+        over = [task.id for task in snapshot.tasks.values() if task.is_ended and task.id in left]
+        self._spawn(asyncio.to_thread(executor.discard, over), "discard")
 
     async def effects_done(self) -> None:
         """Wait until everything that was enqueued has been done."""

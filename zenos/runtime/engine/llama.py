@@ -82,7 +82,7 @@ class LlamaBackend:
         self.device: torch.device = inner.embed_tokens.weight.device
         self._heads: int = config.num_attention_heads
         self._kv_heads: int = config.num_key_value_heads
-        self._size: int = getattr(config, "head_dim", None) or config.hidden_size // self._heads
+        self._size = _head_size(config)
         self._eps: float = config.rms_norm_eps
         positions = torch.arange(context, device=self.device)
         self._places = positions
@@ -94,7 +94,7 @@ class LlamaBackend:
             self._layers = [_Layer(layer, dtype) for layer in inner.layers]
         shape = (rows, 2 * self._kv_heads, context, self._size)
         self._caches = [RowCache(shape, dtype, self.device) for _ in self._layers]
-        self.token_bytes = 2 * self._kv_heads * self._size * dtype.itemsize * len(self._layers)
+        self.token_bytes = token_bytes(config, dtype)
 
     def _rotations(self, inner: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines, shape (context, 1, head size).
@@ -224,6 +224,18 @@ class LlamaBackend:
         """Give a row's memory back to the system."""
         for cache in self._caches:
             cache.release(row)
+
+
+def token_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Cache memory (bytes) that one position takes, in all layers."""
+    each = 2 * config.num_key_value_heads * _head_size(config) * dtype.itemsize
+    return int(each * config.num_hidden_layers)
+
+
+def _head_size(config: Any) -> int:
+    return int(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
 
 
 def _attention(

@@ -23,7 +23,7 @@ from zenos.core.names import ModelRef
 from zenos.core.specs import ServeSpec
 from zenos.core.wire import Abort, Chunk, GenerateRequest, Progress, Ready
 from zenos.models.records import context_length, family_of
-from zenos.runtime import architectures, precision
+from zenos.runtime import architectures, gpu, precision
 from zenos.runtime.context import WorkerContext
 from zenos.runtime.engine import llama
 from zenos.runtime.engine.batch import Backend
@@ -37,6 +37,7 @@ CONTEXT_DEFAULT: Final = 2048
 FINISH_S: Final = 8.0  # told to stop, answers in flight have so long to end
 IDLE_WAIT_S: Final = 0.2
 STEP_BYTES: Final = 128 * limits.MIB  # what a step needs beside the cache
+TRIAL_ROWS, TRIAL_CONTEXT = 2, 16  # enough to see how large a position is
 PROMPT_MIN: Final = 64  # positions that a replica has, however small its limit
 
 Incoming = tuple[GenerateRequest, list[int]] | Abort | Chunk
@@ -45,10 +46,13 @@ Incoming = tuple[GenerateRequest, list[int]] | Abort | Chunk
 class Loaded:
     """A model ready to answer: engine, vocabulary, template, and what `ready` says of it.
 
-    memory: bytes that this process may use, 0 for no limit. dtype: what it computes in.
+    memory: bytes that this process may use, 0 for no limit; gpu_memory: of its GPU's. dtype: what
+    it computes in. slots: sequences that it decodes together.
     """
 
-    def __init__(self, directory: Path, spec: ServeSpec, memory: int = 0) -> None:
+    def __init__(
+        self, directory: Path, spec: ServeSpec, memory: int = 0, gpu_memory: int = 0
+    ) -> None:
         config = architectures.read_config(directory)
         if family_of(config) != "decoder":
             raise InvalidError(
@@ -66,11 +70,17 @@ class Loaded:
         room = context_length(config) or CONTEXT_DEFAULT
         self.context = min(room, spec.context or room, local_window(model.config) or room)
         self.parameters = sum(p.numel() for p in model.parameters())
+        self.slots = spec.slots
+        if device.type == "cuda":
+            fit = _positions_on_gpu(model, self.context, dtype, gpu_memory)
+            asked = spec.context is not None
+            self.slots, self.context = gpu.layout(fit, self.slots, self.context, fixed=asked)
+            log.info("%d sequences of at most %d tokens fit", self.slots, self.context)
         backend: Backend
         if llama.fits(model.config, self.context):
-            backend = llama.LlamaBackend(model, spec.slots, self.context, dtype)
+            backend = llama.LlamaBackend(model, self.slots, self.context, dtype)
         else:
-            backend = GeneralBackend(model, spec.slots, self.context)
+            backend = GeneralBackend(model, self.slots, self.context)
         positions = _positions(memory, backend) if device.type == "cpu" else None
         self.engine = Engine(backend, self.vocabulary, self.context, positions)
 
@@ -104,6 +114,19 @@ def _positions(memory: int, backend: Backend) -> int | None:
         return None
     left = memory - psutil.Process().memory_info().rss - STEP_BYTES
     return max(left // backend.token_bytes, PROMPT_MIN)
+
+
+def _positions_on_gpu(model: Any, context: int, dtype: torch.dtype, limit: int) -> int:
+    """Cache positions that fit beside the model, which is on the GPU already."""
+    if llama.fits(model.config, context):
+        each = llama.token_bytes(model.config, dtype)
+    else:
+        # Only the model's own pass shows what its keys look like.
+        each = GeneralBackend(model, TRIAL_ROWS, min(context, TRIAL_CONTEXT)).token_bytes
+    free, _ = torch.cuda.mem_get_info()
+    used = torch.cuda.memory_allocated()
+    unused = torch.cuda.memory_reserved() - used
+    return gpu.cache_bytes(limit, used, free + unused) // each
 
 
 class Intake(threading.Thread):
@@ -172,7 +195,9 @@ def main(context: WorkerContext) -> int:
         raise InvalidError("cannot serve another kind of task")
     context.report(Progress(stage="loading"))
     version = context.registry.resolve(ModelRef.parse(spec.model))
-    loaded = Loaded(context.registry.path(version), spec, context.task.spec.resources.memory)
+    limit = gpu.restrict(context.task)
+    memory = context.task.spec.resources.memory
+    loaded = Loaded(context.registry.path(version), spec, memory, limit)
     intake = Intake(context, loaded)
     intake.start()
     context.send(
@@ -181,7 +206,7 @@ def main(context: WorkerContext) -> int:
         Ready(
             model=version.ref,
             context=loaded.context,
-            slots=spec.slots,
+            slots=loaded.slots,
             load_s=time.monotonic() - begun,
             parameters=loaded.parameters,
             chat_template=loaded.template.own,

@@ -1,22 +1,35 @@
-"""Directories that are made once and found again by the content they were made from."""
+"""Directories that are made once and found again by the content they were made from.
+
+The least recently used ones are removed when there is too much of them. Whoever uses one holds a
+shared lock on its seal for as long as its process lives, so that it isn't taken from under it.
+"""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
+import logging
 import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from zenos.core import durable
+from zenos.core import durable, limits
 from zenos.core.errors import StorageError
 
+log = logging.getLogger(__name__)
+
+SEALED: Final = ("packs", "tokenizers")
+COMPILED: Final = "inductor"
 _SEAL: Final = "seal.json"
 _BLOCK_BYTES: Final = 4 * 1024 * 1024
+_held: dict[Path, int] = {}  # locked seals, until this process ends
 
 
 def key(*parts: object) -> str:
@@ -35,15 +48,21 @@ def digest(path: Path) -> str:
 
 
 def find(path: Path) -> Path | None:
-    """The directory, if it is there and its files are what they were when it was made."""
+    """The directory, if it is there and its files are what they were when it was made.
+
+    It stays there as long as this process lives, and counts as used now.
+    """
     try:
+        _hold(path)
         seal = msgspec.json.decode((path / _SEAL).read_bytes(), type=dict[str, str])
         whole = all(digest(path / name) == expected for name, expected in seal.items())
     except (OSError, msgspec.DecodeError):
-        return None
+        whole = False
     if whole:
-        os.utime(path)  # least recently used ones may be removed first
-    return path if whole else None
+        os.utime(path)
+        return path
+    _let_go(path)
+    return None
 
 
 def directory(path: Path, build: Callable[[Path], None]) -> Path:
@@ -63,6 +82,7 @@ def directory(path: Path, build: Callable[[Path], None]) -> Path:
                 build(fresh)
                 seal = {file.name: digest(file) for file in sorted(fresh.iterdir())}
                 durable.write_file(fresh / _SEAL, msgspec.json.encode(seal))
+            _hold(path)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or find(path) is None:
                 raise
@@ -71,3 +91,104 @@ def directory(path: Path, build: Callable[[Path], None]) -> Path:
             f"cannot write the cache {path}: {error.strerror or error}; free some space"
         ) from error
     return path
+
+
+def make_room(cache: Path, bytes_max: int, named: Collection[str]) -> int:
+    """Remove what was used the longest ago until at most `bytes_max` bytes are left; the bytes.
+
+    1. What writers have left that were killed goes first, whatever the size.
+    2. Never what a process uses, nor what `named` names (a run that waits goes on from it), nor
+       compiled code younger than CACHE_FRESH_S seconds.
+    """
+    for place in SEALED:
+        _remove_leftovers(cache / place)  # 1
+    entries = [
+        (entry, size, used)
+        for place in (*SEALED, COMPILED)
+        for entry in _directories(cache / place)
+        for size, used in [_size_and_use(entry)]
+    ]
+    total, removed = sum(size for _, size, _ in entries), 0
+    for entry, size, used in sorted(entries, key=lambda item: item[2]):
+        if total - removed <= bytes_max:
+            break
+        compiled = entry.parent.name == COMPILED
+        if entry.name in named or (compiled and time.time() - used < limits.CACHE_FRESH_S):  # 2
+            continue
+        with suppress(OSError), _alone(entry, sealed=not compiled):
+            gone = durable.temporary_beside(entry)
+            entry.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+            removed += size
+            log.info("removed %s from the cache: %d bytes", entry, size)
+    return removed
+
+
+def _hold(path: Path) -> None:
+    """Lock a seal that is there; OSError when it is not, or is being removed."""
+    if path in _held:
+        return
+    fd = os.open(path / _SEAL, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(fd), (path / _SEAL).stat()):
+            raise FileNotFoundError(errno.ENOENT, "removed meanwhile", str(path))
+    except OSError:
+        os.close(fd)
+        raise
+    _held[path] = fd
+
+
+def _let_go(path: Path) -> None:
+    fd = _held.pop(path, None)
+    if fd is not None:
+        os.close(fd)
+
+
+@contextmanager
+def _alone(path: Path, *, sealed: bool) -> Iterator[None]:
+    """While nobody uses it; OSError when somebody does. What has no seal is damaged."""
+    try:
+        fd = os.open(path / _SEAL, os.O_RDONLY | os.O_CLOEXEC) if sealed else None
+    except FileNotFoundError:
+        fd = None
+    try:
+        if fd is not None:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def _directories(place: Path) -> list[Path]:
+    with suppress(OSError):
+        return [
+            path
+            for path in place.iterdir()
+            if path.is_dir() and not path.name.startswith(durable.TEMPORARY_PREFIX)
+        ]
+    return []
+
+
+def _size_and_use(path: Path) -> tuple[int, float]:
+    """Bytes on the disk, and when it was used last: compiled code says only when it was made."""
+    size, used = 0, 0.0
+    for folder, _, files in os.walk(path):
+        for file in files:
+            with suppress(OSError):
+                found = Path(folder, file).stat()
+                size += found.st_blocks * 512
+                used = max(used, found.st_mtime)
+    with suppress(OSError):
+        used = used if path.parent.name == COMPILED else path.stat().st_mtime
+    return size, used
+
+
+def _remove_leftovers(place: Path) -> None:
+    """Directories that a process was filling which is gone (see durable.temporary_beside)."""
+    with suppress(OSError):
+        for path in place.glob(f"{durable.TEMPORARY_PREFIX}*"):
+            pid = path.name.removeprefix(durable.TEMPORARY_PREFIX).partition("-")[0]
+            if not Path("/proc", pid).exists():
+                shutil.rmtree(path, ignore_errors=True)

@@ -23,7 +23,7 @@ from zenos.core.names import ModelRef
 from zenos.core.specs import TrainSpec
 from zenos.core.wire import Progress
 from zenos.models.records import context_length
-from zenos.runtime import architectures
+from zenos.runtime import architectures, gpu
 from zenos.runtime.context import EXIT_SUSPENDED, WorkerContext
 from zenos.runtime.train import caching, numerics, packing, publish
 from zenos.runtime.train import tokenizer as tokenizers
@@ -80,6 +80,7 @@ def _train(context: WorkerContext, spec: TrainSpec, checkpoints: Checkpoints) ->
         # A typo is said before hours of tokenizing, not after.
         architectures.configure(spec.arch, spec.settings, spec.vocab_size)
     data = _data(context, spec, checkpoints, checkpoint)  # 2
+    gpu.restrict(context.task)
     device = numerics.choose_device(_gpu_milli(context))
     model = _model(context, spec, data.vocabulary)  # 3
     trainer = Trainer(
@@ -152,12 +153,28 @@ def _data(
             steps=None,
         )
         checkpoints.write_plan(plan)
+        _make_room(context)
     elif (plan.pack, plan.tokenizer) != (directory.name, vocabulary.directory.name):
         raise InvalidError(
             "cannot resume: the same corpus gives another tokenizer than when the training began; "
             "was the tokenizers library changed? train again"
         )
     return Data(plan, Packed(directory), vocabulary)
+
+
+def _make_room(context: WorkerContext) -> None:
+    """Keep the cache within its budget, now that something was put into it.
+
+    What the plan of a training names stays: plans are there until their trainings have ended.
+    """
+    home, named = context.home, set[str]()
+    for path in home.checkpoints.glob("*/plan.json"):
+        plan = Checkpoints(path.parent).read_plan()
+        if plan is None and path.exists():
+            log.warning("the cache stays as it is: %s cannot be read", path)
+            return
+        named |= {plan.pack, plan.tokenizer} if plan is not None else set()
+    caching.make_room(home.cache, context.cache_bytes_max, named)
 
 
 class _Stage:
