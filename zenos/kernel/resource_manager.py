@@ -31,7 +31,7 @@ class Pool:
 
     def allocate(self, request: Resources, reserved: Resources | None = None) -> Allocation | None:
         """An allocation for `request`, or None. What is `reserved` for another is not touched."""
-        free = self.free if reserved is None else self.free - reserved
+        free = self.free if reserved is None else self.free.without(reserved)
         if not request.fits_in(free):
             return None
         devices = self._devices(request)
@@ -40,6 +40,10 @@ class Pool:
         allocation = Allocation(node=self.node.name, resources=request, shares=devices)
         self.occupy(allocation)
         return allocation
+
+    def has_devices(self, request: Resources) -> bool:
+        """Whether the GPUs have room for `request`, shares on one device, the others whole."""
+        return self._devices(request) is not None
 
     def occupy(self, allocation: Allocation) -> None:
         """Count an allocation as given out: a new one, or one from before a restart."""
@@ -116,11 +120,15 @@ class ResourceManager:
         if pool is not None:
             pool.release(allocation)
 
+    def able(self, request: Resources) -> list[Pool]:
+        """The nodes that could hold `request` if they were empty."""
+        return [p for p in self.pools.values() if Pool(p.node).allocate(request) is not None]
+
     def could_ever_hold(self, request: Resources) -> bool:
         """Whether some node could hold `request` if it were empty."""
         found = self._could_hold.get(request)
         if found is None:
-            found = any(Pool(p.node).allocate(request) is not None for p in self.pools.values())
+            found = bool(self.able(request))
             self._could_hold[request] = found
         return found
 
