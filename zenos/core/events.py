@@ -58,9 +58,10 @@ class Undeploy(Event, frozen=True, kw_only=True):
 class Demand(Event, frozen=True, kw_only=True):
     """Requests wait for this model. Makes an implicit deployment where `spec` is given.
 
-    version, memory: as in Deploy.
+    version, memory: as in Deploy. Answered with the Deployment; 0: nobody waits for that.
     """
 
+    request: int = 0
     name: str
     spec: DeploymentSpec | None = None
     version: str = ""

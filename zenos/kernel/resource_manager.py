@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from zenos.core.errors import UnfittableError
 from zenos.core.resources import Resources, show_share, show_size
@@ -89,6 +89,22 @@ def memory_each(allocation: Allocation) -> int:
     return -(-allocation.resources.gpu_memory // count) if count else 0
 
 
+def why_never(request: Resources, nodes: Sequence[Node]) -> str:
+    """Why no node could hold `request` even if it were empty, in words; empty when one could."""
+    if any(Pool(node).allocate(request) is not None for node in nodes):
+        return ""
+    if not nodes:
+        return "no node is known yet"
+    for what, show in (("cpu", show_share), ("gpu", show_share), ("memory", show_size)):
+        most = max(getattr(node.capacity, what) for node in nodes)
+        wanted = getattr(request, what)
+        if wanted > most:
+            unit = {"cpu": " CPUs", "gpu": " GPUs", "memory": " of memory"}[what]
+            return f"wants {show(wanted)}{unit}, the largest node has {show(most)}"
+    largest = max(node.gpu_memory_each for node in nodes)
+    return f"no single node has all of {request} (largest GPU memory: {show_size(largest)})"
+
+
 class ResourceManager:
     """The pools of all nodes. `allocate` and `release` are its whole interface to the scheduler."""
 
@@ -136,23 +152,8 @@ class ResourceManager:
         """Raises UnfittableError when no node could hold `request` even if it were empty."""
         if self.could_ever_hold(request):
             return
-        if not self.pools:
-            raise UnfittableError("cannot ever fit: no node is known yet")
-        capacities = [pool.node.capacity for pool in self.pools.values()]
-        for what, show in (("cpu", show_share), ("gpu", show_share), ("memory", show_size)):
-            most = max(getattr(c, what) for c in capacities)
-            wanted = getattr(request, what)
-            if wanted > most:
-                unit = {"cpu": " CPUs", "gpu": " GPUs", "memory": " of memory"}[what]
-                raise UnfittableError(
-                    f"cannot ever fit: wants {show(wanted)}{unit}, "
-                    f"the largest node has {show(most)}; ask for less"
-                )
-        largest = max(pool.node.gpu_memory_each for pool in self.pools.values())
-        raise UnfittableError(
-            f"cannot ever fit: no single node has all of {request} "
-            f"(largest GPU memory: {show_size(largest)}); ask for less"
-        )
+        why = why_never(request, [pool.node for pool in self.pools.values()])
+        raise UnfittableError(f"cannot ever fit: {why}" + ("; ask for less" if self.pools else ""))
 
     def capacity(self) -> Resources:
         """The sum over all nodes."""

@@ -91,7 +91,7 @@ class Kernel:
             case ev.Undeploy():
                 self._answer(event.request, lambda: self.models.undeploy(event, now))
             case ev.Demand():
-                self.models.demand(event, now)
+                self._answer(event.request, lambda: self.models.demand(event, now))
             case ev.Used():
                 self.models.used(event, now)
             case ev.NodeUp():

@@ -67,7 +67,15 @@ class LocalSystem:
         self._zygote_ready = zygote_ready
         self._started = time.monotonic()
         self._effects: set[asyncio.Task[None]] = set()
-        self.router = Router(config, view, inbox.put, self._send, self._connected, registry.resolve)
+        self.router = Router(
+            config,
+            view,
+            inbox.put,
+            self.control.demand,
+            self._send,
+            self._connected,
+            registry.resolve,
+        )
 
     # -- effects
 
