@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from tests.kernel.harness import TRAIN, Harness, node, spec
 from zenos.core import events as ev
+from zenos.core.config import Config
 from zenos.core.errors import (
     ConflictError,
     InvalidError,
@@ -109,6 +110,29 @@ def test_a_cancelled_training_that_saved_itself_is_cancelled_not_queued() -> Non
     assert h.now(task).state is State.CANCELLED
 
 
+def test_only_what_is_suspended_is_told_to_save_and_has_the_time_for_it() -> None:
+    h = Harness(node(cpu=4), config=Config(cancel_grace_s=3, suspend_grace_s=50))
+    cancelled, limited, saved, starting = (
+        h.submit(spec(TRAIN, time_limit_s=limit_s)) for limit_s in (None, 60, None, None)
+    )
+    for task in (cancelled, limited, saved):
+        h.run(task)
+    h.cancel(cancelled)
+    h.wait(60)
+    h.step(ev.Shutdown(suspend=True))
+    told = {s.task: (s.save, s.grace_s) for s in h.stopped}
+    assert told == {
+        cancelled.id: (False, 3),
+        limited.id: (False, 3),
+        saved.id: (True, 50),
+        starting.id: (False, 3),  # nothing is done yet that could be saved
+    }
+    again = h.restarted()
+    assert {s.task: (s.save, s.grace_s) for s in again.stopped} == told
+    h.cancel(saved)
+    assert (h.stopped[-1].task, h.stopped[-1].save, h.stopped[-1].grace_s) == (saved.id, False, 3)
+
+
 def test_a_time_limit_ends_a_task() -> None:
     h = Harness()
     task = h.submit(spec(time_limit_s=60))
@@ -139,6 +163,7 @@ def test_shutdown_suspends_training_and_leaves_programs() -> None:
     h.run(training)
     h.step(ev.Shutdown(suspend=True))
     assert [(s.task, s.save) for s in h.stopped] == [(training.id, True)]
+    assert h.stopped[0].grace_s == h.config.suspend_grace_s == 120
     h.exit(training, exit_code=75)
     assert h.now(training).state is State.QUEUED
     assert len(h.started) == 2  # nothing starts any more

@@ -141,6 +141,16 @@ async def test_stopping_ends_everything_that_the_program_started(rig: Rig) -> No
     assert not any(shim.start_time(member) for member in family)
 
 
+async def test_who_was_to_save_first_and_is_cancelled_then_has_less_time(rig: Rig) -> None:
+    await rig.executor.start(program(PYTHON, "-c", STUBBORN))
+    await rig.until(WorkerStarted)
+    log = rig.home.run("t1", 1) / "log"
+    await until(lambda: "up" in runs.log_tail(log))
+    await rig.executor.stop("t1", 1, 1000.0, save=True)
+    await rig.executor.stop("t1", 1, 0.1, save=False)
+    assert (await exited(rig)).outcome.signal == signal.SIGKILL
+
+
 async def test_a_program_that_ends_on_sigterm_ends_within_the_grace_time(rig: Rig) -> None:
     await rig.executor.start(program("/bin/sleep", "600"))
     await rig.executor.stop("t1", 1, 60.0, save=False)  # perhaps before it has started

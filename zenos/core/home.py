@@ -46,6 +46,11 @@ class Home(msgspec.Struct, frozen=True):
         return self.root / "daemon.json"
 
     @property
+    def down(self) -> Path:
+        """`down.json`: which daemon has suspended work last, and what of it was not saved."""
+        return self.root / "down.json"
+
+    @property
     def daemon_log(self) -> Path:
         return self.root / "daemon.log"
 

@@ -31,6 +31,11 @@ def current(kernel: Kernel, task_id: str, generation: int) -> Task | None:
     return task
 
 
+def saves(task: Task) -> bool:
+    """Whether a task that is being stopped is to save its state first."""
+    return task.stopping == "suspend" and task.kind is Kind.TRAIN and task.state is State.RUNNING
+
+
 def started(kernel: Kernel, event: ev.WorkerStarted, now: float) -> None:
     """The worker's process runs."""
     task = current(kernel, event.task, event.generation)

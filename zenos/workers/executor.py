@@ -241,8 +241,11 @@ class LocalExecutor:
             return
         first = handle.stopping is None
         handle.stopping = (grace_s, save)
-        if first and handle.started:
-            self._signal(handle, grace_s, save)
+        if handle.started:
+            if first:
+                self._signal(handle, grace_s, save)
+            else:  # who was to save first, and is cancelled now, has less time
+                self._kill_within(handle, grace_s)
         elif first and handle.notify is not None:
             handle.timers.append(self._loop.call_later(grace_s, self._give_up, handle))
 
@@ -251,6 +254,9 @@ class LocalExecutor:
         with suppress(OSError):  # on a full disk what a program leaves behind has less time
             (handle.directory / STOPPING).touch(mode=0o600)
         self._kill(handle, signal.SIGTERM)
+        self._kill_within(handle, grace_s)
+
+    def _kill_within(self, handle: Handle, grace_s: float) -> None:
         kill = self._loop.call_later(grace_s, self._kill, handle, signal.SIGKILL)
         last = self._loop.call_later(grace_s + KILL_AGAIN_S, self._kill_shim, handle)
         handle.timers += [kill, last]

@@ -76,7 +76,8 @@ class State(msgspec.Struct, kw_only=True):
 
     step: optimiser steps done; with the spec's seed it gives data order and random numbers.
     trained_s: seconds spent in steps. curve: (step, mean training loss since the last point,
-    held-out loss or None). window: losses since the last point.
+    held-out loss or None). window: losses since the last point. evaluating: the evaluation after
+    that step was cut short, and is done again.
     """
 
     step: int
@@ -87,6 +88,7 @@ class State(msgspec.Struct, kw_only=True):
     trained_s: float = 0.0
     curve: list[tuple[int, float, float | None]] = []
     window: list[float] = []
+    evaluating: bool = False
 
 
 class _File(msgspec.Struct, frozen=True):
