@@ -74,6 +74,7 @@ class Handle:
         self.pidfd: int | None = None
         self.notify: int | None = None
         self.heard = b""
+        self.failure = ""  # what its shim said of why it could not go on
         self.started = False
         self.stopping: tuple[float, bool] | None = None
         self.timers: list[asyncio.TimerHandle] = []
@@ -163,9 +164,11 @@ class LocalExecutor:
             return
         *lines, handle.heard = (handle.heard + data).split(b"\n")
         for line in lines:
-            word, _, pid = line.partition(b" ")
+            word, _, rest = line.partition(b" ")
             if word == b"started":
-                self._started(handle, int(pid))
+                self._started(handle, int(rest))
+            elif word == b"failed":
+                handle.failure = rest.decode(errors="replace")
 
     def _started(self, handle: Handle, pid: int) -> None:
         handle.started = True
@@ -180,7 +183,7 @@ class LocalExecutor:
             if runs.look(self._home, handle.task, handle.generation) is not Found.ALIVE:
                 break
             await asyncio.sleep(ENDING_LOOK_S)
-        self._conclude(handle, "its shim ended before it began")
+        self._conclude(handle, handle.failure or "its shim ended before it began")
 
     def _conclude(self, handle: Handle, reason: str) -> None:
         """A shim has ended: post what its directory says."""
@@ -212,7 +215,8 @@ class LocalExecutor:
                 outcome = runs.outcome(handle.directory)
                 return WorkerExited(task=task, generation=generation, outcome=outcome)
             case Found.LOST:
-                reason, tail = "its shim was killed", runs.log_tail(handle.directory / "log")
+                reason = handle.failure or "its shim was killed"
+                tail = runs.log_tail(handle.directory / "log")
                 return WorkerLost(task=task, generation=generation, reason=reason, log_tail=tail)
             case _:
                 return StartFailed(task=task, generation=generation, reason=reason)
