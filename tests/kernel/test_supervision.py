@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from tests.kernel.harness import TRAIN, Harness, node, spec
 from zenos.core import events as ev
+from zenos.core import limits
 from zenos.core.config import Config
 from zenos.core.errors import (
     ConflictError,
@@ -15,7 +16,7 @@ from zenos.core.errors import (
     UnavailableError,
     UnfittableError,
 )
-from zenos.core.task import Principal, State
+from zenos.core.task import Outcome, Principal, State
 
 
 def test_a_task_runs_from_queued_to_succeeded() -> None:
@@ -154,6 +155,55 @@ def test_a_worker_that_could_not_be_started_is_tried_three_times_more() -> None:
         h.step(ev.StartFailed(task=task.id, generation=generation, reason="no zygote"))
         h.wait(400)
     assert h.now(task).state is State.FAILED
+
+
+def test_what_could_not_be_started_takes_nothing_of_the_retries() -> None:
+    h = Harness()
+    task = h.submit(spec(retries=1))
+
+    def fail_to_start(times: int) -> None:
+        for _ in range(times):
+            generation = h.now(task).generation
+            h.step(ev.StartFailed(task=task.id, generation=generation, reason="no zygote"))
+            h.wait(400)
+
+    fail_to_start(3)
+    h.run(task)
+    h.exit(task, exit_code=1)
+    h.wait(400)
+    assert (h.now(task).state, h.now(task).attempts) == (State.STARTING, 1)
+    fail_to_start(3)  # it has started meanwhile: these are counted anew
+    assert h.now(task).state is State.STARTING
+    again = h.restarted()
+    generation = again.now(task).generation
+    again.step(ev.StartFailed(task=task.id, generation=generation, reason="no zygote"))
+    assert again.now(task).state is State.FAILED
+
+
+def test_faults_of_a_training_count_anew_once_it_has_come_further() -> None:
+    h = Harness()
+    task = h.submit(spec(TRAIN))
+
+    def fault(saved_step: int) -> State:
+        killed = Outcome(signal=9)
+        h.run(task)
+        h.step(
+            ev.WorkerExited(
+                task=task.id,
+                generation=h.now(task).generation,
+                outcome=killed,
+                saved_step=saved_step,
+            )
+        )
+        h.wait(limits.RETRY_BACKOFF_S_MAX)
+        return h.now(task).state
+
+    for number in range(3 * limits.TRAIN_RESTARTS_MAX):
+        assert fault(100 * number) is State.STARTING
+    last = 100 * (3 * limits.TRAIN_RESTARTS_MAX - 1)
+    for _ in range(limits.TRAIN_RESTARTS_MAX - 1):  # after the one that brought it there
+        assert fault(last) is State.STARTING
+    assert fault(last) is State.FAILED
 
 
 def test_shutdown_suspends_training_and_leaves_programs() -> None:

@@ -213,11 +213,22 @@ class LocalExecutor:
         match found:
             case Found.ENDED:
                 outcome = runs.outcome(handle.directory)
-                return WorkerExited(task=task, generation=generation, outcome=outcome)
+                return WorkerExited(
+                    task=task,
+                    generation=generation,
+                    outcome=outcome,
+                    saved_step=self._home.saved_step(task),
+                )
             case Found.LOST:
                 reason = handle.failure or "its shim was killed"
                 tail = runs.log_tail(handle.directory / "log")
-                return WorkerLost(task=task, generation=generation, reason=reason, log_tail=tail)
+                return WorkerLost(
+                    task=task,
+                    generation=generation,
+                    reason=reason,
+                    log_tail=tail,
+                    saved_step=self._home.saved_step(task),
+                )
             case _:
                 return StartFailed(task=task, generation=generation, reason=reason)
 
