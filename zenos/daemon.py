@@ -41,10 +41,11 @@ from zenos.core.config import Config
 from zenos.core.errors import ConflictError, InvalidError, RefusedError, StorageError, ZenosError
 from zenos.core.home import Home
 from zenos.core.messages import settings_for
-from zenos.core.task import HOLDING, Kind
+from zenos.core.task import HOLDING, Kind, State, Task
 from zenos.kernel import loop
 from zenos.kernel.control import Inbox, View
 from zenos.kernel.step import Kernel
+from zenos.kernel.supervision import EXIT_SUSPENDED
 from zenos.models.registry import Registry
 from zenos.store.sqlite import SqliteStore
 from zenos.workers import fork_server, nodes
@@ -67,11 +68,7 @@ async def run(home: Home, config: Config) -> None:
         # 2. The address, before anything is started that would have to be stopped again.
         listener = stack.enter_context(listen(config))
         # 3. What the last daemon remembered.
-        usual = os.umask(0o077)  # nothing else runs yet
-        try:
-            store = await SqliteStore.open(home.database)
-        finally:
-            os.umask(usual)
+        store = await open_store(home)
         stack.push_async_callback(store.close)
         snapshot = await store.load()
         clock = SystemClock(floor=snapshot.now)
@@ -143,15 +140,45 @@ async def _until_stopped(
         while asked.done() and not looping.done():
             mode = asked.result()
             log.info("going down: %s", mode)
+            saving = _that_save(view) if mode == "suspend" else []
             inbox.put(ev.Shutdown(suspend=mode == "suspend"))
             asked = asyncio.create_task(system.stop_requests.get())
             if await _have_ended(mode, view, inbox, {asked, looping}):
+                if mode == "suspend":
+                    _tell_unsaved(saving, view, system)
                 return
     finally:
         asked.cancel()
     for ended in (looping, *others):
         if ended.done() and not ended.cancelled():
             ended.result()  # raises what went wrong
+
+
+def _that_save(view: View) -> list[str]:
+    """Tasks that are asked to save their state when work is suspended."""
+    return [t.id for t in view.tasks.values() if t.kind is Kind.TRAIN and t.state is State.RUNNING]
+
+
+def _tell_unsaved(saving: list[str], view: View, system: LocalSystem) -> None:
+    """Say, in the log and to whoever waits for our end, what has not been saved in time."""
+    unsaved = [t for t in saving if t in view.tasks and not _is_saved(view.tasks[t])]
+    for task_id in unsaved:
+        log.warning(
+            "%s was not saved within %g s (suspend_grace_s): it goes on from its last checkpoint",
+            task_id,
+            system.config.suspend_grace_s,
+        )
+    record = {"pid": os.getpid(), "unsaved": unsaved}
+    try:
+        durable.write_file(system.home.down, msgspec.json.encode(record))
+    except OSError as error:
+        log.warning("cannot write %s: %s", system.home.down, error.strerror)
+
+
+def _is_saved(task: Task) -> bool:
+    """Whether a training that was told to save has, or has ended for good."""
+    outcome = task.outcome
+    return task.is_ended or (outcome is not None and outcome.exit_code == EXIT_SUSPENDED)
 
 
 async def _have_ended(mode: Mode, view: View, inbox: Inbox, others: set[asyncio.Task[Any]]) -> bool:
@@ -220,6 +247,15 @@ def claim(home: Home) -> IO[bytes]:
             f"cannot start: a daemon runs on {home.root} already; 'zenos status' shows it"
         ) from None
     return file
+
+
+async def open_store(home: Home) -> SqliteStore:
+    """What is remembered, the owner's alone."""
+    usual = os.umask(0o077)  # nothing else runs yet
+    try:
+        return await SqliteStore.open(home.database)
+    finally:
+        os.umask(usual)
 
 
 def read_or_make_token(home: Home) -> str:

@@ -112,7 +112,9 @@ async def test_models(http: httpx.AsyncClient, system: Double, tmp_path: Path) -
     assert exported.json() == {"path": str(target)}
     assert (target / "model.safetensors").is_file()
     again = await http.post("/api/models/export", json={"ref": "tiny", "path": str(target)})
-    assert again.status_code == 409
+    assert (again.status_code, again.json()) == (201, {"path": str(target)})
+    other = await http.post("/api/models/export", json={"ref": "other", "path": str(target)})
+    assert other.status_code == 409
     removed = await http.delete("/api/models/small")
     assert removed.json()["removed"] == "small:1"
     assert (await http.get("/api/models/small")).status_code == 404

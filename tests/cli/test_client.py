@@ -190,13 +190,21 @@ def test_a_submission_whose_connection_is_lost_is_one_task(daemon: Daemon, cut: 
     assert list(daemon.double.view.tasks) == [handle.id]
 
 
-def test_what_cannot_be_repeated_is_told(daemon: Daemon, tmp_path: Path) -> None:
+def test_what_cannot_be_repeated_is_told(daemon: Daemon) -> None:
     with (
         CuttingProxy(daemon.url, "after") as proxy,
         connect(proxy.url) as far,
         pytest.raises(UnavailableError, match="cannot say whether it was done"),
     ):
-        far.export_model("tiny", tmp_path / "copy")
+        far.shut_down("leave")
+    assert daemon.double.stopped == ["leave"]
+
+
+def test_an_export_whose_connection_is_lost_succeeds(daemon: Daemon, tmp_path: Path) -> None:
+    with CuttingProxy(daemon.url, "after") as proxy, connect(proxy.url) as far:
+        assert far.export_model("tiny", tmp_path / "copy") == tmp_path / "copy"
+        assert proxy.connections >= 2
+    assert (tmp_path / "copy" / "model.safetensors").is_file()
 
 
 def test_a_copy_whose_connection_is_lost_is_made_once(daemon: Daemon) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from tests.kernel.harness import Harness, node, spec
 from zenos.core import events as ev
@@ -50,6 +51,22 @@ def test_a_deployment_loads_at_once_and_unloads_when_idle() -> None:
     assert h.kernel.state.deployments["m"].replicas == []
     h.step(ev.Demand(name="m"))
     assert len(replicas(h)) == 1
+
+
+def test_a_request_for_a_model_that_no_node_can_hold_is_refused_and_leaves_nothing() -> None:
+    h = Harness(node(cpu=2, memory="4GB"))
+    big = ev.Demand(name="m", spec=DeploymentSpec(model="m"), memory=5_000_000_000)
+    with pytest.raises(UnfittableError, match=r"cannot ever fit: wants 4\.7 GiB of memory"):
+        h.ask(big)
+    state = h.kernel.state
+    assert (state.deployments, state.tasks, state.in_flight, state.used_at) == ({}, {}, {}, {})
+    # One that was deployed when the node was larger.
+    deploy(h, replace(SPEC, memory="3GB"))
+    task = make_ready(h)
+    h.exit(task, exit_code=None, signal=9)
+    h.step(ev.NodeUp(node=node(cpu=2, memory="2GB")))
+    with pytest.raises(UnfittableError, match=r"the largest node has 1\.9 GiB"):
+        h.ask(ev.Demand(name="m"))
 
 
 def test_a_request_for_an_undeployed_model_makes_a_deployment_that_goes_when_idle() -> None:

@@ -126,6 +126,70 @@ def test_overdue_tasks_hold_at_most_their_share_while_others_go_on() -> None:
     assert [h.now(t).state for t in old[2:]] == [State.QUEUED] * 2
 
 
+def test_overdue_tasks_take_a_whole_machine_that_nobody_else_wants() -> None:
+    h = Harness(node(cpu=8))
+    blocker = h.submit(spec(cpu=8, memory="10MB"))
+    old = [h.submit(spec(memory="10MB")) for _ in range(20)]
+    h.wait(2 * 3600)
+    h.exit(blocker)
+    assert [h.now(t).state for t in old[:8]] == [State.STARTING] * 8
+    # What they took of what nobody wanted is no reason to take less ahead of others later.
+    new = [h.submit(spec(priority=100, memory="10MB")) for _ in range(8)]
+    for task in old[:2]:
+        h.exit(task)
+    assert [h.now(t).state for t in old[8:10]] == [State.STARTING] * 2
+    for task in old[2:8]:
+        h.exit(task)
+    assert [h.now(t).state for t in new[:6]] == [State.STARTING] * 6
+
+
+def test_what_is_left_to_overdue_tasks_is_not_what_is_held_back_for_the_first() -> None:
+    h = Harness(node(cpu=4))
+    blockers = [h.submit(spec(memory="10MB")) for _ in range(4)]
+    large = h.submit(spec(cpu=3, memory="10MB"))
+    small = [h.submit(spec(memory="10MB")) for _ in range(4)]
+    h.wait(2 * 3600)
+    for blocker in blockers[:2]:
+        h.exit(blocker)
+    assert [h.now(t).state for t in (large, *small)] == [State.QUEUED] * 5
+    h.exit(blockers[2])
+    assert h.now(large).state is State.STARTING
+    h.exit(blockers[3])
+    assert [h.now(t).state for t in small] == [State.STARTING] + [State.QUEUED] * 3
+
+
+def test_a_reservation_stays_on_its_node_until_the_task_starts() -> None:
+    h = Harness(node(cpu=4, name="a"), node(cpu=4, name="b"))
+    blockers = [h.submit(spec(memory="10MB")) for _ in range(8)]
+    on = {t.id: h.now(t).allocation.node for t in blockers}  # type: ignore[union-attr]
+    large = h.submit(spec(cpu=4, memory="10MB"))
+    h.wait(2 * 3600)
+    a, b = ([t for t in blockers if on[t.id] == name] for name in "ab")
+    h.exit(a[0])
+    for task in (b[0], b[1]):  # more is free there, but what was waited for on the other counts
+        h.exit(task)
+    held = h.kernel.state.scheduler.reservation
+    assert held is not None
+    assert (held.task, held.node) == (large.id, "a")
+    for task in a[1:]:
+        h.exit(task)
+    assert h.now(large).state is State.STARTING
+
+
+def test_small_shares_cannot_keep_a_whole_gpu_from_an_overdue_task() -> None:
+    h = Harness(node(cpu=8, gpu=4))
+    shares = [h.submit(spec(cpu=0.1, gpu=0.6, memory="10MB")) for _ in range(4)]
+    whole = h.submit(spec(cpu=0.1, gpu=1, memory="10MB"))
+    h.wait(2 * 3600)
+    late = h.submit(spec(cpu=0.1, gpu=0.4, memory="10MB", priority=100))
+    beside = h.submit(spec(cpu=0.1, memory="10MB"))
+    assert h.now(late).state is State.QUEUED
+    assert h.now(beside).state is State.STARTING  # it takes nothing of what is held back
+    h.exit(shares[0])
+    assert h.now(whole).state is State.STARTING
+    assert h.now(late).state is State.STARTING
+
+
 def test_run_times_are_learned_from_finished_tasks_of_the_same_name() -> None:
     h = Harness(node(cpu=1))
     for _ in range(3):

@@ -7,7 +7,9 @@ from msgspec.structs import replace
 
 from tests.kernel.harness import TRAIN, Harness, node, spec
 from zenos.core import events as ev
+from zenos.core import limits
 from zenos.core.actions import Discard
+from zenos.core.config import Config
 from zenos.core.errors import (
     ConflictError,
     InvalidError,
@@ -15,7 +17,7 @@ from zenos.core.errors import (
     UnavailableError,
     UnfittableError,
 )
-from zenos.core.task import Principal, State
+from zenos.core.task import Outcome, Principal, State
 
 
 def test_a_task_runs_from_queued_to_succeeded() -> None:
@@ -110,6 +112,29 @@ def test_a_cancelled_training_that_saved_itself_is_cancelled_not_queued() -> Non
     assert h.now(task).state is State.CANCELLED
 
 
+def test_only_what_is_suspended_is_told_to_save_and_has_the_time_for_it() -> None:
+    h = Harness(node(cpu=4), config=Config(cancel_grace_s=3, suspend_grace_s=50))
+    cancelled, limited, saved, starting = (
+        h.submit(spec(TRAIN, time_limit_s=limit_s)) for limit_s in (None, 60, None, None)
+    )
+    for task in (cancelled, limited, saved):
+        h.run(task)
+    h.cancel(cancelled)
+    h.wait(60)
+    h.step(ev.Shutdown(suspend=True))
+    told = {s.task: (s.save, s.grace_s) for s in h.stopped}
+    assert told == {
+        cancelled.id: (False, 3),
+        limited.id: (False, 3),
+        saved.id: (True, 50),
+        starting.id: (False, 3),  # nothing is done yet that could be saved
+    }
+    again = h.restarted()
+    assert {s.task: (s.save, s.grace_s) for s in again.stopped} == told
+    h.cancel(saved)
+    assert (h.stopped[-1].task, h.stopped[-1].save, h.stopped[-1].grace_s) == (saved.id, False, 3)
+
+
 def test_a_time_limit_ends_a_task() -> None:
     h = Harness()
     task = h.submit(spec(time_limit_s=60))
@@ -133,6 +158,55 @@ def test_a_worker_that_could_not_be_started_is_tried_three_times_more() -> None:
     assert h.now(task).state is State.FAILED
 
 
+def test_what_could_not_be_started_takes_nothing_of_the_retries() -> None:
+    h = Harness()
+    task = h.submit(spec(retries=1))
+
+    def fail_to_start(times: int) -> None:
+        for _ in range(times):
+            generation = h.now(task).generation
+            h.step(ev.StartFailed(task=task.id, generation=generation, reason="no zygote"))
+            h.wait(400)
+
+    fail_to_start(3)
+    h.run(task)
+    h.exit(task, exit_code=1)
+    h.wait(400)
+    assert (h.now(task).state, h.now(task).attempts) == (State.STARTING, 1)
+    fail_to_start(3)  # it has started meanwhile: these are counted anew
+    assert h.now(task).state is State.STARTING
+    again = h.restarted()
+    generation = again.now(task).generation
+    again.step(ev.StartFailed(task=task.id, generation=generation, reason="no zygote"))
+    assert again.now(task).state is State.FAILED
+
+
+def test_faults_of_a_training_count_anew_once_it_has_come_further() -> None:
+    h = Harness()
+    task = h.submit(spec(TRAIN))
+
+    def fault(saved_step: int) -> State:
+        killed = Outcome(signal=9)
+        h.run(task)
+        h.step(
+            ev.WorkerExited(
+                task=task.id,
+                generation=h.now(task).generation,
+                outcome=killed,
+                saved_step=saved_step,
+            )
+        )
+        h.wait(limits.RETRY_BACKOFF_S_MAX)
+        return h.now(task).state
+
+    for number in range(3 * limits.TRAIN_RESTARTS_MAX):
+        assert fault(100 * number) is State.STARTING
+    last = 100 * (3 * limits.TRAIN_RESTARTS_MAX - 1)
+    for _ in range(limits.TRAIN_RESTARTS_MAX - 1):  # after the one that brought it there
+        assert fault(last) is State.STARTING
+    assert fault(last) is State.FAILED
+
+
 def test_shutdown_suspends_training_and_leaves_programs() -> None:
     h = Harness()
     program, training = h.submit(spec()), h.submit(spec(TRAIN))
@@ -140,6 +214,7 @@ def test_shutdown_suspends_training_and_leaves_programs() -> None:
     h.run(training)
     h.step(ev.Shutdown(suspend=True))
     assert [(s.task, s.save) for s in h.stopped] == [(training.id, True)]
+    assert h.stopped[0].grace_s == h.config.suspend_grace_s == 120
     h.exit(training, exit_code=75)
     assert h.now(training).state is State.QUEUED
     assert len(h.started) == 2  # nothing starts any more

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +311,53 @@ def test_export_refuses_to_write_over_anything(registry: Registry, tmp_path: Pat
         registry.export("m", tmp_path / "a\x00b")
     found = {path.name for path in tmp_path.iterdir()}
     assert found == {"m", "there", "dangling", "models"}
+
+
+def test_the_same_export_again_finds_the_first_and_nothing_else(
+    registry: Registry, tmp_path: Path
+) -> None:
+    files = write_model(tmp_path / "m")
+    registry.publish("m", files)
+    out = tmp_path / "out"
+    registry.export("m", out)
+    before = {path.name: path.stat().st_ino for path in out.iterdir()}
+    registry.export("m:1", out)
+    assert {path.name: path.stat().st_ino for path in out.iterdir()} == before
+    name = next(name for name in files if name.endswith(".safetensors"))
+    content = (out / name).read_bytes()
+
+    def refused() -> None:
+        with pytest.raises(ConflictError, match="it exists already"):
+            registry.export("m", out)
+
+    (out / "mine.txt").write_text("mine")
+    refused()
+    (out / "mine.txt").unlink()
+    (out / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    refused()
+    (out / name).unlink()
+    refused()
+    (out / name).symlink_to(files[name])
+    refused()
+    (out / name).unlink()
+    os.mkfifo(out / name)
+    refused()
+    (out / name).unlink()
+    (out / name).write_bytes(content)
+    registry.export("m", out)
+
+
+def test_exports_at_once_to_one_place_all_succeed(registry: Registry, tmp_path: Path) -> None:
+    registry.publish("m", write_model(tmp_path / "m"))
+    barrier = threading.Barrier(4)
+
+    def export(_: int) -> None:
+        barrier.wait(30)
+        registry.export("m", tmp_path / "out")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(export, range(4)))
+    assert {path.name for path in tmp_path.iterdir()} == {"m", "out", "models"}
 
 
 def test_what_is_exported_belongs_to_its_owner(registry: Registry, tmp_path: Path) -> None:

@@ -178,6 +178,48 @@ def test_signals_ask_to_save_and_stop(tmp_path: Path, task: Task, number: signal
     assert worker.run(context, work) == 75
 
 
+def test_the_daemon_s_word_says_whether_a_signal_means_to_save(tmp_path: Path, task: Task) -> None:
+    """Also when it comes after the signal, and what else comes meanwhile is not lost."""
+    for said_first in (True, False):
+        bus = Bus()
+        context = make_context(tmp_path, task, bus)
+
+        def work(inner: WorkerContext, bus: Bus = bus, said_first: bool = said_first) -> int:
+            if said_first:
+                bus.say_stop(save=False)
+            signal.raise_signal(signal.SIGTERM)
+            if not said_first:
+                taken = bus.poll
+                bus.poll = list  # type: ignore[method-assign]
+                bus.put("abort", msgspec.msgpack.encode(Abort(request="r1")))
+                bus.say_stop(save=False)
+                assert inner.stop_requested() == Stop(save=False)
+                bus.poll = taken  # type: ignore[method-assign]
+                assert inner.receive(0) is not None
+            assert inner.stop_requested() == Stop(save=False)
+            return 75
+
+        assert worker.run(context, work) == 75
+
+
+def test_a_signal_alone_saves_and_does_not_wait_for_a_daemon_that_is_away(
+    tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "STOP_WORD_WAIT_S", 1000.0)
+    bus = Bus()
+    bus.disconnected_s = 1.0
+    context = make_context(tmp_path, task, bus)
+
+    def work(inner: WorkerContext) -> int:
+        signal.raise_signal(signal.SIGTERM)
+        assert inner.stop_requested() == Stop(save=True)
+        bus.say_stop(save=False)  # it is back, and knows better
+        assert inner.stop_requested() == Stop(save=False)
+        return 75
+
+    assert worker.run(context, work) == 75
+
+
 async def test_main_over_a_real_bus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole of `main`: token, threads, channel, progress out and `stop` in."""
     monkeypatch.setattr(WorkerContext, "install_signal_handlers", lambda self: None)

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.api.double import publish
 from tests.processes import until
 from tests.system.harness import System, family, popen, refused
 from zenos.client import connect
-from zenos.core.errors import ConflictError, InvalidError, NotFoundError
+from zenos.core.errors import ConflictError, InvalidError, NotFoundError, UnfittableError
 from zenos.core.home import Home
 from zenos.core.specs import TrainSpec
 from zenos.core.task import Kind, State
+from zenos.models.registry import Registry
 
 # What a daemon that is refused may still write: why.
 LOGS = ("daemon.log",)
@@ -227,6 +229,43 @@ def test_a_model_that_cannot_be_served_is_refused_before_anything_is_started(
         system.ask(lambda client: client.serve("mute"))
     assert not system.ask(lambda client: client.deployments())
     assert [task.kind for task in system.tasks().values() if task.kind is Kind.SERVE] == []
+
+
+def test_a_request_for_a_model_that_never_fits_is_refused_at_once_and_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    system = System(tmp_path, "zygote=lazy", "memory=600MiB", "cpus=2")
+    (tmp_path / "source").mkdir()
+    publish(Registry(system.home.models), tmp_path / "source", "tiny")
+    try:
+        system.start()
+        fits = "cannot ever fit: wants 1 GiB of memory, the largest node has 600 MiB"
+        with pytest.raises(UnfittableError, match=fits):
+            system.ask(lambda client: client.generate("tiny", "hello", max_tokens=1).text())
+        assert not system.ask(lambda client: client.deployments())
+        assert not system.tasks()
+    finally:
+        system.close()
+
+
+def test_a_task_that_its_node_came_back_too_small_for_says_so(tmp_path: Path) -> None:
+    system = System(tmp_path, "zygote=lazy", "cpus=1")
+    try:
+        system.start()
+        system.submit(1, system.hold, cpu=1)
+        system.submit(2, cpu=1)
+        assert system.shut_down("leave") == 0
+        with popen(system.home.root, "--cpus", "0.5") as smaller:
+            until(system.home.daemon.exists)
+            with connect(home=system.home.root) as client:
+                waiting = client.look("n2").waits
+            smaller.terminate()
+            smaller.communicate(timeout=60)
+        assert waiting == "cannot ever fit: wants 1 CPUs, the largest node has 0.5"
+        system.released.touch()
+        assert system.finish()["n2"].state is State.SUCCEEDED
+    finally:
+        system.close()
 
 
 def test_a_training_s_models_are_those_of_its_submission_and_stay_till_its_end(

@@ -8,12 +8,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.workers.conftest import Rig, program
-from zenos.core import shim
+from zenos.core import failpoints, shim
 from zenos.core.events import StartFailed, WorkerExited, WorkerLost, WorkerStarted
 from zenos.core.home import Home
 from zenos.workers import runs
@@ -106,6 +107,24 @@ async def test_a_start_after_the_launcher_was_closed_fails_at_once(rig: Rig) -> 
     await rig.launcher.close()
     await asyncio.wait_for(rig.executor.start(program("/bin/true")), 10)
     assert [type(event) for event in rig.events] == [StartFailed]
+
+
+@pytest.mark.parametrize(
+    ("label", "event"), [("shim.claim.before", StartFailed), ("shim.started.after", WorkerLost)]
+)
+async def test_why_a_shim_failed_is_told(
+    rigs: Callable[..., Rig],
+    monkeypatch: pytest.MonkeyPatch,
+    label: str,
+    event: type[StartFailed] | type[WorkerLost],
+) -> None:
+    monkeypatch.setenv(failpoints.VARIABLE, f"{label}=enospc@1")
+    rig = rigs()
+    await rig.executor.start(program("/bin/true"))
+    (told,) = await rig.until(event)
+    assert isinstance(told, StartFailed | WorkerLost)
+    assert told.reason.startswith("its shim failed: ")
+    assert told.reason.endswith("No space left on device")
 
 
 async def test_strangers_in_a_session_of_the_same_number_are_left_alone(rig: Rig) -> None:

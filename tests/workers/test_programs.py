@@ -44,6 +44,21 @@ async def test_a_program_runs_and_says_how_it_ended(rig: Rig, tmp_path: Path) ->
     assert isinstance(rig.events[0], WorkerStarted)
 
 
+async def test_with_the_end_it_is_told_how_far_the_task_is_saved(rig: Rig) -> None:
+    (rig.home.checkpoint("t1") / "step-000000007").mkdir(parents=True)
+    await rig.executor.start(program("/bin/true"))
+    assert (await exited(rig)).saved_step == 7
+    (rig.home.checkpoint("t2") / "step-000000008").mkdir(parents=True)
+    await rig.executor.start(program("/bin/sleep", "600", number=2))
+    await rig.until(WorkerStarted, 2)
+    pid = runs.process(rig.home.run("t2", 1), "shim")
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    (lost,) = await rig.until(WorkerLost)
+    assert isinstance(lost, WorkerLost)
+    assert lost.saved_step == 8
+
+
 async def test_a_long_log_of_a_helper_is_set_aside_when_it_starts(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +154,16 @@ async def test_stopping_ends_everything_that_the_program_started(rig: Rig) -> No
     await rig.executor.stop("t1", 1, 0.1, save=False)
     assert (await exited(rig)).outcome.signal == signal.SIGKILL
     assert not any(shim.start_time(member) for member in family)
+
+
+async def test_who_was_to_save_first_and_is_cancelled_then_has_less_time(rig: Rig) -> None:
+    await rig.executor.start(program(PYTHON, "-c", STUBBORN))
+    await rig.until(WorkerStarted)
+    log = rig.home.run("t1", 1) / "log"
+    await until(lambda: "up" in runs.log_tail(log))
+    await rig.executor.stop("t1", 1, 1000.0, save=True)
+    await rig.executor.stop("t1", 1, 0.1, save=False)
+    assert (await exited(rig)).outcome.signal == signal.SIGKILL
 
 
 async def test_a_program_that_ends_on_sigterm_ends_within_the_grace_time(rig: Rig) -> None:

@@ -80,7 +80,10 @@ async def import_model(request: Request, key: IdempotencyKey = None) -> Response
 
 @router.post("/export", **operation(Exported, body=ExportBody, status=201, also=(404, 409)))
 async def export(request: Request) -> Response:
-    """Write a model as a Hugging Face directory on the daemon's machine."""
+    """Write a model as a Hugging Face directory on the daemon's machine.
+
+    The same again finds what it has written, and succeeds.
+    """
     body: ExportBody = await read(request, ExportBody)
     ref, path = ModelRef.parse(body.ref), Path(check_path(body.path))
     await in_thread(system_of(request).registry.export, ref, path)

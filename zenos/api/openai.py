@@ -63,7 +63,7 @@ async def show_model(request: Request, model: ModelPath) -> Response:
     **operation(
         openai_answers.Completion,
         body=openai_bodies.CompletionBody,
-        also=(404, 504),
+        also=(404, 422, 504),
         streams=True,
     ),
 )
@@ -76,7 +76,9 @@ async def complete(request: Request) -> Response:
 
 @router.post(
     "/v1/chat/completions",
-    **operation(openai_answers.Chat, body=openai_bodies.ChatBody, also=(404, 504), streams=True),
+    **operation(
+        openai_answers.Chat, body=openai_bodies.ChatBody, also=(404, 422, 504), streams=True
+    ),
 )
 async def chat(request: Request) -> Response:
     """Answer a conversation."""

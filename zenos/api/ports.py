@@ -92,7 +92,8 @@ class System(Protocol):
         """The answer, chunk by chunk; loads the model when needed.
 
         An async generator: `aclose()` says that the client has gone, and frees its slot. Raises
-        NotFoundError, BusyError (with retry_after_s), DeadlineError, and what the worker raised.
+        NotFoundError, UnfittableError, BusyError (with retry_after_s), DeadlineError, and what the
+        worker raised.
         """
         ...
 

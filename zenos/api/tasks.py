@@ -27,11 +27,12 @@ from zenos.core import limits
 from zenos.core.errors import NotFoundError, RefusedError
 from zenos.core.resources import Resources, shortage
 from zenos.core.specs import CreateSpec, ServeSpec, TrainSpec
-from zenos.core.task import Kind, State, Task, TaskSpec
+from zenos.core.task import Kind, Node, State, Task, TaskSpec
 from zenos.core.wording import FieldError, nearest
+from zenos.kernel.resource_manager import why_never
 
 router = APIRouter(prefix="/api/tasks", tags=["tasks"])
-Room = list[tuple[Resources, Resources]]  # capacity and use of each node
+Room = list[tuple[Node, Resources]]  # the nodes, and what is in use of each
 
 States = Annotated[
     list[str],
@@ -153,7 +154,7 @@ def find(system: System, task: str) -> Task:
 
 def _room(system: System) -> Room:
     used = system.used()
-    return [(node.capacity, used.get(name, Resources())) for name, node in system.nodes().items()]
+    return [(node, used.get(name, Resources())) for name, node in system.nodes().items()]
 
 
 def _view(system: System, task: Task, room: Room) -> TaskView:
@@ -165,7 +166,10 @@ def _waits(task: Task, room: Room) -> str:
     """What a queued task waits for, in a few words."""
     if task.not_before > (now := time.time()):
         return f"starts again in {math.ceil(task.not_before - now)} s"
-    short = shortage(task.spec.resources, room)
+    never = why_never(task.spec.resources, [node for node, _ in room])
+    if never:
+        return f"cannot ever fit: {never}"
+    short = shortage(task.spec.resources, [(node.capacity, used) for node, used in room])
     return f"waits for {short}" if short else "waits for its turn"
 
 

@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+import msgspec
+
 from zenos.cli import scope
 from zenos.cli.output import say
 from zenos.client.address import DaemonFile, read_daemon_file
@@ -175,6 +177,22 @@ def wait_gone(daemon: DaemonFile, timeout_s: float | None) -> None:
             said = True
             say("waiting for running work; Ctrl-C goes away, the daemon ends by itself")
         time.sleep(LOOK_S)
+
+
+class _Down(msgspec.Struct):
+    """What this module needs of `down.json`."""
+
+    pid: int
+    unsaved: list[str] = []
+
+
+def unsaved(home: Home, daemon: DaemonFile | None) -> list[str]:
+    """Tasks that this daemon could not save in time as it went down."""
+    try:
+        down = msgspec.json.decode(home.down.read_bytes(), type=_Down)
+    except (OSError, msgspec.DecodeError):
+        return []
+    return down.unsaved if daemon is not None and down.pid == daemon.pid else []
 
 
 def _end(timeout_s: float | None) -> float | None:

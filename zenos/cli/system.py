@@ -121,17 +121,23 @@ def down(
             daemon_process.wait_down(made, timeout)
     except NoDaemonError as error:
         if daemon is None or not daemon.is_alive:
-            _say_down(json, error.message.partition(";")[0], stopped=False)
+            _say_down(json, error.message.partition(";")[0], [], stopped=False)
             return
         # It does not answer any more but is there: on its way down already.
         daemon_process.wait_gone(daemon, timeout)
-    _say_down(json, f"zenos is down ({mode})", stopped=True)
+    unsaved = daemon_process.unsaved(Home.default(), daemon) if mode == "suspend" else []
+    _say_down(json, f"zenos is down ({mode})", unsaved, stopped=True)
 
 
-def _say_down(json: bool, message: str, *, stopped: bool) -> None:
+def _say_down(json: bool, message: str, unsaved: list[str], *, stopped: bool) -> None:
     from zenos.cli.output import put_json, say
 
-    put_json({"stopped": stopped}) if json else say(message)
+    if json:
+        put_json({"stopped": stopped, "unsaved": unsaved})
+        return
+    for task in unsaved:
+        say(f"{task} was not saved in time (suspend_grace_s): it goes on from its last checkpoint")
+    say(message)
 
 
 def status(json: Json = False) -> None:

@@ -260,7 +260,7 @@ def import_model(path: str | Path, name: str) -> Call[ModelVersion]:
 def export_model(ref: str, path: str | Path) -> Call[Path_]:
     """Write a directory on the daemon's machine."""
     body = {"ref": ref, "path": absolute(path)}
-    return _post("/api/models/export", body, Path_, timeout_s=COPY_TIMEOUT_S, repeatable=False)
+    return _post("/api/models/export", body, Path_, timeout_s=COPY_TIMEOUT_S)
 
 
 # -- serving

@@ -58,9 +58,10 @@ class Undeploy(Event, frozen=True, kw_only=True):
 class Demand(Event, frozen=True, kw_only=True):
     """Requests wait for this model. Makes an implicit deployment where `spec` is given.
 
-    version, memory: as in Deploy.
+    version, memory: as in Deploy. Answered with the Deployment; 0: nobody waits for that.
     """
 
+    request: int = 0
     name: str
     spec: DeploymentSpec | None = None
     version: str = ""
@@ -97,20 +98,25 @@ class WorkerReady(Event, frozen=True, kw_only=True):
 
 
 class WorkerExited(Event, frozen=True, kw_only=True):
-    """The worker has ended and said how."""
+    """The worker has ended and said how. saved_step: the step of its newest checkpoint."""
 
     task: str
     generation: int
     outcome: Outcome
+    saved_step: int = 0
 
 
 class WorkerLost(Event, frozen=True, kw_only=True):
-    """The worker is gone and nobody knows how it ended: its shim was killed, or the machine."""
+    """The worker is gone and nobody knows how it ended: its shim was killed, or the machine.
+
+    saved_step: the step of its newest checkpoint.
+    """
 
     task: str
     generation: int
     reason: str
     log_tail: str = ""
+    saved_step: int = 0
 
 
 class StartFailed(Event, frozen=True, kw_only=True):

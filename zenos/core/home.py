@@ -6,11 +6,14 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from zenos.core import durable
 from zenos.core.errors import StorageError
+
+CHECKPOINT_PREFIX: Final = "step-"  # a checkpoint's directory is called by it and the step
 
 
 class Home(msgspec.Struct, frozen=True):
@@ -44,6 +47,11 @@ class Home(msgspec.Struct, frozen=True):
     def daemon(self) -> Path:
         """`daemon.json`: pid, start time, address and port of the running daemon."""
         return self.root / "daemon.json"
+
+    @property
+    def down(self) -> Path:
+        """`down.json`: which daemon has suspended work last, and what of it was not saved."""
+        return self.root / "down.json"
 
     @property
     def daemon_log(self) -> Path:
@@ -114,3 +122,12 @@ class Home(msgspec.Struct, frozen=True):
 
     def checkpoint(self, task: str) -> Path:
         return self.checkpoints / task
+
+    def saved_step(self, task: str) -> int:
+        """The step of a training's newest checkpoint, by the name of its directory; 0 without."""
+        try:
+            names = [path.name for path in self.checkpoint(task).iterdir()]
+        except OSError:
+            return 0
+        steps = (name.removeprefix(CHECKPOINT_PREFIX) for name in names)
+        return max((int(step) for step in steps if step.isdecimal()), default=0)

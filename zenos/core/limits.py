@@ -46,10 +46,13 @@ QUEUED_TASKS_MAX: Final = 1_000_000
 
 # Workers
 CANCEL_GRACE_S: Final = 10.0
+SUSPEND_GRACE_S: Final = 120.0
+STOP_WORD_WAIT_S: Final = 1.0  # after SIGTERM, for what the daemon says on the bus
 START_TIMEOUT_S: Final = 120.0
 RETRY_BACKOFF_S: Final = 1.0
 RETRY_BACKOFF_S_MAX: Final = 300.0
-TRAIN_RESTARTS_MAX: Final = 10
+TRAIN_RESTARTS_MAX: Final = 10  # faults in a row without a newer checkpoint
+START_FAILURES_MAX: Final = 3  # in a row; of training and model creation TRAIN_RESTARTS_MAX
 SERVE_RESTARTS_MAX: Final = 5
 IDLE_YIELDS_S: Final = 10.0  # so long unused, a replica ends for waiting work of lower priority too
 ERROR_CHARS_MAX: Final = 4000  # of what a worker says of its end

@@ -116,6 +116,15 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             gpu_memory=self.gpu_memory - other.gpu_memory,
         )
 
+    def without(self, held: Resources) -> Resources:
+        """What is left when `held` is kept back: of each at most all that there is."""
+        return Resources(
+            cpu=self.cpu - min(held.cpu, max(self.cpu, 0)),
+            gpu=self.gpu - min(held.gpu, max(self.gpu, 0)),
+            memory=self.memory - min(held.memory, max(self.memory, 0)),
+            gpu_memory=self.gpu_memory - min(held.gpu_memory, max(self.gpu_memory, 0)),
+        )
+
     def fits_in(self, room: Resources) -> bool:
         """Whether every component is within `room`."""
         return (

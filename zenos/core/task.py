@@ -195,7 +195,9 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     """One task, as stored. Times are kernel time in seconds (see core/clock.py).
 
     generation: counts the workers it has had; at most one is alive. attempts: runs that ended in a
-    failure or a fault. not_before: a restart waits until then. ran_s: run time of generations that
+    failure or a fault, of a training those since it has come further. saved_step: the step of its
+    newest checkpoint at its last fault. start_failures: how often in a row no worker came to run.
+    not_before: a restart waits until then. ran_s: run time of generations that
     have ended. ready: a serving worker has loaded its model.
     """
 
@@ -207,6 +209,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     state: State = State.QUEUED
     generation: int = 0
     attempts: int = 0
+    start_failures: int = 0
+    saved_step: int = 0
     queued: float = 0.0
     not_before: float = 0.0
     started: float | None = None

@@ -22,7 +22,7 @@ from zenos.core.processes import (
 
 SAMPLE_S = 0.2
 STOPPING = "stopping"  # in the run directory, once the daemon has begun to end the worker
-# The longest grace time that the settings allow (`cancel_grace_s`): for when no daemon ends it.
+# The longest grace time that the settings allow: for when no daemon ends it.
 GRACE_S_MAX = 3600.0
 # For what is left behind by a worker that nobody stopped, and how often it is looked at.
 LEFTOVERS_S, LOOK_S = 2.0, 0.05

@@ -121,7 +121,10 @@ class Abort(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stop(msgspec.Struct, frozen=True, kw_only=True):
-    """End; write a checkpoint first when `save`."""
+    """End; write a checkpoint first when `save`.
+
+    Said before SIGTERM, which alone means to save: who is cancelled need not.
+    """
 
     save: bool = False
 

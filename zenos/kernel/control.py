@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from zenos.core import events as ev
 from zenos.core.actions import Changes, Reply, Snapshot
@@ -202,6 +203,11 @@ class Control:
         number = next(self._numbers)
         event = ev.Undeploy(request=number, name=name, principal=principal)
         return _deployment(await self._ask(number, event))
+
+    async def demand(self, event: ev.Demand) -> Deployment:
+        """Ask for a model that requests wait for; raises UnfittableError where that is in vain."""
+        number = next(self._numbers)
+        return _deployment(await self._ask(number, replace(event, request=number)))
 
     def resolve(self, reply: Reply) -> None:
         """Give a caller its answer."""

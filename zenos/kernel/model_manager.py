@@ -16,7 +16,7 @@ from zenos.core import limits
 from zenos.core.errors import NotFoundError, RefusedError, UnavailableError
 from zenos.core.resources import Resources
 from zenos.core.specs import DeploymentSpec, ServeSpec
-from zenos.core.task import Deployment, State, Task, TaskSpec
+from zenos.core.task import HOLDING, Deployment, State, Task, TaskSpec
 from zenos.kernel import scheduler, supervision
 
 if TYPE_CHECKING:
@@ -101,18 +101,29 @@ class ModelManager:
             raise RefusedError(f"cannot stop {event.name}: it belongs to another project")
         return self._kernel.state.put_deployment(replace(deployment, stopping=True))
 
-    def demand(self, event: ev.Demand, now: float) -> None:
-        """Requests wait: the deployment is used; without one, an implicit one is made."""
+    def demand(self, event: ev.Demand, now: float) -> Deployment:
+        """Requests wait: the deployment is used; without one, an implicit one is made.
+
+        Raises UnfittableError where no node can ever hold what would answer them: then nothing is
+        changed, and they need not wait for their deadline.
+        """
         state = self._kernel.state
         deployment = state.deployments.get(event.name)
         if deployment is None or deployment.stopping:
-            if event.spec is not None and not self._kernel.draining:
-                self._put(event.name, event, event.spec, now, implicit=True)
-        elif deployment.error is not None:
+            if self._kernel.draining:
+                raise UnavailableError(f"cannot load {event.name}: the daemon is going down")
+            if event.spec is None:
+                raise NotFoundError(f"cannot find a deployment of {event.name!r}: it isn't served")
+            state.resources.check_fits_ever(replica_resources(event.spec, event.memory))
+            deployment = self._put(event.name, event, event.spec, now, implicit=True)
+        elif not any(task.state in HOLDING for task in self._live(deployment)):
+            state.resources.check_fits_ever(replica_resources(deployment.spec, deployment.memory))
+        if deployment.error is not None:
             # A new request is a new chance.
-            state.put_deployment(replace(deployment, error=None, failures=0))
+            deployment = state.put_deployment(replace(deployment, error=None, failures=0))
         state.used_at[event.name] = now
         state.in_flight[event.name] = max(state.in_flight.get(event.name, 0), 1)
+        return deployment
 
     def used(self, event: ev.Used, now: float) -> None:
         """How many requests are in flight."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from zenos.core.errors import UnfittableError
 from zenos.core.resources import Resources, show_share, show_size
@@ -31,7 +31,7 @@ class Pool:
 
     def allocate(self, request: Resources, reserved: Resources | None = None) -> Allocation | None:
         """An allocation for `request`, or None. What is `reserved` for another is not touched."""
-        free = self.free if reserved is None else self.free - reserved
+        free = self.free if reserved is None else self.free.without(reserved)
         if not request.fits_in(free):
             return None
         devices = self._devices(request)
@@ -40,6 +40,10 @@ class Pool:
         allocation = Allocation(node=self.node.name, resources=request, shares=devices)
         self.occupy(allocation)
         return allocation
+
+    def has_devices(self, request: Resources) -> bool:
+        """Whether the GPUs have room for `request`, shares on one device, the others whole."""
+        return self._devices(request) is not None
 
     def occupy(self, allocation: Allocation) -> None:
         """Count an allocation as given out: a new one, or one from before a restart."""
@@ -85,6 +89,22 @@ def memory_each(allocation: Allocation) -> int:
     return -(-allocation.resources.gpu_memory // count) if count else 0
 
 
+def why_never(request: Resources, nodes: Sequence[Node]) -> str:
+    """Why no node could hold `request` even if it were empty, in words; empty when one could."""
+    if any(Pool(node).allocate(request) is not None for node in nodes):
+        return ""
+    if not nodes:
+        return "no node is known yet"
+    for what, show in (("cpu", show_share), ("gpu", show_share), ("memory", show_size)):
+        most = max(getattr(node.capacity, what) for node in nodes)
+        wanted = getattr(request, what)
+        if wanted > most:
+            unit = {"cpu": " CPUs", "gpu": " GPUs", "memory": " of memory"}[what]
+            return f"wants {show(wanted)}{unit}, the largest node has {show(most)}"
+    largest = max(node.gpu_memory_each for node in nodes)
+    return f"no single node has all of {request} (largest GPU memory: {show_size(largest)})"
+
+
 class ResourceManager:
     """The pools of all nodes. `allocate` and `release` are its whole interface to the scheduler."""
 
@@ -116,11 +136,15 @@ class ResourceManager:
         if pool is not None:
             pool.release(allocation)
 
+    def able(self, request: Resources) -> list[Pool]:
+        """The nodes that could hold `request` if they were empty."""
+        return [p for p in self.pools.values() if Pool(p.node).allocate(request) is not None]
+
     def could_ever_hold(self, request: Resources) -> bool:
         """Whether some node could hold `request` if it were empty."""
         found = self._could_hold.get(request)
         if found is None:
-            found = any(Pool(p.node).allocate(request) is not None for p in self.pools.values())
+            found = bool(self.able(request))
             self._could_hold[request] = found
         return found
 
@@ -128,23 +152,8 @@ class ResourceManager:
         """Raises UnfittableError when no node could hold `request` even if it were empty."""
         if self.could_ever_hold(request):
             return
-        if not self.pools:
-            raise UnfittableError("cannot ever fit: no node is known yet")
-        capacities = [pool.node.capacity for pool in self.pools.values()]
-        for what, show in (("cpu", show_share), ("gpu", show_share), ("memory", show_size)):
-            most = max(getattr(c, what) for c in capacities)
-            wanted = getattr(request, what)
-            if wanted > most:
-                unit = {"cpu": " CPUs", "gpu": " GPUs", "memory": " of memory"}[what]
-                raise UnfittableError(
-                    f"cannot ever fit: wants {show(wanted)}{unit}, "
-                    f"the largest node has {show(most)}; ask for less"
-                )
-        largest = max(pool.node.gpu_memory_each for pool in self.pools.values())
-        raise UnfittableError(
-            f"cannot ever fit: no single node has all of {request} "
-            f"(largest GPU memory: {show_size(largest)}); ask for less"
-        )
+        why = why_never(request, [pool.node for pool in self.pools.values()])
+        raise UnfittableError(f"cannot ever fit: {why}" + ("; ask for less" if self.pools else ""))
 
     def capacity(self) -> Resources:
         """The sum over all nodes."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterator
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, TypeVar
+
+from msgspec.structs import replace
 
 from zenos.core.config import Config
 from zenos.core.resources import Resources
@@ -70,7 +72,8 @@ class Queue:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._buckets: dict[BucketKey, dict[str, Entry]] = {}
-        self._overdue: dict[str, Entry] = {}
+        # By request, each in its order: when the first of a request does not fit, none of it does.
+        self._overdue: dict[Resources, dict[str, Entry]] = {}
         self._entries: dict[str, Entry] = {}
 
     def __len__(self) -> int:
@@ -82,7 +85,8 @@ class Queue:
     @property
     def overdue(self) -> list[Entry]:
         """Overdue tasks, the longest waiting first."""
-        return list(self._overdue.values())
+        waiting = (entry for group in self._overdue.values() for entry in group.values())
+        return sorted(waiting, key=_by_wait)
 
     def add(self, task: Task, expected_s: float) -> None:
         """Put a queued task at the end of its bucket."""
@@ -98,11 +102,8 @@ class Queue:
         entry = self._entries.pop(task_id, None)
         if entry is None:
             return
-        self._overdue.pop(task_id, None)
-        bucket = self._buckets.get(entry.key, {})
-        bucket.pop(task_id, None)
-        if not bucket:
-            self._buckets.pop(entry.key, None)
+        _take(self._overdue, entry.key.request, task_id)
+        _take(self._buckets, entry.key, task_id)
 
     def heads(self) -> Iterator[Entry]:
         """The first of each bucket."""
@@ -118,6 +119,16 @@ class Queue:
         """The kernel time at which a waiting task becomes overdue."""
         return entry.queued + priority.wait_s_max(entry.key.priority, self._config.overdue_wait_s)
 
+    def overdue_heads(self) -> list[Entry]:
+        """The first overdue task of each request, the longest waiting first."""
+        heads = (next(iter(group.values())) for group in self._overdue.values())
+        return sorted(heads, key=_by_wait)
+
+    def overdue_head(self, request: Resources) -> Entry | None:
+        """The first overdue task of one request."""
+        group = self._overdue.get(request)
+        return next(iter(group.values())) if group else None
+
     def collect_overdue(self, now: float) -> None:
         """Move tasks that have waited too long from the buckets to the overdue queue."""
         due: list[Entry] = []
@@ -127,13 +138,11 @@ class Queue:
                     break
                 due.append(entry)
         for entry in due:
-            bucket = self._buckets[entry.key]
-            del bucket[entry.task]
-            if not bucket:
-                del self._buckets[entry.key]
-        if due:
-            waiting = sorted([*self._overdue.values(), *due], key=lambda e: (e.queued, e.order))
-            self._overdue = {entry.task: entry for entry in waiting}
+            _take(self._buckets, entry.key, entry.task)
+            self._overdue.setdefault(entry.key.request, {})[entry.task] = entry
+        for request in {entry.key.request for entry in due}:
+            waiting = sorted(self._overdue[request].values(), key=_by_wait)
+            self._overdue[request] = {entry.task: entry for entry in waiting}
 
     def next_overdue(self) -> float:
         """When the next task becomes overdue; infinity when none waits."""
@@ -152,6 +161,30 @@ class Queue:
         )
 
 
+K = TypeVar("K")
+
+
+def _take(groups: dict[K, dict[str, Entry]], key: K, task_id: str) -> None:
+    """Take a task out of its group, and the group away when nothing is left in it."""
+    group = groups.get(key)
+    if group is not None:
+        group.pop(task_id, None)
+        if not group:
+            del groups[key]
+
+
+def _by_wait(entry: Entry) -> tuple[float, int]:
+    return entry.queued, entry.order
+
+
+class Reservation(NamedTuple):
+    """What is held back on a node for the overdue task that stands first and does not fit."""
+
+    task: str
+    node: str
+    request: Resources
+
+
 class Start(Protocol):
     """Told of each task that starts, with what it was given."""
 
@@ -159,12 +192,16 @@ class Start(Protocol):
 
 
 class Scheduler:
-    """First fit by score, with the overdue queue in front."""
+    """First fit by score, with the overdue queue in front.
+
+    reservation: what the last `schedule` has held back, if anything.
+    """
 
     def __init__(self, config: Config, resources: ResourceManager) -> None:
         self._config = config
         self._resources = resources
         self.queue = Queue(config)
+        self.reservation: Reservation | None = None
 
     def contention(self) -> float:
         """The share of all CPUs that is given out, 0 to 1."""
@@ -176,45 +213,71 @@ class Scheduler:
         contention = self.contention()
         return sorted(self.queue.rank(entry, now, contention) for entry in self.queue.heads())
 
+    @property
+    def reserved(self) -> dict[str, Resources]:
+        """What is held back, by node."""
+        held = self.reservation
+        return {} if held is None else {held.node: held.request}
+
     def schedule(self, now: float, overdue_running: Resources, start: Start) -> None:
         """Start what can start now.
 
         1. Tasks that have waited longer than `wait_s_max` of their priority become overdue.
-        2. Overdue tasks start in order while together they hold at most `overdue_share` of the
-           capacity (one may always run); the first that doesn't fit gets a reservation: what is
-           free, and becomes free, on its node is held back for it.
+        2. Overdue tasks start in order, ahead of all others, while those that did so hold at most
+           `overdue_share` of the capacity together (one may always run); the first that doesn't
+           fit gets a reservation: what is free, and becomes free, on its node is held back for it.
         3. The heads of the buckets are tried by score; what fits starts, and the next of its
            bucket is tried in its turn. What doesn't fit is passed over.
+        4. What nobody else could use goes to the overdue tasks that are left, in their order; what
+           doesn't fit is passed over. It took nothing from anybody, so no share counts it.
         """
         self.queue.collect_overdue(now)  # 1
-        reserved = self._start_overdue(overdue_running, start)  # 2
+        self._start_ahead(overdue_running, start)  # 2
         waiting = self.ranking(now)  # 3
         contention = self.contention()
         while waiting:
             entry = heapq.heappop(waiting).entry
-            allocation = self._resources.allocate(entry.key.request, reserved)
-            if allocation is None:
-                continue
-            self.queue.remove(entry.task)
-            start(entry.task, allocation, overdue=False)
-            following = self.queue.head(entry.key)
-            if following is not None:
-                heapq.heappush(waiting, self.queue.rank(following, now, contention))
+            if self._start_beside(entry, start):
+                following = self.queue.head(entry.key)
+                if following is not None:
+                    heapq.heappush(waiting, self.queue.rank(following, now, contention))
+        left = [(_by_wait(entry), entry) for entry in self.queue.overdue_heads()]  # 4
+        while left:
+            _, entry = heapq.heappop(left)
+            if self._start_beside(entry, start):
+                following = self.queue.overdue_head(entry.key.request)
+                if following is not None:
+                    heapq.heappush(left, (_by_wait(following), following))
 
-    def _start_overdue(self, running: Resources, start: Start) -> dict[str, Resources]:
-        for entry in self.queue.overdue:
+    def _start_beside(self, entry: Entry, start: Start) -> bool:
+        """Start a task in what is free and not held back; whether it fits there."""
+        allocation = self._resources.allocate(entry.key.request, self.reserved)
+        if allocation is None:
+            return False
+        self.queue.remove(entry.task)
+        start(entry.task, allocation, overdue=False)
+        return True
+
+    def _start_ahead(self, running: Resources, start: Start) -> None:
+        before, self.reservation = self.reservation, None
+        waiting = [(_by_wait(entry), entry) for entry in self.queue.overdue_heads()]
+        while waiting:
+            _, entry = heapq.heappop(waiting)
             request = entry.key.request
             if running != Resources() and not self._within_share(running + request):
-                return {}
+                return
             allocation = self._resources.allocate(request)
             if allocation is None:
                 if not self._resources.could_ever_hold(request):
                     continue  # its node came back smaller: nobody else waits for it
-                return self._reserve(request)
+                self.reservation = self._reserve(entry, before)
+                return
             self.queue.remove(entry.task)
             running = running + request
             start(entry.task, allocation, overdue=True)
-        return {}
+            following = self.queue.overdue_head(request)
+            if following is not None:
+                heapq.heappush(waiting, (_by_wait(following), following))
 
     def _within_share(self, wanted: Resources) -> bool:
         capacity, share = self._resources.capacity(), self._config.overdue_share
@@ -223,13 +286,23 @@ class Scheduler:
             for name in ("cpu", "gpu", "memory", "gpu_memory")
         )
 
-    def _reserve(self, request: Resources) -> dict[str, Resources]:
-        """Hold `request` back on the node that has the most free of what it could use."""
-        able = [p for p in self._resources.pools.values() if request.fits_in(p.node.capacity)]
-        if not able:
-            return {}
-        best = max(able, key=lambda p: (p.free.cpu, p.free.gpu, p.free.memory))
-        return {best.node.name: request}
+    def _reserve(self, entry: Entry, before: Reservation | None) -> Reservation:
+        """Hold its request back on a node that could hold it: the one with the most free.
+
+        A task that had a reservation keeps its node: going to another, it would begin to wait anew
+        for what runs there. Where no device has enough, all GPUs are held back: else small shares
+        could keep them in pieces for ever.
+        """
+        request = entry.key.request
+        able = {pool.node.name: pool for pool in self._resources.able(request)}
+        if before is not None and before.task == entry.task and before.node in able:
+            node = able[before.node]
+        else:
+            node = max(able.values(), key=lambda p: (p.free.cpu, p.free.gpu, p.free.memory))
+        if not node.has_devices(request):
+            capacity = node.node.capacity
+            request = replace(request, gpu=capacity.gpu, gpu_memory=capacity.gpu_memory)
+        return Reservation(entry.task, node.node.name, request)
 
 
 def signature(task: Task) -> str:

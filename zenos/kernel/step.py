@@ -101,7 +101,7 @@ class Kernel:
             case ev.Undeploy():
                 self._answer(event.request, lambda: self.models.undeploy(event, now))
             case ev.Demand():
-                self.models.demand(event, now)
+                self._answer(event.request, lambda: self.models.demand(event, now))
             case ev.Used():
                 self.models.used(event, now)
             case ev.NodeUp():
@@ -202,14 +202,21 @@ class Kernel:
 
     # -- starting and stopping
 
-    def stop(self, task: Task, why: str, now: float, *, save: bool = False) -> Task:
+    def stop(self, task: Task, why: str, now: float) -> Task:
         """Ask a task's worker to end, for the stated reason; its exit decides what comes next."""
-        grace_s = self.config.cancel_grace_s
-        stopping = replace(task, stopping=why, stop_at=now + grace_s)
-        self.actions.append(
-            StopWorker(task=task.id, generation=task.generation, grace_s=grace_s, save=save)
+        stopping = replace(task, stopping=why)
+        told = self._tell_to_stop(stopping)
+        return self.state.put(
+            task, replace(stopping, stop_at=now + told.grace_s), now, "stopping", why
         )
-        return self.state.put(task, stopping, now, "stopping", why)
+
+    def _tell_to_stop(self, task: Task) -> StopWorker:
+        """What is to be saved gets more time for it."""
+        save = supervision.saves(task)
+        grace_s = self.config.suspend_grace_s if save else self.config.cancel_grace_s
+        told = StopWorker(task=task.id, generation=task.generation, grace_s=grace_s, save=save)
+        self.actions.append(told)
+        return told
 
     def _stop_again(self) -> None:
         """Once after a restart: workers that were being stopped are told again."""
@@ -218,14 +225,7 @@ class Kernel:
         self._recovering = False
         for task in self.recovering():
             if task.stopping:
-                self.actions.append(
-                    StopWorker(
-                        task=task.id,
-                        generation=task.generation,
-                        grace_s=self.config.cancel_grace_s,
-                        save=task.stopping == "suspend",
-                    )
-                )
+                self._tell_to_stop(task)
 
     def _schedule(self, now: float) -> None:
         if self.draining:
@@ -276,7 +276,7 @@ class Kernel:
         for task_id in sorted(self.state.holding):
             task = self.state.tasks[task_id]
             if not task.stopping and task.kind in (Kind.TRAIN, Kind.SERVE, Kind.PREPROCESS):
-                self.stop(task, "suspend", now, save=task.kind is Kind.TRAIN)
+                self.stop(task, "suspend", now)
 
     # -- housekeeping
 

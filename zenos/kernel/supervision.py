@@ -31,11 +31,16 @@ def current(kernel: Kernel, task_id: str, generation: int) -> Task | None:
     return task
 
 
+def saves(task: Task) -> bool:
+    """Whether a task that is being stopped is to save its state first."""
+    return task.stopping == "suspend" and task.kind is Kind.TRAIN and task.state is State.RUNNING
+
+
 def started(kernel: Kernel, event: ev.WorkerStarted, now: float) -> None:
     """The worker's process runs."""
     task = current(kernel, event.task, event.generation)
     if task is not None and task.state is State.STARTING:
-        running = replace(task, state=State.RUNNING, running=now)
+        running = replace(task, state=State.RUNNING, running=now, start_failures=0)
         kernel.state.put(task, running, now, "running", f"pid {event.pid}")
 
 
@@ -61,15 +66,15 @@ def exited(kernel: Kernel, event: ev.WorkerExited, now: float) -> None:
         text = f"cannot finish: ran longer than its time limit of {task.spec.time_limit_s:g} s"
         _end(kernel, task, State.FAILED, replace(outcome, error=text), now)
     elif outcome.exit_code == EXIT_SUSPENDED and task.kind is Kind.TRAIN:  # 2
-        _requeue(kernel, task, outcome, now, "suspended", attempts=task.attempts)
+        _requeue(kernel, task, outcome, now, "suspended")
     elif (task.kind is Kind.SERVE and task.stopping) or outcome.ok:  # 3
         _end(kernel, task, State.SUCCEEDED, outcome, now)
     elif task.stopping == "suspend":  # 4
-        _requeue(kernel, task, outcome, now, "stopped", attempts=task.attempts)
+        _requeue(kernel, task, outcome, now, "stopped")
     else:  # 5
         # A disk that is full or fails is no fault of the work: what was saved is gone on from.
         fault = (outcome.signal is not None and not outcome.oom) or outcome.code == "storage"
-        _failed(kernel, task, outcome, now, State.FAILED, fault=fault)
+        _failed(kernel, task, outcome, now, State.FAILED, event.saved_step, fault=fault)
 
 
 def lost(kernel: Kernel, event: ev.WorkerLost, now: float) -> None:
@@ -87,11 +92,14 @@ def lost(kernel: Kernel, event: ev.WorkerLost, now: float) -> None:
     elif task.kind is Kind.SERVE and task.stopping:
         _end(kernel, task, State.SUCCEEDED, outcome, now)
     else:
-        _failed(kernel, task, outcome, now, State.LOST, fault=True)
+        _failed(kernel, task, outcome, now, State.LOST, event.saved_step, fault=True)
 
 
 def start_failed(kernel: Kernel, event: ev.StartFailed, now: float) -> None:
-    """The worker could not be started, and nothing of it runs: so it may always be tried again."""
+    """The worker could not be started, and nothing of it runs: so it may always be tried again.
+
+    That has a bound of its own, and takes nothing of the `retries` that are meant for the work.
+    """
     task = current(kernel, event.task, event.generation)
     if task is None:
         return
@@ -101,22 +109,35 @@ def start_failed(kernel: Kernel, event: ev.StartFailed, now: float) -> None:
     elif task.stopping:
         _end(kernel, task, State.FAILED, outcome, now)
     else:
-        _failed(kernel, task, outcome, now, State.FAILED, fault=True, at_least=START_ATTEMPTS_MAX)
+        failed = replace(task, start_failures=task.start_failures + 1)
+        if failed.start_failures > start_failures_max(task):
+            _end(kernel, failed, State.FAILED, outcome, now)
+        else:
+            delay_s = backoff_s(failed.start_failures)
+            _requeue(kernel, failed, outcome, now, "restarting", delay_s=delay_s)
 
 
-START_ATTEMPTS_MAX = 3
+def start_failures_max(task: Task) -> int:
+    """How many starts in a row may fail before the task does."""
+    patient = task.kind in (Kind.TRAIN, Kind.PREPROCESS)
+    return limits.TRAIN_RESTARTS_MAX if patient else limits.START_FAILURES_MAX
 
 
-def restarts(task: Task, *, fault: bool, at_least: int = 0) -> int:
+def restarts(task: Task, *, fault: bool) -> int:
     """How often a task is started again.
 
     A failure that the work itself reports comes again, so only `retries` counts. After a fault
     (a signal, a lost worker) training and model creation go on from what they saved.
     """
-    allowed = max(task.spec.retries, at_least)
+    allowed = task.spec.retries
     if fault and task.kind in (Kind.TRAIN, Kind.PREPROCESS):
         allowed = max(allowed, limits.TRAIN_RESTARTS_MAX)
     return allowed
+
+
+def backoff_s(failures: int) -> float:
+    """Seconds before the next try after so many failures in a row."""
+    return min(limits.RETRY_BACKOFF_S * 2.0 ** min(failures - 1, 30), limits.RETRY_BACKOFF_S_MAX)
 
 
 def _failed(
@@ -125,16 +146,27 @@ def _failed(
     outcome: Outcome,
     now: float,
     final: State,
+    saved_step: int,
     *,
     fault: bool,
-    at_least: int = 0,
 ) -> None:
-    attempts = task.attempts + 1
-    if attempts > restarts(task, fault=fault, at_least=at_least):
-        _end(kernel, replace(task, attempts=attempts), final, outcome, now)
-        return
-    delay_s = min(limits.RETRY_BACKOFF_S * 2.0 ** min(attempts - 1, 30), limits.RETRY_BACKOFF_S_MAX)
-    _requeue(kernel, task, outcome, now, "restarting", attempts=attempts, delay_s=delay_s)
+    """Try again, or end.
+
+    1. One that has come further than at its last fault begins to count anew: a long training may
+       meet any number of faults, but not many at one place.
+    2. It is tried again as often as `restarts` says, each time after a longer pause.
+    """
+    came_further = saved_step > task.saved_step  # 1
+    failed = replace(
+        task,
+        attempts=1 if came_further else task.attempts + 1,
+        saved_step=max(saved_step, task.saved_step),
+    )
+    if failed.attempts > restarts(task, fault=fault):  # 2
+        _end(kernel, failed, final, outcome, now)
+    else:
+        delay_s = backoff_s(failed.attempts)
+        _requeue(kernel, failed, outcome, now, "restarting", delay_s=delay_s)
 
 
 def _ran_s(task: Task, now: float) -> float:
@@ -148,14 +180,12 @@ def _requeue(
     now: float,
     event: str,
     *,
-    attempts: int,
     delay_s: float = 0.0,
 ) -> None:
     queued = replace(
         task,
         state=State.QUEUED,
         allocation=None,
-        attempts=attempts,
         queued=now,
         not_before=now + delay_s,
         ran_s=_ran_s(task, now),

@@ -40,7 +40,7 @@ from zenos.core.errors import (
 )
 from zenos.core.names import ModelRef, check_name
 from zenos.core.wording import nearest
-from zenos.models import intake
+from zenos.models import intake, outlet
 from zenos.models.records import (
     FORMAT,
     Asked,
@@ -254,26 +254,16 @@ class Registry:
         return self.publish(name, files, lineage=lineage, asked=asked)
 
     def export(self, ref: ModelRef | str, path: Path | str) -> None:
-        """Write a version as a directory that transformers opens. It must not exist yet."""
+        """Write a version as a directory that transformers opens.
+
+        Nothing may be there, except for this very version: then all is done already.
+        """
         version, target = self.resolve(ref), Path(path)
-        try:
-            target.lstat()
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError) as error:
-            shown = ascii(str(target)[:1000])
-            raise InvalidError(f"cannot export to {shown}: {error.args[-1]}") from error
-        else:
-            raise ConflictError(f"cannot export to {target}: it exists already")
-        if not target.parent.is_dir():
-            raise InvalidError(f"cannot export to {target}: {target.parent} is no directory")
+        if outlet.is_there(version, target):
+            return
         self.verify(version)
-        try:
-            with durable.new_directory(target, mode=0o755) as directory:
-                for name, file in version.files.items():
-                    shutil.copyfile(self._blob(file.digest), directory / name)
-        except OSError as error:
-            raise StorageError(f"cannot export to {target}: {error.strerror or error}") from error
+        blobs = {name: self._blob(file.digest) for name, file in version.files.items()}
+        outlet.write(version, blobs, target)
 
     # -- inside
 

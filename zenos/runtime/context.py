@@ -86,7 +86,9 @@ class WorkerContext:
         self.registry = registry
         self.cache_bytes_max = parse_size(limits.CACHE_SIZE)
         self._waiting: deque[Envelope] = deque()
-        self._stop: Stop | None = None
+        self._word: Stop | None = None  # what the daemon has said
+        self._assumed: Stop | None = None  # what is done without its word
+        self._signalled: float | None = None
         self._reported_stage = ""
         self._report_next = 0.0
 
@@ -123,14 +125,27 @@ class WorkerContext:
     def stop_requested(self) -> Stop | None:
         """Whether to end now: a `stop` of the bus, SIGTERM or SIGINT, or too long without a daemon.
 
-        The word stays once given; a later `save` adds to an earlier one without.
+        The word stays once given; a later `save` adds to an earlier one without. A signal alone
+        means to save; but the daemon's word, which says whether, is waited for a moment.
         """
         for envelope in self.channel.poll():
             self._take(envelope)
-        if self._stop is None and self.channel.disconnected_s > limits.ORPHAN_WAIT_S:
-            log.warning("no daemon for %d s: saving and ending", limits.ORPHAN_WAIT_S)
-            self._stop = Stop(save=True)
-        return self._stop
+        if self._word is None and self._assumed is None:
+            if self._signalled is not None:
+                self._wait_for_word(self._signalled + limits.STOP_WORD_WAIT_S)
+                self._assumed = Stop(save=True)
+            elif self.channel.disconnected_s > limits.ORPHAN_WAIT_S:
+                log.warning("no daemon for %d s: saving and ending", limits.ORPHAN_WAIT_S)
+                self._assumed = Stop(save=True)
+        return self._word or self._assumed
+
+    def _wait_for_word(self, deadline: float) -> None:
+        while self._word is None and not self.channel.disconnected_s:
+            left_s = deadline - time.monotonic()
+            envelope = self.channel.receive(left_s) if left_s > 0 else None
+            if envelope is None:
+                return
+            self._take(envelope)
 
     def receive(self, timeout_s: float | None) -> Envelope | None:
         """The next message that is not `stop`; None after `timeout_s`, or as soon as it is to stop.
@@ -150,15 +165,15 @@ class WorkerContext:
             elif left_s <= 0:
                 return None
 
-    def ask_to_stop(self, stop: Stop) -> None:
-        """What the signal handlers do; safe to call from one."""
-        if self._stop is None or (stop.save and not self._stop.save):
-            self._stop = stop
-
     def install_signal_handlers(self) -> None:
-        """SIGTERM and SIGINT ask to save and stop; SIGHUP does nothing. Main thread only."""
+        """SIGTERM and SIGINT ask to stop; SIGHUP does nothing. Main thread only."""
+
+        def hear(*_: object) -> None:
+            if self._signalled is None:
+                self._signalled = time.monotonic()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.ask_to_stop(Stop(save=True)))
+            signal.signal(number, hear)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def _take(self, envelope: Envelope) -> None:
@@ -166,7 +181,9 @@ class WorkerContext:
             self._waiting.append(envelope)
             return
         try:
-            self.ask_to_stop(msgspec.msgpack.decode(envelope.body, type=Stop))
+            stop = msgspec.msgpack.decode(envelope.body, type=Stop)
         except msgspec.DecodeError:
             log.warning("a `stop` that cannot be read: saving and ending")
-            self.ask_to_stop(Stop(save=True))
+            stop = Stop(save=True)
+        if self._word is None or stop.save:
+            self._word = stop

@@ -79,6 +79,7 @@ class Handle:
         self.pidfd: int | None = None
         self.notify: int | None = None
         self.heard = b""
+        self.failure = ""  # what its shim said of why it could not go on
         self.started = False
         self.stopping: tuple[float, bool] | None = None
         self.timers: list[asyncio.TimerHandle] = []
@@ -169,9 +170,11 @@ class LocalExecutor:
             return
         *lines, handle.heard = (handle.heard + data).split(b"\n")
         for line in lines:
-            word, _, pid = line.partition(b" ")
+            word, _, rest = line.partition(b" ")
             if word == b"started":
-                self._started(handle, int(pid))
+                self._started(handle, int(rest))
+            elif word == b"failed":
+                handle.failure = rest.decode(errors="replace")
 
     def _started(self, handle: Handle, pid: int) -> None:
         handle.started = True
@@ -186,7 +189,7 @@ class LocalExecutor:
             if runs.look(self._home, handle.task, handle.generation) is not Found.ALIVE:
                 break
             await asyncio.sleep(ENDING_LOOK_S)
-        self._conclude(handle, "its shim ended before it began")
+        self._conclude(handle, handle.failure or "its shim ended before it began")
 
     def _conclude(self, handle: Handle, reason: str) -> None:
         """A shim has ended: post what its directory says."""
@@ -216,10 +219,22 @@ class LocalExecutor:
         match found:
             case Found.ENDED:
                 outcome = runs.outcome(handle.directory)
-                return WorkerExited(task=task, generation=generation, outcome=outcome)
+                return WorkerExited(
+                    task=task,
+                    generation=generation,
+                    outcome=outcome,
+                    saved_step=self._home.saved_step(task),
+                )
             case Found.LOST:
-                reason, tail = "its shim was killed", runs.log_tail(handle.directory / "log")
-                return WorkerLost(task=task, generation=generation, reason=reason, log_tail=tail)
+                reason = handle.failure or "its shim was killed"
+                tail = runs.log_tail(handle.directory / "log")
+                return WorkerLost(
+                    task=task,
+                    generation=generation,
+                    reason=reason,
+                    log_tail=tail,
+                    saved_step=self._home.saved_step(task),
+                )
             case _:
                 return StartFailed(task=task, generation=generation, reason=reason)
 
@@ -247,8 +262,11 @@ class LocalExecutor:
             return
         first = handle.stopping is None
         handle.stopping = (grace_s, save)
-        if first and handle.started:
-            self._signal(handle, grace_s, save)
+        if handle.started:
+            if first:
+                self._signal(handle, grace_s, save)
+            else:  # who was to save first, and is cancelled now, has less time
+                self._kill_within(handle, grace_s)
         elif first and handle.notify is not None:
             handle.timers.append(self._loop.call_later(grace_s, self._give_up, handle))
 
@@ -257,6 +275,9 @@ class LocalExecutor:
         with suppress(OSError):  # on a full disk what a program leaves behind has less time
             (handle.directory / STOPPING).touch(mode=0o600)
         self._kill(handle, signal.SIGTERM)
+        self._kill_within(handle, grace_s)
+
+    def _kill_within(self, handle: Handle, grace_s: float) -> None:
         kill = self._loop.call_later(grace_s, self._kill, handle, signal.SIGKILL)
         last = self._loop.call_later(grace_s + KILL_AGAIN_S, self._kill_shim, handle)
         handle.timers += [kill, last]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 
 import msgspec
@@ -61,6 +61,7 @@ class Router:
         config: Config,
         view: View,
         post: Callable[[ev.Event], None],
+        demand: Callable[[ev.Demand], Awaitable[Deployment]],
         send: Send,
         connected: Callable[[str], bool],
         find_model: Callable[[str], ModelVersion],
@@ -68,6 +69,7 @@ class Router:
         self._config = config
         self._view = view
         self._post = post
+        self._demand = demand
         self._send = send
         self._connected = connected
         self._arrived = asyncio.Event()
@@ -192,30 +194,34 @@ class Router:
     async def _ready_replica(
         self, name: str, model: str, principal: Principal, deadline: float
     ) -> str:
-        """The ready replica with the fewest requests; asks the kernel for one and waits for it."""
-        asked = False
-        asked_from: Deployment | None = None
-        while True:
-            deployment = self._view.deployments.get(name)
-            replica = self._least_loaded(deployment)
-            if replica is not None:
-                return replica
-            if not asked:
-                self._post(await self._demand(name, model, principal))
-                asked, asked_from = True, deployment
-            elif deployment is not None and deployment is not asked_from and deployment.error:
-                error = deployment.error
-                known = error.startswith("cannot serve")
-                raise WorkerError(error if known else f"cannot serve {name}: {error}")
-            try:
-                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                    await self._change()
-            except TimeoutError:
-                raise DeadlineError(
-                    f"cannot answer in time: {name} was not loaded before the deadline"
-                ) from None
+        """The ready replica with the fewest requests; asks the kernel for one and waits for it.
 
-    async def _demand(self, name: str, model: str, principal: Principal) -> ev.Demand:
+        Raises UnfittableError at once where no node can ever hold one.
+        """
+        asked = False
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                while True:
+                    deployment = self._view.deployments.get(name)
+                    replica = self._least_loaded(deployment)
+                    if replica is not None:
+                        return replica
+                    if not asked:
+                        # Answered after the commit: the view shows what came of it by then.
+                        await self._demand(await self._wanted(name, model, principal))
+                        asked = True
+                        continue
+                    if deployment is not None and deployment.error:
+                        error = deployment.error
+                        known = error.startswith("cannot serve")
+                        raise WorkerError(error if known else f"cannot serve {name}: {error}")
+                    await self._change()
+        except TimeoutError:
+            raise DeadlineError(
+                f"cannot answer in time: {name} was not loaded before the deadline"
+            ) from None
+
+    async def _wanted(self, name: str, model: str, principal: Principal) -> ev.Demand:
         """That a model is wanted; with what it takes to make a deployment, should there be none.
 
         Always with that: one that we see may be forgotten by the time the kernel hears of this.

@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,13 +25,14 @@ from zenos.bus.envelope import Kind as MessageKind
 from zenos.core import events as ev
 from zenos.core.actions import Action, Discard, Forget, Reply, Snapshot, StartWorker, StopWorker
 from zenos.core.config import Config
-from zenos.core.errors import NotFoundError
+from zenos.core.errors import BusyError, NotFoundError
 from zenos.core.home import Home
 from zenos.core.resources import Resources, parse_size
 from zenos.core.specs import CreateSpec, DeploymentSpec, TrainSpec
 from zenos.core.task import HOLDING, Deployment, Kind, Node, Principal, Task, TaskEvent, TaskSpec
-from zenos.core.wire import Chunk, GenerateRequest, Progress
+from zenos.core.wire import Chunk, GenerateRequest, Progress, Stop
 from zenos.kernel.control import Control, Inbox, TaskProgress, View
+from zenos.kernel.supervision import saves
 from zenos.models.presets import check_arch
 from zenos.models.registry import Registry
 from zenos.store.base import Store
@@ -70,7 +71,15 @@ class LocalSystem:
         self._zygote_ready = zygote_ready
         self._started = time.monotonic()
         self._effects: set[asyncio.Task[None]] = set()
-        self.router = Router(config, view, inbox.put, self._send, self._connected, registry.resolve)
+        self.router = Router(
+            config,
+            view,
+            inbox.put,
+            self.control.demand,
+            self._send,
+            self._connected,
+            registry.resolve,
+        )
 
     # -- effects
 
@@ -85,6 +94,7 @@ class LocalSystem:
                 case StartWorker(task=task):
                     self._spawn(executor.start(task), f"start {task.id}")
                 case StopWorker(task=name, generation=generation, grace_s=grace_s, save=save):
+                    self._say_stop(name, save=save)
                     work = executor.stop(name, generation, grace_s, save)
                     self._spawn(work, f"stop {name}")
                 case Forget(tasks=tasks):
@@ -93,6 +103,11 @@ class LocalSystem:
                     self._spawn(asyncio.to_thread(executor.discard, tasks), "discard")
                 case _:
                     raise TypeError(f"no effect for {type(action).__name__}")
+
+    def _say_stop(self, task: str, *, save: bool) -> None:
+        """To a worker that is connected, before it gets SIGTERM, which alone means to save."""
+        with suppress(BusyError):  # a worker that reads nothing still gets the signal
+            self._send(task, "command", "stop", msgspec.msgpack.encode(Stop(save=save)), 100)
 
     def _spawn(self, work: Any, what: str) -> None:
         task = asyncio.ensure_future(work)
@@ -159,6 +174,9 @@ class LocalSystem:
     def on_connect(self, task: str, generation: int) -> None:
         """A worker has connected, for the first time or again."""
         log.debug("%s generation %d connected", task, generation)
+        known = self.view.tasks.get(task)
+        if known is not None and known.generation == generation and known.stopping:
+            self._say_stop(task, save=saves(known))  # it was told before it could hear
         self.router.on_connect()
 
     def _connected(self, task: str) -> bool:

@@ -154,3 +154,9 @@ def error(context: WorkerContext) -> dict[str, str]:
     """What the worker left in error.json."""
     found: dict[str, str] = msgspec.json.decode((context.run_dir / "error.json").read_bytes())
     return found
+
+
+def weights(context: WorkerContext, name: str = "tiny") -> str:
+    """The digest of a version's weights."""
+    version = context.registry.resolve(name)
+    return version.files["model.safetensors"].digest

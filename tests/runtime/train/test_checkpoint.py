@@ -16,6 +16,7 @@ import torch
 
 from zenos.core import failpoints
 from zenos.core.errors import RefusedError
+from zenos.core.home import Home
 from zenos.runtime.train import checkpoint as module
 from zenos.runtime.train.checkpoint import Checkpoint, Checkpoints, DamagedError, Plan, State
 
@@ -67,6 +68,16 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
         for name, tensor in expected.items():
             assert tensors[name].dtype == tensor.dtype
             assert torch.equal(tensors[name], tensor)
+
+
+def test_how_far_a_training_is_saved_is_seen_by_who_cannot_read_it(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    assert home.saved_step("t1") == 0
+    checkpoints = Checkpoints(home.checkpoint("t1"))
+    for step in (9, 1200):
+        save(checkpoints, step)
+    (home.checkpoint("t1") / "damaged-step-000009999").mkdir()
+    assert home.saved_step("t1") == 1200
 
 
 def test_the_copy_is_made_before_begin_returns(tmp_path: Path) -> None:

@@ -13,51 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from zenos.core.specs import TrainSpec
-from zenos.runtime import architectures, worker
-from zenos.runtime import context as context_module
-from zenos.runtime.context import EXIT_SUSPENDED, WorkerContext
+from zenos.runtime import architectures
+from zenos.runtime.context import EXIT_SUSPENDED
 from zenos.runtime.train import schedule
 from zenos.runtime.train.checkpoint import Checkpoints
-from zenos.runtime.train.main import main
 from zenos.runtime.train.trainer import Trainer
 
-from .helpers import Bus, error, make_context, make_task, result, spec, write_corpus
+from .helpers import Bus, error, result, spec, weights, write_corpus
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs a spec as one generation of task t1; gives the exit code and the context."""
-    monkeypatch.setattr(WorkerContext, "install_signal_handlers", lambda self: None)
-    monkeypatch.setattr(context_module, "REPORT_EVERY_S", 0.0)
-
-    def go(
-        work: TrainSpec, generation: int = 1, bus: Bus | None = None, task: str = "t1"
-    ) -> tuple[int, WorkerContext]:
-        context = make_context(
-            tmp_path / "home", make_task(work, generation=generation, task=task), bus
-        )
-        return worker.run(context, main), context
-
-    return go
-
-
-def weights(context: WorkerContext, name: str = "tiny") -> str:
-    version = context.registry.resolve(name)
-    return version.files["model.safetensors"].digest
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_causal_model_from_files_to_the_registry(run: Any, corpus: Path) -> None:
@@ -177,50 +141,6 @@ def test_architecture_and_objective_must_fit(
     assert code == 1
     assert error(context)["code"] == "invalid"
     assert f"cannot train {arch}" in error(context)["message"]
-
-
-def test_stop_saves_and_the_next_generation_goes_on_to_the_same_weights(
-    run: Any, corpus: Path
-) -> None:
-    work = spec(corpus, checkpoint_every=1000)
-    code, context = run(work, task="whole")
-    assert code == 0, error(context)
-    expected = weights(context)
-
-    bus = Bus()
-    bus.on_progress = lambda p: bus.say_stop(save=True) if p.done == 7 else None
-    code, context = run(work, bus=bus)
-    assert code == EXIT_SUSPENDED == 75
-    assert result(context) == {"suspended": True, "step": 7}
-    assert Checkpoints(context.home.checkpoint("t1")).latest()[0] is not None
-    assert len(context.registry.list()) == 1
-
-    code, context = run(work, generation=2)
-    assert code == 0, error(context)
-    assert result(context)["model"] == "tiny:2"
-    assert weights(context) == expected
-    whole, resumed = context.registry.list()
-    assert whole.curve == resumed.curve
-    assert whole.metrics["eval_loss"] == resumed.metrics["eval_loss"]
-
-
-def test_stop_before_the_first_step(run: Any, corpus: Path) -> None:
-    for stage in ("reading", "tokenizer", "packing", "building"):
-        bus = Bus()
-        bus.on_progress = lambda p, s=stage, b=bus: b.say_stop(save=True) if p.stage == s else None
-        code, context = run(spec(corpus, vocab_size=333), bus=bus)
-        assert code == EXIT_SUSPENDED, stage
-        assert result(context) == {"suspended": True, "step": 0}
-    code, context = run(spec(corpus, vocab_size=333))
-    assert code == 0, error(context)
-
-
-def test_stop_without_saving(run: Any, corpus: Path) -> None:
-    bus = Bus()
-    bus.on_progress = lambda p: bus.say_stop(save=False) if p.done == 3 else None
-    code, context = run(spec(corpus), bus=bus)
-    assert code == 1
-    assert "without saving" in error(context)["message"]
 
 
 def test_a_resume_that_would_change_the_numerics_is_refused(

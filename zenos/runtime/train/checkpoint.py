@@ -27,13 +27,13 @@ from safetensors.torch import load_file
 
 from zenos.core import durable, failpoints
 from zenos.core.errors import RefusedError, StorageError
+from zenos.core.home import CHECKPOINT_PREFIX
 
 log = logging.getLogger(__name__)
 
 FORMAT: Final = 1
 KEPT: Final = 2
 MANIFEST: Final = "manifest.json"
-_PREFIX: Final = "step-"
 _DAMAGED: Final = "damaged-"
 _DTYPES: Final = {
     torch.float32: "F32",
@@ -76,7 +76,8 @@ class State(msgspec.Struct, kw_only=True):
 
     step: optimiser steps done; with the spec's seed it gives data order and random numbers.
     trained_s: seconds spent in steps. curve: (step, mean training loss since the last point,
-    held-out loss or None). window: losses since the last point.
+    held-out loss or None). window: losses since the last point. evaluating: the evaluation after
+    that step was cut short, and is done again.
     """
 
     step: int
@@ -87,6 +88,7 @@ class State(msgspec.Struct, kw_only=True):
     trained_s: float = 0.0
     curve: list[tuple[int, float, float | None]] = []
     window: list[float] = []
+    evaluating: bool = False
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -258,7 +260,7 @@ class Checkpoints:
         return buffers
 
     def _write(self, state: State, parts: dict[str, list[tuple[str, str, list[int], Any]]]) -> None:
-        path = self.root / f"{_PREFIX}{state.step:09d}"
+        path = self.root / f"{CHECKPOINT_PREFIX}{state.step:09d}"
         if path.exists():
             return  # the same step again, by a run that repeats it: the same bytes
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -280,7 +282,7 @@ class Checkpoints:
 
     def _directories(self) -> list[Path]:
         try:
-            return [p for p in self.root.iterdir() if p.name.startswith(_PREFIX)]
+            return [p for p in self.root.iterdir() if p.name.startswith(CHECKPOINT_PREFIX)]
         except FileNotFoundError:
             return []
 

@@ -3,7 +3,7 @@
 1. A version that this task has published already is the result (a kill came after publishing).
 2. The corpus, the tokenizer and the packed tokens come from the cache, or are made.
 3. The model is built, or loaded, and goes on from the newest undamaged checkpoint.
-4. It trains; told to stop, it saves and leaves with exit code 75.
+4. It trains; told to stop, it saves, if it is to, and leaves with exit code 75.
 5. The better of the last and the best weights is measured, published, and the result written.
 """
 
@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from zenos.core import durable
-from zenos.core.errors import InvalidError, WorkerError
+from zenos.core.errors import InvalidError
 from zenos.core.names import ModelRef
 from zenos.core.specs import TrainSpec
 from zenos.core.wire import Progress
@@ -92,7 +92,7 @@ def _train(context: WorkerContext, spec: TrainSpec, checkpoints: Checkpoints) ->
         data.plan,
         device,
         report=context.report,
-        stopping=lambda: _stopping(context),
+        stopping=lambda: _stopping(context, checkpoints.saved_step),
     )
     if checkpoint is not None:
         trainer.resume(checkpoint)
@@ -101,11 +101,11 @@ def _train(context: WorkerContext, spec: TrainSpec, checkpoints: Checkpoints) ->
     return publish.publish(context, spec, trainer, data.vocabulary)  # 5
 
 
-def _stopping(context: WorkerContext) -> bool:
-    """Whether to save and leave. Raises WorkerError when told to end without saving."""
+def _stopping(context: WorkerContext, saved_step: int | None = None) -> bool:
+    """Whether to save and leave. Raises Suspended when told to end without saving."""
     stop = context.stop_requested()
     if stop is not None and not stop.save:
-        raise WorkerError("cannot go on: told to end without saving")
+        raise Suspended(saved_step or 0)
     return stop is not None
 
 

@@ -103,6 +103,9 @@ class Trainer:
     def run(self) -> None:
         """Train to the last step, and save there. Raises Suspended when told to stop."""
         self.model.train()
+        if self.state.evaluating:
+            self._evaluate_if_due()
+            self._save_if_due()
         while not self._finished():
             if self.stopping():
                 self.suspend()
@@ -235,7 +238,9 @@ class Trainer:
         if len(self.packed.eval) == 0 or not (state.step % spec.eval_every == 0 or last):
             return
         began = time.perf_counter()
-        loss = self.evaluate(spec.eval_batches * spec.batch_size).loss
+        state.evaluating = True
+        loss = self.evaluate(spec.eval_batches * spec.batch_size, self._leave_if_told).loss
+        state.evaluating = False
         state.trained_s += time.perf_counter() - began
         if math.isnan(loss):
             return
@@ -244,6 +249,11 @@ class Trainer:
             state.best_step, state.best_loss = state.step, loss
             # New tensors each time: the ones before may be on their way to the disk.
             self.best = {n: p.detach().clone() for n, p in _tensors_of(self.model).items()}
+
+    def _leave_if_told(self) -> None:
+        """Whoever goes on evaluates anew: nothing hangs on how far this one has come."""
+        if self.stopping():
+            self.suspend()
 
     @torch.no_grad()
     def evaluate(self, windows_max: int, check: Callable[[], None] | None = None) -> HeldOut:
