@@ -12,10 +12,10 @@ import math
 from collections.abc import Iterator
 from typing import Final, NamedTuple, Protocol
 
+from zenos.core import priority
 from zenos.core.config import Config
 from zenos.core.resources import Resources
 from zenos.core.task import Allocation, Kind, Task
-from zenos.kernel import priority
 from zenos.kernel.resource_manager import ResourceManager
 
 SIGNATURES_MAX: Final = 4096

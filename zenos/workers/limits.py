@@ -17,6 +17,7 @@ from typing import Final, Literal
 
 from zenos.core.config import Config
 from zenos.core.errors import InvalidError
+from zenos.core.groups import own_groups
 from zenos.core.resources import Resources
 
 log = logging.getLogger(__name__)
@@ -127,17 +128,6 @@ class Cgroups:
         for base in filter(None, (self._memory, self._cpu)):
             with suppress(OSError):
                 base.rmdir()
-
-
-def own_groups(path: Path = Path("/proc/self/cgroup")) -> dict[str, str]:
-    """This process's group by controller; the key "" is version 2's."""
-    groups: dict[str, str] = {}
-    with suppress(OSError):
-        for line in path.read_text().splitlines():
-            _, controllers, group = line.split(":", 2)
-            for controller in controllers.split(","):
-                groups[controller] = group
-    return groups
 
 
 def _v2(root: Path, name: str) -> Cgroups | None:
