@@ -199,7 +199,7 @@ class Machine:
         self.counts = Counts()
         self.closing = False
         self.broken = False
-        self.waiting = Waiting(policy, ageing, lambda group: self._attained_s(group))
+        self.waiting = Waiting(policy, ageing, self._attained_s)
         self._killable = killable
         self._grace_s = grace_s
         self._delayed: list[tuple[float, int]] = []
