@@ -96,5 +96,5 @@ def test_text_counts_by_its_bytes_in_utf_8() -> None:
     ],
 )
 def test_what_makes_no_sense_is_refused(given: dict[str, object]) -> None:
-    with pytest.raises(InvalidError, match="^cannot "):
+    with pytest.raises(InvalidError, match=r"^cannot "):
         list(decompose([1, 2, 3], **given))  # type: ignore[call-overload]

@@ -95,7 +95,11 @@ def goes_round(onward: dict[object, list[object]]) -> bool:
 
 @pytest.mark.parametrize(
     ("policy", "killable", "left"),
-    [("priority", True, Left()), ("fifo", False, Left(deaths=0, interventions=2)), ("aged", True, Left(deaths=0))],
+    [
+        ("priority", True, Left()),
+        ("fifo", False, Left(deaths=0, interventions=2)),
+        ("aged", True, Left(deaths=0)),
+    ],
     ids=["processes", "os-threads", "aged"],
 )
 def test_no_order_of_events_hangs_or_loses_a_thread(

@@ -19,9 +19,7 @@ from zenos.threads.policy import POLICIES, Policy
 class Storm(RuleBasedStateMachine):
     """Threads come, run, fail, are cancelled; lanes die; the pool is resized and closed."""
 
-    @initialize(
-        lanes=st.integers(1, 4), policy=st.sampled_from(POLICIES), killable=st.booleans()
-    )
+    @initialize(lanes=st.integers(1, 4), policy=st.sampled_from(POLICIES), killable=st.booleans())
     def begin(self, lanes: int, policy: Policy, killable: bool) -> None:
         self.killable = killable
         self.world = World(Machine(lanes, policy=policy, killable=killable, grace_s=1.0))
@@ -80,7 +78,9 @@ Storm.TestCase.settings = settings(max_examples=60, stateful_step_count=40, dead
 TestStorm = Storm.TestCase
 
 
-def started(policy: Policy, submits: list[Submit], *, lanes: int = 1, wait_s: float = 0) -> list[int]:
+def started(
+    policy: Policy, submits: list[Submit], *, lanes: int = 1, wait_s: float = 0
+) -> list[int]:
     """The order in which threads start that waited together for one lane."""
     world = World(Machine(lanes, policy=policy))
     for submit in submits:

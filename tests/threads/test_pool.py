@@ -175,9 +175,7 @@ def test_a_cancelled_thread_that_runs_is_told_and_its_lane_goes_on(
     assert pool.snapshot().lanes_died == deaths
 
 
-def test_a_thread_over_its_time_ends_with_an_error_that_says_so(
-    pool: Pool, tmp_path: Path
-) -> None:
+def test_a_thread_over_its_time_ends_with_an_error_that_says_so(pool: Pool, tmp_path: Path) -> None:
     options = Options(timeout_s=0.05, name="slow")
     future = pool.submit(work.until_told, str(tmp_path / "begun"), options=options)
     with pytest.raises(DeadlineError, match=r"cannot finish slow: .* time limit of 0\.05 s"):
@@ -312,5 +310,3 @@ def test_the_policy_decides_who_is_next(tmp_path: Path) -> None:
             pool.submit(order.append, priority, options=Options(priority=priority))
         (tmp_path / "gate").touch()
     assert order == [75, 50, 25]
-
-
