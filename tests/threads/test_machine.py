@@ -78,11 +78,9 @@ Storm.TestCase.settings = settings(max_examples=60, stateful_step_count=40, dead
 TestStorm = Storm.TestCase
 
 
-def started(
-    policy: Policy, submits: list[Submit], *, lanes: int = 1, wait_s: float = 0
-) -> list[int]:
+def started(policy: Policy, submits: list[Submit], *, wait_s: float = 0) -> list[int]:
     """The order in which threads start that waited together for one lane."""
-    world = World(Machine(lanes, policy=policy))
+    world = World(Machine(1, policy=policy))
     for submit in submits:
         world.tell(submit)
     world.now += wait_s

@@ -199,8 +199,8 @@ def test_a_failed_thread_is_tried_again_as_often_as_it_was_asked(
     assert pool.submit(work.fail_twice, str(tmp_path / "a"), options=options).result(60) == 3
     with pytest.raises(OSError, match="failure 2"):
         pool.submit(work.fail_twice, str(tmp_path / "b"), options=Options(retries=1)).result(60)
+    other = Options(retries=5, retry_on=(KeyError,))
     with pytest.raises(OSError, match="failure 1"):
-        other = Options(retries=5, retry_on=(KeyError,))
         pool.submit(work.fail_twice, str(tmp_path / "c"), options=other).result(60)
 
 
@@ -250,7 +250,7 @@ def test_what_a_pool_cannot_do_is_said(pool: Pool) -> None:
         lambda: Pool(kind="fiber"),  # type: ignore[arg-type]
         lambda: Pool(0),
     ):
-        with pytest.raises(InvalidError, match="^cannot "):
+        with pytest.raises(InvalidError, match=r"^cannot "):
             call()
 
 
@@ -273,10 +273,11 @@ def test_a_pool_grows_at_once_and_shrinks_as_threads_end(kind: Kind, tmp_path: P
 @pytest.mark.parametrize("kind", KINDS)
 def test_leaving_by_an_error_cancels_and_leaves_no_thread(kind: Kind, tmp_path: Path) -> None:
     before = threading.active_count()
-    with pytest.raises(KeyError), Pool(1, kind=kind, grace_s=5) as pool:
-        running = pool.submit(work.until_told, str(tmp_path / "begun"))
-        waiting = pool.submit(work.square, 1)
-        until((tmp_path / "begun").exists)
+    pool = Pool(1, kind=kind, grace_s=5)
+    running = pool.submit(work.until_told, str(tmp_path / "begun"))
+    waiting = pool.submit(work.square, 1)
+    until((tmp_path / "begun").exists)
+    with pytest.raises(KeyError), pool:
         raise KeyError
     assert running.cancelled()
     assert waiting.cancelled()

@@ -24,10 +24,10 @@ from zenos.threads import Options, Pool, wait_all
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
     """Two processes."""
-    fds = set(os.listdir("/proc/self/fd"))
+    fds = {path.name for path in Path("/proc/self/fd").iterdir()}
     with Pool(2, kind="process", grace_s=0.2) as made:
         yield made
-    assert set(os.listdir("/proc/self/fd")) <= fds
+    assert {path.name for path in Path("/proc/self/fd").iterdir()} <= fds
     assert not [pid for pid in children(os.getpid()) if _runs_a_lane(pid)]
 
 
@@ -129,7 +129,7 @@ def test_what_cannot_be_pickled_is_said_in_either_direction(pool: Pool, tmp_path
     with pytest.raises(InvalidError, match="cannot send the arguments of str to a process"):
         pool.submit(str, threading.Lock()).result(60)
     held = threading.Lock()
-    with pytest.raises(InvalidError, match="to a process: .* use a pool of kind='thread'"):
+    with pytest.raises(InvalidError, match=r"to a process: .* use a pool of kind='thread'"):
         pool.submit(lambda: held)
     with pytest.raises(InvalidError, match="cannot send a pool to another process"):
         pool.submit(lambda: pool)
@@ -139,12 +139,13 @@ def test_what_cannot_be_pickled_is_said_in_either_direction(pool: Pool, tmp_path
 @pytest.mark.parametrize("way", ["kill", "segfault", "exit"])
 def test_a_lane_that_dies_fails_its_thread_and_is_replaced(pool: Pool, way: str) -> None:
     deaths = pool.snapshot().lanes_died
-    with pytest.raises(LaneError, match="cannot finish .*: its process ") as caught:
-        if way == "exit":
-            pool.submit(os._exit, 7).result(60)
-        else:
-            number = signal.SIGKILL if way == "kill" else signal.SIGSEGV
-            pool.submit(lambda: os.kill(os.getpid(), number)).result(60)
+    if way == "exit":
+        future = pool.submit(os._exit, 7)
+    else:
+        number = signal.SIGKILL if way == "kill" else signal.SIGSEGV
+        future = pool.submit(lambda: os.kill(os.getpid(), number))
+    with pytest.raises(LaneError, match=r"cannot finish .*: its process ") as caught:
+        future.result(60)
     said = {"kill": "SIGKILL", "segfault": "SIGSEGV", "exit": "ended with exit code 7"}[way]
     assert said in str(caught.value)
     assert pool.snapshot().lanes_died == deaths + 1
@@ -201,8 +202,8 @@ def test_one_that_does_not_listen_is_killed_after_the_grace_time(
     (busy,) = [lane for lane in pool.snapshot().lanes if lane.state == "busy"]
     assert future.cancel()
     until(lambda: not alive(busy.pid))
+    options = Options(timeout_s=0.1)
     with pytest.raises(DeadlineError):
-        options = Options(timeout_s=0.1)
         pool.submit(work.deaf, str(begun), options=options).result(60)
     until(lambda: [lane.state for lane in pool.snapshot().lanes] == ["idle"] * 2)
     assert pool.submit(work.square, 3).result(60) == 9
@@ -228,7 +229,7 @@ def test_a_program_that_cannot_start_lanes_says_so(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     with (
         Pool(1, kind="process") as pool,
-        pytest.raises(LaneError, match="no lane can be started .*/no/such/python"),
+        pytest.raises(LaneError, match=r"no lane can be started .*/no/such/python"),
     ):
         pool.submit(work.square, 2).result(60)
 

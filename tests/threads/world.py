@@ -170,8 +170,10 @@ class World:
             return max(when - now, -1.0)
 
         lanes = [
-            (lane.state, lane.thread or 0, ahead(lane.deadline), n in self.killed)
-            + (self.on_lane.get(n, 0), n in self.given_up)
+            (
+                *(lane.state, lane.thread or 0, ahead(lane.deadline)),
+                *(self.on_lane.get(n, 0), n in self.given_up, n in self.killed),
+            )
             for n, lane in state.lanes.items()
         ]
         return (
