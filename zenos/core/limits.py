@@ -113,6 +113,7 @@ LANE_HEADER_BYTES_MAX: Final = MIB
 LANE_FRAME_BYTES_MAX: Final = 16 * GIB
 LANE_BUFFERS_MAX: Final = 50_000
 CHUNK_S: Final = 0.05  # what a chunk of items should take
+CHUNK_S_MIN: Final = 0.002
 CHUNK_ITEMS_MAX: Final = 16_384
 CHUNK_BYTES_MAX: Final = 8 * MIB
 CHUNKS_PER_LANE: Final = 4  # of a map: running, waiting, and finished before their turn

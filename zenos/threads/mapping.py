@@ -40,12 +40,13 @@ class Chunks(Generic[T]):
     """Cuts items into chunks of about CHUNK_S of work, as far as that has been learned.
 
     1. A size that was asked for is kept to.
-    2. Else the first chunks have one item; a chunk is at most four times as large as the largest
+    2. Else the first chunks have one item; a chunk is at most sixteen times as large as the largest
        before it that has ended, so that one look at short items commits to little.
     3. No chunk holds more than CHUNK_ITEMS_MAX items, or than CHUNK_BYTES_MAX by what has been
        sent so far.
     4. Where the number of items is known, no chunk has more than its share of half of the rest: so
-       the last ones are small, and the lanes end together.
+       the last ones are small, and the lanes end together. But none is made smaller than
+       CHUNK_S_MIN of work by that.
     """
 
     def __init__(self, items: Iterable[T], size: int | None) -> None:
@@ -70,12 +71,13 @@ class Chunks(Generic[T]):
         if self._items_seen == 0:  # 2
             return 1
         each_s = max(self._seconds_seen / self._items_seen, 1e-9)
-        size = min(limits.CHUNK_S / each_s, 4 * self._largest, limits.CHUNK_ITEMS_MAX)
+        size = min(limits.CHUNK_S / each_s, 16 * self._largest, limits.CHUNK_ITEMS_MAX)
         each_bytes = self._bytes_seen / self._items_seen
         if each_bytes > 0:  # 3
             size = min(size, limits.CHUNK_BYTES_MAX / each_bytes)
         if self.total is not None:  # 4
-            size = min(size, (self.total - self.taken) / (2 * lanes))
+            share = (self.total - self.taken) / (2 * lanes)
+            size = min(size, max(share, limits.CHUNK_S_MIN / each_s))
         return max(1, int(size))
 
     def learn(self, job: Job) -> None:
@@ -126,7 +128,8 @@ class Results(Iterator[R]):
         self._input_error: Exception | None = None
         self.done = 0
         self._fill()
-        self._stream = self._results()
+        self._lists = self._results()
+        self._stream = itertools.chain.from_iterable(self._lists)
 
     @property
     def total(self) -> int | None:
@@ -141,7 +144,7 @@ class Results(Iterator[R]):
 
     def close(self) -> None:
         """Cancel what has not ended."""
-        self._stream.close()
+        self._lists.close()
         self._cancel()
 
     def __enter__(self) -> Self:
@@ -150,13 +153,14 @@ class Results(Iterator[R]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _results(self) -> Generator[R]:
+    def _results(self) -> Generator[list[R]]:
+        """The results of a chunk at a time."""
         try:
             while self._jobs:
                 job = self._next()
                 outcome = self._outcomes.pop(job.number)
                 self._fill()
-                yield from job.results
+                yield job.results
                 error = self._runner.error_of(job, outcome)
                 if error is not None:
                     raise error
