@@ -8,8 +8,8 @@ from msgspec.structs import replace
 
 from tests.kernel.harness import Harness, node, spec
 from zenos.core.config import Config
+from zenos.core.priority import p_of, remaining_s, score, wait_s_max
 from zenos.core.task import State
-from zenos.kernel.priority import p_of, remaining_s, score, wait_s_max
 
 seconds = st.floats(0.001, 1e7)
 

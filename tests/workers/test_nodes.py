@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from zenos.core import cgroups
 from zenos.workers import nodes
 
 CPUS = len(os.sched_getaffinity(0))
@@ -45,14 +46,14 @@ def test_a_quota_counts_wherever_it_stands(
     files: dict[str, str],
     cpus: float,
 ) -> None:
-    monkeypatch.setattr(nodes, "own_groups", lambda: own)
-    assert nodes.cpus_usable(tree(tmp_path, files)) == cpus
+    monkeypatch.setattr(cgroups, "own_groups", lambda: own)
+    assert cgroups.cpus_usable(tree(tmp_path, files)) == cpus
 
 
 def test_a_memory_limit_counts_wherever_it_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nodes, "own_groups", lambda: {"": "/a/b", "memory": "/m"})
+    monkeypatch.setattr(cgroups, "own_groups", lambda: {"": "/a/b", "memory": "/m"})
     total = psutil.virtual_memory().total
     assert nodes.memory_limit(tree(tmp_path, {"a/b/memory.max": "max"})) == total
     assert nodes.memory_limit(tree(tmp_path, {"a/memory.max": "5000000"})) == 5_000_000
@@ -68,7 +69,7 @@ def test_a_process_in_a_real_group_with_a_quota_sees_it() -> None:
     group.mkdir()
     try:
         (group / "cpu.cfs_quota_us").write_text("70000")
-        code = "from zenos.workers.nodes import cpus_usable; print(cpus_usable())"
+        code = "from zenos.core.cgroups import cpus_usable; print(cpus_usable())"
         argv = ["sh", "-c", f"echo $$ > {group}/cgroup.procs; exec {sys.executable} -c '{code}'"]
         ran = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60)
         assert float(ran.stdout) == 0.7

@@ -8,6 +8,7 @@ as `/` is a group like any other; it is told by the file `cgroup.type`, which th
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -78,6 +79,33 @@ def own_directories(base: Path, group: str, files: Files | None = None) -> list[
     ends = (PurePosixPath(*whole.parts[start:]) for start in range(len(whole.parts) + 1))
     below = next((end for end in ends if _members(files, base / end, os.getpid())), whole)
     return [base / below, *(base / parent for parent in below.parents)]
+
+
+def all_directories(root: Path, controller: str) -> list[Path]:
+    """Our own groups of a controller, in both versions, with all that they lie in."""
+    own = own_groups()
+    found = []
+    for base, group in ((root, own.get("")), (root / controller, own.get(controller))):
+        if group is not None:
+            found += own_directories(base, group)
+    return found
+
+
+def cpus_usable(root: Path = ROOT) -> float:
+    """CPUs on which this process may run, or that its cgroups' quotas allow where that is less.
+
+    A container with `--cpus=2` on a machine with 64 sees all of them; the two are a quota.
+    """
+    usable = float(len(os.sched_getaffinity(0)))
+    for directory in all_directories(root, "cpu"):
+        with suppress(OSError, ValueError):
+            quota, period = (directory / "cpu.max").read_text().split()
+            usable = min(usable, int(quota) / int(period))  # ValueError for "max"
+        with suppress(OSError, ValueError):
+            limit = int((directory / "cpu.cfs_quota_us").read_text())
+            each = int((directory / "cpu.cfs_period_us").read_text())
+            usable = min(usable, limit / each) if limit > 0 else usable
+    return max(math.floor(usable * 1000), 1) / 1000
 
 
 def _members(files: Files, group: Path, wanted: int) -> bool:

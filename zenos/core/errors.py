@@ -108,6 +108,10 @@ class WorkerError(ZenosError):
     code = "worker"
 
 
+class LaneError(WorkerError):
+    """cannot finish the thread: the process that it ran on has died"""
+
+
 def _tree(root: type[ZenosError]) -> dict[str, type[ZenosError]]:
     found = {root.code: root}
     for child in root.__subclasses__():

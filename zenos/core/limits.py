@@ -108,3 +108,25 @@ ENDED_TASK_KEPT_S: Final = 30 * 86400.0
 EVENTS_KEPT: Final = 100_000
 DAEMON_LOG_BYTES_MAX: Final = 16 * MIB
 IDEMPOTENCY_KEPT_S: Final = 86400.0
+
+# Threads
+LANES_MAX: Final = 1024  # of one pool
+THREADS_WAITING_MAX: Final = 100_000  # of one pool
+THREADS_SHOWN_MAX: Final = 1000
+THREAD_EXPECTED_S: Final = 1.0  # where nothing is known yet
+THREAD_BACKOFF_S_MAX: Final = 300.0
+THREAD_GRACE_S: Final = 1.0  # from the word to stop to the end of a lane's process
+LANE_START_TIMEOUT_S: Final = 60.0
+LANE_STARTS_FAILED_MAX: Final = 3  # in a row, with no lane left: the pool is broken
+LANE_RESTART_S: Final = 0.5
+LANE_FUNCTIONS_MAX: Final = 64  # that a lane's process keeps
+LANE_HEADER_BYTES_MAX: Final = MIB
+LANE_FRAME_BYTES_MAX: Final = 16 * GIB
+LANE_BUFFERS_MAX: Final = 50_000
+CHUNK_S: Final = 0.05  # what a chunk of items should take
+CHUNK_S_MIN: Final = 0.002
+CHUNK_ITEMS_MAX: Final = 16_384
+CHUNK_BYTES_MAX: Final = 8 * MIB
+CHUNKS_PER_LANE: Final = 4  # of a map: running, waiting, and finished before their turn
+REDUCE_ITEMS: Final = 1024
+BUFFER_BYTES_MIN: Final = 64 * KIB  # bytes of that size go beside the pickle, uncopied

@@ -14,10 +14,10 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 
 from msgspec.structs import replace
 
+from zenos.core import priority
 from zenos.core.config import Config
 from zenos.core.resources import Resources
 from zenos.core.task import Allocation, Kind, Task
-from zenos.kernel import priority
 from zenos.kernel.resource_manager import ResourceManager
 
 SIGNATURES_MAX: Final = 4096

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +13,7 @@ import msgspec
 import psutil
 
 from zenos.core import limits, shim
-from zenos.core.cgroups import own_directories, own_groups
+from zenos.core.cgroups import all_directories, cpus_usable
 from zenos.core.config import Config
 from zenos.core.resources import Resources, parse_share, parse_size
 from zenos.core.task import Node
@@ -38,41 +37,14 @@ class Devices(msgspec.Struct, frozen=True):
     numbers: tuple[int, ...] = ()
 
 
-def cpus_usable(root: Path = Path("/sys/fs/cgroup")) -> float:
-    """CPUs on which this process may run, or that its cgroups' quotas allow where that is less.
-
-    A container with `--cpus=2` on a machine with 64 sees all of them; the two are a quota.
-    """
-    usable = float(len(os.sched_getaffinity(0)))
-    for directory in _own_directories(root, "cpu"):
-        with suppress(OSError, ValueError):
-            quota, period = (directory / "cpu.max").read_text().split()
-            usable = min(usable, int(quota) / int(period))  # ValueError for "max"
-        with suppress(OSError, ValueError):
-            limit = int((directory / "cpu.cfs_quota_us").read_text())
-            each = int((directory / "cpu.cfs_period_us").read_text())
-            usable = min(usable, limit / each) if limit > 0 else usable
-    return max(math.floor(usable * 1000), 1) / 1000
-
-
 def memory_limit(root: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes that this machine has, or that our own cgroups allow where that is less."""
     total = int(psutil.virtual_memory().total)
-    for directory in _own_directories(root, "memory"):
+    for directory in all_directories(root, "memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
             with suppress(OSError, ValueError):
                 total = min(total, int((directory / name).read_text()))
     return total
-
-
-def _own_directories(root: Path, controller: str) -> list[Path]:
-    """Our own groups of a controller, in both versions, with all that they lie in."""
-    own = own_groups()
-    found = []
-    for base, group in ((root, own.get("")), (root / controller, own.get(controller))):
-        if group is not None:
-            found += own_directories(base, group)
-    return found
 
 
 def real_gpus() -> Devices:

@@ -1,4 +1,4 @@
-"""Ageing and score: the formulas, for tasks now and for threads later.
+"""Ageing and score: the formulas, one for tasks and for threads.
 
     T = waited / expected remaining time      P(T) = 1 / (1 + 1/T) = T / (1 + T)
     score = priority + ageing · P(T)
