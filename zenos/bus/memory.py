@@ -242,8 +242,11 @@ class Pool:
             self._turn.notify_all()
             # Descriptors under those who wait are closed when they have heard it.
             self._turn.wait_for(lambda: not self._waiting)
-            for held in [*self._idle, *(use.segment for use in self._uses)]:
+            for held in self._idle:
                 held.close()
+            for use in self._uses:
+                use.segment.close()
+                use.written = None
             for lifeline in self._lent:
                 os.close(lifeline)
             self._poll.close()

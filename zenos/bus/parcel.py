@@ -180,10 +180,12 @@ def _take(link: socket.socket, size: int, end: float) -> tuple[bytearray, list[i
     flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
     while True:
         try:
-            data, descriptors, said, _ = socket.recv_fds(link, size, _TAKEN_MAX, flags)
+            # Not socket.recv_fds, which forgets the flags before Python 3.12.
+            data, ancillary, said, _ = link.recvmsg(size, socket.CMSG_LEN(4 * _TAKEN_MAX), flags)
         except BlockingIOError:
             _wait(link, select.POLLIN, end)
             continue
+        descriptors = _rights(ancillary)
         if said & socket.MSG_CTRUNC:
             _close_all(descriptors)
             raise UnavailableError(
@@ -191,6 +193,14 @@ def _take(link: socket.socket, size: int, end: float) -> tuple[bytearray, list[i
                 "raise the limit with 'ulimit -n'"
             )
         return bytearray(data), descriptors
+
+
+def _rights(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    found = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return list(found)
 
 
 def _more(link: socket.socket, size: int, end: float) -> bytes:
