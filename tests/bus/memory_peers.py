@@ -6,14 +6,16 @@ socket; the answer is the pid. Ends, with all its peers, when FD closes.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -31,6 +33,29 @@ def held() -> int:
     """Descriptors of this process, and its mappings of segments."""
     maps = Path("/proc/self/maps").read_text(encoding="utf-8").count("memfd:zenos")
     return len(list(Path("/proc/self/fd").iterdir())) + maps
+
+
+def segments() -> int:
+    """Descriptors and mappings of segments in this process."""
+    count = Path("/proc/self/maps").read_text(encoding="utf-8").count("memfd:zenos")
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            count += "memfd:zenos" in str(link.readlink())
+    return count
+
+
+def in_fork(work: Callable[[], object]) -> int:
+    """How a fork of this process ends that does that: its exit code, or less 0 the signal."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        faulthandler.disable()
+        try:
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            code = 0 if work() in (None, True) else 2
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def read(link: socket.socket, chance: random.Random) -> None:
