@@ -10,7 +10,7 @@ import pytest
 from tests.bus import memory_peers
 from tests.bus.memory_peers import SEED, WAIT_S, Peers, held, kill
 from tests.processes import until
-from zenos.bus import parcel
+from zenos.bus import parcel, passing
 from zenos.bus.memory import Pool
 from zenos.bus.view import View
 from zenos.core import limits
@@ -88,8 +88,8 @@ def test_a_cut_off_parcel_is_refused() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with Pool(limits.MIB) as pool, theirs, pool.allocate(10).lend() as given:
         with ours:
-            socket.send_fds(ours, [parcel.LENGTH.pack(100) + b"half"], list(given.descriptors))
+            socket.send_fds(ours, [passing.LENGTH.pack(100) + b"half"], list(given.descriptors))
         before = held()
-        with pytest.raises(HandleError, match="cannot read this parcel: it is cut"):
+        with pytest.raises(HandleError, match="cannot read this packet: it is cut"):
             parcel.receive(theirs)
         assert held() == before

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from tests.bus.memory_peers import held, in_fork
 from tests.processes import until
-from zenos.bus import parcel, segment
+from zenos.bus import parcel, passing, segment
 from zenos.bus.handle import ITEM_BYTES, Handle, Layout, pack
 from zenos.bus.memory import Pool
 from zenos.bus.parcel import Parcel
@@ -160,7 +160,7 @@ def test_what_is_no_parcel_is_refused_and_closed(
     with left, right, pool.allocate(1).lend() as given:
         text = given.body if body is None else body
         rights = [*given.descriptors, *given.descriptors][:count]
-        socket.send_fds(left, [parcel.LENGTH.pack(len(text)) + text], rights)
+        socket.send_fds(left, [passing.LENGTH.pack(len(text)) + text], rights)
         before = held()
         with pytest.raises(HandleError, match=CANNOT):
             parcel.receive(right)
