@@ -13,7 +13,7 @@ import msgspec
 
 from benchmarks.report import Row, machine, say, table
 
-PARTS = ("daemon", "tasks", "cold_start", "training", "decode")
+PARTS = ("daemon", "tasks", "memory", "cold_start", "training", "decode")
 
 
 def main() -> int:
