@@ -63,7 +63,7 @@ bench-peers: .venv-peers/.installed ## Install the peers that `make bench` measu
 
 .venv-peers/.installed: Makefile
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet ray==$(RAY_VERSION)
+	.venv-peers/bin/python -m pip install --quiet ray==$(RAY_VERSION) numpy
 	@touch $@
 
 clean: ## Remove what was built

@@ -13,7 +13,7 @@ import msgspec
 
 from benchmarks.report import Row, machine, say, table
 
-PARTS = ("daemon", "tasks", "threads", "cold_start", "training", "decode")
+PARTS = ("daemon", "tasks", "threads", "memory", "cold_start", "training", "decode")
 
 
 def main() -> int:

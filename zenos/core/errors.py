@@ -30,6 +30,10 @@ class InvalidError(ZenosError):
     code = "invalid"
 
 
+class HandleError(InvalidError):
+    """cannot use this handle: it does not describe the shared memory that came with it"""
+
+
 class UnfittableError(InvalidError):
     """cannot ever fit: no node is large enough"""
 
@@ -110,6 +114,10 @@ class WorkerError(ZenosError):
 
 class LaneError(WorkerError):
     """cannot finish the thread: the process that it ran on has died"""
+
+
+class RankError(WorkerError):
+    """cannot go on together: another rank has ended, or is not where this one is"""
 
 
 def _tree(root: type[ZenosError]) -> dict[str, type[ZenosError]]:

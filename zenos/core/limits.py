@@ -66,6 +66,17 @@ FRAME_BYTES_MAX: Final = 64 * MIB
 SEND_QUEUE_FRAMES_MAX: Final = 4096
 SEND_QUEUE_BYTES_MAX: Final = 256 * MIB
 
+# Shared memory
+SEGMENT_BYTES_MIN: Final = 64 * KIB
+SEGMENT_BYTES_MAX: Final = TIB
+ARRAYS_PER_PARCEL_MAX: Final = 4096
+ARRAY_DIMENSIONS_MAX: Final = 32
+PARCEL_BYTES_MAX: Final = 4 * MIB  # of handles in one packet
+PASS_TIMEOUT_S: Final = 30.0
+RANKS_MAX: Final = 64
+REDUCE_TIMEOUT_S: Final = 300.0  # a rank that is so long behind the others is given up
+REDUCE_SPIN_S: Final = 50e-6
+
 # Durable topics
 MESSAGE_BYTES_MAX: Final = 4 * MIB
 MESSAGE_ID_CHARS_MAX: Final = 128

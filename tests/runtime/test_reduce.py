@@ -1,0 +1,294 @@
+"""All-reduce in shared memory: the sum in the order of the ranks, on all of them, or an error that
+names who is missing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.bus.memory_peers import held
+from tests.processes import until
+from zenos.core.errors import (
+    ConflictError,
+    HandleError,
+    InvalidError,
+    RankError,
+    TooLargeError,
+)
+from zenos.runtime import reduce
+from zenos.runtime.reduce import Group, Seat, seats
+
+WAIT_S = 120.0
+BYTES = 1 << 21
+
+
+@contextmanager
+def gang(ranks: int, bytes_max: int = BYTES) -> Iterator[list[Group]]:
+    """All ranks in this process; each is used from a thread of its own."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(Group(seat)) for seat in seats(ranks, bytes_max)]
+
+
+def on_all(groups: list[Group], work: Callable[[Group], object]) -> list[object]:
+    """Do it on all ranks at once; what each returned or raised."""
+
+    def one(group: Group) -> object:
+        try:
+            return work(group)
+        except (RankError, ConflictError) as error:
+            return error
+
+    with ThreadPoolExecutor(len(groups)) as pool:
+        return list(pool.map(one, groups))
+
+
+def terms(ranks: int, count: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Vectors whose sum depends on the order in which they are added."""
+    made = torch.Generator().manual_seed(ranks * 1000 + count)
+    return [
+        (torch.randn(count, generator=made) * 10.0 ** (3 * rank)).to(dtype) for rank in range(ranks)
+    ]
+
+
+def expected(parts: list[torch.Tensor]) -> torch.Tensor:
+    total = parts[0].float()
+    for part in parts[1:]:
+        total = total + part.float()
+    return total.to(parts[0].dtype)
+
+
+@pytest.mark.parametrize("dtype", reduce.DTYPES, ids=str)
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+@pytest.mark.parametrize("count", [0, 1, 33, 1000, 300_001])
+def test_all_ranks_get_the_sum_in_rank_order(ranks: int, count: int, dtype: torch.dtype) -> None:
+    parts = terms(ranks, count, dtype)
+    with gang(ranks) as groups:
+
+        def work(group: Group) -> torch.Tensor:
+            before, bucket = group.bucket(7, dtype), group.bucket(count, dtype)
+            before.fill_(group.rank)
+            bucket.copy_(parts[group.rank])
+            group.all_reduce(bucket, timeout_s=WAIT_S)
+            assert before.tolist() == [group.rank] * 7, "something else was written to"
+            return bucket.clone()
+
+        for result in on_all(groups, work):
+            assert torch.equal(result, expected(parts)), result  # type: ignore[arg-type]
+
+
+@given(st.integers(2, 4), st.lists(st.integers(0, 3000), min_size=1, max_size=4))
+@settings(max_examples=15, deadline=None)
+def test_bucket_after_bucket_and_parts_of_them(ranks: int, counts: list[int]) -> None:
+    with gang(ranks) as groups:
+
+        def work(group: Group) -> list[float]:
+            found = []
+            for count in counts:
+                bucket = group.bucket(count, torch.float32).fill_(group.rank + 1)
+                group.all_reduce(bucket[count // 3 :], timeout_s=WAIT_S)
+                found.append(bucket.sum().item())
+            group.barrier(timeout_s=WAIT_S)
+            return found
+
+        total = ranks * (ranks + 1) / 2
+        for rank, found in enumerate(on_all(groups, work)):
+            assert found == [(rank + 1) * (c // 3) + total * (c - c // 3) for c in counts]
+
+
+PROGRAM = """
+import socket, sys, torch
+from zenos.core.errors import RankError
+from zenos.runtime.reduce import Group, Seat
+torch.set_num_threads(1)
+with Group(Seat.receive(socket.socket(fileno=int(sys.argv[1])))) as group:
+    bucket = group.bucket(100_000, torch.float32)
+    print("ready", flush=True)
+    try:
+        for step in range(10**9):
+            bucket.fill_(group.rank + step)
+            group.all_reduce(bucket, timeout_s=10_000)
+            assert bucket[0] == bucket[-1] == 3 + 3 * step
+    except RankError as error:
+        print(error, flush=True)
+"""
+
+
+@contextmanager
+def processes(ranks: int) -> Iterator[list[subprocess.Popen[str]]]:
+    with ExitStack() as stack:
+        made = []
+        for seat in seats(ranks, BYTES):
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            with ours, theirs:
+                process = subprocess.Popen(
+                    [sys.executable, "-c", PROGRAM, str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+                seat.send(ours)
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            made.append(process)
+        for process in made:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        yield made
+
+
+def last_words(process: subprocess.Popen[str]) -> str:
+    said, _ = process.communicate(timeout=WAIT_S)
+    return said.strip()
+
+
+def test_a_killed_rank_ends_the_others_at_once_and_is_named() -> None:
+    before = held()
+    with processes(3) as (zero, one, two):
+        one.send_signal(signal.SIGKILL)
+        for other in (zero, two):
+            assert "3 ranks: rank 1 " in last_words(other)
+    assert held() == before
+
+
+# -- what a rank hears of others, in one process
+
+
+class Poll:
+    """Says when it is waited on; what waits is registered with the real one."""
+
+    def __init__(self, group: Group) -> None:
+        self.real = group._poll
+        self.waits = threading.Event()
+        group._poll = self  # type: ignore[assignment]
+
+    def poll(self, timeout_ms: float) -> list[tuple[int, int]]:
+        self.waits.set()
+        return self.real.poll(timeout_ms)
+
+    def unregister(self, link: socket.socket) -> None:
+        self.real.unregister(link)
+
+
+def test_a_rank_that_waits_long_blocks_and_is_woken() -> None:
+    with gang(2) as (zero, one), ThreadPoolExecutor(1) as pool:
+        waiting = Poll(zero).waits
+        done = pool.submit(zero.barrier, timeout_s=WAIT_S)
+        assert waiting.wait(WAIT_S)
+        one.barrier(timeout_s=WAIT_S)
+        done.result(WAIT_S)
+
+
+def test_a_rank_that_has_left_or_does_something_else_is_named() -> None:
+    with gang(3) as groups:
+
+        def leave(group: Group) -> None:
+            group.barrier(timeout_s=WAIT_S)
+            if group.rank == 1:
+                group.close()
+            else:
+                group.barrier(timeout_s=WAIT_S)
+
+        first, second, third = on_all(groups, leave)
+        assert second is None
+        for found in (first, third):
+            assert isinstance(found, RankError)
+            assert "ranks: rank 1 has left" in found.message or "rank 1 was lost" in found.message
+    with gang(2) as groups:
+
+        def differ(group: Group) -> None:
+            bucket = group.bucket(100 + group.rank, torch.float32)
+            group.all_reduce(bucket, timeout_s=WAIT_S)
+
+        messages = [str(error) for error in on_all(groups, differ)]
+        assert any("does something else" in message for message in messages), messages
+        assert all(message.startswith("cannot go on") for message in messages)
+        with pytest.raises(ConflictError, match=r"^cannot use a group"):
+            groups[0].barrier()
+
+
+def test_who_is_late_is_named_and_hears_of_it() -> None:
+    with gang(3) as (zero, one, two), ThreadPoolExecutor(1) as pool:
+        waiting = Poll(one).waits
+        done = pool.submit(one.barrier, timeout_s=WAIT_S)
+        assert waiting.wait(WAIT_S)
+        with pytest.raises(
+            RankError, match=r"step 1 of 3 ranks: rank 2 has not come within 0.01 s"
+        ):
+            zero.barrier(timeout_s=0.01)
+        with pytest.raises(RankError, match="rank 2 was lost, says rank 0"):
+            done.result(WAIT_S)
+        with pytest.raises(RankError, match="has given this one up"):
+            two.barrier(timeout_s=WAIT_S)
+
+
+def test_all_leave_after_the_last_step_without_an_error() -> None:
+    for _ in range(20):
+        with gang(4) as groups:
+
+            def work(group: Group) -> None:
+                group.barrier(timeout_s=WAIT_S)
+                group.close()
+
+            assert on_all(groups, work) == [None] * 4
+
+
+def test_a_fork_of_a_rank_does_not_keep_its_place() -> None:
+    zero, one = (Group(seat) for seat in seats(2, BYTES))
+    ask, answer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(answer)
+        os.read(ask, 1)
+        os._exit(0)
+    for peer in one._peers:  # as if it were killed: it says nothing
+        peer.link.close()
+    with zero, pytest.raises(RankError, match="rank 1 has ended"):
+        zero.barrier(timeout_s=WAIT_S)
+    os.close(answer)
+    os.close(ask)
+    os.waitpid(pid, 0)
+    one._peers = []
+
+
+def test_only_buckets_of_known_types_are_reduced() -> None:
+    with gang(1, 4096) as (group,):
+        with pytest.raises(InvalidError, match=r"^cannot reduce torch.int64"):
+            group.bucket(1, torch.int64)
+        with pytest.raises(TooLargeError, match=r"^cannot make a bucket of 1025"):
+            group.bucket(1025, torch.float32)
+        bucket = group.bucket(1000, torch.float32)
+        for wrong in (torch.zeros(4), bucket[::2], bucket.view(torch.int32)):
+            with pytest.raises(InvalidError, match=r"^cannot reduce this tensor"):
+                group.all_reduce(wrong)
+
+
+def test_seats_that_lie_are_refused_and_leave_nothing() -> None:
+    before = held()
+    for change in ({"rank": 2}, {"ranks": 3}, {"bytes": 8192}, {"segment": 1}):
+        made = seats(2, 4096)
+        for name, value in change.items():
+            setattr(made[0], name, value)
+        with pytest.raises(HandleError, match=r"^cannot "):
+            Group(made[0])
+        made[1].close()
+    for wrong in ((0, 1), (65, 1), (2, 0)):
+        with pytest.raises(InvalidError, match=r"^cannot make a group"):
+            seats(*wrong)
+    left, right = socket.socketpair()
+    with right:
+        left.close()
+        with pytest.raises(HandleError, match=r"^cannot take a seat"):
+            Seat.receive(right)
+    until(lambda: held() == before)
