@@ -135,18 +135,3 @@ def test_a_killed_zygote_comes_back(machine: Machine) -> None:
     task = machine.ask(lambda client: client.create("made", arch="llama-nano").id)
     until(lambda: machine.ask(lambda client: client.look(task)).task.is_ended, 60)
     assert machine.ask(lambda client: client.look(task)).task.state is State.SUCCEEDED
-
-
-def test_what_a_training_saved_goes_with_its_end(machine: Machine, text: Path) -> None:
-    machine.start()
-    task = train(machine, text, "failing", data={"paths": [str(text / "nowhere")]})
-    saved = machine.home.checkpoint(task)
-    saved.mkdir()  # long before its worker has said that there is no such text
-    assert machine.finish()["failing"].state is State.FAILED
-    until(lambda: not saved.exists())
-    # The daemon died between the end and the removal.
-    machine.kill()
-    (saved / "step-1").mkdir(parents=True)
-    machine.start()
-    until(lambda: not saved.exists())
-    assert machine.home.run(task, 1).exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.crash.test_training import train
 from tests.processes import until
 from tests.system.harness import AT_REST, System, family
 from zenos.core import durable, failpoints
@@ -167,3 +168,18 @@ def test_what_was_forgotten_just_before_a_crash_is_removed(system: System) -> No
     system.start()
     until(lambda: not any(path.exists() for path in left))
     assert all(path.exists() for path in stays)
+
+
+def test_what_a_training_saved_goes_with_its_end(system: System, tmp_path: Path) -> None:
+    system.start()
+    task = train(system, tmp_path / "nowhere", "failing")
+    saved = system.home.checkpoint(task)
+    saved.mkdir()  # long before its worker has said that there is no such text
+    assert system.finish()["failing"].state is State.FAILED
+    until(lambda: not saved.exists())
+    # The daemon died between the end and the removal.
+    system.kill()
+    (saved / "step-1").mkdir(parents=True)
+    system.start()
+    until(lambda: not saved.exists())
+    assert system.home.run(task, 1).exists()
