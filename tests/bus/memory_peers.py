@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -44,9 +45,16 @@ def segments() -> int:
     return count
 
 
+def fork() -> int:
+    """os.fork. Newer Pythons warn of the threads of who runs the tests; no child here uses them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 def in_fork(work: Callable[[], object]) -> int:
     """How a fork of this process ends that does that: its exit code, or less 0 the signal."""
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         code = 1
         faulthandler.disable()

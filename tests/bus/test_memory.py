@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given as hypothesis_given
 from hypothesis import strategies as st
 
-from tests.bus.memory_peers import held, in_fork, segments
+from tests.bus.memory_peers import fork, held, in_fork, segments
 from tests.processes import until
 from zenos.bus import parcel, segment
 from zenos.bus.memory import Buffer, Pool, size_class
@@ -311,7 +311,7 @@ def test_a_fork_of_a_reader_is_a_reader(pool: Pool) -> None:
     ask, answer = os.pipe()
     with buffer.lend() as given:
         view = View(given)
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         os.close(answer)
         os.read(ask, 1)

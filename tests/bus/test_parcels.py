@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import resource
@@ -22,6 +23,7 @@ from zenos.bus.parcel import Parcel
 from zenos.bus.view import View
 from zenos.core import limits
 from zenos.core.errors import (
+    BusyError,
     DeadlineError,
     HandleError,
     InvalidError,
@@ -209,3 +211,23 @@ def test_a_stuck_receiver_costs_its_deadline_only(pool: Pool) -> None:
             parcel.receive(left, timeout_s=0.01)
         with pytest.raises(DeadlineError):
             fill(given)
+
+
+class Crowded(socket.socket):
+    """A socket of a user who has too many descriptors on their way."""
+
+    def sendmsg(self, *_: object) -> int:  # type: ignore[override]
+        raise OSError(errno.ETOOMANYREFS, "Too many references")
+
+
+def test_too_many_descriptors_on_their_way_are_an_error_that_says_so(pool: Pool) -> None:
+    refused = pytest.raises(BusyError, match=r"^cannot send more descriptors")
+    with Crowded(socket.AF_UNIX) as link, pool.allocate(1).lend() as given, refused:
+        parcel.send(link, given)
+
+
+def test_the_other_end_is_gone(pool: Pool) -> None:
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    right.close()
+    with left, pool.allocate(1).lend() as given, pytest.raises(BrokenPipeError):
+        parcel.send(left, given)

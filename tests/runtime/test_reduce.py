@@ -4,7 +4,6 @@ names who is missing."""
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.bus.memory_peers import held
+from tests.bus.memory_peers import fork, held
 from tests.processes import until
 from zenos.core.errors import (
     ConflictError,
@@ -38,7 +37,11 @@ BYTES = 1 << 21
 def gang(ranks: int, bytes_max: int = BYTES) -> Iterator[list[Group]]:
     """All ranks in this process; each is used from a thread of its own."""
     with ExitStack() as stack:
-        yield [stack.enter_context(Group(seat)) for seat in seats(ranks, bytes_max)]
+        left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with left, right:
+            for seat in seats(ranks, bytes_max):
+                seat.send(left)
+            yield [stack.enter_context(Group(Seat.receive(right))) for _ in range(ranks)]
 
 
 def on_all(groups: list[Group], work: Callable[[Group], object]) -> list[object]:
@@ -108,58 +111,53 @@ def test_bucket_after_bucket_and_parts_of_them(ranks: int, counts: list[int]) ->
 
 
 PROGRAM = """
-import socket, sys, torch
+import os, random, signal, sys, time
+import torch
 from zenos.core.errors import RankError
-from zenos.runtime.reduce import Group, Seat
+from zenos.runtime.reduce import Group, seats
+
 torch.set_num_threads(1)
-with Group(Seat.receive(socket.socket(fileno=int(sys.argv[1])))) as group:
-    bucket = group.bucket(100_000, torch.float32)
-    print("ready", flush=True)
-    try:
-        for step in range(10**9):
-            bucket.fill_(group.rank + step)
-            group.all_reduce(bucket, timeout_s=10_000)
-            assert bucket[0] == bucket[-1] == 3 + 3 * step
-    except RankError as error:
-        print(error, flush=True)
+made = seats(3, 1 << 20)
+ready, said = os.pipe(), os.pipe()
+ranks = []
+for rank in range(3):
+    ranks.append(os.fork())
+    if ranks[-1] == 0:
+        for seat in made:
+            if seat.rank != rank:
+                seat.close()
+        with Group(made[rank]) as group:
+            bucket = group.bucket(100_000, torch.float32)
+            try:
+                for step in range(10**9):
+                    bucket.fill_(group.rank + step)
+                    group.all_reduce(bucket, timeout_s=10_000)
+                    assert bucket[0] == bucket[-1] == 3 + 3 * step
+                    if step == 10:
+                        os.write(ready[1], b"r")
+            except RankError as error:
+                os.write(said[1], f"{error}\\n".encode())
+        os._exit(0)
+for seat in made:
+    seat.close()
+heard = b""
+while len(heard) < 3:
+    heard += os.read(ready[0], 3)
+os.kill(ranks[1], signal.SIGKILL)
+for pid in ranks:
+    os.waitpid(pid, 0)
+os.close(said[1])
+sys.stdout.write(os.read(said[0], 4096).decode())
 """
 
 
-@contextmanager
-def processes(ranks: int) -> Iterator[list[subprocess.Popen[str]]]:
-    with ExitStack() as stack:
-        made = []
-        for seat in seats(ranks, BYTES):
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-            with ours, theirs:
-                process = subprocess.Popen(
-                    [sys.executable, "-c", PROGRAM, str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-                seat.send(ours)
-            stack.enter_context(process)
-            stack.callback(process.kill)
-            made.append(process)
-        for process in made:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-        yield made
-
-
-def last_words(process: subprocess.Popen[str]) -> str:
-    said, _ = process.communicate(timeout=WAIT_S)
-    return said.strip()
-
-
 def test_a_killed_rank_ends_the_others_at_once_and_is_named() -> None:
-    before = held()
-    with processes(3) as (zero, one, two):
-        one.send_signal(signal.SIGKILL)
-        for other in (zero, two):
-            assert "3 ranks: rank 1 " in last_words(other)
-    assert held() == before
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=WAIT_S
+    )
+    lines = run.stdout.splitlines()
+    assert len(lines) == 2, run.stderr
+    assert all("of 3 ranks: rank 1 " in line for line in lines), lines
 
 
 # -- what a rank hears of others, in one process
@@ -247,7 +245,7 @@ def test_all_leave_after_the_last_step_without_an_error() -> None:
 def test_a_fork_of_a_rank_does_not_keep_its_place() -> None:
     zero, one = (Group(seat) for seat in seats(2, BYTES))
     ask, answer = os.pipe()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         os.close(answer)
         os.read(ask, 1)

@@ -4,6 +4,7 @@ bytes, the descriptors with the first of them. For sockets that carry nothing el
 from __future__ import annotations
 
 import array
+import errno
 import os
 import select
 import socket
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from zenos.core import limits
-from zenos.core.errors import DeadlineError, HandleError, UnavailableError
+from zenos.core.errors import BusyError, DeadlineError, HandleError, UnavailableError
 
 LENGTH: Final = struct.Struct(">I")
 # A peer may attach more than it should: they must be taken to be closed. As many as Linux passes.
@@ -29,8 +30,9 @@ def send(
 ) -> None:
     """Send; the descriptors stay open here.
 
-    OSError as the socket has it (the other end is gone); DeadlineError when it takes nothing for
-    `timeout_s`: of a stream, a part may be in it, so close it.
+    OSError as the socket has it (the other end is gone); BusyError when the system carries no more
+    descriptors for this user (`ulimit -n` of them) until some are received; DeadlineError when the
+    socket takes nothing for `timeout_s`: of a stream, a part may be in it, so close it.
     """
     waiting = memoryview(LENGTH.pack(len(body)) + body)
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
@@ -41,6 +43,13 @@ def send(
         except BlockingIOError:
             _wait(link, select.POLLOUT, end)
             continue
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            raise BusyError(
+                "cannot send more descriptors: too many of this user's are on their way, "
+                "since receivers don't keep up"
+            ) from None
         waiting, rights = waiting[sent:], []
 
 

@@ -107,15 +107,13 @@ class Mapping:
         return memoryview(self._exporter).cast("B")
 
     def populate(self) -> None:
-        """Take the pages in now, so that the first write to each isn't slow. Their content stays.
-
-        Older kernels take them in one by one, as they are written.
-        """
+        """Take the pages in now, so that the first write to each isn't slow. Content stays."""
         if _libc.madvise(self._address, self.size, _POPULATE_WRITE) == 0:
             return
-        memory = self.memory
-        for start in range(0, self.size, PAGE_BYTES):
-            memory[start] = memory[start]
+        # An older kernel. Pages of a memfd are taken in for writing by a read, too, and a write
+        # could undo another process'.
+        for _ in self.memory[::PAGE_BYTES]:
+            pass
 
     def forget(self) -> None:
         """Cut it from the segment: in a fork, which may not hold its parent's memory.
