@@ -174,3 +174,27 @@ def test_a_thread_over_its_time_ends_at_once_and_only_a_process_is_killed(killab
     assert world.now == 5.0
     assert world.ended == {1: "timeout"}
     assert (world.pass_time(), world.killed) == ((True, {1}) if killable else (False, set()))
+
+
+def test_a_lane_that_died_before_its_thread_costs_no_try() -> None:
+    world = World(Machine(1, killable=True))
+    world.tell(Ready(1))
+    world.tell(Submit(thread=1, retries=1))
+    world.tell(Died(1, unstarted=True))
+    world.tell(Ready(2))
+    world.tell(Failed(2, True))  # the first try, and so not the last
+    assert not world.ended
+    world.tell(Done(2))
+    assert world.ended == {1: "succeeded"}
+
+
+def test_what_an_attempt_says_that_was_stopped_for_its_time_does_not_count() -> None:
+    world = World(Machine(1))
+    world.tell(Ready(1))
+    world.tell(Submit(thread=1, retries=1, timeout_s=5.0))
+    world.pass_time()
+    world.tell(Done(1))
+    assert not world.ended
+    assert world.on_lane == {1: 1}
+    world.tell(Done(1))
+    assert world.ended == {1: "succeeded"}

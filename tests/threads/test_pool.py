@@ -204,6 +204,13 @@ def test_a_failed_thread_is_tried_again_as_often_as_it_was_asked(
         pool.submit(work.fail_twice, str(tmp_path / "c"), options=other).result(60)
 
 
+def test_what_was_cut_short_is_never_a_result(pool: Pool, tmp_path: Path) -> None:
+    options = Options(timeout_s=2.0, retries=2)
+    assert (
+        pool.submit(work.slow_once, str(tmp_path / "mark"), options=options).result(60) == "whole"
+    )
+
+
 def test_a_retry_of_a_chunk_begins_at_the_item_that_failed(pool: Pool, tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     call = functools.partial(work.note_and_fail, str(marks))

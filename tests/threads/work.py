@@ -93,3 +93,14 @@ def odd() -> None:
 
 def leave() -> None:
     raise SystemExit(3)
+
+
+def slow_once(marks: str) -> str:
+    """Runs until it is told to end, the first time."""
+    mark = Path(marks)
+    if mark.exists():
+        return "whole"
+    mark.touch()
+    while not cancelled():
+        time.sleep(0.001)
+    return "cut short"

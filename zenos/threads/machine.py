@@ -353,9 +353,6 @@ class Machine:
         """Its next try, after its backoff, doubled with each attempt."""
         self.counts.retried += 1
         wait_s = thread.request.backoff_s * 2.0 ** min(thread.attempts - 1, 60)
-        if wait_s <= 0:
-            self._queue(thread)
-            return
         thread.state = "delayed"
         due = self._now + min(wait_s, limits.THREAD_BACKOFF_S_MAX)
         heapq.heappush(self._delayed, (due, thread.request.thread))
