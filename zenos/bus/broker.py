@@ -132,6 +132,10 @@ class Broker:
         """How many connections there are."""
         return len(self._peers)
 
+    def waiting(self, topic: str) -> int:
+        """How many messages wait on a transient topic for somebody who wants them."""
+        return self._exchange.waiting(topic)
+
     def connected(self, task: str) -> bool:
         """Whether a worker of that task is connected."""
         return task in self._workers
@@ -213,6 +217,7 @@ class Broker:
             self._loop.add_reader(self._listener, self._accept)
 
     def _readable(self, peer: Peer) -> None:
+        self._flushing = True  # below, once for all that comes of this
         try:
             frames = peer.reader.read()
             if frames is None:
@@ -365,9 +370,12 @@ class Broker:
             return
         if done:
             peer.writer.written(self._loop.time())
-            self._loop.remove_writer(peer.socket)
-        else:
-            self._loop.add_writer(peer.socket, self._writable, peer)
+        if done == peer.is_writing:
+            peer.is_writing = not done
+            if done:
+                self._loop.remove_writer(peer.socket)
+            else:
+                self._loop.add_writer(peer.socket, self._writable, peer)
         if peer.is_stalled and peer.has_room:
             peer.is_stalled = False
             self._exchange.resume(peer)

@@ -116,46 +116,44 @@ _BAD: Final = (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError,
 
 def encode(e: Envelope) -> bytes:
     """The frame of an envelope. InvalidError when it is larger than FRAME_BYTES_MAX."""
-    # A tuple, as a struct would be encoded with its body.
-    header = _encoder.encode(
-        (
-            VERSION,
-            e.id,
-            e.kind,
-            e.topic,
-            e.sender,
-            e.generation,
-            e.sequence,
-            e.priority,
-            e.sent,
-            e.deadline,
-            e.headers,
-            e.verb,
-            e.to,
-            e.key,
-            e.durable,
-            e.delivery,
-            e.failures,
-            e.delay_s,
-            e.descriptors,
-        )
+    return frame_of(
+        e.body,
+        e.id,
+        e.kind,
+        e.topic,
+        e.sender,
+        e.generation,
+        e.sequence,
+        e.priority,
+        e.sent,
+        e.deadline,
+        e.headers,
+        e.verb,
+        e.to,
+        e.key,
+        e.durable,
+        e.delivery,
+        e.failures,
+        e.delay_s,
+        e.descriptors,
     )
-    return join(header, e.body)
 
 
-def join(header: bytes, body: Data) -> bytes:
-    """The frame of an encoded header and a body. InvalidError when either is too large."""
-    if len(header) > limits.FRAME_HEADER_BYTES_MAX:
+def frame_of(body: Data, *fields: Any) -> bytes:
+    """The frame of a body and the envelope's fields from `id` on. InvalidError: too large."""
+    header = _encoder.encode((VERSION, *fields))
+    header_bytes, body_bytes = len(header), len(body)
+    if header_bytes > limits.FRAME_HEADER_BYTES_MAX:
         raise InvalidError(
-            f"cannot send a message with a header of {len(header)} bytes: at most "
+            f"cannot send a message with a header of {header_bytes} bytes: at most "
             f"{limits.FRAME_HEADER_BYTES_MAX}; put less into its headers and more into its body"
         )
-    size = len(header) + len(body)
-    if size > limits.FRAME_BYTES_MAX:
+    if header_bytes + body_bytes > limits.FRAME_BYTES_MAX:
         raise InvalidError(
-            f"cannot send a message of {size} bytes: at most {limits.FRAME_BYTES_MAX}"
+            f"cannot send a message of {header_bytes + body_bytes} bytes: at most "
+            f"{limits.FRAME_BYTES_MAX}"
         )
-    return b"".join((LENGTHS.pack(len(header), len(body)), header, body))
+    return b"".join((LENGTHS.pack(header_bytes, body_bytes), header, body))
 
 
 def header_of(header: Data) -> Envelope:

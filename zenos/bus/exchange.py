@@ -34,7 +34,6 @@ from zenos.bus.transient import Subscription, TransientTopic, Waiting
 from zenos.core import limits
 from zenos.core.errors import (
     BusyError,
-    ConflictError,
     DeadlineError,
     InvalidError,
     RefusedError,
@@ -109,6 +108,11 @@ class Exchange:
         except ZenosError as error:
             close_all(descriptors)
             peer.refuse(envelope.id, envelope.topic, error)
+
+    def waiting(self, topic: str) -> int:
+        """How many messages wait on a transient topic."""
+        known = self._topics.get(topic)
+        return known.backlog.count if known is not None else 0
 
     def gone(self, peer: Peer) -> None:
         """A peer has gone away: what it held is given back, what it wanted is forgotten."""
@@ -190,7 +194,18 @@ class Exchange:
             self._durable.send(peer, with_body(envelope, frame))
             return
         topic = self._topic(name)
-        item = Waiting(
+        if verb == "send" and topic.credit and not topic.backlog.count and not envelope.deadline:
+            receiver = topic.receiver()
+            if receiver is not None:
+                # Nobody waits before it: what follows would end in the same, in more steps.
+                topic.served(receiver)
+                kind, priority = envelope.kind, envelope.priority
+                item = Item(kind, priority, peer.name, name, frame, 0.0, descriptors)
+                receiver.put(item, always=True)
+                size = len(frame) + limits.DESCRIPTOR_BYTES * len(descriptors)
+                self._confirm(peer, topic, envelope.id, size)
+                return
+        waiting = Waiting(
             envelope.kind,
             envelope.priority,
             peer,
@@ -202,11 +217,11 @@ class Exchange:
             peer if verb == "call" else None,
         )
         if verb == "publish":
-            self._publish(peer, topic, item)
+            self._publish(peer, topic, waiting)
             return
         if verb == "call":
-            self._begin_call(peer, item)
-        self._add(peer, topic, item)
+            self._begin_call(peer, waiting)
+        self._add(peer, topic, waiting)
         self._serve(topic)
 
     def _add(self, peer: Peer, topic: TransientTopic, item: Waiting) -> None:
@@ -233,36 +248,36 @@ class Exchange:
         if item.deadline:
             self._watch(item.deadline)
         if item.caller is None and not item.is_held:
-            self._confirm(item)
+            self._confirm(peer, topic, item.id, item.size)
 
-    def _confirm(self, item: Waiting) -> None:
+    def _confirm(self, sender: Peer, topic: TransientTopic, number: int, size: int) -> None:
         """A message is taken: its sender is told, with others if it need not wait for that."""
-        sender, name = item.sender, item.topic
-        if self._topics[name].settings.when_full == "refuse":
-            sender.answer(item.id, name)
+        if topic.settings.when_full == "refuse":
+            sender.answer(number, topic.name)
             return
-        taken = sender.taken.get(name)
+        taken = sender.taken.get(topic.name)
         if taken is None:
-            sender.taken[name] = [1, item.size]
+            sender.taken[topic.name] = [1, size]
             sender.mark()
         else:
             taken[0] += 1
-            taken[1] += item.size
+            taken[1] += size
 
     def _remove(self, topic: TransientTopic, item: Waiting) -> None:
         """Drop a message that waits in a topic, or for room there."""
         if item.is_held:
-            self._unhold(item)
+            self._unhold(topic, item)
         topic.remove(item)
 
-    def _unhold(self, item: Waiting) -> None:
-        item.sender.held -= 1
-        item.sender.held_bytes -= item.size
-        if item.caller is None and not item.sender.is_closed:
-            self._confirm(item)
+    def _unhold(self, topic: TransientTopic, item: Waiting) -> None:
+        sender = item.sender
+        sender.held -= 1
+        sender.held_bytes -= item.size
+        if item.caller is None and not sender.is_closed:
+            self._confirm(sender, topic, item.id, item.size)
 
     def _publish(self, peer: Peer, topic: TransientTopic, item: Waiting) -> None:
-        self._confirm(item)
+        self._confirm(peer, topic, item.id, item.size)
         for subscriber, subscription in topic.subscriptions.items():
             copy = Waiting(
                 item.kind,
@@ -324,9 +339,8 @@ class Exchange:
 
     def _subscribe(self, peer: Peer, envelope: Envelope, _: Data) -> None:
         topic = self._topic(envelope.topic)
-        if peer in topic.subscriptions:
-            raise ConflictError(f"cannot subscribe to {topic.name} twice over one connection")
-        topic.subscriptions[peer] = Subscription(topic.settings)
+        if peer not in topic.subscriptions:
+            topic.subscriptions[peer] = Subscription(topic.settings)
         peer.answer(envelope.id, envelope.topic)
 
     def _unsubscribe(self, peer: Peer, envelope: Envelope, _: Data) -> None:
@@ -395,7 +409,7 @@ class Exchange:
             admitted = topic.admit()
             if admitted is None:
                 break
-            self._unhold(admitted)
+            self._unhold(topic, admitted)
         self._tidy(topic)
 
     def _feed(self, topic: TransientTopic, peer: Peer, subscription: Subscription) -> None:
@@ -453,8 +467,9 @@ class Exchange:
         self._timer, now = None, self._loop.time()
         for topic in list(self._topics.values()):
             late = topic.late(now)
+            error = f"cannot finish the call of {topic.name} in time: no reply came"
             for item in late:
-                self._drop_call(item, DeadlineError())
+                self._drop_call(item, DeadlineError(error))
                 self._remove(topic, item)
             if late:
                 self._serve(topic)

@@ -36,6 +36,7 @@ class Peer:
         self.generation = 0
         self.is_program = False
         self.is_closed = False
+        self.is_writing = False  # its socket took no more; it is told when it does
         self.is_stalled = False  # it was passed over since it doesn't read
         self.reader = FrameReader(connection, HELLO_BYTES_MAX)
         self.waiting = SendQueue(policy, Link())
@@ -53,7 +54,7 @@ class Peer:
     def has_room(self) -> bool:
         """Whether more may be sent to it. One that hasn't is told of later."""
         queue = self.waiting
-        if len(queue) < limits.SEND_QUEUE_FRAMES_MAX // 2 and (
+        if queue.count < limits.SEND_QUEUE_FRAMES_MAX // 2 and (
             queue.waiting_bytes < limits.SEND_QUEUE_BYTES_MAX // 4
         ):
             return True
@@ -78,7 +79,7 @@ class Peer:
 
     def put(self, item: Item, *, always: bool = False) -> None:
         """Queue a frame. BusyError when too many wait, unless it must be taken `always`."""
-        if not self.waiting:
+        if not self.waiting.count:
             self._on_dirty(self)
         self.waiting.put(item, self._clock(), always=always)
 

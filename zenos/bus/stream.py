@@ -41,15 +41,19 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
 
 
+def hello_of(hello: Hello) -> bytes:
+    """The first frame of a connection."""
+    body = msgspec.msgpack.encode(hello)
+    return encode(Envelope(kind="command", topic=HELLO, generation=hello.generation, body=body))
+
+
 def greet(path: str, hello: Hello, timeout_s: float | None = None) -> socket.socket:
     """Connect to the broker at `path` and say who one is. Raises OSError."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.settimeout(timeout_s)
         connection.connect(path)
-        body = msgspec.msgpack.encode(hello)
-        first = Envelope(kind="command", topic=HELLO, generation=hello.generation, body=body)
-        connection.sendall(encode(first))
+        connection.sendall(hello_of(hello))
     except OSError:
         connection.close()
         raise

@@ -227,7 +227,11 @@ class TransientTopic:
 
     def served(self, peer: Peer) -> None:
         """It was given one: it is the others' turn."""
-        left = self.credit.pop(peer) - 1
+        left = self.credit[peer] - 1
+        if left and len(self.credit) == 1:
+            self.credit[peer] = left
+            return
+        del self.credit[peer]
         if left:
             self.credit[peer] = left
 

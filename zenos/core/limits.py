@@ -72,6 +72,7 @@ WINDOW_MESSAGES: Final = 1024  # that a peer may have sent to a transient topic 
 WINDOW_BYTES: Final = 8 * MIB
 SUBSCRIPTION_MESSAGES_MAX: Final = 10_000  # that a subscriber has not taken yet
 SUBSCRIPTION_BYTES_MAX: Final = 64 * MIB
+GRANTS_MAX: Final = 64  # topics that a task may use beside its own
 PREFETCH_MAX: Final = 10_000  # messages that a receiver may ask for before it takes them
 
 # Durable topics
