@@ -63,7 +63,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     (deadline 0: none). to: the id of what this answers or withdraws. key: the message's own id on
     its topic, or the caller to whom a reply goes. delivery: of a durable message, the number by
     which it is acknowledged; failures: of its deliveries before this one. delay_s: not to be
-    delivered before so many seconds. descriptors: how many come with the frame.
+    delivered before so many seconds. descriptors: how many come with the frame. credit: with a
+    reply, how many more messages of its topic may come.
 
     On the wire the header ends here; body: bytes, for the daemon's own messages MessagePack of one
     of the types in core/wire.py.
@@ -88,6 +89,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     failures: int = 0
     delay_s: float = 0.0
     descriptors: int = 0
+    credit: int = 0
     body: bytes = b""
 
     @property
@@ -136,6 +138,7 @@ def encode(e: Envelope) -> bytes:
         e.failures,
         e.delay_s,
         e.descriptors,
+        e.credit,
     )
 
 

@@ -162,9 +162,14 @@ def call(session: Session, topic: str, body: Any, how: Sending) -> Steps[Any]:
 
 
 def reply(
-    session: Session, received: Received, body: Any = None, error: Exception | None = None
+    session: Session,
+    received: Received,
+    body: Any = None,
+    error: Exception | None = None,
+    *,
+    credit: int = 0,
 ) -> None:
-    """Answer a call; nobody hears it who has stopped waiting."""
+    """Answer a call; nobody hears it who has stopped waiting. credit: see the envelope."""
     asked = received.envelope
     headers: dict[str, str] = {}
     encoded = Encoded(b"")
@@ -187,17 +192,26 @@ def reply(
             priority=asked.priority,
             headers=headers,
             descriptors=encoded.descriptors,
+            credit=credit,
         )
     else:
         close_all(encoded.descriptors)
 
 
 def reply_or_fail(session: Session, received: Received, body: Any, error: Exception | None) -> None:
-    """Answer a call with what came of it, also if that can't be sent."""
+    """Answer a call with what came of it, also if that can't be sent, and be ready for another."""
+    inbox = session.received.get((received.envelope.topic, False))
+    credit = int(
+        session.is_connected
+        and inbox is not None
+        and not (inbox.credit or inbox.messages or inbox.waiters)
+    )
     try:
-        reply(session, received, body, error)
+        reply(session, received, body, error, credit=credit)
     except ZenosError as unsendable:
-        reply(session, received, error=unsendable)
+        reply(session, received, error=unsendable, credit=credit)
+    if inbox is not None:
+        inbox.credit += credit
 
 
 def receive_durable(

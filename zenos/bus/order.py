@@ -138,8 +138,12 @@ class SendQueue:
         """The next messages, in order: one, and more while they are `bytes_max` bytes together."""
         found: list[Item] = []
         size = 0
+        if not self.count:
+            return found
         if len(self._lanes) == 1:
             size = self._take_lane(found, now, bytes_max)
+            if not self.count:
+                return found
         while (name := self._next()) is not None:
             item = self._lanes[name][0][3]
             late = 0 < item.deadline <= now
@@ -157,11 +161,11 @@ class SendQueue:
     def _take_lane(self, found: list[Item], now: float, bytes_max: int) -> int:
         """Take from the only lane, in which there is nothing to compare; the bytes taken.
 
-        Its last message is left to `take`, which keeps the heads.
+        One that is too late is left to `take`.
         """
         ((name, lane),) = self._lanes.items()
         size = 0
-        while len(lane) > 1:
+        while lane:
             item = lane[0][3]
             bytes_ = len(item.frame)
             if 0 < item.deadline <= now or (found and size + bytes_ > bytes_max):
@@ -173,7 +177,10 @@ class SendQueue:
             self.count -= len(found)
             self.waiting_bytes -= size
             self._heads = []
-            self._compete(name)
+            if lane:
+                self._compete(name)
+            else:
+                self._lanes = {}
         return size
 
     def use(self, policy: Policy) -> None:

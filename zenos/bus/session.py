@@ -274,6 +274,7 @@ class Session:
         deadline_s: float | None = None,
         headers: dict[str, str] | None = None,
         descriptors: tuple[int, ...] = (),
+        credit: int = 0,
     ) -> tuple[int, int]:
         """Put a frame into the output; its id, and its size in bytes. InvalidError: too large."""
         number, now = next(self._ids), time.time()
@@ -297,6 +298,7 @@ class Session:
             0,
             delay_s,
             len(descriptors),
+            credit,
         )
         item = Item(kind, priority, self.name, topic, frame, 0.0, descriptors)
         self.output.put(item, time.monotonic(), always=True)

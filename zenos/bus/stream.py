@@ -31,6 +31,9 @@ Frame = tuple[Envelope, Data, tuple[int, ...]]  # the header, the whole frame, i
 
 BATCH_BYTES: Final = 256 * limits.KIB  # that are written at once
 JOINED_BYTES_MAX: Final = 16 * limits.KIB  # of one frame that is copied into a batch
+# As numbers: to compare enumerations takes longer than to read.
+_CLOSE_ON_EXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
+_TRUNCATED: Final = int(socket.MSG_CTRUNC)
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(4 * limits.FRAME_DESCRIPTORS_MAX)
 
 
@@ -76,11 +79,11 @@ class FrameReader:
         Raises FrameError (close the connection), BlockingIOError when nothing is there, OSError.
         """
         count, ancillary, flags, _ = self._socket.recvmsg_into(
-            [self.decoder.room()], _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+            [self.decoder.room()], _ANCILLARY_BYTES, _CLOSE_ON_EXEC
         )
         if ancillary:
             self._take_descriptors(ancillary)
-        if flags & socket.MSG_CTRUNC:
+        if flags & _TRUNCATED:
             raise FrameError("cannot take that many descriptors at once")
         if count == 0:
             return None
@@ -149,6 +152,10 @@ class FrameWriter:
             return False
         if self._batch_bytes == 0:
             self._begun = now
+        if len(items) == 1:
+            self._batch_bytes += len(items[0].frame)
+            self._batch.append((items[0].frame, items[0].descriptors))
+            return True
         small: list[Data] = []
         for item in items:
             self._batch_bytes += len(item.frame)
@@ -172,7 +179,8 @@ class FrameWriter:
                     sent = self._socket.send(data)
             except BlockingIOError:
                 return False
-            close_all(fds)
+            if fds:
+                close_all(fds)
             if sent < len(data):
                 self._batch[0] = (memoryview(data)[sent:], ())
             else:

@@ -57,6 +57,7 @@ class Bus:
         self._socket: socket.socket | None = None
         self._reader: FrameReader | None = None
         self._writer: FrameWriter | None = None
+        self._poll = select.poll()  # for something to read
         self._leading = False
         self._wait_s = BACKOFF_S
         self._refused = False
@@ -204,12 +205,12 @@ class Bus:
         if self._socket is None:
             self._connect(left_s)
             return
-        connection, reader = self._socket, self._reader
+        reader = self._reader
         assert reader is not None  # noqa: S101 - there is one with each socket
         self._changed.release()
         frames = None
         try:
-            frames = reader.read() if _ready([connection, self._wake_read], left_s) else []
+            frames = reader.read() if _polled(self._poll, left_s) else []
         except BlockingIOError:
             frames = []
         except (OSError, FrameError, ValueError):
@@ -248,6 +249,9 @@ class Bus:
             return
         self._wait_s = BACKOFF_S
         self._socket, self._reader = connection, reader
+        self._poll = select.poll()
+        for one in (connection, self._wake_read):
+            self._poll.register(one, select.POLLIN)
         self._writer = FrameWriter(connection, self.session.output)
         self.session.connect(welcome.name, welcome.policy)
         self._write()
@@ -341,4 +345,8 @@ def _ready(sockets: list[socket.socket], left_s: float | None, event: int = sele
             poll.register(one, event)
     except (OSError, ValueError):
         return True  # closed meanwhile
+    return _polled(poll, left_s)
+
+
+def _polled(poll: select.poll, left_s: float | None) -> bool:
     return bool(poll.poll(None if left_s is None else max(0.0, left_s * 1000)))
