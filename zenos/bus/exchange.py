@@ -24,6 +24,7 @@ from typing import Final
 
 import msgspec
 
+from zenos.bus.calls import Call, Calls
 from zenos.bus.durable_exchange import DurableExchange
 from zenos.bus.durable_topics import DurableTopics
 from zenos.bus.envelope import Data, Envelope, FrameError, body_of, close_all, with_body
@@ -37,30 +38,12 @@ from zenos.core.errors import (
     DeadlineError,
     InvalidError,
     RefusedError,
-    UnavailableError,
     ZenosError,
 )
 from zenos.core.messages import TopicSettings, check_topic
 
 EXPIRE_EVERY_S: Final = 0.01
 MayUse = Callable[[str, str], bool]  # a task, a topic
-
-
-class Call:
-    """A call that has no reply yet.
-
-    server: who is to reply; None while the call waits for one, as `item`.
-    """
-
-    __slots__ = ("caller", "item", "server", "topic")
-
-    def __init__(
-        self, caller: Peer, topic: str, item: Waiting | None, server: Peer | None = None
-    ) -> None:
-        self.caller = caller
-        self.topic = topic
-        self.item = item
-        self.server = server
 
 
 class Exchange:
@@ -76,7 +59,7 @@ class Exchange:
         self._settings = settings
         self._durable = DurableExchange(durable)
         self._topics: dict[str, TransientTopic] = {}
-        self._calls: dict[tuple[str, int], Call] = {}
+        self._calls = Calls()
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._verbs: dict[str, Callable[[Peer, Envelope, Data], None]] = {
@@ -95,14 +78,14 @@ class Exchange:
     ) -> None:
         """What a peer says. FrameError: close its connection."""
         verb = envelope.verb
-        if verb == "reply":
-            self._reply(peer, envelope, frame, descriptors)
-            return
         try:
             if envelope.topic not in peer.topics:
                 self._allow(peer, envelope.topic)
             if verb in ("send", "call", "publish"):
                 self._send(peer, envelope, frame, descriptors)
+                return
+            if verb == "reply":
+                self._reply(peer, envelope, frame, descriptors)
                 return
             do = self._verbs.get(verb)
             if do is None:
@@ -123,14 +106,9 @@ class Exchange:
     def gone(self, peer: Peer) -> None:
         """A peer has gone away: what it held is given back, what it wanted is forgotten."""
         self._durable.gone(peer)
-        for key in list(peer.calls):
-            call = self._calls.pop(key)
-            self._forget(key, call)
-            if call.caller is peer and call.item is not None:
-                self._remove(self._topics[call.topic], call.item)
-            elif call.server is peer:
-                error = "cannot finish the call: who answered it went away; call again"
-                call.caller.refuse(key[1], call.topic, UnavailableError(error))
+        for call in self._calls.gone(peer):
+            assert call.item is not None  # noqa: S101 - it waits
+            self._remove(self._topics[call.topic], call.item)
         for topic in list(self._topics.values()):
             topic.credit.pop(peer, None)
             subscription = topic.subscriptions.pop(peer, None)
@@ -220,7 +198,7 @@ class Exchange:
             self._publish(peer, topic, waiting)
             return
         if verb == "call":
-            self._begin_call(peer, Call(peer, name, waiting), envelope.id)
+            self._calls.begin(envelope.id, Call(peer, name, waiting))
         self._add(peer, topic, waiting)
         self._serve(topic)
 
@@ -236,8 +214,7 @@ class Exchange:
         """Hand over a message before which nobody waits: the same, in fewer steps."""
         name, number = topic.name, envelope.id
         if envelope.verb == "call":
-            key = self._begin_call(peer, Call(peer, name, None, receiver), number)
-            receiver.calls.add(key)
+            self._calls.begin(number, Call(peer, name, None, receiver))
         else:
             size = len(frame) + limits.DESCRIPTOR_BYTES * len(descriptors)
             self._confirm(peer, topic, number, size)
@@ -251,11 +228,11 @@ class Exchange:
         when_full = topic.settings.when_full
         if when_full == "drop_oldest":
             for dropped in topic.push_out(item):
-                self._drop_call(dropped, BusyError("cannot finish the call: newer ones came"))
+                self._calls.fail(dropped, BusyError("cannot finish the call: newer ones came"))
                 dropped.drop()
         elif when_full == "refuse" and not topic.backlog.has_room(item.size):
             if item.caller is not None:
-                self._forget((peer.name, item.id), self._calls.pop((peer.name, item.id)))
+                self._calls.end((peer.name, item.id))
             raise BusyError(
                 f"cannot send to {topic.name}: {topic.backlog.count} messages wait there; "
                 "receive some, or send fewer",
@@ -349,11 +326,9 @@ class Exchange:
         if envelope.durable:
             count = self._durable.withdraw(peer, envelope.to)
         elif envelope.to:
-            key = (peer.name, envelope.to)
-            call = self._calls.pop(key, None)
+            call = self._calls.end((peer.name, envelope.to))
             if call is not None:
                 count = 1
-                self._forget(key, call)
                 if call.item is not None:
                     of = self._topics[call.topic]
                     self._remove(of, call.item)
@@ -377,51 +352,23 @@ class Exchange:
         self._tidy(topic)
         peer.answer(envelope.id, envelope.topic)
 
-    # -- calls
-
-    def _begin_call(self, peer: Peer, call: Call, number: int) -> tuple[str, int]:
-        key = (peer.name, number)
-        if key in self._calls or len(peer.calls) >= limits.PEER_REQUESTS_MAX:
-            raise BusyError(f"cannot call more than {limits.PEER_REQUESTS_MAX} times at once")
-        self._calls[key] = call
-        peer.calls.add(key)
-        return key
-
     def _reply(
         self, peer: Peer, envelope: Envelope, frame: Data, descriptors: tuple[int, ...]
     ) -> None:
         """Pass a reply on, if it is still wanted."""
-        key = (envelope.key, envelope.to)
-        call = self._calls.get(key)
-        if envelope.credit and envelope.topic in peer.topics:
-            self._more(peer, self._topic(envelope.topic), envelope.credit)
-        if call is None or call.server is not peer:
+        name = envelope.topic
+        if envelope.credit:
+            self._more(peer, self._topic(name), envelope.credit)
+        call = self._calls.end((envelope.key, envelope.to), peer)
+        if call is None:
             close_all(descriptors)
             return
-        del self._calls[key]
-        self._forget(key, call)
-        kind, priority, topic = envelope.kind, envelope.priority, envelope.topic
-        item = Item(kind, priority, peer.name, topic, frame, 0.0, descriptors)
+        item = Item(envelope.kind, envelope.priority, peer.name, name, frame, 0.0, descriptors)
         try:
             call.caller.put(item)
         except BusyError as error:
             close_all(descriptors)
-            call.caller.refuse(key[1], topic, error)
-
-    def _forget(self, key: tuple[str, int], call: Call) -> None:
-        call.caller.calls.discard(key)
-        if call.server is not None:
-            call.server.calls.discard(key)
-
-    def _drop_call(self, item: Waiting, error: ZenosError) -> None:
-        """A message is dropped; if it was a call, its caller is told."""
-        if item.caller is None:
-            return
-        key = (item.caller.name, item.id)
-        call = self._calls.pop(key, None)
-        if call is not None:
-            self._forget(key, call)
-            item.caller.refuse(item.id, item.topic, error)
+            call.caller.refuse(envelope.to, name, error)
 
     # -- what follows
 
@@ -464,10 +411,7 @@ class Exchange:
 
     def _hand_over(self, peer: Peer, item: Waiting) -> None:
         if item.caller is not None:
-            key = (item.caller.name, item.id)
-            call = self._calls[key]
-            call.server, call.item = peer, None
-            peer.calls.add(key)
+            self._calls.serve(item, peer)
         peer.put(
             Item(
                 item.kind,
@@ -499,7 +443,7 @@ class Exchange:
             late = topic.late(now)
             error = f"cannot finish the call of {topic.name} in time: no reply came"
             for item in late:
-                self._drop_call(item, DeadlineError(error))
+                self._calls.fail(item, DeadlineError(error))
                 self._remove(topic, item)
             if late:
                 self._serve(topic)
