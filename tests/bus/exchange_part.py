@@ -16,7 +16,7 @@ from zenos.core.errors import ConflictError, DeadlineError
 
 HELLO = Hello(task="", generation=0, token="x", program=True)
 TIMEOUT_S = 120.0
-LEASE_S = 60.0
+LEASE_S = 3600.0
 
 
 def note(path: Path, id_: str) -> None:

@@ -332,7 +332,7 @@ def test_a_receiver_that_dies_leaves_the_rest_to_others(bus: Station, durable: b
         "import sys, time\nfrom pathlib import Path\nfrom zenos.bus.envelope import Hello\n"
         "from zenos.bus.sync import Bus\n"
         "bus = Bus(Path(sys.argv[1]), Hello(task='', generation=0, token='x', program=True))\n"
-        f"bus.topic('jobs', durable={durable}).receive()\n"
+        f"bus.topic('jobs', durable={durable}).receive(lease_s=3600)\n"
         "print('has it', flush=True)\ntime.sleep(600)\n"
     )
     with subprocess.Popen(
@@ -360,6 +360,19 @@ def test_a_peer_that_does_not_read_harms_nobody(bus: Station) -> None:
     for number in range(100):
         sender.topic("calm").send(number, timeout_s=LONG_S)
         assert bodies(receiver.topic("calm"), 1) == [number]
+
+
+def test_a_reader_that_was_slow_gets_everything_in_the_end(bus: Station) -> None:
+    sender, slow = bus.connect(), bus.connect()
+    topic = slow.topic("many", prefetch=limits.PREFETCH_MAX)
+    sender.topic("many").send(0)
+    assert bodies(topic, 1) == [0]  # it may be sent thousands more, and doesn't read
+    count = limits.SEND_QUEUE_FRAMES_MAX
+    for number in range(1, count):
+        sender.topic("many").send(number, timeout_s=LONG_S)
+    settle(sender)
+    assert bus.do(lambda: bus.broker.waiting("many")) > 0
+    assert bodies(topic, count - 1) == list(range(1, count))
 
 
 def test_a_task_may_use_its_own_topics_and_those_it_was_granted(bus: Station) -> None:
