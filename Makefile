@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RAY_VERSION := 2.60.0
+ZMQ_VERSION := 27.2.0
 # Where torch comes from, if not from where pip looks already: a package index's address.
 TORCH_INDEX ?=
 # Which build of it: auto (the one for CPUs where there is no NVIDIA driver), cpu or any.
@@ -59,11 +60,11 @@ soak: $(STAMP) ## The long storms
 bench: $(STAMP) ## Ours beside the peers', one table (leave the machine alone meanwhile)
 	$(BIN)/python -m benchmarks --markdown docs/benchmarks.md --json docs/benchmarks.json
 
-bench-peers: .venv-peers/.installed ## Install the peers that `make bench` measures beside us (Ray)
+bench-peers: .venv-peers/.installed ## Install the peers that `make bench` measures beside us (Ray, ZeroMQ)
 
 .venv-peers/.installed: Makefile
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet ray==$(RAY_VERSION) numpy
+	.venv-peers/bin/python -m pip install --quiet ray==$(RAY_VERSION) pyzmq==$(ZMQ_VERSION) numpy
 	@touch $@
 
 clean: ## Remove what was built

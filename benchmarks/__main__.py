@@ -13,7 +13,7 @@ import msgspec
 
 from benchmarks.report import Row, machine, say, table
 
-PARTS = ("daemon", "tasks", "threads", "memory", "cold_start", "training", "decode")
+PARTS = ("daemon", "tasks", "messages", "threads", "memory", "cold_start", "training", "decode")
 
 
 def main() -> int:
@@ -53,8 +53,8 @@ def page(described: dict[str, str], text: str) -> str:
     return (
         "# Benchmarks\n\n"
         "Ours beside the peer's: the same work, in the same run, in turns. Medians, with the\n"
-        "lowest and the highest in brackets. `make bench` writes this page; Ray is measured where\n"
-        "`make bench-peers` has installed it, in an environment of its own.\n\n"
+        "lowest and the highest in brackets. `make bench` writes this page; Ray and ZeroMQ are\n"
+        "measured where `make bench-peers` has installed them, in an environment of their own.\n\n"
         f"Measured on {today}: {shown}.\n\n{text}\n"
     )
 

@@ -45,7 +45,7 @@ def daemon(root: Path, *flags: str) -> Iterator[Client]:
 
 
 def ray(script: str) -> list[str] | None:
-    """Run one of peers/*.py where Ray is installed: its lines; None where it isn't."""
+    """Run one of peers/*.py where the peers are installed: its lines; None where they aren't."""
     if not PEERS.exists():
         return None
     path = Path(__file__).parent / "peers" / script

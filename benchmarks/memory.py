@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks import homes
 from benchmarks.report import Row, alternate, compare, target
-from zenos.bus import codec, parcel
+from zenos.bus import parcel, sharing
 from zenos.bus.handle import Layout
 from zenos.bus.memory import Pool
 from zenos.core import limits
@@ -135,7 +135,7 @@ def by_handle_ms(pool: Pool, link: socket.socket, source: Floats) -> float:
 def copied_ms(pool: Pool, link: socket.socket, source: Floats) -> float:
     """An array from anywhere, copied into the pool and given."""
     begun = time.perf_counter()
-    with codec.share(pool, source) as given:
+    with sharing.share(pool, source) as given:
         parcel.send(link, given)
         link.recv(2)
     return 1000 * (time.perf_counter() - begun)

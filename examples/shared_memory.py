@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from zenos.bus import codec, parcel
+from zenos.bus import parcel, sharing
 from zenos.bus.handle import Layout
 from zenos.bus.memory import Pool
 from zenos.bus.view import View
@@ -27,7 +27,7 @@ def child(link: socket.socket) -> None:
     """Sum what comes, say the sum, and end as if killed."""
     got = parcel.receive(link)
     assert got is not None
-    (array,) = codec.read(View(got), "numpy")
+    (array,) = sharing.read(View(got), "numpy")
     link.send(repr(float(array.sum())).encode())
     os._exit(0)
 

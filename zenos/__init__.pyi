@@ -1,3 +1,4 @@
+from zenos import bus as bus
 from zenos import threads as threads
 from zenos.client import connect as connect
 from zenos.client import connect_async as connect_async

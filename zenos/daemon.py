@@ -12,6 +12,7 @@ if __name__ == "__main__":
 import argparse
 import asyncio
 import fcntl
+import hmac
 import ipaddress
 import logging
 import logging.handlers
@@ -29,7 +30,7 @@ import msgspec
 from zenos import __version__
 from zenos.api.app import create_app
 from zenos.api.server import serve
-from zenos.bus.broker import Broker
+from zenos.bus.broker import Authenticate, Broker
 from zenos.bus.durable_topics import DurableTopics
 from zenos.bus.order import Policy
 from zenos.bus.standing import keep_listening
@@ -91,12 +92,17 @@ async def run(home: Home, config: Config) -> None:
         stack.push_async_callback(zygote.close)  # both first: effects may wait for them
         executor = LocalExecutor(home, config, inbox.put, zygote, launcher)
         stack.push_async_callback(executor.close)
+        keeping = asyncio.create_task(topics.run())
+        stack.push_async_callback(_end_topics, keeping, topics)
         broker = Broker(
-            executor.authenticate,
+            who_may_connect(executor.authenticate, token),
             system.on_message,
             system.on_connect,
             system.on_disconnect,
             Policy(config.message_order, config.message_ageing),
+            topics,
+            may_use=system.may_use,
+            settings=settings,
         )
         home.write_sockets()
         await broker.start(home.bus)
@@ -114,9 +120,7 @@ async def run(home: Home, config: Config) -> None:
         host, port = listener.getsockname()[:2]
         write_daemon_file(home, host, port)
         stack.callback(home.daemon.unlink, missing_ok=True)
-        # 7. The loop, and that of the durable topics beside it.
-        keeping = asyncio.create_task(topics.run())
-        stack.push_async_callback(_end_topics, keeping, topics)
+        # 7. The loop.
         looping = asyncio.create_task(
             loop.run(kernel, store, inbox, clock, view.apply, system.perform)
         )
@@ -221,6 +225,17 @@ async def _end_loop(looping: asyncio.Task[None], inbox: Inbox, system: LocalSyst
 async def _end_topics(keeping: asyncio.Task[None], topics: DurableTopics) -> None:
     topics.close()
     await keeping
+
+
+def who_may_connect(authenticate: Authenticate, token: str) -> Authenticate:
+    """Tasks with their own token, and programs outside any task with the home's."""
+
+    def may_connect(task: str, generation: int, given: str) -> bool:
+        if task:
+            return authenticate(task, generation, given)
+        return hmac.compare_digest(given.encode(), token.encode())
+
+    return may_connect
 
 
 def claim(home: Home) -> IO[bytes]:

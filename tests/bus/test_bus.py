@@ -72,7 +72,9 @@ def test_a_mutated_frame_never_crashes_the_decoder(
 
 def test_lengths_beyond_the_limit_are_refused_before_anything_is_kept() -> None:
     with pytest.raises(FrameError, match="too long"):
-        Decoder().feed(struct.pack(">I", 2**32 - 1))
+        Decoder().feed(struct.pack(">II", 20, 2**32 - 1))
+    with pytest.raises(FrameError, match="too long"):
+        Decoder().feed(struct.pack(">II", limits.FRAME_HEADER_BYTES_MAX + 1, 0))
     with pytest.raises(InvalidError, match="cannot send"):
         encode(Envelope(body=bytes(limits.FRAME_BYTES_MAX + 1)))
 
@@ -190,14 +192,19 @@ async def test_before_it_is_known_who_it_is_little_is_taken_in(tmp_path: Path) -
     path = tmp_path / "bus"
     async with running(path):
         reader, writer = await asyncio.open_unix_connection(path)
-        writer.write(struct.pack(">I", 2**20))
+        writer.write(struct.pack(">II", 10, 2**20))
         assert await asyncio.wait_for(reader.read(), 10) == b""
         writer.close()
 
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"\xff\xff\xff\xff", b"\0\0\0\x02\xc1\xc1", encode(Envelope(topic="other")), b"\0\0\0\x01"],
+    [
+        b"\xff" * 8,
+        b"\0\0\0\x02\0\0\0\0\xc1\xc1",
+        encode(Envelope(topic="other")),
+        b"\0\0\0\x01",
+    ],
 )
 async def test_a_malformed_connection_is_closed_and_harms_nobody(
     tmp_path: Path, garbage: bytes

@@ -133,21 +133,6 @@ def test_nothing_is_lost_made_up_or_miscounted(steps: list[object]) -> None:
     assert {id(one) for one in waiting.take(999, 10**9)} == {id(one) for one in there}
 
 
-def test_of_state_that_could_not_be_sent_the_newest_stays_and_data_goes() -> None:
-    waiting = queue()
-    sent = [
-        item("x", 1, "state"),
-        item("x", 2, "state"),
-        item("x", 3),
-        item("y", 4, "state"),
-        item("z", 5, "command"),
-    ]
-    waiting.put(item("y", 6, "state"), 1.0)
-    waiting.give_back(sent, 2.0)
-    found = waiting.take(3.0, 10**9)
-    assert {(one.topic, len(one.frame)) for one in found} == {("x", 2), ("y", 6)}
-
-
 def test_a_new_policy_orders_what_waits_already() -> None:
     waiting = queue()
     for kind in KINDS:

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zenos.bus import codec
+from zenos.bus import sharing
 from zenos.bus.handle import ITEM_BYTES, Layout
 from zenos.bus.memory import Pool
 from zenos.bus.view import View
@@ -44,19 +44,19 @@ def tensor(dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_what_is_shared_is_read(pool: Pool, dtype: str, shape: tuple[int, ...]) -> None:
     sent = tensor(dtype, shape)
-    with codec.share(pool, sent) as parcel, View(parcel) as view:
-        (read,) = codec.read(view, "torch")
+    with sharing.share(pool, sent) as parcel, View(parcel) as view:
+        (read,) = sharing.read(view, "torch")
         assert (read.dtype, read.shape) == (sent.dtype, sent.shape)
         assert torch.equal(read, sent)
         if dtype == "bfloat16":
             with pytest.raises(InvalidError, match=r"^cannot make a numpy array of bfloat16"):
-                codec.read(view, "numpy")
+                sharing.read(view, "numpy")
             return
-        (array,) = codec.read(view, "numpy")
+        (array,) = sharing.read(view, "numpy")
         assert array.dtype == np.dtype(dtype)
         assert np.array_equal(array, sent.numpy())
-    with codec.share(pool, sent.numpy()) as parcel, View(parcel) as view:
-        assert torch.equal(codec.read(view, "torch")[0], sent)
+    with sharing.share(pool, sent.numpy()) as parcel, View(parcel) as view:
+        assert torch.equal(sharing.read(view, "torch")[0], sent)
 
 
 @given(
@@ -68,8 +68,8 @@ def test_many_arrays_of_both_libraries_share_one_buffer(
 ) -> None:
     sent = [tensor(*one) for one in described]
     mixed = [one.numpy() if one.dtype != torch.bfloat16 else one for one in sent]
-    with Pool(limits.MIB, prefault=False) as pool, codec.share(pool, *mixed) as parcel:
-        read = codec.read(View(parcel), "torch")
+    with Pool(limits.MIB, prefault=False) as pool, sharing.share(pool, *mixed) as parcel:
+        read = sharing.read(View(parcel), "torch")
     assert all(torch.equal(a, b) for a, b in zip(read, sent, strict=True))
 
 
@@ -77,8 +77,8 @@ def test_strides_byte_order_and_gradients_are_resolved_in_the_copy(pool: Pool) -
     grid = np.arange(12, dtype=">i4").reshape(3, 4)
     weights = torch.arange(6.0).view(2, 3).requires_grad_()
     sent = [grid[::-1, ::2].T, weights.t(), torch.ones(1).expand(4)]
-    with codec.share(pool, *sent) as parcel, View(parcel) as view:
-        first, second, third = codec.read(view, "torch")
+    with sharing.share(pool, *sent) as parcel, View(parcel) as view:
+        first, second, third = sharing.read(view, "torch")
     assert first.is_contiguous()
     assert first.tolist() == grid[::-1, ::2].T.tolist()
     assert not second.requires_grad
@@ -88,12 +88,12 @@ def test_strides_byte_order_and_gradients_are_resolved_in_the_copy(pool: Pool) -
 
 def test_an_array_keeps_its_memory_and_nothing_else_does(pool: Pool) -> None:
     for library in ("numpy", "torch"):
-        with codec.share(pool, np.full(1000, 7.0)) as parcel, View(parcel) as view:
-            (array,) = codec.read(view, library)
+        with sharing.share(pool, np.full(1000, 7.0)) as parcel, View(parcel) as view:
+            (array,) = sharing.read(view, library)
             part = array[10:20].reshape(2, 5)
             del array
         assert pool.state.lent == 1
-        with codec.share(pool, np.zeros(1000)):
+        with sharing.share(pool, np.zeros(1000)):
             assert part.tolist() == [[7.0] * 5] * 2
         del part
         gc.collect()
@@ -106,7 +106,7 @@ def test_nothing_is_copied(pool: Pool) -> None:
     again = arrays.numpy_in(buffer, Layout("float32", (4,), 16))
     filled[:] = torch.arange(4.0)
     with buffer.lend(Layout("float32", (4,), 16)) as parcel, View(parcel) as view:
-        (array,), (read,) = codec.read(view, "numpy"), codec.read(view, "torch")
+        (array,), (read,) = sharing.read(view, "numpy"), sharing.read(view, "torch")
         assert array.tolist() == read.tolist() == again.tolist() == [0, 1, 2, 3]
         assert array.ctypes.data == read.data_ptr()
         # Only to see that it is the same memory: after `lend` nobody may do this.
@@ -115,15 +115,15 @@ def test_nothing_is_copied(pool: Pool) -> None:
 
 
 def test_writes_of_readers_reach_nobody_else(pool: Pool) -> None:
-    with codec.share(pool, torch.zeros(4)) as parcel, View(parcel) as one, View(parcel) as other:
-        (array,), (mine,) = codec.read(one, "numpy"), codec.read(one, "torch")
+    with sharing.share(pool, torch.zeros(4)) as parcel, View(parcel) as one, View(parcel) as other:
+        (array,), (mine,) = sharing.read(one, "numpy"), sharing.read(one, "torch")
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1
         with pytest.raises(ValueError, match="WRITEABLE"):
             array.flags.writeable = True
         mine += 5
         assert array.tolist() == [5.0] * 4
-        assert codec.read(other, "torch")[0].tolist() == [0.0] * 4
+        assert sharing.read(other, "torch")[0].tolist() == [0.0] * 4
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_writes_of_readers_reach_nobody_else(pool: Pool) -> None:
 )
 def test_what_cannot_be_shared_is_refused_and_takes_nothing(pool: Pool, value: object) -> None:
     with pytest.raises(InvalidError, match=r"^cannot share "):
-        codec.share(pool, np.zeros(3), value)
+        sharing.share(pool, np.zeros(3), value)
     state = pool.state
     assert (state.lent, state.written) == (0, 0)
 
@@ -162,10 +162,10 @@ def test_arrays_stay_within_their_buffer(pool: Pool) -> None:
 def test_numpy_alone_does_not_import_torch() -> None:
     script = (
         "import sys, numpy as np\n"
-        "from zenos.bus import codec; from zenos.bus.memory import Pool\n"
+        "from zenos.bus import sharing; from zenos.bus.memory import Pool\n"
         "from zenos.bus.view import View; import zenos.runtime.arrays\n"
-        "with codec.share(Pool(2**20), np.arange(3)) as parcel:\n"
-        "    assert codec.read(View(parcel), 'numpy')[0].tolist() == [0, 1, 2]\n"
+        "with sharing.share(Pool(2**20), np.arange(3)) as parcel:\n"
+        "    assert sharing.read(View(parcel), 'numpy')[0].tolist() == [0, 1, 2]\n"
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -28,7 +28,7 @@ from zenos.api.bus_shapes import (
 )
 from zenos.api.common import IdempotencyKey, principal_of, system_of
 from zenos.api.schema import operation, read, reply
-from zenos.api.streams import Stream, with_pauses
+from zenos.api.streams import Stream, until, with_pauses
 from zenos.bus import topics as ev
 from zenos.bus.durable_topics import DurableTopics, TopicEvent
 from zenos.bus.topic import Topic
@@ -153,14 +153,17 @@ async def tail(request: Request, topic: TopicName) -> Response:
     `event:` is `waiting`, `delivered`, `failed`, `acknowledged` or `dead`; `data:` the message. A
     comment comes when nothing happens. A reader that is too slow is cut.
     """
-    return Stream(_tail(_topics(request), check_topic(topic)), "text/event-stream")
+    closing = request.app.state.closing
+    return Stream(_tail(_topics(request), check_topic(topic), closing), "text/event-stream")
 
 
-async def _tail(topics: DurableTopics, topic: str) -> AsyncGenerator[bytes, None]:
+async def _tail(
+    topics: DurableTopics, topic: str, closing: asyncio.Event
+) -> AsyncGenerator[bytes, None]:
     with topics.watch(topic) as queue:
         # The stream opens with a comment, so that the client knows that it listens.
         yield b": zenos\n\n"
-        happening = _until_none(queue)
+        happening = until(_until_none(queue), closing)
         async with aclosing(with_pauses(happening, limits.EVENT_HEARTBEAT_S)) as paced:
             async for event in paced:
                 if event is None:

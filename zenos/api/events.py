@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Final
 
@@ -15,7 +15,7 @@ from zenos.api import errors
 from zenos.api.common import home_of, system_of
 from zenos.api.ports import System
 from zenos.api.schema import operation
-from zenos.api.streams import Stream, with_pauses
+from zenos.api.streams import Stream, until, with_pauses
 from zenos.api.tasks import find
 from zenos.core import limits
 from zenos.core.task import TaskEvent
@@ -74,7 +74,7 @@ async def _events(
         except Exception as error:  # noqa: BLE001 - the status has gone: told in the stream
             yield b"event: error\ndata: " + errors.in_stream(error, home) + b"\n\n"
             return
-        async with aclosing(with_pauses(_until(live, closing), limits.EVENT_HEARTBEAT_S)) as paced:
+        async with aclosing(with_pauses(until(live, closing), limits.EVENT_HEARTBEAT_S)) as paced:
             async for item in paced:
                 if item is None:
                     yield b":\n\n"
@@ -92,35 +92,6 @@ async def _stored(
         for event in page:
             yield event
         after = page[-1].seq if len(page) == PAGE else None
-
-
-async def _until(
-    live: AsyncIterator[TaskEvent | TaskProgress], closing: asyncio.Event
-) -> AsyncGenerator[TaskEvent | TaskProgress, None]:
-    """The live events, until the daemon goes down."""
-    closed = asyncio.ensure_future(closing.wait())
-    pending: asyncio.Future[TaskEvent | TaskProgress] | None = None
-    try:
-        while True:
-            pending = asyncio.ensure_future(_next(live))
-            await asyncio.wait({pending, closed}, return_when=asyncio.FIRST_COMPLETED)
-            if not pending.done():
-                return
-            try:
-                yield pending.result()
-            except StopAsyncIteration:
-                return
-    finally:
-        closed.cancel()
-        if pending is not None:
-            pending.cancel()
-            await asyncio.gather(pending, return_exceptions=True)
-
-
-async def _next(
-    live: AsyncIterator[TaskEvent | TaskProgress],
-) -> TaskEvent | TaskProgress:
-    return await anext(live)
 
 
 def _frame(item: TaskEvent | TaskProgress) -> bytes:

@@ -78,6 +78,27 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | Non
         await _end(task, gone)
 
 
+async def until(live: AsyncIterator[T], closing: asyncio.Event) -> AsyncGenerator[T, None]:
+    """What is live, until the daemon goes down."""
+    closed = asyncio.ensure_future(closing.wait())
+    pending: asyncio.Future[T] | None = None
+    try:
+        while True:
+            pending = asyncio.ensure_future(_next(live))
+            await asyncio.wait({pending, closed}, return_when=asyncio.FIRST_COMPLETED)
+            if not pending.done():
+                return
+            try:
+                yield pending.result()
+            except StopAsyncIteration:
+                return
+    finally:
+        closed.cancel()
+        if pending is not None:
+            pending.cancel()
+            await asyncio.gather(pending, return_exceptions=True)
+
+
 async def _until_gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

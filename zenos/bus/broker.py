@@ -1,39 +1,54 @@
-"""The daemon's end of the bus: a unix socket to which workers connect.
+"""The daemon's end of the bus: a unix socket to which workers and programs connect.
 
 A peer has the daemon's uid and, in its first message, names a task, its generation and that
-generation's token. It is answered with the policy by which it shall order what it sends itself; for
-the order see order.py. A worker that doesn't read fills its own bounded queue and nobody else's.
+generation's token; or no task, and the home's token. It is answered with the policy by which it
+shall order what it sends itself; for the order see order.py. What comes is for the daemon itself
+(`tell`), or for other peers (exchange.py). A peer that doesn't read fills its own bounded queue and
+nobody else's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import logging
 import os
 import socket
 import stat
-import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from zenos.bus.envelope import WELCOME, Decoder, Envelope, FrameError, Hello, body_of, encode
+from zenos.bus.durable_topics import DurableTopics
+from zenos.bus.envelope import (
+    HELLO,
+    Data,
+    Envelope,
+    FrameError,
+    Hello,
+    body_of,
+    close_all,
+    with_body,
+)
 from zenos.bus.envelope import Kind as MessageKind
-from zenos.bus.order import Item, Link, Policy, SendQueue
+from zenos.bus.exchange import Exchange, MayUse
+from zenos.bus.order import Policy
+from zenos.bus.peer import Peer
+from zenos.bus.stream import Frame
 from zenos.core import limits
 from zenos.core.errors import StorageError, ZenosError
+from zenos.core.messages import TopicSettings
 
 log = logging.getLogger(__name__)
 
-READ_BYTES: Final = 256 * limits.KIB
 HELLO_TIMEOUT_S: Final = 5.0
-HELLO_BYTES_MAX: Final = 4 * limits.KIB  # of frames, until it is known who sends them
-CONNECTIONS_MAX: Final = 4096
-_CREDENTIALS: Final = struct.Struct("iII")  # pid, uid, gid
+ACCEPT_AGAIN_S: Final = 1.0  # when no descriptor is left
+USER: Final = "user"  # in the name of a peer outside any task
 
 Authenticate = Callable[[str, int, str], bool]
 OnMessage = Callable[[str, int, Envelope], None]
@@ -49,60 +64,21 @@ def make_private_directory(path: Path) -> None:
     path.chmod(0o700)
 
 
-class Peer:
-    """One authenticated connection: what waits to be sent to it."""
+def no_grants(task: str, topic: str) -> bool:
+    """Tasks may use their own topics alone."""
+    return False
 
-    def __init__(
-        self, task: str, generation: int, writer: asyncio.StreamWriter, policy: Policy
-    ) -> None:
-        self.task = task
-        self.generation = generation
-        self.waiting = SendQueue(policy, Link())
-        self._writer = writer
-        self._clock = asyncio.get_running_loop().time
-        self._there = asyncio.Event()
 
-    def welcome(self) -> None:
-        """Send the policy, before everything else."""
-        body = msgspec.msgpack.encode(self.waiting.policy)
-        welcome = Envelope(kind="command", topic=WELCOME, sent=time.time(), body=body)
-        self._writer.write(encode(welcome))
+def usual_settings(topic: str) -> TopicSettings:
+    """Of a topic of which nothing else is said."""
+    return _USUAL
 
-    def put(self, envelope: Envelope) -> None:
-        """Queue a message. BusyError when too many wait."""
-        now = self._clock()
-        left_s = envelope.deadline - envelope.sent if envelope.deadline else 0.0
-        item = Item(
-            kind=envelope.kind,
-            priority=envelope.priority,
-            sender=envelope.sender,
-            topic=envelope.topic,
-            frame=encode(envelope),
-            deadline=now + left_s if envelope.deadline else 0.0,
-        )
-        # Data that isn't read must not keep out the command that would end it.
-        urgent = envelope.kind == "command" and len(self.waiting) < 2 * limits.SEND_QUEUE_FRAMES_MAX
-        self.waiting.put(item, now, always=urgent)
-        self._there.set()
 
-    async def send_all(self) -> None:
-        """Send what waits, for ever. Frames that are there together go out together."""
-        while True:
-            await self._there.wait()
-            self._there.clear()
-            while batch := self.waiting.take(begun := self._clock(), READ_BYTES):
-                self._writer.writelines([item.frame for item in batch])
-                await self._writer.drain()
-                sent = sum(len(item.frame) for item in batch)
-                self.waiting.link.observe(sent, self._clock() - begun)
-
-    def close(self) -> None:
-        """Cut the connection."""
-        self._writer.close()
+_USUAL: Final = TopicSettings()
 
 
 class Broker:
-    """Listens, authenticates, delivers."""
+    """Listens, authenticates, delivers. Belongs to the daemon's event loop."""
 
     def __init__(
         self,
@@ -111,35 +87,63 @@ class Broker:
         on_connect: OnChange | None = None,
         on_disconnect: OnChange | None = None,
         policy: Policy | None = None,
+        durable: DurableTopics | None = None,
+        *,
+        may_use: MayUse = no_grants,
+        settings: Callable[[str], TopicSettings] = usual_settings,
     ) -> None:
+        """authenticate: of a peer outside any task with an empty task. may_use: whether a task was
+        granted a topic beside its own. durable: without them, only transient topics can be used.
+        """
         self._policy = policy or Policy()
         self._authenticate = authenticate
         self._on_message = on_message
         self._on_connect = on_connect
         self._on_disconnect = on_disconnect
-        self._peers: dict[str, Peer] = {}
-        self._connections: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
+        self._loop = asyncio.get_running_loop()
+        self._exchange = Exchange(may_use, settings, durable)
+        self._workers: dict[str, Peer] = {}  # by task
+        self._peers: dict[Peer, asyncio.TimerHandle | None] = {}  # until it has said who it is
+        self._dirty: dict[Peer, None] = {}
+        self._flushing = False
+        self._listener: socket.socket | None = None
         self._path: Path | None = None
         self._ids = itertools.count(1)
+        self._numbers = itertools.count(1)
 
     async def start(self, path: Path) -> None:
         """Listen at `path`; a socket that a dead daemon left there is replaced."""
         make_private_directory(path.parent)
         path.unlink(missing_ok=True)
-        self._server = await asyncio.start_unix_server(self._accept, path, limit=READ_BYTES)
-        path.chmod(0o600)
-        self._path = path
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.setblocking(False)
+            listener.bind(os.fspath(path))
+            path.chmod(0o600)
+            listener.listen(1024)
+        except OSError:
+            listener.close()
+            raise
+        self._path, self._listener = path, listener
+        self._loop.add_reader(listener, self._accept)
+
+    @property
+    def peers(self) -> int:
+        """How many connections there are."""
+        return len(self._peers)
+
+    def waiting(self, topic: str) -> int:
+        """How many messages wait on a transient topic for somebody who wants them."""
+        return self._exchange.waiting(topic)
 
     async def listen_again(self, path: Path) -> None:
         """Listen at `path` instead; those who are connected stay so."""
-        if self._server is not None:
-            self._server.close()
+        self._stop_listening()
         await self.start(path)
 
     def connected(self, task: str) -> bool:
         """Whether a worker of that task is connected."""
-        return task in self._peers
+        return task in self._workers
 
     def send(
         self,
@@ -156,7 +160,7 @@ class Broker:
 
         deadline_s: seconds from now after which it needn't be sent any more.
         """
-        peer = self._peers.get(task)
+        peer = self._workers.get(task)
         if peer is None:
             return False
         number, now = next(self._ids), time.time()
@@ -171,17 +175,15 @@ class Broker:
             headers=headers or {},
             body=body,
         )
-        peer.put(envelope)
+        peer.send(envelope)
         return True
 
     async def close(self) -> None:
         """Cut all connections and stop listening."""
-        if self._server is not None:
-            self._server.close()
-        for task in list(self._connections):
-            task.cancel()
-        if self._connections:
-            await asyncio.wait(list(self._connections))
+        self._stop_listening()
+        for peer in list(self._peers):
+            self._cut(peer)
+        self._exchange.close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
             with_directory = self._path.parent
@@ -190,86 +192,203 @@ class Broker:
 
     # -- connections
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        current = asyncio.current_task()
-        if len(self._connections) >= CONNECTIONS_MAX:
-            log.warning("a connection was refused: there are %d already", CONNECTIONS_MAX)
-            writer.close()
+    def _stop_listening(self) -> None:
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
+
+    def _accept(self) -> None:
+        listener = self._listener
+        if listener is None:
             return
-        if current is not None:
-            self._connections.add(current)
         try:
-            await self._serve(reader, writer)
+            connection, _ = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                log.error("no connection can be accepted for now: %s", error)  # noqa: TRY400
+                self._loop.remove_reader(listener)
+                self._loop.call_later(ACCEPT_AGAIN_S, self._accept_again)
+            return
+        if len(self._peers) >= limits.PEERS_MAX:
+            log.warning("a connection was refused: there are %d already", limits.PEERS_MAX)
+            connection.close()
+            return
+        connection.setblocking(False)
+        peer = Peer(connection, self._policy, self._mark)
+        self._peers[peer] = self._loop.call_later(HELLO_TIMEOUT_S, self._cut, peer)
+        self._loop.add_reader(connection, self._readable, peer)
+
+    def _accept_again(self) -> None:
+        if self._listener is not None and self._listener.fileno() >= 0:
+            self._loop.add_reader(self._listener, self._accept)
+
+    def _readable(self, peer: Peer) -> None:
+        self._flushing = True  # below, once for all that comes of this
+        try:
+            frames = peer.reader.read()
+            if frames is None:
+                self._cut(peer)
+                return
+            self._take_all(peer, frames)
+        except BlockingIOError:
+            return
         except FrameError as error:
             log.warning("a connection was closed: %s", error)
-        except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+            self._cut(peer)
+        except OSError as error:
             log.debug("a connection has ended: %s", error)
-        except asyncio.CancelledError:
-            log.debug("a connection was closed: the daemon goes down")
+            self._cut(peer)
         finally:
-            writer.close()
-            if current is not None:
-                self._connections.discard(current)
+            self._flush()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        decoder = Decoder(HELLO_BYTES_MAX)
-        async with asyncio.timeout(HELLO_TIMEOUT_S):
-            peer, early = await self._greet(reader, writer, decoder)
-        if peer is None:
-            return
-        decoder.frame_bytes_max = limits.FRAME_BYTES_MAX
-        old = self._peers.get(peer.task)
-        if old is not None:
-            old.close()
-        self._peers[peer.task] = peer
-        peer.welcome()
-        sending = asyncio.create_task(peer.send_all())
+    def _take_all(self, peer: Peer, frames: list[Frame]) -> None:
+        rest = iter(frames)
         try:
-            if self._on_connect is not None:
-                self._on_connect(peer.task, peer.generation)
-            self._deliver(peer, early)
-            while data := await reader.read(READ_BYTES):
-                self._deliver(peer, decoder.feed(data))
+            if not peer.name:
+                first = next(rest, None)
+                if first is None:
+                    return
+                close_all(first[2])
+                if not self._greet(peer, with_body(*first[:2])):
+                    self._cut(peer)
+            generation, sender = peer.generation, peer.name
+            for envelope, frame, descriptors in rest:
+                if peer.is_closed:
+                    close_all(descriptors)
+                    continue
+                try:
+                    if envelope.generation != generation:
+                        raise FrameError(
+                            "cannot take a message of another generation than its sender's"
+                        )
+                    if envelope.verb == "tell":
+                        close_all(descriptors)
+                        self._hear(peer, envelope, frame)
+                    elif envelope.sender != sender:
+                        raise FrameError("cannot take a message in the name of somebody else")
+                    else:
+                        self._exchange.take(peer, envelope, frame, descriptors)
+                except FrameError:
+                    close_all(descriptors)
+                    raise
         finally:
-            sending.cancel()
-            if self._peers.get(peer.task) is peer:
-                del self._peers[peer.task]
-                if self._on_disconnect is not None:
-                    self._on_disconnect(peer.task, peer.generation)
+            for *_, descriptors in rest:
+                close_all(descriptors)
 
-    async def _greet(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, decoder: Decoder
-    ) -> tuple[Peer | None, list[Envelope]]:
-        """Read the first message and decide who this is; None when it may not come in."""
-        if not _same_user(writer.get_extra_info("socket")):
+    def _greet(self, peer: Peer, first: Envelope) -> bool:
+        """Decide from its first message who this is; whether it may come in."""
+        if not peer.is_same_user(os.getuid()):
             log.warning("a connection was refused: another user's process")
-            return None, []
-        envelopes: list[Envelope] = []
-        while not envelopes:
-            data = await reader.read(READ_BYTES)
-            if not data:
-                return None, []
-            envelopes = decoder.feed(data)
-        first = envelopes[0]
-        if first.topic != "hello":
-            raise FrameError(f"cannot begin with a message on {first.topic!r}")
+            return False
+        if first.topic != HELLO:
+            raise FrameError(f"cannot begin with a message on {first.topic[:64]!r}")
         hello: Hello = body_of(first, Hello)
         if not self._authenticate(hello.task, hello.generation, hello.token):
-            log.warning("a connection was refused: wrong token for %s", hello.task[:64])
-            return None, []
-        return Peer(hello.task, hello.generation, writer, self._policy), envelopes[1:]
+            log.warning("a connection was refused: wrong token for %s", hello.task[:64] or "a user")
+            return False
+        timer = self._peers[peer]
+        if timer is not None:
+            timer.cancel()
+        self._peers[peer] = None
+        peer.reader.decoder.frame_bytes_max = limits.FRAME_BYTES_MAX
+        peer.task, peer.generation = hello.task, hello.generation
+        peer.is_program = hello.program or not hello.task
+        if peer.is_program:
+            peer.name = f"{hello.task or USER}.{next(self._numbers)}"
+            peer.welcome()
+            return True
+        peer.name = hello.task
+        old = self._workers.get(peer.task)
+        if old is not None:
+            self._cut(old)
+        self._workers[peer.task] = peer
+        peer.welcome()
+        if self._on_connect is not None:
+            self._on_connect(peer.task, peer.generation)
+        return True
 
-    def _deliver(self, peer: Peer, envelopes: list[Envelope]) -> None:
-        for envelope in envelopes:
-            if envelope.generation != peer.generation:
-                raise FrameError("cannot take a message of another generation than its sender's")
-            try:
-                self._on_message(peer.task, peer.generation, envelope)
-            except ZenosError as error:
-                raise FrameError(str(error)) from error
+    def _hear(self, peer: Peer, envelope: Envelope, frame: Data) -> None:
+        """A worker tells the daemon something."""
+        if peer.is_program:
+            raise FrameError("cannot take what only a worker says")
+        try:
+            self._on_message(peer.task, peer.generation, with_body(envelope, frame))
+        except ZenosError as error:
+            raise FrameError(str(error)) from error
+        except msgspec.MsgspecError as error:
+            raise FrameError(f"cannot read a message on {envelope.topic[:64]!r}: {error}") from None
 
+    def _cut(self, peer: Peer) -> None:
+        """End a connection: what the peer held is given back."""
+        if peer not in self._peers:
+            return
+        timer = self._peers.pop(peer)
+        if timer is not None:
+            timer.cancel()
+        peer.is_closed = True
+        self._loop.remove_reader(peer.socket)
+        self._loop.remove_writer(peer.socket)
+        self._dirty.pop(peer, None)
+        with suppress(OSError):
+            peer.socket.shutdown(socket.SHUT_RDWR)
+        peer.socket.close()
+        peer.reader.close()
+        peer.writer.close()
+        for item in peer.waiting.clear():
+            close_all(item.descriptors)
+        if not peer.name:
+            return
+        self._exchange.gone(peer)
+        if self._workers.get(peer.task) is peer:
+            del self._workers[peer.task]
+            if self._on_disconnect is not None:
+                self._on_disconnect(peer.task, peer.generation)
 
-def _same_user(connection: socket.socket) -> bool:
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _, uid, _ = _CREDENTIALS.unpack(raw)
-    return bool(uid == os.getuid())
+    # -- writing
+
+    def _mark(self, peer: Peer) -> None:
+        """Something is to be sent to a peer: at the end of this turn, with what else comes."""
+        self._dirty[peer] = None
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = True  # what is marked meanwhile is written below
+        try:
+            while self._dirty:
+                peer, _ = self._dirty.popitem()
+                if peer.is_closed:
+                    self._cut(peer)
+                    continue
+                if peer.taken:
+                    peer.confirm()
+                self._write(peer)
+        finally:
+            self._flushing = False
+
+    def _write(self, peer: Peer) -> None:
+        try:
+            done = peer.writer.write(self._loop.time())
+        except OSError as error:
+            log.debug("a connection has ended: %s", error)
+            self._cut(peer)
+            return
+        if done:
+            peer.writer.written(self._loop.time())
+        if done == peer.is_writing:
+            peer.is_writing = not done
+            if done:
+                self._loop.remove_writer(peer.socket)
+            else:
+                self._loop.add_writer(peer.socket, self._writable, peer)
+        if peer.is_stalled and peer.has_room:
+            peer.is_stalled = False
+            self._exchange.resume(peer)
+
+    def _writable(self, peer: Peer) -> None:
+        self._dirty[peer] = None
+        self._flush()

@@ -17,22 +17,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from zenos.bus.envelope import (
     WELCOME,
-    Decoder,
     Envelope,
     FrameError,
     Hello,
     Kind,
     body_of,
+    close_all,
     encode,
+    with_body,
 )
 from zenos.bus.order import Item, Link, Policy, SendQueue
+from zenos.bus.stream import FrameReader, FrameWriter, Welcome, greet
 from zenos.core import limits
 
-READ_BYTES: Final = 256 * limits.KIB
 BACKOFF_S: Final = 0.05
 BACKOFF_S_MAX: Final = 2.0
 SEND_WAIT_S: Final = 5.0
@@ -162,17 +161,11 @@ class Channel:
     # -- threads
 
     def _connect(self) -> socket.socket | None:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        hello = Hello(task=self._task, generation=self._generation, token=self._token)
         try:
-            connection.connect(str(self._where()))
-            hello = Hello(task=self._task, generation=self._generation, token=self._token)
-            body = msgspec.msgpack.encode(hello)
-            first = Envelope(kind="command", topic="hello", generation=self._generation, body=body)
-            connection.sendall(encode(first))
+            return greet(str(self._where()), hello)
         except OSError:
-            connection.close()
             return None
-        return connection
 
     def _read_for_ever(self) -> None:
         wait_s = BACKOFF_S
@@ -193,15 +186,18 @@ class Channel:
 
     def _read(self, connection: socket.socket) -> bool:
         """Until the connection ends; whether we were welcome."""
-        decoder, welcome = Decoder(), False
+        reader, welcome = FrameReader(connection), False
         with suppress(OSError, FrameError):
-            while data := connection.recv(READ_BYTES):
-                for envelope in decoder.feed(data):
+            while (frames := reader.read()) is not None:
+                for header, frame, descriptors in frames:
+                    close_all(descriptors)
+                    envelope = with_body(header, frame)
                     if envelope.topic == WELCOME:
-                        self._welcomed(connection, body_of(envelope, Policy))
+                        self._welcomed(connection, body_of(envelope, Welcome).policy)
                         welcome = True
                     else:
                         self._incoming.put(envelope)
+        reader.close()
         return welcome
 
     def _welcomed(self, connection: socket.socket, policy: Policy) -> None:
@@ -224,20 +220,19 @@ class Channel:
                 if self._closed.is_set():
                     return
                 connection = self._socket
-                begun = time.monotonic()
-                batch = self._outgoing.take(begun, READ_BYTES) if connection is not None else []
+                if connection is None:
+                    continue
+                writer = FrameWriter(connection, self._outgoing)
+                writer.fill(time.monotonic())
                 self._changed.notify_all()
-            if connection is None:
-                continue
-            frames = b"".join(item.frame for item in batch)
             try:
-                connection.sendall(frames)
+                writer.flush()
             except OSError:
+                # State is said again to the next daemon; all else is sent at most once.
                 self._cut(connection)
-                with self._changed:
-                    self._outgoing.give_back(batch, time.monotonic())
+                writer.close()
             else:
-                self._outgoing.link.observe(len(frames), time.monotonic() - begun)
+                writer.written(time.monotonic())
             with self._changed:
                 self._drained = not self._outgoing
                 self._changed.notify_all()

@@ -1,81 +1,86 @@
-"""The seam between shared memory and the libraries whose arrays lie in it.
+"""Bodies: bytes as they are, everything else as MessagePack, or by a codec of its own.
 
-The bus knows bytes, type names and shapes. What turns these into arrays registers here: see
-zenos/runtime/arrays.py, which knows numpy and torch.
+A message says in its header `content-type` how its body is to be read. Other types come in by
+`register`: a codec that makes descriptors of a value sends them with the body.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
 
-from zenos.bus.handle import Layout, pack
-from zenos.bus.memory import Pool
-from zenos.bus.parcel import Parcel
-from zenos.bus.view import View
+import msgspec
+
+from zenos.bus.envelope import close_all
 from zenos.core.errors import InvalidError
 
+CONTENT_TYPE: Final = "content-type"
+MESSAGEPACK: Final = "application/msgpack"
 
-class Codec(Protocol):
-    """The arrays of one library."""
 
-    def takes(self, value: object) -> bool:
-        """Whether it is one of them. Imports nothing."""
-        ...
+class Encoded(NamedTuple):
+    """A value as it is sent. descriptors: open files that go along; the bus closes them."""
 
-    def describe(self, value: Any) -> tuple[str, tuple[int, ...]]:
-        """Type name (see ITEM_BYTES) and shape. InvalidError for what cannot be shared."""
-        ...
+    body: bytes | bytearray | memoryview
+    content_type: str = ""
+    descriptors: tuple[int, ...] = ()
 
-    def write(self, value: Any, memory: memoryview, layout: Layout) -> None:
-        """Write its elements into `memory`, of `layout.bytes` bytes, in C order."""
-        ...
 
-    def read(self, view: View, index: int) -> Any:
-        """Array number `index` of the view, without a copy; it keeps the memory while it lives.
-        InvalidError where the library has no such type."""
-        ...
+class Codec(NamedTuple):
+    """How values of some types travel.
+
+    encode: None for a value that isn't its. decode: takes the body and the descriptors that came
+    with it, which are its to close.
+    """
+
+    content_type: str
+    encode: Callable[[Any], Encoded | None]
+    decode: Callable[[memoryview, tuple[int, ...]], Any]
 
 
 _codecs: dict[str, Codec] = {}
+_encoder = msgspec.msgpack.Encoder()
 
 
-def register(library: str, codec: Codec) -> None:
-    """Make a library's arrays known; a second one of the same name takes its place."""
-    _codecs[library] = codec
+def register(codec: Codec) -> None:
+    """Let values travel by this codec, before MessagePack is tried; the last one of a type wins."""
+    _codecs.pop(codec.content_type, None)
+    _codecs[codec.content_type] = codec
 
 
-def share(pool: Pool, *values: object, wait_s: float = 0.0) -> Parcel:
-    """Copy arrays into one buffer of the pool, once, and lend it.
-
-    InvalidError for what is no array, or has a type that cannot be shared; else as
-    `Pool.allocate`.
-    """
-    found = [codec_of(value) for value in values]
-    described = [codec.describe(value) for codec, value in zip(found, values, strict=True)]
-    layouts, size = pack(*described)
-    with pool.allocate(size, wait_s=wait_s) as buffer:
-        memory = buffer.memory
-        for codec, value, layout in zip(found, values, layouts, strict=True):
-            codec.write(value, memory[layout.offset : layout.end], layout)
-        return buffer.lend(*layouts)
-
-
-def read(view: View, library: str) -> list[Any]:
-    """All arrays of a view, as that library's, without a copy."""
-    codec = _codecs.get(library)
-    if codec is None:
-        known = ", ".join(sorted(_codecs)) or "none yet"
-        raise InvalidError(f"cannot make arrays of {library!r}: known are {known}")
-    return [codec.read(view, index) for index in range(len(view.handles))]
+def encode_value(value: Any) -> Encoded:
+    """A value as it is sent. InvalidError when it can't be."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return Encoded(value if isinstance(value, bytes) else bytes(value))
+    for codec in reversed(_codecs.values()):
+        encoded = codec.encode(value)
+        if encoded is not None:
+            return encoded._replace(content_type=codec.content_type)
+    try:
+        return Encoded(_encoder.encode(value), MESSAGEPACK)
+    except (TypeError, OverflowError, RecursionError, UnicodeEncodeError) as error:
+        raise InvalidError(
+            f"cannot send a body of type {type(value).__name__}: {error}; give bytes, or what "
+            "MessagePack can hold"
+        ) from None
 
 
-def codec_of(value: object) -> Codec:
-    """Whose array that is. InvalidError when it is nobody's."""
-    for codec in _codecs.values():
-        if codec.takes(value):
-            return codec
-    kind = type(value)
-    raise InvalidError(
-        f"cannot share a {kind.__module__}.{kind.__qualname__}: "
-        f"arrays of {', '.join(sorted(_codecs)) or 'no library'} can be"
-    )
+def decode_value(
+    body: memoryview, content_type: str, descriptors: tuple[int, ...] = (), type_: Any = Any
+) -> Any:
+    """The value of a body; takes the descriptors. InvalidError when it can't be read."""
+    codec = _codecs.get(content_type)
+    if codec is not None:
+        return codec.decode(body, descriptors)
+    close_all(descriptors)
+    if not content_type:
+        return bytes(body)
+    if content_type != MESSAGEPACK:
+        raise InvalidError(
+            f"cannot read a body of type {content_type[:100]!r}: nothing here knows it; import "
+            "what registers it"
+        )
+    try:
+        return msgspec.msgpack.decode(body, type=type_)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidError(f"cannot read a body: {error}") from None

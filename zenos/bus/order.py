@@ -22,7 +22,7 @@ from typing import Final
 
 import msgspec
 
-from zenos.bus.envelope import Kind
+from zenos.bus.envelope import Data, Kind, close_all
 from zenos.core import limits
 from zenos.core.errors import BusyError
 
@@ -63,14 +63,18 @@ class Link:
 
 
 class Item(msgspec.Struct, frozen=True):
-    """A message that waits: its place in the order, and its frame."""
+    """A message that waits: its place in the order, its frame, and the descriptors that go with it.
+
+    Whoever has the item owns the descriptors.
+    """
 
     kind: Kind
     priority: int
     sender: str
     topic: str
-    frame: bytes
+    frame: Data
     deadline: float = 0.0  # on the clock of `put` and `take`; 0: none
+    descriptors: tuple[int, ...] = ()
 
 
 _Lane = tuple[Kind, int, str, str]
@@ -93,6 +97,7 @@ class SendQueue:
         self.link = link
         self.expired = 0  # messages whose deadline passed while they waited
         self.waiting_bytes = 0
+        self.count = 0
         self._messages_max = messages_max
         self._bytes_max = bytes_max
         self._rank = {kind: rank for rank, kind in enumerate(policy.order)}
@@ -100,30 +105,31 @@ class SendQueue:
         self._lanes: dict[_Lane, deque[tuple[int, float, float, Item]]] = {}
         self._heads: list[tuple[int, int, float, int, _Lane]] = []
         self._numbers = itertools.count()
-        self._count = 0
 
     def __len__(self) -> int:
-        return self._count
+        return self.count
 
     def has_room(self, size: int) -> bool:
         """Whether a message of `size` bytes may be put. An empty queue takes one of any size."""
-        if not self._count:
+        if not self.count:
             return True
-        return self._count < self._messages_max and self.waiting_bytes + size <= self._bytes_max
+        return self.count < self._messages_max and self.waiting_bytes + size <= self._bytes_max
 
     def put(self, item: Item, now: float, *, always: bool = False) -> None:
         """Queue a message. BusyError when the queue is full, unless it must be taken `always`."""
         size = len(item.frame)
         if not (always or self.has_room(size)):
             raise BusyError(
-                f"cannot send more: {self._count} messages with {self.waiting_bytes} bytes wait"
+                f"cannot send more: {self.count} messages with {self.waiting_bytes} bytes wait"
                 " and aren't read",
                 retry_after_s=1,
             )
         name = (item.kind, item.priority, item.sender, item.topic)
-        lane = self._lanes.setdefault(name, deque())
+        lane = self._lanes.get(name)
+        if lane is None:
+            lane = self._lanes[name] = deque()
         lane.append((next(self._numbers), now, self.link.expected_s(size), item))
-        self._count += 1
+        self.count += 1
         self.waiting_bytes += size
         if len(lane) == 1:
             self._compete(name)
@@ -132,6 +138,12 @@ class SendQueue:
         """The next messages, in order: one, and more while they are `bytes_max` bytes together."""
         found: list[Item] = []
         size = 0
+        if not self.count:
+            return found
+        if len(self._lanes) == 1:
+            size = self._take_lane(found, now, bytes_max)
+            if not self.count:
+                return found
         while (name := self._next()) is not None:
             item = self._lanes[name][0][3]
             late = 0 < item.deadline <= now
@@ -140,10 +152,36 @@ class SendQueue:
             self._remove_head(name)
             if late:
                 self.expired += 1
+                close_all(item.descriptors)
                 continue
             found.append(item)
             size += len(item.frame)
         return found
+
+    def _take_lane(self, found: list[Item], now: float, bytes_max: int) -> int:
+        """Take from the only lane, in which there is nothing to compare; the bytes taken.
+
+        One that is too late is left to `take`.
+        """
+        ((name, lane),) = self._lanes.items()
+        size = 0
+        while lane:
+            item = lane[0][3]
+            bytes_ = len(item.frame)
+            if 0 < item.deadline <= now or (found and size + bytes_ > bytes_max):
+                break
+            lane.popleft()
+            found.append(item)
+            size += bytes_
+        if found:
+            self.count -= len(found)
+            self.waiting_bytes -= size
+            self._heads = []
+            if lane:
+                self._compete(name)
+            else:
+                self._lanes = {}
+        return size
 
     def use(self, policy: Policy) -> None:
         """Go on with another policy. What waits keeps the age that it has."""
@@ -154,29 +192,28 @@ class SendQueue:
             self._compete(name)
 
     def drop(self, kind: Kind, topic: str) -> list[Item]:
-        """Take out all that wait of a kind on a topic, whoever sent them."""
+        """Take out all that wait of a kind on a topic, whoever sent them. They are the caller's."""
         found: list[Item] = []
         for name in [name for name in self._lanes if (name[0], name[3]) == (kind, topic)]:
             for *_, item in self._lanes.pop(name):
                 found.append(item)
-                self._count -= 1
+                self.count -= 1
                 self.waiting_bytes -= len(item.frame)
         return found
 
-    def give_back(self, items: list[Item], now: float) -> None:
-        """What could not be sent: of state the newest on each topic, unless a newer one waits.
-
-        Everything else is sent at most once, and is dropped here.
-        """
-        newest = {item.topic: item for item in items if item.kind == "state"}
-        for topic, item in newest.items():
-            newer = self.drop("state", topic)
-            self.put(newer[-1] if newer else item, now, always=True)
+    def clear(self) -> list[Item]:
+        """Take out everything, in the order of arrival."""
+        waiting = sorted(entry[::3] for lane in self._lanes.values() for entry in lane)
+        self._lanes, self._heads, self.count, self.waiting_bytes = {}, [], 0, 0
+        return [item for _, item in waiting]
 
     def _compete(self, name: _Lane) -> None:
-        number, came, latency_s, item = self._lanes[name][0]
+        heapq.heappush(self._heads, self._head(name))
+
+    def _head(self, name: _Lane) -> tuple[int, int, float, int, _Lane]:
+        number, came, latency_s, _ = self._lanes[name][0]
         key = latency_s + self.policy.ageing * came
-        heapq.heappush(self._heads, (self._rank[item.kind], -item.priority, key, number, name))
+        return (self._rank[name[0]], -name[1], key, number, name)
 
     def _next(self) -> _Lane | None:
         """The lane that is served next. Heads that were dropped meanwhile are passed over."""
@@ -189,12 +226,12 @@ class SendQueue:
         return None
 
     def _remove_head(self, name: _Lane) -> None:
-        heapq.heappop(self._heads)
         lane = self._lanes[name]
         *_, item = lane.popleft()
-        self._count -= 1
+        self.count -= 1
         self.waiting_bytes -= len(item.frame)
         if lane:
-            self._compete(name)
+            heapq.heapreplace(self._heads, self._head(name))
         else:
+            heapq.heappop(self._heads)
             del self._lanes[name]

@@ -62,6 +62,10 @@ def submit(
         typer.Option(metavar="NAME[=VALUE]", help="An environment variable; may be repeated."),
     ] = None,
     cwd: Annotated[Path | None, typer.Option(help="Its working directory; default this.")] = None,
+    topic: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A topic of the bus that it may use; may be repeated."),
+    ] = None,
     name: Name = "",
     retries: Retries = 0,
     follow: Follow = False,
@@ -86,7 +90,7 @@ def submit(
         time_limit=time_limit,
         retries=retries,
     )
-    spec = options.task(build.program(program, _environment(env), cwd))
+    spec = options.task(build.program(program, _environment(env), cwd, topic or ()))
     spec.check()
     with client() as made:
         _after_submit(made.submit(spec), follow=follow, wait=wait, json=json, log=True)

@@ -117,6 +117,7 @@ class AsyncClient:
         *,
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
+        topics: Sequence[str] = (),
         key: str | None = None,
         **options: Any,
     ) -> AsyncTaskHandle:
@@ -126,8 +127,8 @@ class AsyncClient:
         same key again gives the same task, whatever happened in between.
         """
         if not isinstance(work, TaskSpec):
-            work = build.options(options).task(build.program(work, env, cwd))
-        elif options or env or cwd:
+            work = build.options(options).task(build.program(work, env, cwd, topics))
+        elif options or env or cwd or topics:
             raise InvalidError("cannot use options beside a TaskSpec: put them into it")
         return AsyncTaskHandle(self, TaskView(task=await self._run(calls.submit(work, key))))
 

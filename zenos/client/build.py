@@ -105,13 +105,15 @@ def program(
     argv: Sequence[str],
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
+    topics: Sequence[str] = (),
 ) -> ProgramSpec:
-    """A program to run; cwd: by default the caller's."""
+    """A program to run; cwd: by default the caller's; topics: that it may use beside its own."""
     if isinstance(argv, str):
         raise InvalidError("cannot run a string: give a list of arguments, e.g. ['ls', '-l']")
     directory = str(Path(cwd or ".").expanduser().absolute())
     texts = [os.fspath(a) if isinstance(a, os.PathLike) else a for a in argv]
-    return convert({"argv": texts, "env": dict(env or {}), "cwd": directory}, ProgramSpec)
+    fields = {"argv": texts, "env": dict(env or {}), "cwd": directory, "topics": list(topics)}
+    return convert(fields, ProgramSpec)
 
 
 def train_task(spec: TrainSpec | Mapping[str, Any] | None, given: Mapping[str, Any]) -> TaskSpec:

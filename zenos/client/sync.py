@@ -115,6 +115,7 @@ class Client:
         *,
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
+        topics: Sequence[str] = (),
         key: str | None = None,
         **options: Any,
     ) -> TaskHandle:
@@ -124,8 +125,8 @@ class Client:
         same key again gives the same task, whatever happened in between.
         """
         if not isinstance(work, TaskSpec):
-            work = build.options(options).task(build.program(work, env, cwd))
-        elif options or env or cwd:
+            work = build.options(options).task(build.program(work, env, cwd, topics))
+        elif options or env or cwd or topics:
             raise InvalidError("cannot use options beside a TaskSpec: put them into it")
         return TaskHandle(self, TaskView(task=self._run(calls.submit(work, key))))
 

@@ -17,8 +17,6 @@ LABELS: Final = frozenset(
         "loop.decided",  # after step, before the commit
         "loop.committed",  # after the commit, before the actions
         "loop.performed",  # after the actions
-        "topics.decided",  # the same of the durable topics' loop
-        "topics.committed",
         "worker.start.begin",  # the executor begins to start a worker
         "worker.start.spec",  # its spec file is written, nothing is forked yet
         "worker.start.forked",  # the shim was forked
@@ -32,6 +30,15 @@ LABELS: Final = frozenset(
         "shim.started.after",  # `started` is written
         "shim.exit.before",  # the worker has ended, `exit` is not written
         "shim.exit.after",
+        "topics.decided",  # after a step of the durable topics, before its commit
+        "topics.committed",  # after that, before anybody is answered
+        "bus.send.received",  # the broker has a durable message, nothing is decided
+        "bus.ack.received",
+        "bus.delivered",  # a durable message waits to be written to its receiver
+        "bus.send.sent",  # a sender has written a durable message, nothing is answered
+        "bus.send.answered",
+        "bus.receive.taken",  # a receiver has a durable message
+        "bus.ack.sent",
         "durable.write",
         "durable.fsync",
         "durable.rename",

@@ -65,6 +65,19 @@ SOCKET_LOOK_S: Final = 3.0  # between two looks whether the bus's socket is stil
 FRAME_BYTES_MAX: Final = 64 * MIB
 SEND_QUEUE_FRAMES_MAX: Final = 4096
 SEND_QUEUE_BYTES_MAX: Final = 256 * MIB
+FRAME_HEADER_BYTES_MAX: Final = 16 * KIB
+FRAME_DESCRIPTORS_MAX: Final = 8  # that come with one frame
+DESCRIPTOR_BYTES: Final = MIB  # what one counts against the bytes of a topic
+PEERS_MAX: Final = 4096
+PEER_TOPICS_MAX: Final = 1024  # that one peer sends to, receives from or has subscribed to
+PEER_REQUESTS_MAX: Final = 10_000  # of one peer that wait for an answer
+PEER_HELD_MAX: Final = 20_000  # messages of one peer that wait for room in transient topics
+WINDOW_MESSAGES: Final = 1024  # that a peer may have sent to a transient topic and not heard of
+WINDOW_BYTES: Final = 8 * MIB
+SUBSCRIPTION_MESSAGES_MAX: Final = 10_000  # that a subscriber has not taken yet
+SUBSCRIPTION_BYTES_MAX: Final = 64 * MIB
+GRANTS_MAX: Final = 64  # topics that a task may use beside its own
+PREFETCH_MAX: Final = 10_000  # messages that a receiver may ask for before it takes them
 
 # Shared memory
 SEGMENT_BYTES_MIN: Final = 64 * KIB

@@ -10,7 +10,7 @@ import msgspec
 
 from zenos.core import limits
 from zenos.core.errors import InvalidError
-from zenos.core.names import check_name
+from zenos.core.names import check_topic as check_topic
 from zenos.core.wording import FieldError
 
 WhenFull = Literal["block", "refuse", "drop_oldest"]
@@ -118,14 +118,6 @@ class MessageChanges(msgspec.Struct, kw_only=True):
     def __bool__(self) -> bool:
         """Whether there is anything to remember."""
         return bool(self.put or self.deleted)
-
-
-def check_topic(name: str) -> str:
-    """A topic's name in NFC: names joined by `/`, at most 4. Raises InvalidError."""
-    parts = name.split("/") if isinstance(name, str) else [""]
-    if len(parts) > 4:
-        raise InvalidError(f"cannot use a topic of {len(parts)} parts: at most 4")
-    return "/".join(check_name(part, "topic") for part in parts)
 
 
 def check_message(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""Names of tasks, models and deployments: checked before they become paths or keys."""
+"""Names of tasks, models, deployments and topics: checked before they become paths or keys."""
 
 from __future__ import annotations
 
@@ -49,6 +49,14 @@ def check_new_name(name: str, what: str) -> str:
     if _TASK_ID.match(normal):
         raise InvalidError(f"cannot use the {what} {normal!r}: task ids look like that")
     return normal
+
+
+def check_topic(name: str) -> str:
+    """A topic's name in NFC: names joined by `/`, at most 4. Raises InvalidError."""
+    parts = name.split("/") if isinstance(name, str) else [""]
+    if len(parts) > 4:
+        raise InvalidError(f"cannot use a topic of {len(parts)} parts: at most 4")
+    return "/".join(check_name(part, "topic") for part in parts)
 
 
 class ModelRef(msgspec.Struct, frozen=True):

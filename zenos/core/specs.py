@@ -14,7 +14,7 @@ import msgspec
 from zenos.core import limits
 from zenos.core.errors import InvalidError
 from zenos.core.fields import about, check_bounds
-from zenos.core.names import ModelRef, check_name, check_new_name
+from zenos.core.names import ModelRef, check_name, check_new_name, check_topic
 
 DType = Literal["auto", "float32", "bfloat16"]
 Slots = Annotated[int, about("Sequences that are decoded together.", 1, 4096)]
@@ -35,6 +35,9 @@ class ProgramSpec(
     argv: Annotated[list[str], about("The program and its arguments; no shell is in between.")]
     env: Annotated[dict[str, str], about("Variables beside the few that every task has.")] = {}
     cwd: Annotated[str | None, about("The working directory; by default the user's home.")] = None
+    topics: Annotated[
+        list[str], about("Topics that it may use beside its own, each with all below it.")
+    ] = []
 
     def check(self) -> None:
         """Raises InvalidError when it could not be executed."""
@@ -50,6 +53,10 @@ class ProgramSpec(
             > limits.ARGV_BYTES_MAX
         ):
             raise InvalidError(f"cannot pass more than {limits.ARGV_BYTES_MAX} bytes of arguments")
+        if len(self.topics) > limits.GRANTS_MAX:
+            raise InvalidError(f"cannot grant more than {limits.GRANTS_MAX} topics")
+        for topic in self.topics:
+            check_topic(topic)
         if any(not name or "=" in name for name in self.env):
             raise InvalidError("cannot set an environment variable with an empty name or a '='")
         if sum(len(k) + len(v) for k, v in self.env.items()) > limits.ENV_BYTES_MAX:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from zenos.bus import codec
+from zenos.bus import sharing
 from zenos.bus.handle import ITEM_BYTES, Layout
 from zenos.bus.memory import Buffer
 from zenos.bus.view import View
@@ -115,5 +115,5 @@ def _torch(memory: memoryview, layout: Layout) -> torch.Tensor:
     return torch.frombuffer(memory, dtype=dtype).view(layout.shape)
 
 
-codec.register("numpy", NumpyCodec())
-codec.register("torch", TorchCodec())
+sharing.register("numpy", NumpyCodec())
+sharing.register("torch", TorchCodec())

@@ -73,7 +73,7 @@ def spec_path(home: Home, task: str, generation: int) -> Path:
     return home.runs / task / f"{generation}.json"
 
 
-def environment(task: Task) -> dict[str, str]:
+def environment(home: Home, task: Task) -> dict[str, str]:
     """A program's environment: scrubbed, what the task asks for, and what zenos says."""
     kept = {
         name: value
@@ -95,6 +95,8 @@ def environment(task: Task) -> dict[str, str]:
         "CUDA_VISIBLE_DEVICES": devices,
         "PYTHONUNBUFFERED": "1",
         **asked,
+        # By which a program finds the bus; its token stands in a file there.
+        "ZENOS_HOME": str(home.root),
         "ZENOS_TASK": task.id,
         "ZENOS_GENERATION": str(task.generation),
     }
@@ -116,7 +118,8 @@ def make_spec(
         directory=str(home.run(task.id, task.generation)),
         token=secrets.token_hex(16),
         argv=work.argv if isinstance(work, ProgramSpec) else [],
-        env=environment(task) | ({} if program else {"TORCHINDUCTOR_CACHE_DIR": inductor(home)}),
+        env=environment(home, task)
+        | ({} if program else {"TORCHINDUCTOR_CACHE_DIR": inductor(home)}),
         cwd=(work.cwd or str(Path.home())) if isinstance(work, ProgramSpec) else None,
         record=None if program else task,
         memory_limit=task.spec.resources.memory,

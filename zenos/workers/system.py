@@ -28,7 +28,7 @@ from zenos.core.config import Config
 from zenos.core.errors import BusyError, NotFoundError
 from zenos.core.home import Home
 from zenos.core.resources import Resources, parse_size
-from zenos.core.specs import CreateSpec, DeploymentSpec, TrainSpec
+from zenos.core.specs import CreateSpec, DeploymentSpec, ProgramSpec, TrainSpec
 from zenos.core.task import HOLDING, Deployment, Kind, Node, Principal, Task, TaskEvent, TaskSpec
 from zenos.core.wire import Chunk, GenerateRequest, Progress, Stop
 from zenos.kernel.control import Control, Inbox, TaskProgress, View
@@ -178,6 +178,14 @@ class LocalSystem:
         if known is not None and known.generation == generation and known.stopping:
             self._say_stop(task, save=saves(known))  # it was told before it could hear
         self.router.on_connect()
+
+    def may_use(self, task: str, topic: str) -> bool:
+        """Whether a task was granted that topic of the bus, or one above it."""
+        known = self.view.tasks.get(task)
+        if known is None or not isinstance(known.spec.work, ProgramSpec):
+            return False
+        granted = known.spec.work.topics
+        return any(topic == name or topic.startswith(f"{name}/") for name in granted)
 
     def _connected(self, task: str) -> bool:
         return self.broker is not None and self.broker.connected(task)

@@ -1,0 +1,134 @@
+"""The bus for event loops: what differs from that for threads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.bus.harness import Station, station
+from zenos.bus.aio import AsyncBus
+from zenos.bus.envelope import Hello
+from zenos.core.errors import BusyError, DeadlineError, NotFoundError, UnavailableError
+from zenos.core.messages import TopicSettings
+
+LONG_S = 60.0
+
+
+@pytest.fixture
+def bus(tmp_path: Path) -> Iterator[Station]:
+    with station(tmp_path / "run" / "bus", narrow=TopicSettings(messages=2)) as made:
+        yield made
+
+
+@asynccontextmanager
+async def connected(bus: Station) -> AsyncIterator[AsyncBus]:
+    async with AsyncBus(bus.path, Hello(task="", generation=0, token="x", program=True)) as made:
+        await made.topic("settled", durable=True).send(b"", timeout_s=LONG_S)
+        yield made
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_send_and_receive(bus: Station, durable: bool) -> None:
+    async with connected(bus) as sender, connected(bus) as receiver:
+        for number in range(100):
+            await sender.topic("orders", durable=durable).send(number)
+        topic = receiver.topic("orders", durable=durable, prefetch=10)
+        for number in range(99):
+            async with topic.receive(timeout_s=LONG_S) as message:
+                assert message.body == number
+        last = await topic.receive(timeout_s=LONG_S)
+        await last.ack()
+        with pytest.raises(DeadlineError):
+            await topic.receive(timeout_s=0.02)
+
+
+async def test_a_block_that_fails_gives_its_message_back(bus: Station) -> None:
+    async with connected(bus) as one:
+        topic = one.topic("jobs", durable=True)
+        await topic.send(b"job")
+        with pytest.raises(ZeroDivisionError):
+            async with topic.receive(timeout_s=LONG_S):
+                raise ZeroDivisionError
+        async with topic.receive(timeout_s=LONG_S) as again:
+            assert again.failures == 1
+            await again.extend(LONG_S)
+
+
+async def test_many_calls_at_once(bus: Station) -> None:
+    async def work(body: int) -> int:
+        if body == 13:
+            raise NotFoundError("cannot find 13")
+        await asyncio.sleep(0)
+        return body * 2
+
+    async with connected(bus) as server, connected(bus) as caller:
+        serving = [asyncio.create_task(server.topic("work").serve(work)) for _ in range(5)]
+        calls = [caller.topic("work").call(n, timeout_s=LONG_S) for n in range(300)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(results[13], NotFoundError)
+        assert [r for n, r in enumerate(results) if n != 13] == [
+            2 * n for n in range(300) if n != 13
+        ]
+        await server.close()
+        await asyncio.gather(*serving)
+
+
+async def test_publish_and_subscribe(bus: Station) -> None:
+    async with connected(bus) as publisher, connected(bus) as listener:
+        async with await listener.topic("news").subscribe(timeout_s=LONG_S) as news:
+            for number in range(1000):
+                await publisher.topic("news").publish(number)
+            heard = []
+            async for message in news:
+                heard.append(message.body)
+                if len(heard) == 1000:
+                    break
+        assert heard == list(range(1000))
+
+
+async def test_whoever_is_cancelled_takes_nothing_from_others(bus: Station) -> None:
+    async with connected(bus) as one, connected(bus) as two:
+        for durable in (False, True):
+            mine, other = (b.topic("orders", durable=durable) for b in (one, two))
+            for number in range(20):
+                waiting = asyncio.ensure_future(mine.receive(timeout_s=LONG_S))
+                await asyncio.sleep(0)
+                waiting.cancel()
+                await asyncio.wait([waiting])
+                await other.send(number)
+                async with mine.receive(timeout_s=LONG_S) as message:
+                    assert message.body == number
+
+
+async def test_a_full_topic_lets_its_senders_wait(bus: Station) -> None:
+    async with connected(bus) as one, connected(bus) as two:
+        topic = one.topic("narrow")
+        for number in range(4):
+            await topic.send(number, timeout_s=LONG_S)
+        with pytest.raises(BusyError):
+            await topic.send(b"", timeout_s=0.05)
+        rest = asyncio.gather(*(topic.send(number, timeout_s=LONG_S) for number in range(4, 50)))
+        for number in range(50):
+            async with two.topic("narrow").receive(timeout_s=LONG_S) as message:
+                assert message.body == number
+        await rest
+
+
+async def test_it_goes_on_after_a_restart_and_ends_when_closed(bus: Station) -> None:
+    async with connected(bus) as one:
+        topic = one.topic("jobs", durable=True)
+        await asyncio.to_thread(bus.stop)
+        sending = asyncio.create_task(topic.send(b"meanwhile", timeout_s=LONG_S))
+        await asyncio.to_thread(bus.start)
+        await sending
+        async with topic.receive(timeout_s=LONG_S) as message:
+            assert message.body == b"meanwhile"
+        waiting = asyncio.ensure_future(one.topic("orders").receive())
+        await asyncio.sleep(0.01)
+        await one.close()
+        with pytest.raises(UnavailableError, match="closed"):
+            await waiting

@@ -1,0 +1,221 @@
+"""The bus for event loops: `zenos.bus.connect_async()`. What it does is in session.py too."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from zenos.bus import address
+from zenos.bus.aio_topics import Topic
+from zenos.bus.envelope import WELCOME, FrameError, Hello, body_of, with_body
+from zenos.bus.session import Session, Slot, Steps
+from zenos.bus.stream import FrameReader, FrameWriter, Welcome, hello_of
+from zenos.bus.sync import BACKOFF_S, BACKOFF_S_MAX, CONNECT_S
+from zenos.core.errors import NoDaemonError, UnauthorizedError, UnavailableError
+from zenos.core.messages import check_topic
+
+T = TypeVar("T")
+
+
+async def connect_async(
+    *, home: str | Path | None = None, timeout_s: float = CONNECT_S
+) -> AsyncBus:
+    """As `connect`, for the event loop that runs. Used in `async with await connect_async()`."""
+    path, hello = address.find(home)
+    bus = AsyncBus(path, hello)
+    try:
+        await bus.run(bus.session.arrive(time.monotonic() + timeout_s))
+    except BaseException as error:
+        await bus.close()
+        if isinstance(error, NoDaemonError) and bus.was_refused:
+            raise UnauthorizedError(
+                "cannot use the bus: the daemon doesn't know this token; is ZENOS_HOME its home, "
+                "and this task still its own?"
+            ) from None
+        raise
+    return bus
+
+
+class AsyncBus:
+    """A connection that comes back by itself. Belongs to one event loop."""
+
+    def __init__(self, path: Path, hello: Hello) -> None:
+        self._path = str(path)
+        self._hello = hello
+        self._loop = asyncio.get_running_loop()
+        self.session = Session(hello.generation, self._mark)
+        self.was_refused = False
+        self._socket: socket.socket | None = None
+        self._reader: FrameReader | None = None
+        self._writer: FrameWriter | None = None
+        self._marked = False
+        self._lost = asyncio.Event()
+        self._connecting = self._loop.create_task(self._connect_for_ever())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @property
+    def name(self) -> str:
+        """What messages from here say as their sender."""
+        return self.session.name
+
+    @property
+    def task(self) -> str:
+        """The task that this belongs to; empty outside of any. Its own topics begin with it."""
+        return self._hello.task
+
+    def topic(self, name: str, *, durable: bool = False, prefetch: int = 1) -> Topic:
+        """A topic. prefetch: how many messages may come before they are asked for."""
+        return Topic(self, check_topic(name), durable=durable, prefetch=prefetch)
+
+    async def close(self) -> None:
+        """Write what can be written at once, and end. What is leased goes to others."""
+        if self.session.closed is not None:
+            return
+        self._write()
+        self.session.close(UnavailableError("cannot use the bus: it was closed"))
+        self._connecting.cancel()
+        self._drop_connection()
+        with suppress(asyncio.CancelledError):
+            await self._connecting
+
+    async def run(self, steps: Steps[T]) -> T:
+        """Do the steps of an operation, waiting where they wait."""
+        try:
+            slot, deadline = next(steps)
+            while True:
+                slot, deadline = steps.send(await self._wait(slot, deadline))
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            steps.close()
+
+    def act(self, do: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """Do something that needn't be waited for."""
+        return do(self.session, *arguments, **options)
+
+    async def _wait(self, slot: Slot, deadline: float | None) -> bool:
+        if slot.done:
+            return True
+        future: asyncio.Future[None] = self._loop.create_future()
+        slot.on_done = lambda: None if future.done() else future.set_result(None)
+        try:
+            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+            async with asyncio.timeout(left_s):
+                await future
+        except TimeoutError:
+            return slot.done
+        except BaseException:
+            slot.abandon()
+            raise
+        return True
+
+    # -- the connection
+
+    async def _connect_for_ever(self) -> None:
+        wait_s = BACKOFF_S
+        while self.session.closed is None:
+            self._lost.clear()
+            try:
+                async with asyncio.timeout(CONNECT_S):
+                    welcome = await self._enter()
+            except (OSError, TimeoutError, FrameError):
+                self._drop_connection()
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, BACKOFF_S_MAX)
+                continue
+            wait_s = BACKOFF_S
+            self.session.connect(welcome.name, welcome.policy)
+            self._write()
+            await self._lost.wait()
+
+    async def _enter(self) -> Welcome:
+        connection = self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.setblocking(False)
+        await self._loop.sock_connect(connection, self._path)
+        await self._loop.sock_sendall(connection, hello_of(self._hello))
+        reader = self._reader = FrameReader(connection)
+        self._writer = FrameWriter(connection, self.session.output)
+        welcomed: asyncio.Future[Welcome] = self._loop.create_future()
+        self._loop.add_reader(connection, self._readable, reader, welcomed)
+        return await welcomed
+
+    def _readable(self, reader: FrameReader, welcomed: asyncio.Future[Welcome]) -> None:
+        """Take what has come, first of all the welcome."""
+        if reader is not self._reader:
+            return
+        try:
+            frames = reader.read()
+            if frames is None:
+                raise FrameError("cannot go on: the connection has ended")
+            for frame in frames:
+                if frame[0].topic == WELCOME and not welcomed.done():
+                    welcomed.set_result(body_of(with_body(*frame[:2]), Welcome))
+                else:
+                    self.session.take(*frame)
+        except BlockingIOError:
+            return
+        except (OSError, FrameError) as error:
+            if welcomed.done():
+                self._end()
+                return
+            self.was_refused = True
+            welcomed.set_exception(error)
+            if self._socket is not None:
+                self._loop.remove_reader(self._socket)
+
+    def _end(self) -> None:
+        """The connection has ended: another one is looked for."""
+        self._drop_connection()
+        self.session.disconnect()
+        self._lost.set()
+
+    def _drop_connection(self) -> None:
+        if self._socket is not None:
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            self._socket.close()
+        if self._reader is not None:
+            self._reader.close()
+        if self._writer is not None:
+            self._writer.close()
+        self._socket = self._reader = self._writer = None
+
+    # -- writing
+
+    def _mark(self) -> None:
+        """Something is to be sent: with what else this turn of the loop brings."""
+        if not self._marked:
+            self._marked = True
+            self._loop.call_soon(self._write)
+
+    def _write(self) -> None:
+        self._marked = False
+        writer, connection = self._writer, self._socket
+        if writer is None or connection is None or not self.session.is_connected:
+            return
+        try:
+            done = writer.write(time.monotonic())
+        except OSError:
+            self._end()
+            return
+        if done:
+            self._loop.remove_writer(connection)
+        else:
+            self._loop.add_writer(connection, self._write)

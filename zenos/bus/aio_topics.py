@@ -1,0 +1,261 @@
+"""Topics and messages for event loops; see aio.py."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from zenos.bus import operations
+from zenos.bus.message import Answerable, BaseMessage, reason_of
+from zenos.bus.operations import TIMEOUT_S, Sending
+from zenos.bus.session import Inbox, Received
+from zenos.core import limits
+from zenos.core.errors import DeadlineError, InvalidError, UnavailableError
+
+if TYPE_CHECKING:
+    from zenos.bus.aio import AsyncBus
+
+
+class Message(Answerable):
+    """A message that was received. In an `async with` block it is acknowledged at the end, and
+    given back if an exception ends it; a call is replied to, with nothing or with the error.
+    """
+
+    def __init__(self, bus: AsyncBus, received: Received) -> None:
+        super().__init__(bus, received)
+        self._bus = bus
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.let_go()
+        if self._settled:
+            return
+        if error is None:
+            await self.ack()
+        else:
+            await self.nack(reason=reason_of(error))
+
+    async def ack(self) -> None:
+        """It was processed. Durable: returns after the commit, ConflictError if the lease ended."""
+        await self._settle("ack", "", 0.0)
+
+    async def nack(self, *, delay_s: float = 0.0, reason: str = "") -> None:
+        """It was not processed. Durable: it is delivered again, not before `delay_s` seconds."""
+        self._check_delay(delay_s)
+        await self._settle("nack", reason, delay_s)
+
+    async def extend(self, lease_s: float) -> None:
+        """Keep a durable message for `lease_s` seconds from now."""
+        if self.is_durable:
+            await self._bus.run(
+                operations.settle(self._bus.session, self.received, "extend", lease_s=lease_s)
+            )
+
+    async def _settle(self, verb: str, reason: str, delay_s: float) -> None:
+        if self._settled:
+            return
+        if self.is_durable:
+            await self._bus.run(
+                operations.settle(
+                    self._bus.session, self.received, verb, reason=reason, delay_s=delay_s
+                )
+            )
+        self._end_call(verb, reason)
+        self._settled = True
+
+
+class Subscription:
+    """What is published on a topic, message by message. The bus's end ends it."""
+
+    def __init__(self, bus: AsyncBus, inbox: Inbox, timeout_s: float | None) -> None:
+        self._bus = bus
+        self._inbox = inbox
+        self._timeout_s = timeout_s
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> BaseMessage:
+        deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
+        steps = self._bus.session.next_of(self._inbox, deadline, subscribed=True)
+        return BaseMessage(await self._bus.run(steps))
+
+    def close(self) -> None:
+        """Take part no more."""
+        self._bus.act(operations.unsubscribe, self._inbox)
+
+
+class Receiving:
+    """A message that is waited for."""
+
+    def __init__(self, coming: Coroutine[Any, Any, Message]) -> None:
+        self._coming = coming
+        self._message: Message | None = None
+
+    def __await__(self) -> Generator[Any, Any, Message]:
+        return self._coming.__await__()
+
+    async def __aenter__(self) -> Message:
+        self._message = await self._coming
+        return await self._message.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if self._message is not None:
+            await self._message.__aexit__(kind, error, tb)
+
+
+class Topic:
+    """Messages of one name."""
+
+    def __init__(self, bus: AsyncBus, name: str, *, durable: bool, prefetch: int) -> None:
+        if not 1 <= prefetch <= limits.PREFETCH_MAX:
+            raise InvalidError(
+                f"cannot fetch {prefetch} messages in advance: 1 to {limits.PREFETCH_MAX}"
+            )
+        self.name = name
+        self.durable = durable
+        self._bus = bus
+        self._prefetch = prefetch
+
+    async def send(
+        self,
+        body: Any,
+        *,
+        id: str | None = None,  # noqa: A002 - the message's id, as its receiver calls it
+        priority: int = limits.PRIORITY_NORMAL,
+        delay_s: float = 0.0,
+        deadline_s: float | None = None,
+        headers: dict[str, str] | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> str:
+        """Send to one of the topic's receivers; returns the message's id.
+
+        Durable: returns after the commit; one with an id that is known is dropped. Transient: at
+        most once, returns when it may go; BusyError when the topic is full for `timeout_s` seconds.
+        delay_s: not delivered before (durable). deadline_s: not delivered after so many seconds.
+        """
+        how = Sending(
+            id=id,
+            priority=priority,
+            delay_s=delay_s,
+            deadline_s=deadline_s,
+            headers=headers,
+            timeout_s=timeout_s,
+        )
+        send = operations.send_durable if self.durable else operations.send_transient
+        return await self._bus.run(send(self._bus.session, self.name, body, how))
+
+    def receive(self, *, timeout_s: float | None = None, lease_s: float | None = None) -> Receiving:
+        """The next message, for this receiver alone: to await, or for `async with`.
+
+        lease_s: for how long a durable one stays leased (default: as its topic says). DeadlineError
+        when none came in time.
+        """
+        return Receiving(self._receive(timeout_s, lease_s))
+
+    async def _receive(self, timeout_s: float | None, lease_s: float | None) -> Message:
+        session = self._bus.session
+        if self.durable:
+            steps = operations.receive_durable(
+                session, self.name, self._prefetch, timeout_s, lease_s
+            )
+        else:
+            steps = operations.receive_transient(session, self.name, self._prefetch, timeout_s)
+        return Message(self._bus, await self._bus.run(steps))
+
+    async def publish(
+        self,
+        body: Any,
+        *,
+        priority: int = limits.PRIORITY_NORMAL,
+        deadline_s: float | None = None,
+        headers: dict[str, str] | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        """Send to all that have subscribed. A slow one misses messages; nobody waits for it."""
+        self._only_transient("publish")
+        how = Sending(
+            priority=priority, deadline_s=deadline_s, headers=headers, timeout_s=timeout_s
+        )
+        session = self._bus.session
+        await self._bus.run(operations.send_transient(session, self.name, body, how, publish=True))
+
+    async def subscribe(self, *, timeout_s: float | None = None) -> Subscription:
+        """All that is published from now on, as an iterator; to be closed, or used in `async with`.
+
+        timeout_s: the iterator raises DeadlineError when nothing came for so long.
+        """
+        self._only_transient("subscribe")
+        inbox = await self._bus.run(operations.subscribe(self._bus.session, self.name, TIMEOUT_S))
+        return Subscription(self._bus, inbox, timeout_s)
+
+    async def call(
+        self,
+        body: Any,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        priority: int = limits.PRIORITY_NORMAL,
+        headers: dict[str, str] | None = None,
+    ) -> Any:
+        """Have one of those who serve the topic answer; its error is raised here.
+
+        DeadlineError: no answer in time. UnavailableError: whoever had it went away.
+        """
+        self._only_transient("call")
+        how = Sending(priority=priority, headers=headers, timeout_s=timeout_s)
+        return await self._bus.run(operations.call(self._bus.session, self.name, body, how))
+
+    async def serve(
+        self, function: Callable[[Any], Awaitable[Any]], *, timeout_s: float | None = None
+    ) -> None:
+        """Answer calls, one after another, with what awaiting `function` of their bodies gives.
+
+        What it raises is raised where the call was made. timeout_s: stop when nobody has called for
+        so long. Several tasks, or programs, may serve one topic.
+        """
+        self._only_transient("serve")
+        while True:
+            try:
+                message = await self.receive(timeout_s=timeout_s)
+            except DeadlineError:
+                return
+            except UnavailableError:
+                if self._bus.session.closed is not None:
+                    return
+                raise
+            error = result = None
+            try:
+                result = await function(message.body)
+            except Exception as raised:  # noqa: BLE001 - it is the caller's
+                error = raised
+            if message.is_call:
+                self._bus.act(operations.reply_or_fail, message.received, result, error)
+
+    def _only_transient(self, what: str) -> None:
+        if self.durable:
+            raise InvalidError(f"cannot {what} with a durable topic: it has 'send' and 'receive'")

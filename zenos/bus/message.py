@@ -1,0 +1,136 @@
+"""A message as a program gets it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from zenos.bus import operations
+from zenos.bus.envelope import close_all
+from zenos.bus.session import Received, Session
+from zenos.core.errors import InvalidError, UnavailableError
+
+_UNREAD: Any = object()
+
+
+class BaseMessage:
+    """What can be read of a message, however it came.
+
+    missed: of a subscription, how many were published since the one before and dropped, because
+    they came faster than they were taken.
+    """
+
+    def __init__(self, received: Received) -> None:
+        self.received = received
+        self._value: Any = _UNREAD
+        self._settled = False
+
+    @property
+    def body(self) -> Any:
+        """Its value: bytes, or what was sent as MessagePack."""
+        if self._value is _UNREAD:
+            self._value = operations.value_of(self.received)
+        return self._value
+
+    def read(self, type_: Any) -> Any:
+        """Its value as that type, checked by msgspec. InvalidError when it is something else."""
+        return operations.value_of(self.received, type_)
+
+    @property
+    def raw(self) -> memoryview:
+        """Its body as it came."""
+        return self.received.body
+
+    @property
+    def topic(self) -> str:
+        return self.received.envelope.topic
+
+    @property
+    def id(self) -> str:
+        """Its own id on its topic; empty where its sender gave a transient message none."""
+        return self.received.envelope.key
+
+    @property
+    def sender(self) -> str:
+        """The connection that it came from: TASK.NUMBER, or user.NUMBER."""
+        return self.received.envelope.sender
+
+    @property
+    def priority(self) -> int:
+        return self.received.envelope.priority
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return self.received.envelope.headers
+
+    @property
+    def failures(self) -> int:
+        """Of a durable message: deliveries before this one that weren't acknowledged."""
+        return self.received.envelope.failures
+
+    @property
+    def missed(self) -> int:
+        return self.received.missed
+
+    @property
+    def is_durable(self) -> bool:
+        return self.received.envelope.durable
+
+    @property
+    def is_call(self) -> bool:
+        """Whether its sender waits for a reply."""
+        return self.received.envelope.verb == "call"
+
+    def let_go(self) -> None:
+        """Close the descriptors that nobody has taken."""
+        descriptors, self.received.descriptors = self.received.descriptors, ()
+        close_all(descriptors)
+
+
+class Acting(Protocol):
+    """What a message needs of its bus."""
+
+    session: Session
+
+    def act(self, do: Any, *arguments: Any, **options: Any) -> Any:
+        """Do something with the session that needn't be waited for."""
+        ...
+
+
+class Answerable(BaseMessage):
+    """A message that may be a call."""
+
+    def __init__(self, bus: Acting, received: Received) -> None:
+        super().__init__(received)
+        self._acting = bus
+
+    def reply(self, body: Any) -> None:
+        """Answer a call. Nobody hears it who has stopped waiting."""
+        self._answer(body)
+
+    def fail(self, error: Exception) -> None:
+        """Answer a call with an error: it is raised where the call was made."""
+        self._answer(error=error)
+
+    def _answer(self, body: Any = None, error: Exception | None = None) -> None:
+        if not self.is_call:
+            raise InvalidError("cannot reply to a message that is no call")
+        self._acting.act(operations.reply, self.received, body, error)
+        self._settled = True
+
+    def _end_call(self, verb: str, reason: str) -> None:
+        """A call that was settled without a reply: its caller needn't wait on."""
+        if not self.is_call:
+            return
+        if verb == "ack":
+            self._answer()
+        else:
+            self._answer(error=UnavailableError(f"cannot answer: {reason or 'it was given back'}"))
+
+    def _check_delay(self, delay_s: float) -> None:
+        if delay_s and not self.is_durable:
+            raise InvalidError("cannot deliver a transient message again: it is sent at most once")
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a message was not processed, in one line."""
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,320 @@
+"""What programs do with topics, as steps over a session (see session.py)."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any, Final
+
+import msgspec
+
+from zenos.bus.codec import CONTENT_TYPE, Encoded, decode_value, encode_value
+from zenos.bus.envelope import Kind, close_all
+from zenos.bus.session import LOST, Inbox, Received, Session, Slot, Steps, decode, raise_error
+from zenos.bus.terms import Nacked, Want
+from zenos.core import failpoints, limits
+from zenos.core.errors import ConflictError, DeadlineError, InvalidError, WorkerError, ZenosError
+
+TIMEOUT_S: Final = 30.0  # for which is waited where nothing else is said
+PREFETCH_SUBSCRIBED: Final = 256
+NO_HEADERS: Final[dict[str, str]] = {}
+
+
+class Sending(msgspec.Struct, frozen=True, kw_only=True):
+    """How a message is sent.
+
+    id: by which duplicates are known (durable). priority: 0 to 100. delay_s: not delivered before
+    (durable). deadline_s: not delivered after so many seconds. timeout_s: how long its sender waits
+    until it is taken.
+    """
+
+    id: str | None = None
+    priority: int = limits.PRIORITY_NORMAL
+    kind: Kind = "data"
+    delay_s: float = 0.0
+    deadline_s: float | None = None
+    headers: dict[str, str] | None = None
+    timeout_s: float = TIMEOUT_S
+
+
+def with_type(headers: dict[str, str] | None, encoded: Encoded) -> dict[str, str]:
+    """The headers of a message with that body."""
+    given = headers or NO_HEADERS
+    if CONTENT_TYPE in given:
+        raise InvalidError(f"cannot set the header {CONTENT_TYPE!r}: it tells what the body is")
+    return {**given, CONTENT_TYPE: encoded.content_type} if encoded.content_type else given
+
+
+def value_of(received: Received, type_: Any = Any) -> Any:
+    """A message's body as a value; once, since that takes its descriptors."""
+    content_type = received.envelope.headers.get(CONTENT_TYPE, "")
+    descriptors, received.descriptors = received.descriptors, ()
+    return decode_value(received.body, content_type, descriptors, type_)
+
+
+def send_durable(session: Session, topic: str, body: Any, how: Sending) -> Steps[str]:
+    """Send; returns the message's id after the commit. Repeated until then with the same id."""
+    encoded = encode_value(body)
+    if encoded.descriptors:
+        close_all(encoded.descriptors)
+        raise InvalidError(
+            f"cannot send a {type(body).__name__} to a durable topic: it would have to be in the "
+            "database; send where the data lies instead"
+        )
+    key = secrets.token_hex(12) if how.id is None else how.id
+    wait_s = how.timeout_s if how.deadline_s is None else min(how.timeout_s, how.deadline_s)
+    yield from session.request(
+        "send",
+        topic,
+        encoded.body,
+        deadline=time.monotonic() + wait_s,
+        passing=lambda: failpoints.passing("bus.send.sent"),
+        kind=how.kind,
+        key=key,
+        durable=True,
+        priority=how.priority,
+        delay_s=how.delay_s,
+        deadline_s=how.deadline_s,
+        headers=with_type(how.headers, encoded),
+    )
+    failpoints.passing("bus.send.answered")
+    return key
+
+
+def send_transient(
+    session: Session, topic: str, body: Any, how: Sending, *, publish: bool = False
+) -> Steps[str]:
+    """Send or publish, at most once. Waits for room, not for a receiver."""
+    if not limits.PRIORITY_MIN <= how.priority <= limits.PRIORITY_MAX:
+        raise InvalidError(f"cannot use priority {how.priority}: from 0 to 100")
+    if how.delay_s:
+        raise InvalidError("cannot delay a transient message: use a durable topic for that")
+    encoded = encode_value(body)
+    deadline = time.monotonic() + how.timeout_s
+    # What the header takes isn't known before it is made: too much, for a message of any size.
+    size = len(encoded.body) + limits.KIB + limits.DESCRIPTOR_BYTES * len(encoded.descriptors)
+    try:
+        window = yield from session.room(topic, size, deadline)
+        key = how.id or ""
+        number, size = session.emit(
+            "publish" if publish else "send",
+            topic,
+            encoded.body,
+            kind=how.kind,
+            key=key,
+            priority=how.priority,
+            deadline_s=how.deadline_s,
+            headers=with_type(how.headers, encoded),
+            descriptors=encoded.descriptors,
+        )
+    except BaseException:
+        close_all(encoded.descriptors)
+        raise
+    if not window.refuses:
+        window.messages += 1
+        window.bytes += size
+        return key
+    slot = session.expect(number)
+    if not (yield slot, deadline):
+        session.forget(number)
+        raise DeadlineError(f"cannot send to {topic} in time: no answer came")
+    if slot.lost:
+        raise LOST
+    raise_error(slot.value)
+    return key
+
+
+def call(session: Session, topic: str, body: Any, how: Sending) -> Steps[Any]:
+    """Call whoever serves the topic; returns the reply's value, raises its error."""
+    encoded = encode_value(body)
+    deadline = time.monotonic() + how.timeout_s
+    try:
+        yield from session.arrive(deadline)
+        number, slot = session.ask(
+            "call",
+            topic,
+            encoded.body,
+            kind=how.kind,
+            priority=how.priority,
+            deadline_s=max(0.001, deadline - time.monotonic()),
+            headers=with_type(how.headers, encoded),
+            descriptors=encoded.descriptors,
+        )
+    except BaseException:
+        close_all(encoded.descriptors)
+        raise
+    try:
+        answered = yield slot, deadline
+    except GeneratorExit:
+        answered = False
+        raise
+    finally:
+        if not slot.done:
+            session.forget(number)
+            if session.is_connected:
+                session.emit("withdraw", topic, kind="command", to=number)
+    if not answered:
+        raise DeadlineError(f"cannot finish the call of {topic} in time: no reply came")
+    if slot.lost:
+        raise LOST
+    raise_error(slot.value)
+    return value_of(slot.value)
+
+
+def reply(
+    session: Session,
+    received: Received,
+    body: Any = None,
+    error: Exception | None = None,
+    *,
+    credit: int = 0,
+) -> None:
+    """Answer a call; nobody hears it who has stopped waiting. credit: see the envelope."""
+    asked = received.envelope
+    headers: dict[str, str] = {}
+    encoded = Encoded(b"")
+    if error is None:
+        encoded = encode_value(body)
+        headers = with_type(None, encoded)
+    else:
+        known = isinstance(error, ZenosError)
+        said = str(error) if known else f"cannot answer: {type(error).__name__}: {error}"
+        code = error.code if isinstance(error, ZenosError) else WorkerError.code
+        headers = {"code": code, "error": said[: limits.ERROR_CHARS_MAX]}
+    if session.is_connected:
+        session.emit(
+            "reply",
+            asked.topic,
+            encoded.body,
+            kind=asked.kind,
+            to=asked.id,
+            key=asked.sender,
+            priority=asked.priority,
+            headers=headers,
+            descriptors=encoded.descriptors,
+            credit=credit,
+        )
+    else:
+        close_all(encoded.descriptors)
+
+
+def reply_or_fail(session: Session, received: Received, body: Any, error: Exception | None) -> None:
+    """Answer a call with what came of it, also if that can't be sent, and be ready for another."""
+    inbox = session.received.get((received.envelope.topic, False))
+    credit = int(
+        session.is_connected
+        and inbox is not None
+        and not (inbox.credit or inbox.messages or inbox.waiters)
+    )
+    try:
+        reply(session, received, body, error, credit=credit)
+    except ZenosError as unsendable:
+        reply(session, received, error=unsendable, credit=credit)
+    if inbox is not None:
+        inbox.credit += credit
+
+
+def receive_durable(
+    session: Session, topic: str, prefetch: int, timeout_s: float | None, lease_s: float | None
+) -> Steps[Received]:
+    """Lease the next message of a durable topic. DeadlineError when none came in time."""
+    inbox = session.inbox(topic, prefetch, durable=True)
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    body = msgspec.msgpack.encode(Want(count=prefetch, lease_s=lease_s))
+    while True:
+        if inbox.messages:
+            return inbox.messages.popleft()
+        yield from session.arrive(deadline)
+        number, slot = session.ask("want", topic, body, kind="command", durable=True)
+        slot.inbox = inbox
+        try:
+            came = yield slot, deadline
+        except GeneratorExit:
+            if session.is_connected:
+                session.emit("withdraw", topic, kind="command", to=number, durable=True)
+            raise
+        if not came and not (yield from _withdraw(session, topic, number, slot)):
+            raise DeadlineError(f"cannot receive from {topic}: nothing came in time")
+        if not slot.lost:
+            raise_error(slot.value)
+            failpoints.passing("bus.receive.taken")
+            taken: Received = slot.value
+            return taken
+
+
+def _withdraw(session: Session, topic: str, number: int, slot: Slot) -> Steps[bool]:
+    """Take a request back; True when it was answered after all."""
+    _, withdrawn = session.ask("withdraw", topic, kind="command", to=number, durable=True)
+    yield withdrawn, None
+    if withdrawn.lost or decode(withdrawn.value.frame, int):
+        session.forget(number)
+        return slot.done and not slot.lost
+    yield slot, None  # it is on its way
+    return not slot.lost
+
+
+def receive_transient(
+    session: Session, topic: str, prefetch: int, timeout_s: float | None
+) -> Steps[Received]:
+    """The next message of a transient topic. DeadlineError when none came in time."""
+    inbox = session.inbox(topic, prefetch, durable=False)
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    if not inbox.messages:
+        yield from session.window(topic, deadline)  # raises what is to be said against it
+    return (yield from session.next_of(inbox, deadline, subscribed=False))
+
+
+def settle(
+    session: Session,
+    received: Received,
+    verb: str,
+    *,
+    reason: str = "",
+    delay_s: float = 0.0,
+    lease_s: float = limits.LEASE_S,
+    timeout_s: float = TIMEOUT_S,
+) -> Steps[None]:
+    """`ack`, `nack` or `extend` a durable message's lease. ConflictError when it has ended."""
+    envelope = received.envelope
+    body = b""
+    if verb == "extend":
+        body = msgspec.msgpack.encode(Want(lease_s=lease_s))
+    elif verb == "nack":
+        body = msgspec.msgpack.encode(Nacked(reason=reason))
+    yield from session.request(
+        verb,  # type: ignore[arg-type]  # one of the three
+        envelope.topic,
+        body,
+        deadline=time.monotonic() + timeout_s,
+        passing=lambda: failpoints.passing("bus.ack.sent"),
+        kind="command",
+        key=envelope.key,
+        durable=True,
+        delivery=envelope.delivery,
+        delay_s=delay_s,
+    )
+
+
+def subscribe(session: Session, topic: str, timeout_s: float) -> Steps[Inbox]:
+    """Take part in all that is published from now on."""
+    if topic in session.subscribed:
+        raise ConflictError(
+            f"cannot subscribe to {topic} twice over one connection: open another one"
+        )
+    deadline = time.monotonic() + timeout_s
+    # Known from now on: should the connection be lost, the next one begins with it.
+    inbox = session.subscribed[topic] = Inbox(topic, PREFETCH_SUBSCRIBED)
+    try:
+        yield from session.request("subscribe", topic, deadline=deadline, kind="command")
+    except BaseException:
+        unsubscribe(session, inbox)
+        raise
+    session.top_up(inbox, subscribed=True)
+    return inbox
+
+
+def unsubscribe(session: Session, inbox: Inbox) -> None:
+    """No more of that topic."""
+    if session.subscribed.pop(inbox.topic, None) is not None and session.is_connected:
+        session.emit("unsubscribe", inbox.topic, kind="command")
+    inbox.clear()

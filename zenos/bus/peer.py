@@ -1,0 +1,123 @@
+"""One connection to the broker: who it is, what it says, and what waits to be sent to it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from zenos.bus.envelope import WELCOME, Envelope, encode
+from zenos.bus.order import Item, Link, Policy, SendQueue
+from zenos.bus.stream import FrameReader, FrameWriter, Welcome
+from zenos.core import limits
+from zenos.core.errors import BusyError, ZenosError
+
+HELLO_BYTES_MAX: Final = 4 * limits.KIB  # of frames, until it is known who sends them
+_CREDENTIALS: Final = struct.Struct("iII")  # pid, uid, gid
+
+
+class Peer:
+    """A connection. It has no name until it has said who it is.
+
+    on_dirty: is told when something waits to be sent. taken: by topic, what is to be confirmed.
+    """
+
+    def __init__(
+        self, connection: socket.socket, policy: Policy, on_dirty: Callable[[Peer], None]
+    ) -> None:
+        self.socket = connection
+        self.name = ""
+        self.task = ""
+        self.generation = 0
+        self.is_program = False
+        self.is_closed = False
+        self.is_writing = False  # its socket took no more; it is told when it does
+        self.is_stalled = False  # it was passed over since it doesn't read
+        self.reader = FrameReader(connection, HELLO_BYTES_MAX)
+        self.waiting = SendQueue(policy, Link())
+        self.writer = FrameWriter(connection, self.waiting)
+        self.taken: dict[str, list[int]] = {}
+        self.topics: set[str] = set()  # that it may use, as far as it was asked
+        self.requests: dict[int, int] = {}  # its numbers → those of the durable topics
+        self.calls: set[tuple[str, int]] = set()  # that it made, or that it is to answer
+        self.held = 0  # of its messages, those that wait for room
+        self.held_bytes = 0
+        self._clock = asyncio.get_running_loop().time
+        self._on_dirty = on_dirty
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more may be sent to it. One that hasn't is told of later."""
+        queue = self.waiting
+        if queue.count < limits.SEND_QUEUE_FRAMES_MAX // 2 and (
+            queue.waiting_bytes < limits.SEND_QUEUE_BYTES_MAX // 4
+        ):
+            return True
+        self.is_stalled = True
+        return False
+
+    def mark(self) -> None:
+        """There is something to be said to it."""
+        self._on_dirty(self)
+
+    def is_same_user(self, uid: int) -> bool:
+        """Whether the process at the other end has that uid."""
+        raw = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        return bool(_CREDENTIALS.unpack(raw)[1] == uid)
+
+    def welcome(self) -> None:
+        """Send the policy and its name, before everything else."""
+        body = msgspec.msgpack.encode(Welcome(policy=self.waiting.policy, name=self.name))
+        welcome = Envelope(kind="command", topic=WELCOME, sent=time.time(), body=body)
+        first = Item("command", limits.PRIORITY_MAX + 1, "", WELCOME, encode(welcome))
+        self.put(first, always=True)
+
+    def put(self, item: Item, *, always: bool = False) -> None:
+        """Queue a frame. BusyError when too many wait, unless it must be taken `always`."""
+        if not self.waiting.count:
+            self._on_dirty(self)
+        self.waiting.put(item, self._clock(), always=always)
+
+    def send(self, envelope: Envelope, *, always: bool = False) -> None:
+        """Queue a message of the daemon's. BusyError when too many wait."""
+        left_s = envelope.left_s
+        item = Item(
+            kind=envelope.kind,
+            priority=envelope.priority,
+            sender=envelope.sender,
+            topic=envelope.topic,
+            frame=encode(envelope),
+            deadline=self._clock() + left_s if envelope.deadline else 0.0,
+        )
+        # Data that isn't read must not keep out the command that would end it.
+        urgent = envelope.kind == "command" and len(self.waiting) < 2 * limits.SEND_QUEUE_FRAMES_MAX
+        self.put(item, always=always or urgent)
+
+    def answer(self, request: int, topic: str, body: bytes = b"") -> None:
+        """End a request of its."""
+        self.send(Envelope(kind="command", verb="answer", to=request, topic=topic, body=body))
+
+    def refuse(self, request: int, topic: str, error: ZenosError) -> None:
+        """End a request of its with an error."""
+        headers = {"code": error.code, "error": error.message}
+        if error.retry_after_s is not None:
+            headers["retry_after_s"] = str(error.retry_after_s)
+        refusal = Envelope(kind="command", verb="answer", to=request, topic=topic, headers=headers)
+        try:
+            self.send(refusal)
+        except BusyError:
+            # It asks and asks and reads no answer.
+            self.is_closed = True
+            self._on_dirty(self)
+
+    def confirm(self) -> None:
+        """Say which of its messages were taken."""
+        for topic, (messages, size) in self.taken.items():
+            body = msgspec.msgpack.encode((messages, size))
+            self.send(Envelope(kind="command", verb="taken", topic=topic, body=body), always=True)
+        self.taken.clear()

@@ -1,0 +1,483 @@
+"""What a program and the broker have to say to each other, without a socket and without waiting.
+
+Operations are generators: each yields the slot it waits for and until when (on the monotonic
+clock; None for ever), and is told whether the slot was filled. So a thread that blocks (sync.py)
+and an event loop (aio.py) run the same ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from zenos.bus.envelope import Data, Envelope, FrameError, Kind, Verb, body_in, close_all, frame_of
+from zenos.bus.order import Item, Link, Policy, SendQueue
+from zenos.bus.terms import Taken, Terms, Want
+from zenos.core import limits
+from zenos.core.errors import (
+    BusyError,
+    DeadlineError,
+    NoDaemonError,
+    UnavailableError,
+    ZenosError,
+    from_code,
+)
+
+T = TypeVar("T")
+_NO_HEADERS: Final[dict[str, str]] = {}
+QUEUE_MESSAGES: Final = 1_000_000  # bounded by windows and requests; the bytes by the usual limit
+
+
+class Slot:
+    """Something that is waited for. lost: the connection ended before it came."""
+
+    __slots__ = ("done", "inbox", "lost", "on_done", "value")
+
+    def __init__(self, inbox: Inbox | None = None) -> None:
+        self.done = False
+        self.lost = False
+        self.value: Any = None
+        self.inbox = inbox
+        self.on_done: Callable[[], None] | None = None
+
+    def fill(self, value: Any = None, *, lost: bool = False) -> None:
+        """It has come, or never will."""
+        if not self.done:
+            self.done, self.value, self.lost = True, value, lost
+            if self.on_done is not None:
+                self.on_done()
+
+    def abandon(self) -> None:
+        """Who waited was interrupted. A message that had come for it stays in its inbox."""
+        if not self.done:
+            self.done = self.lost = True
+        elif self.inbox is not None and self.value is not None:
+            self.inbox.messages.appendleft(self.value)
+
+
+Steps = Generator[tuple[Slot, float | None], bool, T]
+
+
+class Received:
+    """A message that has come. Who has it owns its descriptors."""
+
+    __slots__ = ("descriptors", "envelope", "frame", "missed")
+
+    def __init__(self, envelope: Envelope, frame: Data, descriptors: tuple[int, ...]) -> None:
+        self.envelope = envelope
+        self.frame = frame
+        self.descriptors = descriptors
+        self.missed = 0  # messages that were too many for this subscriber, before this one
+
+    @property
+    def body(self) -> memoryview:
+        """Where it lies in the frame."""
+        return body_in(self.frame)
+
+
+class ReceivedDescriptors(Received):
+    """A message with descriptors: nobody may ever look at it, and they must not stay open."""
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        close_all(self.descriptors)
+
+
+class Window:
+    """How much of what was sent to a transient topic may be unconfirmed."""
+
+    __slots__ = ("bytes", "messages", "refuses", "terms", "waiters")
+
+    def __init__(self, terms: Terms) -> None:
+        self.terms = terms
+        self.refuses = terms.when_full == "refuse"
+        self.messages = 0
+        self.bytes = 0
+        self.waiters: deque[Slot] = deque()
+
+    def has_room(self, size: int) -> bool:
+        """Whether a message of `size` bytes may be sent now."""
+        if not self.messages:
+            return True
+        terms = self.terms
+        return self.messages < terms.messages and self.bytes + size <= terms.bytes
+
+
+class Inbox:
+    """Messages of one topic that have come and were not taken yet.
+
+    credit: how many more the broker may send.
+    """
+
+    def __init__(self, topic: str, prefetch: int) -> None:
+        self.topic = topic
+        self.prefetch = prefetch
+        self.messages: deque[Received] = deque()
+        self.waiters: deque[Slot] = deque()
+        self.credit = 0
+        self.arrived = 0
+        self.missed = 0
+
+    def put(self, received: Received) -> None:
+        """Give it to who waits longest, or keep it."""
+        self.arrived += 1
+        self.credit = max(0, self.credit - 1)
+        while self.waiters:
+            slot = self.waiters.popleft()
+            if not slot.done:
+                slot.fill(received)
+                return
+        self.messages.append(received)
+
+    def clear(self) -> None:
+        """Drop what nobody has taken."""
+        self.messages.clear()
+
+
+class Session:
+    """One program's side of its connection, over as many connections as it takes.
+
+    Not thread-safe. on_output: something was put into `output`.
+    """
+
+    def __init__(self, generation: int, on_output: Callable[[], None]) -> None:
+        self.generation = generation
+        self.name = ""
+        self.is_connected = False
+        self.closed: ZenosError | None = None
+        self.output = SendQueue(Policy(), Link(), QUEUE_MESSAGES, limits.SEND_QUEUE_BYTES_MAX)
+        self.windows: dict[str, Window] = {}
+        self.received: dict[tuple[str, bool], Inbox] = {}  # by topic, and whether it is durable
+        self.subscribed: dict[str, Inbox] = {}
+        self._ids = itertools.count(1)
+        self._pending: dict[int, Slot] = {}
+        self._arrivals: list[Slot] = []  # who waits for a connection
+        self._on_output = on_output
+
+    # -- the connection
+
+    def connect(self, name: str, policy: Policy) -> None:
+        """A broker has let us in."""
+        self.name = name
+        self.output.use(policy)
+        self.is_connected = True
+        for topic, inbox in self.subscribed.items():
+            inbox.credit = 0
+            self.emit("subscribe", topic, kind="command")
+            self.top_up(inbox, subscribed=True)
+        arrivals, self._arrivals = self._arrivals, []
+        for slot in arrivals:
+            slot.fill()
+
+    def disconnect(self) -> None:
+        """The connection has ended: what was asked over it is never answered."""
+        self.is_connected = False
+        for item in self.output.clear():
+            close_all(item.descriptors)
+        pending, self._pending = self._pending, {}
+        for slot in pending.values():
+            slot.fill(lost=True)
+        windows, self.windows = self.windows, {}
+        for window in windows.values():
+            for slot in window.waiters:
+                slot.fill(lost=True)
+        for (_, durable), inbox in self.received.items():
+            inbox.credit = 0
+            if durable:
+                inbox.clear()  # their leases have ended
+            waiters, inbox.waiters = inbox.waiters, deque()
+            for slot in waiters:
+                slot.fill(lost=True)
+
+    def close(self, error: ZenosError) -> None:
+        """Nothing more will come: who waits hears why."""
+        self.closed = error
+        self.disconnect()
+        for inbox in [*self.received.values(), *self.subscribed.values()]:
+            inbox.clear()
+            for slot in inbox.waiters:
+                slot.fill(lost=True)
+        arrivals, self._arrivals = self._arrivals, []
+        for slot in arrivals:
+            slot.fill(lost=True)
+
+    # -- what comes
+
+    def take(self, envelope: Envelope, frame: Data, descriptors: tuple[int, ...]) -> None:
+        """A frame of the broker. FrameError when it makes no sense."""
+        verb = envelope.verb
+        if verb in ("send", "call", "publish", "reply"):
+            kind = ReceivedDescriptors if descriptors else Received
+            received = kind(envelope, frame, descriptors)
+            if verb == "publish":
+                inbox = self.subscribed.get(envelope.topic)
+            elif verb == "reply" or (envelope.durable and envelope.to in self._pending):
+                self._finish(envelope.to, received)
+                return
+            else:
+                inbox = self.received.get((envelope.topic, envelope.durable))
+            if inbox is None:
+                return
+            if verb == "publish":
+                received.missed, inbox.missed = inbox.missed, 0
+            inbox.put(received)
+            return
+        close_all(descriptors)
+        match verb:
+            case "answer":
+                self._finish(envelope.to, Received(envelope, frame, ()))
+            case "taken":
+                self._taken(envelope.topic, decode(frame, Taken))
+            case "missed":
+                inbox = self.subscribed.get(envelope.topic)
+                if inbox is not None:
+                    inbox.missed += envelope.to
+            case _:
+                raise FrameError(f"cannot take {verb!r} from the broker")
+
+    def _finish(self, number: int, received: Received) -> None:
+        slot = self._pending.pop(number, None)
+        if slot is not None:
+            slot.fill(received)
+
+    def _taken(self, topic: str, taken: Taken) -> None:
+        window = self.windows.get(topic)
+        if window is None:
+            return
+        window.messages = max(0, window.messages - taken.messages)
+        window.bytes = max(0, window.bytes - taken.bytes)
+        waiters, window.waiters = window.waiters, deque()
+        for slot in waiters:  # each looks again, in the order in which they came
+            slot.fill()
+
+    # -- what goes
+
+    def emit(
+        self,
+        verb: Verb,
+        topic: str,
+        body: Data = b"",
+        *,
+        kind: Kind = "data",
+        to: int = 0,
+        key: str = "",
+        durable: bool = False,
+        priority: int = limits.PRIORITY_NORMAL,
+        delivery: int = 0,
+        delay_s: float = 0.0,
+        deadline_s: float | None = None,
+        headers: dict[str, str] | None = None,
+        descriptors: tuple[int, ...] = (),
+        credit: int = 0,
+    ) -> tuple[int, int]:
+        """Put a frame into the output; its id, and its size in bytes. InvalidError: too large."""
+        number, now = next(self._ids), time.time()
+        frame = frame_of(
+            body,
+            number,
+            kind,
+            topic,
+            self.name,
+            self.generation,
+            number,
+            priority,
+            now,
+            now + deadline_s if deadline_s is not None else 0.0,
+            headers or _NO_HEADERS,
+            verb,
+            to,
+            key,
+            durable,
+            delivery,
+            0,
+            delay_s,
+            len(descriptors),
+            credit,
+        )
+        item = Item(kind, priority, self.name, topic, frame, 0.0, descriptors)
+        self.output.put(item, time.monotonic(), always=True)
+        self._on_output()
+        return number, len(frame) + limits.DESCRIPTOR_BYTES * len(descriptors)
+
+    def ask(self, verb: Verb, topic: str, body: Data = b"", **fields: Any) -> tuple[int, Slot]:
+        """Emit a request; its id, and the slot of its answer."""
+        number, _ = self.emit(verb, topic, body, **fields)
+        return number, self.expect(number)
+
+    def expect(self, number: int) -> Slot:
+        """The slot of the answer to a frame that was emitted just now."""
+        slot = self._pending[number] = Slot()
+        return slot
+
+    def forget(self, number: int) -> None:
+        """Nobody waits for that answer any more."""
+        self._pending.pop(number, None)
+
+    def arrive(self, deadline: float | None) -> Steps[None]:
+        """Wait until there is a connection. Raises NoDaemonError at the deadline."""
+        while not self.is_connected:
+            if self.closed is not None:
+                raise self.closed
+            slot = Slot()
+            self._arrivals.append(slot)
+            if not (yield slot, deadline):
+                self._arrivals.remove(slot)
+                raise NoDaemonError("cannot reach the daemon in time: start it with 'zenos up'")
+        if self.closed is not None:
+            raise self.closed
+
+    def request(
+        self,
+        verb: Verb,
+        topic: str,
+        body: Data = b"",
+        *,
+        deadline: float | None,
+        passing: Callable[[], None] | None = None,
+        **fields: Any,
+    ) -> Steps[Received]:
+        """Ask until it is answered, over as many connections as it takes.
+
+        For what may be asked twice. passing: called when it was written. Raises the answer's error,
+        and DeadlineError.
+        """
+        while True:
+            yield from self.arrive(deadline)
+            number, slot = self.ask(verb, topic, body, **fields)
+            if passing is not None:
+                passing()
+            if not (yield slot, deadline):
+                self.forget(number)
+                raise DeadlineError(f"cannot finish in time: no answer about {topic} came")
+            if not slot.lost:
+                answer: Received = slot.value
+                raise_error(answer)
+                return answer
+
+    # -- inboxes
+
+    def inbox(self, topic: str, prefetch: int, *, durable: bool) -> Inbox:
+        """Where messages of a topic come in."""
+        key = (topic, durable)
+        if key not in self.received:
+            self.received[key] = Inbox(topic, prefetch)
+        found = self.received[key]
+        found.prefetch = prefetch
+        return found
+
+    def next_of(self, inbox: Inbox, deadline: float | None, *, subscribed: bool) -> Steps[Received]:
+        """The next message of a transient inbox. DeadlineError when none came in time."""
+        while True:
+            if inbox.messages:
+                found = inbox.messages.popleft()
+                self.top_up(inbox, subscribed=subscribed)
+                return found
+            if not subscribed or self.closed is not None:
+                yield from self.arrive(deadline)
+            slot = Slot(inbox)
+            inbox.waiters.append(slot)
+            self.top_up(inbox, subscribed=subscribed)
+            if not (yield slot, deadline):
+                inbox.waiters.remove(slot)
+                if not subscribed:
+                    yield from self._take_credit_back(inbox)
+                if not inbox.messages:
+                    raise DeadlineError(f"cannot receive from {inbox.topic}: nothing came in time")
+            elif not slot.lost:
+                taken: Received = slot.value
+                self.top_up(inbox, subscribed=subscribed)
+                return taken
+
+    def top_up(self, inbox: Inbox, *, subscribed: bool) -> None:
+        """Say that more may come, in large enough steps."""
+        wanted = min(max(inbox.prefetch, len(inbox.waiters)), limits.PREFETCH_MAX)
+        there = inbox.credit + len(inbox.messages)
+        idle = not subscribed and not inbox.waiters and inbox.prefetch == 1
+        if self.is_connected and not idle and there <= wanted // 2:
+            count = wanted - there
+            body = msgspec.msgpack.encode(Want(count=count))
+            self.emit("want", inbox.topic, body, kind="command", to=int(subscribed))
+            inbox.credit += count
+
+    def _take_credit_back(self, inbox: Inbox) -> Steps[None]:
+        """Who has stopped waiting must not be sent anything. What was sent already still comes."""
+        if not self.is_connected or inbox.waiters or not inbox.credit:
+            return
+        _, slot = self.ask("withdraw", inbox.topic, kind="command")
+        credit, inbox.credit, arrived = inbox.credit, 0, inbox.arrived
+        yield slot, None
+        if slot.lost:
+            return
+        back = decode(slot.value.frame, int)
+        on_its_way = credit - back - (inbox.arrived - arrived)
+        inbox.credit += max(0, on_its_way)
+        if on_its_way > 0 and not inbox.messages:
+            arrival = Slot(inbox)
+            inbox.waiters.append(arrival)
+            yield arrival, None
+            if not arrival.lost:
+                inbox.messages.appendleft(arrival.value)
+
+    # -- windows
+
+    def window(self, topic: str, deadline: float | None) -> Steps[Window]:
+        """The terms of a transient topic, asked for once for each connection."""
+        while topic not in self.windows:
+            answer = yield from self.request("open", topic, deadline=deadline, kind="command")
+            if topic not in self.windows and self.is_connected:
+                self.windows[topic] = Window(decode(answer.frame, Terms))
+        return self.windows[topic]
+
+    def has_room(self, topic: str, size: int) -> Window | None:
+        """The topic's window, if it is known to have room and nobody waits for it."""
+        window = self.windows.get(topic)
+        if window is None or window.refuses or window.waiters or not window.has_room(size):
+            return None
+        return window
+
+    def room(self, topic: str, size: int, deadline: float | None) -> Steps[Window]:
+        """A window with room for a message of about `size` bytes. BusyError at the deadline."""
+        while True:
+            window = yield from self.window(topic, deadline)
+            if window.refuses or (not window.waiters and window.has_room(size)):
+                return window
+            slot = Slot()
+            window.waiters.append(slot)
+            if not (yield slot, deadline):
+                window.waiters.remove(slot)
+                raise BusyError(
+                    f"cannot send to {topic}: it was full until the deadline; receive some, or "
+                    "send fewer",
+                    retry_after_s=1,
+                )
+            if not slot.lost and self.windows.get(topic) is window and window.has_room(size):
+                return window
+
+
+def decode(frame: Data, kind: type[T]) -> T:
+    """A frame's body. FrameError when it is something else."""
+    try:
+        return msgspec.msgpack.decode(body_in(frame), type=kind)
+    except msgspec.MsgspecError as error:
+        raise FrameError(f"cannot read what the broker says: {error}") from None
+
+
+def raise_error(answer: Received) -> None:
+    """Raise what a request was answered with, if that is an error."""
+    headers = answer.envelope.headers
+    if "code" in headers:
+        wait_s = headers.get("retry_after_s")
+        error = headers.get("error", "")
+        raise from_code(headers["code"], error, retry_after_s=float(wait_s) if wait_s else None)
+
+
+LOST: Final = UnavailableError(
+    "cannot tell whether it was done: the daemon went away meanwhile; ask again if twice is as "
+    "good as once"
+)

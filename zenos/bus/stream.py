@@ -1,0 +1,204 @@
+"""Frames on a connected unix socket, in both directions, with the descriptors that accompany them.
+
+Both ends of the bus read and write through here, whether they wait for the socket or not.
+Descriptors go with the first byte of their frame (SCM_RIGHTS). Whoever reads a frame owns what came
+with it; what no frame has claimed is closed with the connection.
+"""
+
+from __future__ import annotations
+
+import array
+import socket
+from collections import deque
+from typing import Final
+
+import msgspec
+
+from zenos.bus.envelope import (
+    HELLO,
+    Data,
+    Decoder,
+    Envelope,
+    FrameError,
+    Hello,
+    close_all,
+    encode,
+)
+from zenos.bus.order import Policy, SendQueue
+from zenos.core import limits
+
+Frame = tuple[Envelope, Data, tuple[int, ...]]  # the header, the whole frame, its descriptors
+
+BATCH_BYTES: Final = 256 * limits.KIB  # that are written at once
+JOINED_BYTES_MAX: Final = 16 * limits.KIB  # of one frame that is copied into a batch
+# As numbers: to compare enumerations takes longer than to read.
+_CLOSE_ON_EXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
+_TRUNCATED: Final = int(socket.MSG_CTRUNC)
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(4 * limits.FRAME_DESCRIPTORS_MAX)
+
+
+class Welcome(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of the broker's first message: how to order what is sent, and one's name."""
+
+    policy: Policy = Policy()
+    name: str = ""
+
+
+def hello_of(hello: Hello) -> bytes:
+    """The first frame of a connection."""
+    body = msgspec.msgpack.encode(hello)
+    return encode(Envelope(kind="command", topic=HELLO, generation=hello.generation, body=body))
+
+
+def greet(path: str, hello: Hello, timeout_s: float | None = None) -> socket.socket:
+    """Connect to the broker at `path` and say who one is. Raises OSError."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(timeout_s)
+        connection.connect(path)
+        connection.sendall(hello_of(hello))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+class FrameReader:
+    """Reads frames from a socket, blocking or not."""
+
+    def __init__(
+        self, connection: socket.socket, frame_bytes_max: int = limits.FRAME_BYTES_MAX
+    ) -> None:
+        self._socket = connection
+        self.decoder = Decoder(frame_bytes_max)
+        self._descriptors: deque[int] = deque()  # that came, in the order of their frames
+
+    def read(self) -> list[Frame] | None:
+        """Frames that are whole after one read of the socket; None at its end.
+
+        Raises FrameError (close the connection), BlockingIOError when nothing is there, OSError.
+        """
+        count, ancillary, flags, _ = self._socket.recvmsg_into(
+            [self.decoder.room()], _ANCILLARY_BYTES, _CLOSE_ON_EXEC
+        )
+        if ancillary:
+            self._take_descriptors(ancillary)
+        if flags & _TRUNCATED:
+            raise FrameError("cannot take that many descriptors at once")
+        if count == 0:
+            return None
+        frames = self.decoder.received(count)
+        if self._descriptors or any(envelope.descriptors for envelope, _ in frames):
+            return self._with_descriptors(frames)
+        return [(envelope, frame, ()) for envelope, frame in frames]
+
+    def _take_descriptors(self, ancillary: list[tuple[int, int, bytes]]) -> None:
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                whole = array.array("i")
+                whole.frombytes(data[: len(data) - len(data) % whole.itemsize])
+                self._descriptors.extend(whole)
+
+    def _with_descriptors(self, frames: list[tuple[Envelope, Data]]) -> list[Frame]:
+        found: list[Frame] = []
+        for envelope, frame in frames:
+            if envelope.descriptors > len(self._descriptors):
+                for *_, taken in found:
+                    close_all(taken)
+                raise FrameError(f"cannot find the {envelope.descriptors} descriptors of a frame")
+            fds = tuple(self._descriptors.popleft() for _ in range(envelope.descriptors))
+            found.append((envelope, frame, fds))
+        if self._descriptors and not self.decoder.waiting_bytes:
+            for *_, taken in found:
+                close_all(taken)
+            raise FrameError("cannot take descriptors that belong to no frame")
+        return found
+
+    def close(self) -> None:
+        """Close the descriptors that no frame has claimed. The socket is its owner's."""
+        close_all(self._descriptors)
+        self._descriptors.clear()
+
+
+class FrameWriter:
+    """Writes what a queue holds, in its order; frames that are there together go together."""
+
+    def __init__(self, connection: socket.socket, waiting: SendQueue) -> None:
+        self._socket = connection
+        self.waiting = waiting
+        self._batch: deque[tuple[Data, tuple[int, ...]]] = deque()
+        self._begun = 0.0
+        self._batch_bytes = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything is written."""
+        return not self._batch and not self.waiting
+
+    def write(self, now: float) -> bool:
+        """Write until nothing is left, or the socket takes no more; whether nothing is left.
+
+        now: on the queue's clock. Raises OSError when the connection has ended.
+        """
+        while self.flush():
+            if not self.fill(now):
+                return True
+        return False
+
+    def fill(self, now: float) -> bool:
+        """Take the next batch from the queue; whether there was one."""
+        items = self.waiting.take(now, BATCH_BYTES)
+        if not items:
+            return False
+        if self._batch_bytes == 0:
+            self._begun = now
+        if len(items) == 1:
+            self._batch_bytes += len(items[0].frame)
+            self._batch.append((items[0].frame, items[0].descriptors))
+            return True
+        small: list[Data] = []
+        for item in items:
+            self._batch_bytes += len(item.frame)
+            if item.descriptors or len(item.frame) > JOINED_BYTES_MAX:
+                self._add(small)
+                self._batch.append((item.frame, item.descriptors))
+            else:
+                small.append(item.frame)
+        self._add(small)
+        return True
+
+    def flush(self) -> bool:
+        """Write what was taken; whether all of it could be (a socket that blocks takes it all)."""
+        while self._batch:
+            data, fds = self._batch[0]
+            try:
+                if fds:
+                    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+                    sent = self._socket.sendmsg([data], rights)
+                else:
+                    sent = self._socket.send(data)
+            except BlockingIOError:
+                return False
+            if fds:
+                close_all(fds)
+            if sent < len(data):
+                self._batch[0] = (memoryview(data)[sent:], ())
+            else:
+                self._batch.popleft()
+        return True
+
+    def written(self, now: float) -> None:
+        """Everything was written by now: what that says of the link's speed."""
+        self.waiting.link.observe(self._batch_bytes, now - self._begun)
+        self._batch_bytes = 0
+
+    def _add(self, small: list[Data]) -> None:
+        if small:
+            self._batch.append((b"".join(small) if len(small) > 1 else small[0], ()))
+            small.clear()
+
+    def close(self) -> None:
+        """Drop what was taken from the queue, and close its descriptors."""
+        for _, fds in self._batch:
+            close_all(fds)
+        self._batch.clear()

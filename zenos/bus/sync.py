@@ -1,0 +1,352 @@
+"""The bus for programs that wait: `zenos.bus.connect()`.
+
+There is no thread that reads. Whoever waits reads for all, until what it waits for has come; then
+another one does. So a call costs no change of thread beside those of the processes. What is sent
+goes out at once, or, if much is sent, together: at the latest FLUSH_AFTER_S later.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from zenos.bus import address
+from zenos.bus.envelope import WELCOME, FrameError, Hello, body_of, with_body
+from zenos.bus.session import Received, Session, Slot, Steps
+from zenos.bus.stream import FrameReader, FrameWriter, Welcome, greet
+from zenos.bus.sync_topics import Topic
+from zenos.core import limits
+from zenos.core.errors import NoDaemonError, UnauthorizedError, UnavailableError
+from zenos.core.messages import check_topic
+
+T = TypeVar("T")
+CONNECT_S: Final = 5.0  # for which is waited for one that is starting, or for its welcome
+BACKOFF_S: Final = 0.02
+BACKOFF_S_MAX: Final = 1.0
+FLUSH_AFTER_S: Final = 0.0002
+FLUSH_BYTES: Final = 32 * limits.KIB
+STUCK_S: Final = 0.2  # between two looks at whether a broker that doesn't read has gone
+
+
+def connect(*, home: str | Path | None = None, timeout_s: float = CONNECT_S) -> Bus:
+    """The bus of `home` (default `ZENOS_HOME`), as the task in which this runs, else as the user.
+
+    Raises NoDaemonError when no daemon lets it in within `timeout_s` seconds, UnauthorizedError for
+    a token that it doesn't know.
+    """
+    path, hello = address.find(home)
+    return Bus(path, hello, timeout_s=timeout_s)
+
+
+class Bus:
+    """A connection that comes back by itself. May be used by several threads; not after a fork."""
+
+    def __init__(self, path: Path, hello: Hello, *, timeout_s: float = CONNECT_S) -> None:
+        self._path = str(path)
+        self._hello = hello
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self.session = Session(hello.generation, lambda: None)
+        self._socket: socket.socket | None = None
+        self._reader: FrameReader | None = None
+        self._writer: FrameWriter | None = None
+        self._poll = select.poll()  # for something to read
+        self._leading = False
+        self._wait_s = BACKOFF_S
+        self._refused = False
+        self._flushed_at = 0.0
+        self._flush_due = threading.Event()
+        self._flusher: threading.Thread | None = None
+        self._wake_read, self._wake_write = socket.socketpair()
+        try:
+            self.run(self.session.arrive(time.monotonic() + timeout_s))
+        except BaseException as error:
+            self.close()
+            if isinstance(error, NoDaemonError) and self._refused:
+                raise UnauthorizedError(
+                    "cannot use the bus: the daemon doesn't know this token; is ZENOS_HOME its "
+                    "home, and this task still its own?"
+                ) from None
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def name(self) -> str:
+        """What messages from here say as their sender."""
+        return self.session.name
+
+    @property
+    def task(self) -> str:
+        """The task that this belongs to; empty outside of any. Its own topics begin with it."""
+        return self._hello.task
+
+    def topic(self, name: str, *, durable: bool = False, prefetch: int = 1) -> Topic:
+        """A topic. prefetch: how many messages may come before they are asked for."""
+        return Topic(self, check_topic(name), durable=durable, prefetch=prefetch)
+
+    def flush(self) -> None:
+        """Write what was sent."""
+        with self._changed:
+            self._write()
+
+    def close(self) -> None:
+        """Write what was sent, and end the connection. What is leased goes to others."""
+        with self._changed:
+            if self.session.closed is not None:
+                return
+            with suppress(OSError):
+                if self._writer is not None and self.session.is_connected:
+                    self._write()
+            self.session.close(UnavailableError("cannot use the bus: it was closed"))
+            self._drop_connection()
+            with suppress(OSError):
+                self._wake_write.send(b"x")
+            self._flush_due.set()
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._leading)
+            self._wake_read.close()
+            self._wake_write.close()
+        if self._flusher is not None:
+            self._flusher.join()
+
+    # -- waiting
+
+    def run(self, steps: Steps[T]) -> T:
+        """Do the steps of an operation, waiting where they wait."""
+        with self._lock:
+            try:
+                slot, deadline = next(steps)
+                while True:
+                    slot, deadline = steps.send(self._wait(slot, deadline))
+            except StopIteration as end:
+                result: T = end.value
+            finally:
+                steps.close()  # here, where the lock is held
+            self._write_soon()
+            return result
+
+    def send_now(self, topic: str, body: bytes, priority: int) -> bool:
+        """Send bytes, if that needs no waiting; what `send` does otherwise, in fewer steps."""
+        with self._lock:
+            window = self.session.has_room(topic, len(body) + limits.KIB)
+            if window is None or not limits.PRIORITY_MIN <= priority <= limits.PRIORITY_MAX:
+                return False
+            _, size = self.session.emit("send", topic, body, priority=priority)
+            window.messages += 1
+            window.bytes += size
+            self._write_soon()
+            return True
+
+    def receive_now(self, topic: str) -> Received | None:
+        """A transient message that has come already."""
+        with self._lock:
+            inbox = self.session.received.get((topic, False))
+            if inbox is None or not inbox.messages:
+                return None
+            received = inbox.messages.popleft()
+            if inbox.prefetch > 1 and inbox.credit <= inbox.prefetch // 4:
+                self.session.top_up(inbox, subscribed=False)
+            self._write_soon()
+            return received
+
+    def act(self, do: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """Do something that needn't be waited for."""
+        with self._lock:
+            result = do(self.session, *arguments, **options)
+            self._write_soon()
+            return result
+
+    def act_before_more(self, do: Callable[..., T], *arguments: Any) -> T:
+        """Do something that goes out with what is received or sent next."""
+        with self._lock:
+            return do(self.session, *arguments)
+
+    def _wait(self, slot: Slot, deadline: float | None) -> bool:
+        """Whether the slot was filled in time; the lock is held."""
+        try:
+            self._write()
+            while not slot.done:
+                left_s = None if deadline is None else deadline - time.monotonic()
+                if left_s is not None and left_s <= 0:
+                    return False
+                if self._leading:
+                    self._changed.wait(left_s)
+                    continue
+                self._leading = True
+                try:
+                    self._lead(left_s)
+                finally:
+                    self._leading = False
+                    self._changed.notify_all()
+        except BaseException:
+            slot.abandon()
+            raise
+        return True
+
+    def _lead(self, left_s: float | None) -> None:
+        """Read what comes next, for all; at most for `left_s` seconds."""
+        if self._socket is None:
+            self._connect(left_s)
+            return
+        reader = self._reader
+        assert reader is not None  # noqa: S101 - there is one with each socket
+        self._changed.release()
+        frames = None
+        try:
+            frames = reader.read() if _polled(self._poll, left_s) else []
+        except BlockingIOError:
+            frames = []
+        except (OSError, FrameError, ValueError):
+            frames = None
+        finally:
+            self._changed.acquire()
+        if self.session.closed is not None:
+            return
+        try:
+            if frames is None:
+                raise FrameError
+            for frame in frames:
+                self.session.take(*frame)
+        except FrameError:
+            self._drop_connection()
+            self.session.disconnect()
+
+    def _connect(self, left_s: float | None) -> None:
+        """Try to get in, once; wait a little if that fails."""
+        self._changed.release()
+        made = None
+        try:
+            wait_s = CONNECT_S if left_s is None else min(left_s, CONNECT_S)
+            made = self._enter(max(wait_s, 0.01))
+        except (OSError, FrameError):
+            pause_s = self._wait_s if left_s is None else min(self._wait_s, left_s)
+            self._wait_s = min(2 * self._wait_s, BACKOFF_S_MAX)
+            _ready([self._wake_read], pause_s)
+        finally:
+            self._changed.acquire()
+        if made is None:
+            return
+        connection, reader, welcome = made
+        if self.session.closed is not None:
+            connection.close()
+            return
+        self._wait_s = BACKOFF_S
+        self._socket, self._reader = connection, reader
+        self._poll = select.poll()
+        for one in (connection, self._wake_read):
+            self._poll.register(one, select.POLLIN)
+        self._writer = FrameWriter(connection, self.session.output)
+        self.session.connect(welcome.name, welcome.policy)
+        self._write()
+
+    def _enter(self, timeout_s: float) -> tuple[socket.socket, FrameReader, Welcome]:
+        connection = greet(self._path, self._hello, timeout_s)
+        reader = FrameReader(connection)
+        try:
+            # The welcome is all that is said before something is asked for.
+            frames = reader.read()
+            while frames is not None and not frames:
+                frames = reader.read()
+            if frames is None or frames[0][0].topic != WELCOME:
+                self._refused = True
+                raise FrameError("cannot get in: the connection was closed")
+            welcome: Welcome = body_of(with_body(*frames[0][:2]), Welcome)
+            self._refused = False
+            connection.setblocking(False)
+        except BaseException:
+            reader.close()
+            connection.close()
+            raise
+        return connection, reader, welcome
+
+    def _drop_connection(self) -> None:
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+            self._socket.close()
+        if self._reader is not None:
+            self._reader.close()
+        if self._writer is not None:
+            self._writer.close()
+        self._socket = self._reader = self._writer = None
+
+    # -- writing
+
+    def _write(self) -> None:
+        """Write everything that waits. A broker that reads slowly is waited for."""
+        writer, connection = self._writer, self._socket
+        while writer is not None and connection is not None and self._writer is writer:
+            try:
+                now = time.monotonic()
+                if writer.write(now):
+                    self._flushed_at = now
+                    return
+            except OSError:
+                if self.session.closed is None:
+                    self._drop_connection()
+                    self.session.disconnect()
+                    self._changed.notify_all()
+                return
+            self._changed.release()
+            try:
+                _ready([connection], STUCK_S, select.POLLOUT)
+            finally:
+                self._changed.acquire()
+
+    def _write_soon(self) -> None:
+        """Write what waits: at once if that is rare or much, else together with what follows."""
+        output = self.session.output
+        if not output:
+            return
+        if (
+            output.waiting_bytes >= FLUSH_BYTES
+            or time.monotonic() - self._flushed_at > FLUSH_AFTER_S
+        ):
+            self._write()
+        elif not self._flush_due.is_set():
+            if self._flusher is None:
+                self._flusher = threading.Thread(
+                    target=self._flush_for_ever, name="bus-flush", daemon=True
+                )
+                self._flusher.start()
+            self._flush_due.set()
+
+    def _flush_for_ever(self) -> None:
+        while self.session.closed is None:
+            self._flush_due.wait()
+            time.sleep(FLUSH_AFTER_S)
+            with self._changed:
+                self._flush_due.clear()
+                self._write()
+
+
+def _ready(sockets: list[socket.socket], left_s: float | None, event: int = select.POLLIN) -> bool:
+    """Wait until one of them can be read (or what `event` says); False when none can in time."""
+    poll = select.poll()
+    try:
+        for one in sockets:
+            poll.register(one, event)
+    except (OSError, ValueError):
+        return True  # closed meanwhile
+    return _polled(poll, left_s)
+
+
+def _polled(poll: select.poll, left_s: float | None) -> bool:
+    return bool(poll.poll(None if left_s is None else max(0.0, left_s * 1000)))

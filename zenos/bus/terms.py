@@ -1,0 +1,36 @@
+"""Bodies of what peers and the broker say to each other about topics."""
+
+from __future__ import annotations
+
+import msgspec
+
+from zenos.core.messages import WhenFull
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """How much may be sent to a transient topic before it is heard that it was taken."""
+
+    when_full: WhenFull
+    messages: int
+    bytes: int
+
+
+class Want(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """So many more messages may come. lease_s: for how long each, of a durable topic."""
+
+    count: int = 1
+    lease_s: float | None = None
+
+
+class Taken(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """A topic has taken so many messages, of so many bytes as frames, since this was said last."""
+
+    messages: int
+    bytes: int
+
+
+class Nacked(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """Why a durable message was not processed. failed: it was tried."""
+
+    reason: str = ""
+    failed: bool = True
