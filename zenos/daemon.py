@@ -20,6 +20,7 @@ import os
 import secrets
 import socket
 import sys
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -58,8 +59,8 @@ log = logging.getLogger("zenos.daemon")
 STORE_LOOK_S: Final = 3.0
 
 
-async def run(home: Home, config: Config) -> None:
-    """Boot, run until told to stop, and stop in reverse order."""
+async def run(home: Home, config: Config, flags: Mapping[str, Any]) -> None:
+    """Boot, run until told to stop, and stop in reverse order. flags: win over a reload too."""
     end_boot_on_signals()
     async with AsyncExitStack() as stack:
         # 1. The home is ours alone.
@@ -125,7 +126,7 @@ async def run(home: Home, config: Config) -> None:
             loop.run(kernel, store, inbox, clock, view.apply, system.perform)
         )
         stack.push_async_callback(_end_loop, looping, inbox, system)
-        watch_signals(system, config, home)
+        watch_signals(system, flags, home)
         log.info("zenos %s listens on http://%s:%d, home %s", __version__, host, port, home.root)
         await _until_stopped(system, inbox, view, looping, {api, keeping})
 
@@ -343,8 +344,8 @@ def end_boot_on_signals() -> None:
     running.add_signal_handler(signal.SIGHUP, lambda: None)
 
 
-def watch_signals(system: LocalSystem, config: Config, home: Home) -> None:
-    """SIGTERM and SIGINT: suspend what can be, and end. SIGHUP: read the log level again."""
+def watch_signals(system: LocalSystem, flags: Mapping[str, Any], home: Home) -> None:
+    """SIGTERM and SIGINT: suspend what can be, and end. SIGHUP: read the settings again."""
     running = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -352,9 +353,14 @@ def watch_signals(system: LocalSystem, config: Config, home: Home) -> None:
 
     def reload() -> None:
         try:
-            fresh = configuration.resolve(read_settings(home.config), os.environ)
-            logging.getLogger("zenos").setLevel(fresh.log_level.upper())
-            log.info("settings read again: log_level %s", fresh.log_level)
+            fresh = configuration.resolve(read_settings(home.config), os.environ, flags)
+            new, taken, others = configuration.reloaded(system.config, fresh)
+            system.configure(new)
+            logging.getLogger("zenos").setLevel(new.log_level.upper())
+            shown = ", ".join(f"{name} {getattr(new, name)}" for name in taken)
+            log.info("settings read again: %s", shown or "nothing has changed")
+            if others:
+                log.warning("needs a restart: %s", ", ".join(others))
         except ZenosError as error:
             log.error("%s; going on with the old settings", error)  # noqa: TRY400
 
@@ -429,7 +435,7 @@ def main(argv: list[str] | None = None) -> int:
         # must not lead the daemon's own processes astray.
         os.chdir(home.root)
         start_logging(home, config.log_level, foreground=given.foreground)
-        asyncio.run(run(home, config))
+        asyncio.run(run(home, config, flags))
     except (KeyboardInterrupt, asyncio.CancelledError):
         log.info("told to end while starting")
     except ZenosError as error:

@@ -50,6 +50,17 @@ def test_hangup_reads_the_settings_again(machine: Machine) -> None:
     machine.process.send_signal(signal.SIGHUP)
     log = machine.home.daemon_log
     until(lambda: "settings read again: log_level debug" in log.read_text())
+    # A grace time that no program outlives any more, and what needs a restart by name.
+    machine.submit(2, "trap '' TERM; echo up; while :; do sleep 1; done")
+    until(lambda: machine.lines()[2] == 1)
+    machine.home.config.write_text("log_level: debug\ncancel_grace_s: 0.5\nnode: other\n")
+    machine.process.send_signal(signal.SIGHUP)
+    until(lambda: "settings read again: cancel_grace_s 0.5" in log.read_text())
+    assert "needs a restart: node" in log.read_text()
+    assert "restart: zygote" not in log.read_text()  # flags still win
+    machine.ask(lambda client: client.cancel("n2"))
+    until(lambda: "grace 0.5 s" in log.read_text())
+    assert machine.finish()["n2"].state is State.CANCELLED
     machine.home.config.write_text("log_level: nonsense\n")
     machine.process.send_signal(signal.SIGHUP)
     until(lambda: "going on with the old settings" in log.read_text())

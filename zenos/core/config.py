@@ -7,7 +7,7 @@ docs/reference/settings.md.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_origin
+from typing import Any, Final, Literal, get_origin
 
 import msgspec
 
@@ -88,6 +88,29 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 raise InvalidError(
                     f"cannot use {name} {getattr(self, name)}: from {low:g} to {high:g}"
                 )
+
+
+# What SIGHUP reads again; everything else needs a restart (docs/reference/settings.md).
+RELOADABLE: Final = (
+    "log_level",
+    "ageing",
+    "overdue_share",
+    "overdue_wait_s",
+    "cancel_grace_s",
+    "suspend_grace_s",
+    "keep_alive_s",
+    "ended_tasks_kept",
+    "ended_task_kept_s",
+)
+
+
+def reloaded(old: Config, fresh: Config) -> tuple[Config, list[str], list[str]]:
+    """What holds from now on; the names of what has changed, and of what a restart would change."""
+    names = [f.name for f in msgspec.structs.fields(Config)]
+    changed = [name for name in names if getattr(old, name) != getattr(fresh, name)]
+    taken = [name for name in changed if name in RELOADABLE]
+    new = msgspec.structs.replace(old, **{name: getattr(fresh, name) for name in taken})
+    return new, taken, [name for name in changed if name not in RELOADABLE]
 
 
 def resolve(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from zenos.core.config import Config
 from zenos.core.specs import DeploymentSpec
 from zenos.core.task import Node, Outcome, Principal, TaskSpec
 
@@ -125,6 +126,12 @@ class StartFailed(Event, frozen=True, kw_only=True):
     task: str
     generation: int
     reason: str
+
+
+class Configured(Event, frozen=True, kw_only=True):
+    """The settings were read again."""
+
+    config: Config
 
 
 class Shutdown(Event, frozen=True, kw_only=True):

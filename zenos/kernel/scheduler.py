@@ -76,6 +76,10 @@ class Queue:
         self._overdue: dict[Resources, dict[str, Entry]] = {}
         self._entries: dict[str, Entry] = {}
 
+    def configure(self, config: Config) -> None:
+        """Go on with other settings; who is overdue stays so."""
+        self._config = config
+
     def __len__(self) -> int:
         return len(self._entries)
 
@@ -202,6 +206,11 @@ class Scheduler:
         self._resources = resources
         self.queue = Queue(config)
         self.reservation: Reservation | None = None
+
+    def configure(self, config: Config) -> None:
+        """Go on with other settings."""
+        self._config = config
+        self.queue.configure(config)
 
     def contention(self) -> float:
         """The share of all CPUs that is given out, 0 to 1."""

@@ -66,6 +66,11 @@ class KernelState:
                 self.estimates.learn(task, task.ran_s)
             self._file(task, snapshot.now)
 
+    def configure(self, config: Config) -> None:
+        """Go on with other settings."""
+        self.config = config
+        self.scheduler.configure(config)
+
     def begin(self, now: float) -> None:
         """Begin a step: nothing is changed yet."""
         self.changes = Changes(now=now)

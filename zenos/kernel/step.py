@@ -107,8 +107,16 @@ class Kernel:
             case ev.NodeUp():
                 self.state.put_node(event.node)
                 self._stop_again()
+            case ev.Configured():
+                self.config = event.config
+                self.state.configure(event.config)
             case ev.Shutdown():
                 self._shut_down(event, now)
+            case _:
+                self._take_of_worker(event, now)
+
+    def _take_of_worker(self, event: ev.Event, now: float) -> None:
+        match event:
             case ev.WorkerStarted():
                 supervision.started(self, event, now)
             case ev.WorkerReady():

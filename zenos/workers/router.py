@@ -78,6 +78,10 @@ class Router:
         self._per_replica: dict[str, int] = {}
         self._per_deployment: dict[str, int] = {}
 
+    def configure(self, config: Config) -> None:
+        """Go on with other settings."""
+        self._config = config
+
     # -- what workers say
 
     def on_chunk(self, task: str, body: bytes) -> None:

@@ -81,6 +81,12 @@ class LocalSystem:
             registry.resolve,
         )
 
+    def configure(self, config: Config) -> None:
+        """Go on with other settings."""
+        self.config = config
+        self.router.configure(config)
+        self._inbox.put(ev.Configured(config=config))
+
     # -- effects
 
     def perform(self, actions: Sequence[Action]) -> None:
