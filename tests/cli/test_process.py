@@ -25,7 +25,7 @@ from zenos.client.address import start_time
 from zenos.core.home import Home
 
 ROOT = Path(__file__).parent.parent.parent
-PROGRAM = [sys.executable, "-c", "from zenos.cli.main import main; main()"]
+PROGRAM = [sys.executable, "-m", "zenos"]
 LAZY = ["--port", "0", "--set", "zygote=lazy"]
 
 
