@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import mentioning, until
+from tests.processes import until
 from tests.system.harness import System
 from zenos.client import Client, connect
 from zenos.core import shim
@@ -33,7 +33,7 @@ class World(System):
         super().__init__(root, "zygote=eager")
         self.start()
         # Before it has imported a thing.
-        self.boot = self.server("zygote")
+        self.boot = self.fork_server("zygote")
         for number in NUMBERS:
             os.kill(self.boot, number)
         self.text = root / "text.txt"
@@ -75,16 +75,16 @@ class World(System):
         found = [view.task for view in self.client.tasks(kind="serve") if view.task.ready]
         return found[0] if found else None
 
-    def server(self, name: str) -> int:
-        """A fork server: the oldest of those that look like it, since shims are forked from it."""
-        home = str(self.home.root)
-        found = [pid for pid, command in mentioning(home).items() if f".{name} " in command]
-        return min(found, key=shim.start_time)
+    def fork_server(self, name: str) -> int:
+        """One that must be there."""
+        pid = self.server(name)
+        assert pid is not None
+        return pid
 
     def pid_of(self, which: str) -> int:
         """A process by what it is."""
         if which in ("launcher", "zygote"):
-            return self.server(which)
+            return self.fork_server(which)
         names = {"program": "n0", "training": "long"}
         replica = self.replica()
         assert replica is not None
@@ -122,7 +122,7 @@ def lives(pid: int, since: int) -> bool:
 
 
 def test_a_zygote_ignores_them_while_it_imports(world: World) -> None:
-    assert world.server("zygote") == world.boot
+    assert world.fork_server("zygote") == world.boot
     assert "has died" not in world.log
 
 

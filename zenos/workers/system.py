@@ -22,6 +22,7 @@ from zenos.bus.broker import Broker
 from zenos.bus.envelope import Envelope
 from zenos.bus.envelope import Kind as MessageKind
 from zenos.core import events as ev
+from zenos.core import failpoints
 from zenos.core.actions import Action, Forget, Reply, Snapshot, StartWorker, StopWorker
 from zenos.core.config import Config
 from zenos.core.errors import NotFoundError
@@ -88,6 +89,7 @@ class LocalSystem:
                     self._spawn(asyncio.to_thread(executor.forget, tasks), "forget")
                 case _:
                     raise TypeError(f"no effect for {type(action).__name__}")
+            failpoints.passing("loop.action")
 
     def _spawn(self, work: Any, what: str) -> None:
         task = asyncio.ensure_future(work)
