@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pty
@@ -25,7 +26,7 @@ from zenos.client.address import start_time
 from zenos.core.home import Home
 
 ROOT = Path(__file__).parent.parent.parent
-PROGRAM = [sys.executable, "-c", "from zenos.cli.main import main; main()"]
+PROGRAM = [sys.executable, "-m", "zenos"]
 LAZY = ["--port", "0", "--set", "zygote=lazy"]
 
 
@@ -141,20 +142,33 @@ def test_up_says_why_it_could_not(home: Home, tmp_path: Path) -> None:
     assert "ZENOS_HOME" in ran.stderr
 
 
-def test_the_foreground_ends_with_a_signal(home: Home) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_foreground_ends_with_a_signal(home: Home, number: signal.Signals) -> None:
     daemon = subprocess.Popen(
         [*PROGRAM, "up", "--foreground", *LAZY],
         env=environment(),
         stderr=subprocess.PIPE,
+        text=True,
         start_new_session=True,
     )
     with daemon:
-        until(lambda: running(home))
-        found = running(home)
-        assert found is not None
-        assert found.pid == daemon.pid
-        daemon.send_signal(signal.SIGTERM)
-        assert daemon.wait(LIMIT_S) == 0
+        try:
+            until(lambda: running(home))
+            found = running(home)
+            assert found is not None
+            assert found.pid == daemon.pid
+            # Its terminal hangs up: it goes on, and reads its settings again.
+            daemon.send_signal(signal.SIGHUP)
+            assert daemon.stderr is not None
+            assert any("settings read again" in line for line in daemon.stderr)
+            with connect() as client:
+                assert client.status().pid == daemon.pid
+            daemon.send_signal(number)
+            daemon.communicate(timeout=60)
+        finally:
+            daemon.kill()
+    assert daemon.returncode == 0
+    assert not home.daemon.exists()
 
 
 def test_ctrl_c_leaves_the_task_running(daemon: Daemon) -> None:
@@ -207,6 +221,7 @@ class Terminal:
                 PROGRAM[0], [*PROGRAM, *args], {**environment(), "TERM": "xterm"}
             )
         self._unread = ""
+        self.rest = ""  # what came after the last text that was waited for
 
     def until(self, text: str) -> str:
         """Read until the text has come; everything from the last call up to there."""
@@ -226,12 +241,16 @@ class Terminal:
         end = time.monotonic() + LIMIT_S
         while time.monotonic() < end:
             try:
-                if select.select([self._fd], [], [], 0.05)[0] and not os.read(self._fd, 65536):
-                    break
+                if select.select([self._fd], [], [], 0.05)[0]:
+                    came = os.read(self._fd, 65536)
+                    self._unread += came.decode("utf-8", "replace")
+                    if not came:
+                        break
             except OSError:
                 break  # the other side has closed it
         _, status = os.waitpid(self.pid, 0)
         os.close(self._fd)
+        self.rest = self._unread
         return os.waitstatus_to_exitcode(status)
 
 
@@ -264,6 +283,70 @@ def test_the_live_screen_in_a_terminal(daemon: Daemon) -> None:
     terminal.until("zenos test")
     terminal.type("q")
     assert terminal.end() == 0
+
+
+# As a terminal is told to: the usual screen, a cursor, no events of a mouse.
+GIVEN_BACK = ("\x1b[?1049l", "\x1b[?25h", "\x1b[?1000l")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_the_live_screen_gives_its_terminal_back(daemon: Daemon, number: signal.Signals) -> None:
+    terminal = Terminal("top", "--interval", "0.2")
+    terminal.until("zenos test")
+    os.kill(terminal.pid, number)
+    assert terminal.end() == 0
+    assert [sequence for sequence in GIVEN_BACK if sequence not in terminal.rest] == []
+    assert "Traceback" not in terminal.rest
+
+
+def hold_answers(daemon: Daemon) -> None:
+    """Answers stop after their first word until their client has gone."""
+    daemon.double.gate = daemon.do(asyncio.Event)
+
+
+def test_ctrl_c_ends_an_answer_and_the_chat_goes_on(daemon: Daemon) -> None:
+    hold_answers(daemon)
+    terminal = Terminal("run", "tiny", "--chat")
+    terminal.until(">>> ")
+    terminal.type("Hello\r")
+    terminal.until("Hello\r\n")  # typed
+    terminal.until("Hello")  # answered
+    assert daemon.double.open == 1
+    terminal.type("\x03")
+    terminal.until(">>> ")
+    # Nobody makes the rest of it.
+    until(lambda: (daemon.double.open, daemon.double.closed) == (0, 1))
+    daemon.do(daemon.double.gate.set)
+    terminal.type("And\r")
+    terminal.until("rld")
+    terminal.until(">>> ")
+    # What had come of it belongs to what was said.
+    assert daemon.double.asked[-1][1].messages == [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "And"},
+    ]
+    terminal.type("\x04")
+    assert terminal.end() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_an_answer_and_frees_its_slot(daemon: Daemon, number: signal.Signals) -> None:
+    hold_answers(daemon)
+    ran = subprocess.Popen(
+        [*PROGRAM, "run", "tiny", "say"],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with ran:
+        assert ran.stdout is not None
+        assert ran.stdout.read(5) == b"Hello"
+        ran.send_signal(number)
+        _, said = ran.communicate(timeout=60)
+    assert ran.returncode == (130 if number is signal.SIGINT else -number)
+    assert said == b""
+    until(lambda: (daemon.double.open, daemon.double.closed) == (0, 1))
 
 
 def completions(*words: str) -> list[str]:

@@ -127,6 +127,17 @@ class Machine:
                     found.append(pid)
         return found
 
+    def ended(self) -> int:
+        """How many tasks have ended."""
+        return sum(task.is_ended for task in self.tasks().values())
+
+    def server(self, name: str) -> int | None:
+        """A fork server: the oldest of those that look like it, since shims are forked from it."""
+        found = [
+            pid for pid, said in mentioning(str(self.home.root)).items() if f".{name} " in said
+        ]
+        return min(found, key=shim.start_time, default=None)
+
     def close(self) -> None:
         """End everything by id; nothing of this home may be left."""
         if not self.dead:

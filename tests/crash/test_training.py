@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.crash import labels
 from tests.crash.machine import Machine
 from tests.processes import mentioning, until
 from zenos.core.task import State, Task
@@ -109,7 +110,7 @@ def test_a_run_that_is_killed_ends_in_the_same_weights(machine: Machine, text: P
     assert weights(machine, "suspended") == weights(machine, "whole")
 
 
-@pytest.mark.parametrize("label", ["zygote.fork.before", "zygote.fork.after"])
+@pytest.mark.parametrize("label", labels.ZYGOTE)
 def test_the_zygote_is_killed_as_it_forks(machine: Machine, label: str) -> None:
     machine.start(f"{label}=kill")
     task = machine.ask(lambda client: client.create("made", arch="llama-nano", retries=3).id)

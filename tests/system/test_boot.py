@@ -8,16 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.crash import labels
 from tests.crash.test_training import train
 from tests.processes import until
 from tests.system.harness import AT_REST, System, family
-from zenos.core import durable, failpoints
+from zenos.core import durable
 from zenos.core.specs import ProgramSpec
 from zenos.core.task import State, TaskSpec
-
-# What shims and fork servers pass isn't passed by the daemon.
-OTHERS = ("shim.", "zygote.", "launcher.")
-DAEMON = sorted(label for label in failpoints.LABELS if not label.startswith(OTHERS))
 
 
 def fewer(label: str, most: int, wanted: int) -> list[int]:
@@ -32,7 +29,7 @@ def killed(system: System, plan: str) -> bool:
     return system.dead
 
 
-@pytest.mark.parametrize("label", ["durable.write", "durable.fsync", "durable.rename"])
+@pytest.mark.parametrize("label", labels.DURABLE)
 def test_a_first_boot_that_is_cut_off_anywhere_is_made_up_for(system: System, label: str) -> None:
     count = 0
     while killed(system, f"{label}=kill@{count + 1}"):
@@ -48,12 +45,7 @@ def test_a_first_boot_that_is_cut_off_anywhere_is_made_up_for(system: System, la
     assert not list(system.home.root.glob(f"{durable.TEMPORARY_PREFIX}*"))
 
 
-PLANS = [
-    f"{label}=kill@{count}"
-    for label in DAEMON
-    if label.startswith(("loop.", "worker."))
-    for count in fewer(label, 3, 1)
-]
+PLANS = [f"{label}=kill@{count}" for label in labels.DAEMON for count in fewer(label, 3, 1)]
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -103,7 +95,7 @@ def waits(system: System) -> bool:
 
 
 @pytest.mark.parametrize(
-    "plan", [f"{name}=kill@{n}" for name in DAEMON if name.startswith("loop.") for n in (3, 4, 5)]
+    "plan", [f"{name}=kill@{n}" for name in labels.group("loop.") for n in (3, 4, 5)]
 )
 def test_a_cancel_that_was_heard_holds(system: System, plan: str) -> None:
     system.start(plan)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from zenos.cli import bus, errors, models, serving, system, tasks
+from zenos.cli import bus, errors, interrupts, models, serving, system, tasks
 from zenos.cli.commands import Commands
 
 app = typer.Typer(
@@ -51,7 +51,8 @@ if importlib.util.find_spec("zenos.cli.demo") is not None:
 
 
 def main() -> None:
-    """Entry point of the program."""
+    """Run the command line; ends the process."""
+    interrupts.watch()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot show a character gets a question mark.

@@ -23,6 +23,16 @@ from pathlib import Path
 from zenos.core import failpoints, shim
 
 REASON_SHOWN_MAX = 1000
+# A fork server ends when the daemon does, whatever a terminal or a service manager sends to all of
+# a group: if it died before, what is just being started would be started a second time.
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def ignore_signals() -> None:
+    """The first thing that a fork server does. It was started with these signals blocked."""
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
 
 
 def thread_count() -> int:
@@ -78,8 +88,6 @@ def serve(name: str, listener: socket.socket, work: shim.Target | None) -> None:
     """Say `ready`, then fork on request until the other end closes."""
     # Shims are reaped by the system; they have their own children to wait for, and undo this.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
     gc.collect()
     gc.freeze()
     listener.send(b"ready")

@@ -58,6 +58,7 @@ def work(spec: dict[str, Any], directory: str) -> int:
 
 def main() -> None:
     """Import, then fork on request."""
+    forking.ignore_signals()
     listener = socket.socket(fileno=int(sys.argv[1]))
     preload()
     forking.serve("zygote", listener, work)

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
 
-from zenos.core import durable, limits
+from zenos.core import durable, failpoints, limits
 from zenos.core.actions import Changes, Snapshot
 from zenos.core.errors import StorageError
 from zenos.core.messages import Message, MessageChanges
@@ -269,6 +269,7 @@ class SqliteStore:
                 ) from error
 
     def _commit(self, changes: Changes) -> None:
+        failpoints.passing("store.commit.before")
         with self._write.begin() as connection:
             _upsert(connection, tables.tasks, map(_task_row, changes.tasks.values()))
             _upsert(connection, tables.task_events, map(_event_row, changes.events))
@@ -295,6 +296,8 @@ class SqliteStore:
                     "next_seq": str(changes.next_seq),
                 },
             )
+            failpoints.passing("store.commit.written")
+        failpoints.passing("store.commit.after")
 
     def _load_messages(self) -> list[Message]:
         table, decoder = tables.messages, msgspec.json.Decoder(Message)

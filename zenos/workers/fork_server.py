@@ -9,11 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from zenos.core import durable, limits, shim
+from zenos.core import durable, forking, limits, shim
 from zenos.core.home import Home
 from zenos.workers.runs import inductor
 
@@ -33,6 +34,16 @@ ENVIRONMENT: Final = {
     # with two threads on two cores, one of them busy) half as fast.
     "GOMP_SPINCOUNT": "5000",
 }
+
+
+@contextmanager
+def _blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
+    """Started now, a process has these signals wait until it can say what they mean to it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class ForkServer:
@@ -120,7 +131,11 @@ class ForkServer:
         """Start one and wait for its end."""
         self._rotate()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, open(self._log, "ab", opener=durable.private) as output:  # noqa: ASYNC230
+        with (
+            theirs,
+            open(self._log, "ab", opener=durable.private) as output,  # noqa: ASYNC230
+            _blocked(forking.IGNORED),
+        ):
             self._process = subprocess.Popen(  # noqa: ASYNC220 - milliseconds, once
                 [
                     sys.executable,

@@ -14,4 +14,5 @@ import sys
 from zenos.core import forking
 
 if __name__ == "__main__":
+    forking.ignore_signals()
     forking.serve("launcher", socket.socket(fileno=int(sys.argv[1])), None)

@@ -23,6 +23,7 @@ from zenos.bus.durable_topics import DurableTopics
 from zenos.bus.envelope import Envelope
 from zenos.bus.envelope import Kind as MessageKind
 from zenos.core import events as ev
+from zenos.core import failpoints
 from zenos.core.actions import Action, Discard, Forget, Reply, Snapshot, StartWorker, StopWorker
 from zenos.core.config import Config
 from zenos.core.errors import BusyError, NotFoundError
@@ -109,6 +110,7 @@ class LocalSystem:
                     self._spawn(asyncio.to_thread(executor.discard, tasks), "discard")
                 case _:
                     raise TypeError(f"no effect for {type(action).__name__}")
+            failpoints.passing("loop.action")
 
     def _say_stop(self, task: str, *, save: bool) -> None:
         """To a worker that is connected, before it gets SIGTERM, which alone means to save."""

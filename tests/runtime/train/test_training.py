@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -407,24 +406,3 @@ def test_bfloat16_and_dropout_are_bit_exact_over_a_resume(run: Any, corpus: Path
     assert code == 0, error(context)
     whole, resumed = context.registry.list()
     assert whole.files["model.safetensors"] == resumed.files["model.safetensors"]
-
-
-def test_a_full_disk_during_a_checkpoint_is_told_and_training_goes_on(
-    run: Any, corpus: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = Checkpoints._write
-    seen = threading.Event()
-
-    def full(self: Checkpoints, state: Any, parts: Any) -> None:
-        if state.step == 4:
-            seen.set()
-            raise OSError(28, "No space left on device")
-        real(self, state, parts)
-
-    monkeypatch.setattr(Checkpoints, "_write", full)
-    bus = Bus()
-    code, context = run(spec(corpus), bus=bus)
-    assert code == 0, error(context)
-    assert seen.is_set()
-    notes = [p.note for p in bus.progress if p.note]
-    assert any("cannot write a checkpoint" in n and "No space left" in n for n in notes), notes
