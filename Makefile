@@ -34,8 +34,11 @@ $(STAMP): pyproject.toml constraints.txt scripts/install-torch
 demo: $(STAMP) ## Train a language model on this machine, serve it, ask it (about four minutes, and the installation)
 	$(BIN)/zenos demo
 
+# Most tests wait for processes, so more of them run at once than there are cores.
+TEST_WORKERS ?= 3
+
 test: $(STAMP) ## All tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 lint: $(STAMP) ## ruff: lint and format
 	$(BIN)/ruff check .
