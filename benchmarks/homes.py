@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -49,9 +50,15 @@ def ray(script: str) -> list[str] | None:
     if not PEERS.exists():
         return None
     path = Path(__file__).parent / "peers" / script
-    done = subprocess.run(
-        [str(PEERS), str(path)], capture_output=True, text=True, timeout=300, check=True
-    )
+    with tempfile.TemporaryDirectory(prefix="r-") as folder:  # Ray leaves its own
+        done = subprocess.run(
+            [str(PEERS), str(path)],
+            env={**os.environ, "RAY_TMPDIR": folder},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=True,
+        )
     return done.stdout.split()
 
 

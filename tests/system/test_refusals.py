@@ -258,6 +258,8 @@ def test_a_task_that_its_node_came_back_too_small_for_says_so(tmp_path: Path) ->
         with popen(system.home.root, "--cpus", "0.5") as smaller:
             until(system.home.daemon.exists)
             with connect(home=system.home.root) as client:
+                # What the last daemon remembered of the node holds until this one has looked.
+                until(lambda: client.look("n2").waits != "waits for 1 CPU (1 of 1 in use)")
                 waiting = client.look("n2").waits
             smaller.terminate()
             smaller.communicate(timeout=60)

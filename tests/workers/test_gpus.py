@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from msgspec.structs import replace
 
 from tests.workers.conftest import program
 from zenos.core.config import Config
+from zenos.core.home import Home
 from zenos.core.resources import Resources
 from zenos.core.task import Allocation, Task
 from zenos.workers import nodes, runs
@@ -86,7 +88,7 @@ def on(*devices: int) -> Task:
 
 
 def seen(*devices: int) -> str:
-    environment = runs.environment(on(*devices))
+    environment = runs.environment(Home(Path("/home/you/.zenos")), on(*devices))
     assert environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     return environment["CUDA_VISIBLE_DEVICES"]
 
