@@ -42,8 +42,17 @@ def main() -> int:
             msgspec.json.format(msgspec.json.encode({"machine": described, "rows": rows}))
         )
     if given.markdown:
-        given.markdown.write_text(page(described, text), encoding="utf-8")
+        notes = remarks(given.markdown)
+        given.markdown.write_text(page(described, text) + notes, encoding="utf-8")
     return 0
+
+
+def remarks(path: Path) -> str:
+    """What people have written below the table, from its first heading on: it stays."""
+    if not path.exists():
+        return ""
+    _, heading, rest = path.read_text(encoding="utf-8").partition("\n## ")
+    return heading + rest
 
 
 def page(described: dict[str, str], text: str) -> str:

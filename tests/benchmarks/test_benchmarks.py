@@ -31,6 +31,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_quick_run_writes_a_table_and_json(tmp_path: Path) -> None:
     figures, shown = tmp_path / "b.json", tmp_path / "b.md"
+    shown.write_text("# Benchmarks\n\nan older table\n\n## Remarks\n\nThey stay.\n")
     done = run("daemon", "--quick", "--json", str(figures), "--markdown", str(shown))
     assert done.returncode == 0, done.stderr
     written = json.loads(figures.read_bytes())
@@ -46,7 +47,10 @@ def test_the_quick_run_writes_a_table_and_json(tmp_path: Path) -> None:
     # What is printed stands on the page too, a line for each row.
     lines = done.stdout.splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {row['what']}" for row in rows]
-    assert done.stdout.strip() in shown.read_text(encoding="utf-8")
+    page = shown.read_text(encoding="utf-8")
+    assert done.stdout.strip() in page
+    assert page.endswith("\n\n## Remarks\n\nThey stay.\n")
+    assert "an older table" not in page
     assert not mentioning(f"{tempfile.gettempdir()}/zenos-bench-")
 
 
