@@ -78,7 +78,7 @@ def test_at_the_true_root_nothing_is_moved() -> None:
 
 def test_a_container_that_sees_only_the_end_of_its_name() -> None:
     files = FakeGroups("memory", namespace=True)
-    inner = files.add("work", ME)
+    inner = files.add("group", ME)
     assert own_directories(TOP, "/docker/0a1b/group", files)[0] == inner
     assert room_in(files, "/docker/0a1b/group").base == inner / NAME
 
