@@ -5,6 +5,7 @@ It may run in several processes (pytest-xdist), each with temporary folders of i
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -35,6 +36,8 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Sockets, and whatever is put into a temporary folder, go into one of this session's own."""
+    # Under nohup it is ignored, in all that the tests start as well.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     base = tmp_path_factory.getbasetemp()  # pytest's own, which it cleans up by itself
     with tempfile.TemporaryDirectory(prefix="zt-") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", folder)

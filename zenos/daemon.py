@@ -183,7 +183,10 @@ def _tell_unsaved(saving: list[str], view: View, system: LocalSystem) -> None:
 def _is_saved(task: Task) -> bool:
     """Whether a training that was told to save has, or has ended for good."""
     outcome = task.outcome
-    return task.is_ended or (outcome is not None and outcome.exit_code == EXIT_SUSPENDED)
+    if task.is_ended or outcome is None:
+        return task.is_ended
+    said = outcome.result or {}
+    return outcome.exit_code == EXIT_SUSPENDED and bool(said.get("saved", True))
 
 
 async def _have_ended(mode: Mode, view: View, inbox: Inbox, others: set[asyncio.Task[Any]]) -> bool:

@@ -87,6 +87,10 @@ class Station:
         topics.close()
         await looping
 
+    def requests(self) -> list[int]:
+        """What peers have asked for and not been answered yet."""
+        return [number for peer in self.broker._peers for number in peer.requests]
+
     def settings(self, topic: str) -> TopicSettings:
         return self._settings.get(topic, TopicSettings())
 

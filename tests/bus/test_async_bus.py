@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.bus.harness import Station, station
+from tests.processes import until
 from zenos.bus.aio import AsyncBus
+from zenos.bus.aio_topics import Message, Topic
 from zenos.bus.envelope import Hello
+from zenos.core import limits
 from zenos.core.errors import BusyError, DeadlineError, NotFoundError, UnavailableError
-from zenos.core.messages import TopicSettings
+from zenos.core.messages import MessageChanges, TopicSettings
 
 LONG_S = 60.0
 
@@ -132,3 +135,55 @@ async def test_it_goes_on_after_a_restart_and_ends_when_closed(bus: Station) -> 
         await one.close()
         with pytest.raises(UnavailableError, match="closed"):
             await waiting
+
+
+async def received(topic: Topic) -> Message:
+    return await topic.receive(timeout_s=LONG_S)
+
+
+async def test_what_was_on_its_way_to_who_gave_up_is_not_lost(bus: Station) -> None:
+    """Within the lease, and without a failure: others may have it at once."""
+    async with connected(bus) as sender, connected(bus) as receiver:
+        topic = receiver.topic("jobs", durable=True)
+        for number in range(40):
+            waiting = asyncio.create_task(received(topic))
+            await asyncio.sleep(0)
+            sending = asyncio.create_task(sender.topic("jobs", durable=True).send(number))
+            for _ in range(number):  # at different moments of its way
+                await asyncio.sleep(0)
+            waiting.cancel()
+            came, _ = await asyncio.gather(waiting, sending, return_exceptions=True)
+            if isinstance(came, BaseException):
+                came = await topic.receive(timeout_s=limits.LEASE_S / 2)
+            assert (came.body, came.failures) == (number, 0)
+            await came.ack()
+
+
+async def test_a_call_that_is_cancelled_is_withdrawn(bus: Station) -> None:
+    async with connected(bus) as caller:
+        calling = asyncio.create_task(caller.topic("square").call(3, timeout_s=LONG_S))
+        await asyncio.to_thread(until, lambda: bus.do(lambda: bus.broker.waiting("square")) == 1)
+        calling.cancel()
+        await asyncio.gather(calling, return_exceptions=True)
+        await asyncio.to_thread(until, lambda: bus.do(lambda: bus.broker.waiting("square")) == 0)
+
+
+async def test_more_answers_at_once_than_a_queue_holds_reach_who_asked(
+    bus: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, count = bus.store.commit_messages, 2 * limits.SEND_QUEUE_FRAMES_MAX + 500
+    slow = asyncio.Event()
+
+    async def slowly(changes: MessageChanges) -> None:
+        while not slow.is_set():  # noqa: ASYNC110 - it belongs to another event loop
+            await asyncio.sleep(0.01)
+        await commit(changes)
+
+    async with connected(bus) as sender:
+        monkeypatch.setattr(bus.store, "commit_messages", slowly)
+        topic = sender.topic("flood", durable=True)
+        sending = [asyncio.create_task(topic.send(b"", timeout_s=2 * LONG_S)) for _ in range(count)]
+        await asyncio.to_thread(until, lambda: bus.do(lambda: len(bus.requests())) == count)
+        slow.set()
+        await asyncio.gather(*sending)
+        await topic.send(b"the topics' loop goes on", timeout_s=LONG_S)

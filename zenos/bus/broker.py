@@ -57,7 +57,10 @@ OnChange = Callable[[str, int], None]
 
 def make_private_directory(path: Path) -> None:
     """A directory of mode 0700 that is ours. StorageError when somebody else has put it there."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make the directory {path}: {error.strerror}") from error
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise StorageError(f"cannot use {path}: it is not a directory of this user")
@@ -138,8 +141,11 @@ class Broker:
 
     async def listen_again(self, path: Path) -> None:
         """Listen at `path` instead; those who are connected stay so."""
-        self._stop_listening()
+        old = self._listener
         await self.start(path)
+        if old is not None:
+            self._loop.remove_reader(old)
+            old.close()
 
     def connected(self, task: str) -> bool:
         """Whether a worker of that task is connected."""

@@ -42,7 +42,7 @@ class TopicEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     type: `waiting` (accepted, or replayed), `delivered` (to a receiver, whose work isn't known
     yet), `failed` (it will be delivered again), `acknowledged`, `dead`. at: seconds since 1970.
-    body and headers: only of `waiting` and `dead`.
+    body and headers: not of `delivered` and `acknowledged`.
     """
 
     type: Literal["waiting", "delivered", "failed", "acknowledged", "dead"]

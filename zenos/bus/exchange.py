@@ -18,6 +18,7 @@ here looks into a body. Durable topics are another module's: here is only the wa
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from typing import Final
@@ -41,6 +42,8 @@ from zenos.core.errors import (
     ZenosError,
 )
 from zenos.core.messages import TopicSettings, check_topic
+
+log = logging.getLogger(__name__)
 
 EXPIRE_EVERY_S: Final = 0.01
 MayUse = Callable[[str, str], bool]  # a task, a topic
@@ -243,6 +246,7 @@ class Exchange:
             peer.held_bytes += item.size
             # Each topic has a window of its own, but who fills them all asks for too much.
             if peer.held > limits.PEER_HELD_MAX or peer.held_bytes > limits.SEND_QUEUE_BYTES_MAX:
+                item.descriptors = ()  # whoever hears this closes them
                 raise FrameError("cannot hold that many messages of one peer that wait for room")
         if item.deadline:
             self._watch(item.deadline)
@@ -278,6 +282,12 @@ class Exchange:
     def _publish(self, peer: Peer, topic: TransientTopic, item: Waiting) -> None:
         self._confirm(peer, topic, item.id, item.size)
         for subscriber, subscription in topic.subscriptions.items():
+            try:
+                descriptors = _copied(item.descriptors)
+            except OSError as error:
+                log.warning("a subscriber of %s missed a message: %s", topic.name, error)
+                subscription.missed += 1
+                continue
             copy = Waiting(
                 item.kind,
                 item.priority,
@@ -285,7 +295,7 @@ class Exchange:
                 topic.name,
                 item.id,
                 item.frame,
-                tuple(map(os.dup, item.descriptors)),
+                descriptors,
                 item.deadline,
                 None,
             )
@@ -461,3 +471,15 @@ class Exchange:
     def _tidy(self, topic: TransientTopic) -> None:
         if topic.is_empty:
             self._topics.pop(topic.name, None)
+
+
+def _copied(descriptors: tuple[int, ...]) -> tuple[int, ...]:
+    """The same files once more; OSError when this process may open no more, and then none."""
+    made: list[int] = []
+    try:
+        for descriptor in descriptors:
+            made.append(os.dup(descriptor))  # noqa: PERF401 - what was made must be known
+    except OSError:
+        close_all(made)
+        raise
+    return tuple(made)

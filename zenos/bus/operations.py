@@ -143,13 +143,11 @@ def call(session: Session, topic: str, body: Any, how: Sending) -> Steps[Any]:
     except BaseException:
         close_all(encoded.descriptors)
         raise
+    answered = False
     try:
         answered = yield slot, deadline
-    except GeneratorExit:
-        answered = False
-        raise
     finally:
-        if not slot.done:
+        if not answered:  # too late, or whoever waited was interrupted
             session.forget(number)
             if session.is_connected:
                 session.emit("withdraw", topic, kind="command", to=number)
@@ -230,6 +228,8 @@ def receive_durable(
         try:
             came = yield slot, deadline
         except GeneratorExit:
+            # What is on its way comes into the topic's inbox, for whoever receives next.
+            session.forget(number)
             if session.is_connected:
                 session.emit("withdraw", topic, kind="command", to=number, durable=True)
             raise

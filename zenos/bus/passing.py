@@ -11,6 +11,7 @@ import socket
 import struct
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from zenos.core import limits
@@ -136,6 +137,7 @@ def _wait(link: socket.socket, events: int, end: float) -> None:
 
 
 def close_all(descriptors: Sequence[int]) -> None:
-    """Close them all."""
+    """Close them all, also where one was closed already."""
     for descriptor in descriptors:
-        os.close(descriptor)
+        with suppress(OSError):
+            os.close(descriptor)

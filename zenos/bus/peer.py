@@ -15,7 +15,7 @@ from zenos.bus.envelope import WELCOME, Envelope, encode
 from zenos.bus.order import Item, Link, Policy, SendQueue
 from zenos.bus.stream import FrameReader, FrameWriter, Welcome
 from zenos.core import limits
-from zenos.core.errors import BusyError, ZenosError
+from zenos.core.errors import ZenosError
 
 HELLO_BYTES_MAX: Final = 4 * limits.KIB  # of frames, until it is known who sends them
 _CREDENTIALS: Final = struct.Struct("iII")  # pid, uid, gid
@@ -100,18 +100,20 @@ class Peer:
 
     def answer(self, request: int, topic: str, body: bytes = b"") -> None:
         """End a request of its."""
-        self.send(Envelope(kind="command", verb="answer", to=request, topic=topic, body=body))
+        self._end(Envelope(kind="command", verb="answer", to=request, topic=topic, body=body))
 
     def refuse(self, request: int, topic: str, error: ZenosError) -> None:
         """End a request of its with an error."""
         headers = {"code": error.code, "error": error.message}
         if error.retry_after_s is not None:
             headers["retry_after_s"] = str(error.retry_after_s)
-        refusal = Envelope(kind="command", verb="answer", to=request, topic=topic, headers=headers)
-        try:
-            self.send(refusal)
-        except BusyError:
-            # It asks and asks and reads no answer.
+        self._end(Envelope(kind="command", verb="answer", to=request, topic=topic, headers=headers))
+
+    def _end(self, answer: Envelope) -> None:
+        """An answer is never too much for who reads: what may be asked at once is bounded."""
+        if len(self.waiting) < limits.PEER_REQUESTS_MAX + 2 * limits.SEND_QUEUE_FRAMES_MAX:
+            self.send(answer, always=True)
+        else:  # it asks and asks, and reads nothing
             self.is_closed = True
             self._on_dirty(self)
 

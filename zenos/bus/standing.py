@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 async def keep_listening(broker: Broker, home: Home, look_s: float = limits.SOCKET_LOOK_S) -> None:
     """Look every `look_s` seconds whether the socket is still there, and listen again if not.
 
-    At the same place, or where that can't be used at another, which is written down in the home.
-    The broker listens at `home.bus`. Until cancelled.
+    At the same place, or, where the directory around it is gone, at another, which is written down
+    in the home. The broker listens at `home.bus`. Until cancelled.
     """
     ours, said = _identity(home.bus), ""
     while True:

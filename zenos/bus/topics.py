@@ -1,5 +1,5 @@
 """Durable topics, as a pure state machine: what happened and the time in, what to remember and to
-answer out. No I/O, no clock; durable.py is the loop around it.
+answer out. No I/O, no clock; durable_topics.py is the loop around it.
 
 A message is accepted once it is remembered. It is *waiting*, or *leased* to one receiver; it leaves
 when that one acknowledges it, or is given up as *dead* after too many failed deliveries. So each is

@@ -125,8 +125,8 @@ class WorkerContext:
     def stop_requested(self) -> Stop | None:
         """Whether to end now: a `stop` of the bus, SIGTERM or SIGINT, or too long without a daemon.
 
-        The word stays once given; a later `save` adds to an earlier one without. A signal alone
-        means to save; but the daemon's word, which says whether, is waited for a moment.
+        The word stays once given, and of several the last one counts. A signal alone means to
+        save; but the daemon's word, which says whether, is waited for a moment.
         """
         for envelope in self.channel.poll():
             self._take(envelope)
@@ -185,5 +185,4 @@ class WorkerContext:
         except msgspec.DecodeError:
             log.warning("a `stop` that cannot be read: saving and ending")
             stop = Stop(save=True)
-        if self._word is None or stop.save:
-            self._word = stop
+        self._word = stop  # the last one counts: who was to save first may be cancelled since

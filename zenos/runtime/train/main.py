@@ -57,7 +57,7 @@ def main(context: WorkerContext) -> int:
         if result is None:
             result = _train(context, spec, checkpoints)
     except Suspended as suspended:
-        context.write_result({"suspended": True, "step": suspended.step})
+        context.write_result({"suspended": True, "step": suspended.step, "saved": suspended.saved})
         return EXIT_SUSPENDED
     context.write_result(result)
     checkpoints.remove()

@@ -30,11 +30,15 @@ Weights = dict[str, torch.Tensor]
 
 
 class Suspended(Exception):  # noqa: N818 - not an error: the way out of wherever the run is
-    """Told to stop; everything up to `step` is saved."""
+    """Told to stop; everything up to `step` is saved.
 
-    def __init__(self, step: int) -> None:
+    saved: whether that is all; not so where the last checkpoint could not be written.
+    """
+
+    def __init__(self, step: int, *, saved: bool = True) -> None:
         super().__init__(step)
         self.step = step
+        self.saved = saved
 
 
 class HeldOut(NamedTuple):
@@ -364,9 +368,8 @@ class Trainer:
 
     def suspend(self) -> None:
         """Save and leave. Raises Suspended with the step that a resume will go on from."""
-        if self.state.step:
-            self._save_and_wait("being told to stop")
-        raise Suspended(self.checkpoints.saved_step or 0)
+        saved = not self.state.step or self._save_and_wait("being told to stop")
+        raise Suspended(self.checkpoints.saved_step or 0, saved=saved)
 
     def _failed(self, failure: OSError) -> str:
         last = self.checkpoints.saved_step
