@@ -94,6 +94,7 @@ def test_dead_replay_and_purge(daemon: Daemon) -> None:
         (("purge", "jobs/none", "--yes"), 3, "cannot find the topic jobs/none"),
         (("replay", "jobs/none"), 3, "cannot find the topic jobs/none"),
         (("send", "../x", "y"), 2, "cannot use"),
+        (("purge", "jobs/none"), 2, "cannot ask"),
         (("send", TOPIC, "y", "--priority", "900"), 2, "cannot use priority"),
         (("send", TOPIC, "y", "--delay", "soon"), 2, "cannot read delay"),
         (("send", TOPIC, "y", "--header", "x"), 2, "cannot read the header"),
@@ -177,5 +178,6 @@ def test_purging_asks_in_a_terminal(daemon: Daemon, monkeypatch: pytest.MonkeyPa
         ran = zenos("bus", "purge", TOPIC, stdin="n\n")
         assert ran.code == 1
         assert len(client.bus.messages(TOPIC)) == 1
+        assert zenos("bus", "purge", TOPIC, stdin="").code == 130
         assert zenos("bus", "purge", TOPIC, stdin="y\n").code == 0
         assert client.bus.messages(TOPIC) == []

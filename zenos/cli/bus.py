@@ -186,7 +186,9 @@ def purge(
     dead: Annotated[bool, typer.Option("--dead", help="The dead ones, not those that wait.")] = (
         False
     ),
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Don't ask; needed where this is no terminal.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Drop a topic's waiting messages, or its dead ones; they are lost.
@@ -195,11 +197,19 @@ def purge(
     """
     import sys
 
+    from zenos.cli.errors import FAILED, INTERRUPTED
     from zenos.cli.output import put_json, say
+    from zenos.core.errors import InvalidError
 
     which: Any = "dead" if dead else "waiting"
-    if not yes and sys.stdin.isatty():
-        typer.confirm(f"Drop all {which} messages of {topic}?", abort=True, err=True)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise InvalidError("cannot ask whether to drop them: this is no terminal; give --yes")
+        try:
+            if not typer.confirm(f"Drop all {which} messages of {topic}?", err=True):
+                raise typer.Exit(FAILED)
+        except typer.Abort:
+            raise typer.Exit(INTERRUPTED) from None
     with client() as made:
         count = made.bus.purge(topic, which)
     put_json({"count": count}) if json else say(f"{count} dropped")

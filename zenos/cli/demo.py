@@ -141,8 +141,9 @@ def demo(
                 f"  zenos run {MODEL} 'class '\n  zenos show {MODEL} --plot\n  zenos down"
             )
         else:
+            first = "" if shutil.which("zenos") else f"[bold]. {sys.prefix}/bin/activate[/], then "
             console.print(
-                "\nNext: [bold]zenos up[/], then [bold]zenos train --help[/]; "
+                f"\nNext: {first}[bold]zenos up[/], then [bold]zenos train --help[/]; "
                 "docs/tutorial takes it from here."
             )
     finally:
