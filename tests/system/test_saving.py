@@ -60,7 +60,7 @@ def test_who_is_cancelled_saves_nothing_and_who_is_suspended_is_saved_in_time_or
         assert ended.state is State.CANCELLED
         assert ended.outcome is not None
         told = (ended.outcome.signal, ended.outcome.result)
-        assert told == (None, {"suspended": True, "step": 0})
+        assert told == (None, {"suspended": True, "step": 0, "saved": False})
         assert saved(system, cancelled) == []
 
         task = long_training(system, text, "m")

@@ -166,7 +166,7 @@ def test_a_signal_suspends(
     result = msgspec.json.decode((Home(tmp_path).run("t1", 1) / "result.json").read_bytes())
     checkpoint, _ = Checkpoints(Home(tmp_path).checkpoint("t1")).latest()
     assert checkpoint is not None
-    assert result == {"suspended": True, "step": checkpoint.state.step}
+    assert result == {"suspended": True, "step": checkpoint.state.step, "saved": True}
     assert finish(nursery, tmp_path, work) == expected
 
 

@@ -29,7 +29,7 @@ def test_stop_saves_and_the_next_generation_goes_on_to_the_same_weights(
     bus.on_progress = lambda p: bus.say_stop(save=True) if p.done == 7 else None
     code, context = run(work, bus=bus)
     assert code == EXIT_SUSPENDED == 75
-    assert result(context) == {"suspended": True, "step": 7}
+    assert result(context) == {"suspended": True, "step": 7, "saved": True}
     assert Checkpoints(context.home.checkpoint("t1")).latest()[0] is not None
     assert len(context.registry.list()) == 1
 
@@ -48,7 +48,7 @@ def test_stop_before_the_first_step(run: Any, corpus: Path) -> None:
         bus.on_progress = lambda p, s=stage, b=bus: b.say_stop(save=True) if p.stage == s else None
         code, context = run(spec(corpus, vocab_size=333), bus=bus)
         assert code == EXIT_SUSPENDED, stage
-        assert result(context) == {"suspended": True, "step": 0}
+        assert result(context) == {"suspended": True, "step": 0, "saved": True}
     code, context = run(spec(corpus, vocab_size=333))
     assert code == 0, error(context)
 
@@ -58,7 +58,7 @@ def test_stop_without_saving(run: Any, corpus: Path) -> None:
     bus.on_progress = lambda p: bus.say_stop(save=False) if p.done == 3 else None
     code, context = run(spec(corpus), bus=bus)
     assert code == EXIT_SUSPENDED
-    assert result(context) == {"suspended": True, "step": 0}
+    assert result(context) == {"suspended": True, "step": 0, "saved": False}
     assert Checkpoints(context.home.checkpoint("t1")).latest()[0] is None
 
 
@@ -83,7 +83,7 @@ def test_a_stop_in_an_evaluation_ends_it_and_loses_nothing(
         monkeypatch.setattr(Trainer, "_held_out", told)
         code, context = run(work, bus=bus, generation=generation)
         assert code == EXIT_SUSPENDED
-        assert result(context) == {"suspended": True, "step": last}
+        assert result(context) == {"suspended": True, "step": last, "saved": True}
         assert cut[-1] == (last, 1)
     monkeypatch.setattr(Trainer, "_held_out", held_out)
     code, context = run(work, generation=4)

@@ -345,7 +345,7 @@ def test_told_to_stop_between_micro_batches_the_step_is_done_again(run: Any, cor
         patch.setattr(Trainer, "_micro_batches", stopped_in_the_middle)
         code, context = run(work, bus=bus)
     assert code == EXIT_SUSPENDED
-    assert result(context) == {"suspended": True, "step": 4}
+    assert result(context) == {"suspended": True, "step": 4, "saved": True}
     code, context = run(work, generation=2)
     assert code == 0, error(context)
     assert weights(context) == whole

@@ -46,7 +46,8 @@ def main(context: WorkerContext) -> int:
     """Train; the exit code (see zenos.runtime.worker.main).
 
     `result.json` is {"model": "name:version", metrics…}, or, with exit code 75,
-    {"suspended": true, "step": the step that a resume goes on from}.
+    {"suspended": true, "step": the step that a resume goes on from, "saved": whether that is
+    all that was done}.
     """
     spec = context.task.spec.work
     if not isinstance(spec, TrainSpec):
@@ -105,7 +106,7 @@ def _stopping(context: WorkerContext, saved_step: int | None = None) -> bool:
     """Whether to save and leave. Raises Suspended when told to end without saving."""
     stop = context.stop_requested()
     if stop is not None and not stop.save:
-        raise Suspended(saved_step or 0)
+        raise Suspended(saved_step or 0, saved=False)
     return stop is not None
 
 
