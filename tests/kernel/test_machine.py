@@ -159,7 +159,7 @@ class KernelMachine(RuleBasedStateMachine):
                 continue
             # For whom something is held back, that is no hindrance.
             first = held is not None and held.task == task.id
-            reserved = {} if first else state.scheduler.reserved
+            reserved = state.scheduler.reserved(task.id, overdue=first)
             could = state.resources.allocate(task.spec.resources, reserved)
             if could is not None:
                 state.resources.release(could)
@@ -176,6 +176,16 @@ class KernelMachine(RuleBasedStateMachine):
             assert [(e.queued, e.order) for e in entries] == sorted(
                 (e.queued, e.order) for e in entries
             )
+
+    @invariant()
+    def who_gives_way_could_and_something_is_claimed_for_who_waits(self) -> None:
+        state = self.h.kernel.state
+        for task_id, claim in state.scheduler.claims.items():
+            assert task_id in state.scheduler.queue
+            for victim, _ in claim.victims:
+                task = state.tasks[victim]
+                assert task.spec.work == TRAIN
+                assert task.spec.priority <= state.tasks[task_id].spec.priority
 
 
 KernelMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

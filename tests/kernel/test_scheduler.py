@@ -113,7 +113,7 @@ def test_a_low_task_starts_within_its_bound_under_a_flood_of_high_ones() -> None
 
 
 def test_overdue_tasks_hold_at_most_their_share_while_others_go_on() -> None:
-    config = replace(Config(), overdue_wait_s=10.0, overdue_share=0.5)
+    config = replace(Config(), overdue_wait_s=10.0, overdue_share=0.5, overdue_late=10.0)
     h = Harness(node(cpu=4), config=config)
     blockers = [h.submit(spec(priority=75)) for _ in range(4)]
     old = [h.submit(spec(priority=50, memory="100MB")) for _ in range(4)]

@@ -42,7 +42,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     ageing: float = 25.0
     overdue_share: float = 0.25
+    overdue_late: float = 2.5
+    overdue_late_share: float = 0.9
     overdue_wait_s: float = 3600.0
+    residence_s: float = limits.RESIDENCE_S
+    slice_s: float = limits.SLICE_S
+    slice_residence_s: float = limits.SLICE_RESIDENCE_S
+    preemptions_per_hour: int = limits.PREEMPTIONS_PER_HOUR
     cancel_grace_s: float = limits.CANCEL_GRACE_S
     suspend_grace_s: float = limits.SUSPEND_GRACE_S
     keep_alive_s: float = limits.KEEP_ALIVE_S
@@ -77,6 +83,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             ("ageing", 0.0, 1000.0),
             ("message_ageing", 1e-6, 1e6),
             ("overdue_share", 0.0, 1.0),
+            ("overdue_late", 1.0, 1000.0),
+            ("overdue_late_share", 0.0, 1.0),
+            ("residence_s", 0.0, 86400.0),
+            ("slice_s", 0.0, limits.EXPECTED_S_MAX),
+            ("slice_residence_s", 0.0, 86400.0),
+            ("preemptions_per_hour", 0, 3600),
             ("overdue_wait_s", 0.0, limits.EXPECTED_S_MAX),
             ("cancel_grace_s", 0.0, 3600.0),
             ("suspend_grace_s", 0.0, 3600.0),

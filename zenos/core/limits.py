@@ -42,6 +42,12 @@ PRIORITY_MAX: Final = 100
 EXPECTED_S_DEFAULT: Final = 600.0
 EXPECTED_S_MAX: Final = 10 * 365 * 86400.0
 RETRIES_MAX: Final = 1000
+# How preemption keeps from thrashing: a worker stays so long before it gives way, to a higher
+# priority and to an equal; and gives way so often at most.
+RESIDENCE_S: Final = 5.0
+SLICE_RESIDENCE_S: Final = 600.0
+PREEMPTIONS_PER_HOUR: Final = 12
+SLICE_S: Final = 4 * 3600.0  # device-seconds of service until a task gives way to equals
 QUEUED_TASKS_MAX: Final = 1_000_000
 
 # Workers

@@ -10,6 +10,7 @@ highest response ratio next (P. Brinch Hansen, "An analysis of response ratio sc
 from __future__ import annotations
 
 from zenos.core import limits
+from zenos.core.resources import Resources
 
 
 def p_of(waited_s: float, expected_s: float) -> float:
@@ -44,3 +45,12 @@ def wait_s_max(priority: int, base_s: float) -> float:
     """
     steps: float = (limits.PRIORITY_NORMAL - priority) / 25
     return base_s * float(2.0**steps)
+
+
+def service_s(ran_s: float, resources: Resources) -> float:
+    """Device-seconds that a task has had: GPUs times seconds, or cores where it has no GPU.
+
+    Size counts as well as time, so that ten short GPUs-hours do not pass for one ("2D-LAS": J. Gu
+    et al., "Tiresias: a GPU cluster manager for distributed deep learning", 2019).
+    """
+    return ran_s * (resources.gpu or resources.cpu) / 1000

@@ -197,8 +197,9 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     generation: counts the workers it has had; at most one is alive. attempts: runs that ended in a
     failure or a fault, of a training those since it has come further. saved_step: the step of its
     newest checkpoint at its last fault. start_failures: how often in a row no worker came to run.
-    not_before: a restart waits until then. ran_s: run time of generations that
-    have ended. ready: a serving worker has loaded its model.
+    not_before: a restart waits until then. ran_s: run time of generations that have ended;
+    waited_s: how long all that have started had waited. ready: a serving worker has loaded its
+    model.
     """
 
     id: str
@@ -217,6 +218,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     running: float | None = None
     ended: float | None = None
     ran_s: float = 0.0
+    waited_s: float = 0.0
     ready: bool = False
     allocation: Allocation | None = None
     stopping: str | None = None

@@ -41,6 +41,17 @@ class Pool:
         self.occupy(allocation)
         return allocation
 
+    def copy(self) -> Pool:
+        """A pool of its own, to try out in it what would be."""
+        made = Pool(self.node)
+        made.used = self.used
+        made.gpu_used, made.gpu_memory_used = self.gpu_used[:], self.gpu_memory_used[:]
+        return made
+
+    def would_fit(self, request: Resources, reserved: Resources) -> bool:
+        """Whether `allocate` would find room."""
+        return request.fits_in(self.free.without(reserved)) and self.has_devices(request)
+
     def has_devices(self, request: Resources) -> bool:
         """Whether the GPUs have room for `request`, shares on one device, the others whole."""
         return self._devices(request) is not None

@@ -1,8 +1,9 @@
 """The queue of waiting tasks and the order in which they are tried.
 
 Ranks by score cross over time and so fit no heap. Hence buckets: all tasks of one priority, user,
-power-of-two class of expected time and resource request, first in first out. Only the heads of
-buckets are scored. Tasks of one bucket want the same: when its head does not fit, none of it does.
+power-of-two class of expected time, resource request and half (see `demoted`), the longest waiting
+first. Only the heads of buckets are scored. Tasks of one bucket want the same: when its head does
+not fit, none of it does.
 """
 
 from __future__ import annotations
@@ -30,10 +31,15 @@ class BucketKey(NamedTuple):
     user: str
     time_class: int
     request: Resources
+    demoted: bool = False
 
 
 class Entry(NamedTuple):
-    """A waiting task as the queue sees it. Times in kernel seconds."""
+    """A waiting task as the queue sees it. Times in kernel seconds.
+
+    queued: since when it would have waited had it done so all at once: a task that was suspended
+    has waited before.
+    """
 
     task: str
     order: int
@@ -71,7 +77,8 @@ class Queue:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._buckets: dict[BucketKey, dict[str, Entry]] = {}
+        # Heaps by time; who isn't there any more is found out at the top.
+        self._buckets: dict[BucketKey, list[tuple[float, int, str]]] = {}
         # By request, each in its order: when the first of a request does not fit, none of it does.
         self._overdue: dict[Resources, dict[str, Entry]] = {}
         self._entries: dict[str, Entry] = {}
@@ -94,12 +101,15 @@ class Queue:
 
     def add(self, task: Task, expected_s: float) -> None:
         """Put a queued task at the end of its bucket."""
+        request = task.spec.resources
+        demoted = is_demoted(task, task.ran_s, self._config)
         key = BucketKey(
-            task.spec.priority, task.principal.user, time_class(expected_s), task.spec.resources
+            task.spec.priority, task.principal.user, time_class(expected_s), request, demoted
         )
-        entry = Entry(task.id, order_of(task.id), task.queued, expected_s, key)
+        queued = task.queued - task.waited_s
+        entry = Entry(task.id, order_of(task.id), queued, expected_s, key)
         self._entries[task.id] = entry
-        self._buckets.setdefault(key, {})[task.id] = entry
+        heapq.heappush(self._buckets.setdefault(key, []), (queued, entry.order, task.id))
 
     def remove(self, task_id: str) -> None:
         """Take a task out; it is no error when it isn't in."""
@@ -107,17 +117,26 @@ class Queue:
         if entry is None:
             return
         _take(self._overdue, entry.key.request, task_id)
-        _take(self._buckets, entry.key, task_id)
 
     def heads(self) -> Iterator[Entry]:
         """The first of each bucket."""
-        for bucket in self._buckets.values():
-            yield next(iter(bucket.values()))
+        for key in list(self._buckets):
+            entry = self.head(key)
+            if entry is not None:
+                yield entry
 
     def head(self, key: BucketKey) -> Entry | None:
         """The first of one bucket."""
-        bucket = self._buckets.get(key)
-        return next(iter(bucket.values())) if bucket else None
+        bucket = self._buckets.get(key, [])
+        while bucket:
+            queued, _, task_id = bucket[0]
+            entry = self._entries.get(task_id)
+            there = entry is not None and (entry.key, entry.queued) == (key, queued)
+            if there and task_id not in self._overdue.get(key.request, ()):
+                return entry
+            heapq.heappop(bucket)
+        self._buckets.pop(key, None)
+        return None
 
     def overdue_at(self, entry: Entry) -> float:
         """The kernel time at which a waiting task becomes overdue."""
@@ -136,14 +155,12 @@ class Queue:
     def collect_overdue(self, now: float) -> None:
         """Move tasks that have waited too long from the buckets to the overdue queue."""
         due: list[Entry] = []
-        for bucket in self._buckets.values():
-            for entry in bucket.values():
-                if self.overdue_at(entry) > now:
-                    break
+        for key in list(self._buckets):
+            entry = self.head(key)
+            while entry is not None and self.overdue_at(entry) <= now:
                 due.append(entry)
-        for entry in due:
-            _take(self._buckets, entry.key, entry.task)
-            self._overdue.setdefault(entry.key.request, {})[entry.task] = entry
+                self._overdue.setdefault(key.request, {})[entry.task] = entry
+                entry = self.head(key)
         for request in {entry.key.request for entry in due}:
             waiting = sorted(self._overdue[request].values(), key=_by_wait)
             self._overdue[request] = {entry.task: entry for entry in waiting}
@@ -157,6 +174,8 @@ class Queue:
         expected_s = priority.execution_s(entry.expected_s, contention)
         waited_s = now - entry.queued
         value = priority.score(entry.key.priority, self._config.ageing, waited_s, expected_s)
+        if entry.key.demoted:  # however long it has waited, behind all of its priority that are not
+            value -= self._config.ageing
         return Ranked(
             (-value, entry.expected_s, entry.order),
             entry,
@@ -177,6 +196,18 @@ def _take(groups: dict[K, dict[str, Entry]], key: K, task_id: str) -> None:
             del groups[key]
 
 
+def is_demoted(task: Task, ran_s: float, config: Config) -> bool:
+    """Whether a task that has run for `ran_s` seconds stands in the second half of its equals.
+
+    There are two halves: those that have had less service than `slice_s`, and those that have had
+    it. Most jobs are short and nobody knows which, so what has had little goes first (multi-level
+    feedback). Only what can be suspended is demoted: else a retry would be punished.
+    """
+    if not config.slice_s or task.kind is not Kind.TRAIN:
+        return False
+    return priority.service_s(ran_s, task.spec.resources) >= config.slice_s
+
+
 def _by_wait(entry: Entry) -> tuple[float, int]:
     return entry.queued, entry.order
 
@@ -187,6 +218,14 @@ class Reservation(NamedTuple):
     task: str
     node: str
     request: Resources
+
+
+class Claim(NamedTuple):
+    """What is held back on a node for a task, until those that give way to it have ended."""
+
+    node: str
+    request: Resources
+    victims: frozenset[tuple[str, int]]  # with their generations
 
 
 class Start(Protocol):
@@ -206,6 +245,7 @@ class Scheduler:
         self._resources = resources
         self.queue = Queue(config)
         self.reservation: Reservation | None = None
+        self.claims: dict[str, Claim] = {}
 
     def configure(self, config: Config) -> None:
         """Go on with other settings."""
@@ -222,26 +262,31 @@ class Scheduler:
         contention = self.contention()
         return sorted(self.queue.rank(entry, now, contention) for entry in self.queue.heads())
 
-    @property
-    def reserved(self) -> dict[str, Resources]:
-        """What is held back, by node."""
-        held = self.reservation
-        return {} if held is None else {held.node: held.request}
+    def reserved(self, task_id: str = "", *, overdue: bool = False) -> dict[str, Resources]:
+        """What is held back from this task, by node. From overdue ones only what is claimed."""
+        held = [(c.node, c.request) for task, c in self.claims.items() if task != task_id]
+        if self.reservation is not None and not overdue and self.reservation.task != task_id:
+            held.append((self.reservation.node, self.reservation.request))
+        sums: dict[str, Resources] = {}
+        for node, request in held:
+            sums[node] = sums.get(node, Resources()) + request
+        return sums
 
     def schedule(self, now: float, overdue_running: Resources, start: Start) -> None:
         """Start what can start now.
 
         1. Tasks that have waited longer than `wait_s_max` of their priority become overdue.
         2. Overdue tasks start in order, ahead of all others, while those that did so hold at most
-           `overdue_share` of the capacity together (one may always run); the first that doesn't
-           fit gets a reservation: what is free, and becomes free, on its node is held back for it.
+           `overdue_share` of the capacity together (one may always run), or `overdue_late_share`
+           for one that has waited `overdue_late` times as long as makes overdue; the first that
+           doesn't fit gets a reservation: what is free, and becomes free, on its node is held back.
         3. The heads of the buckets are tried by score; what fits starts, and the next of its
            bucket is tried in its turn. What doesn't fit is passed over.
         4. What nobody else could use goes to the overdue tasks that are left, in their order; what
            doesn't fit is passed over. It took nothing from anybody, so no share counts it.
         """
         self.queue.collect_overdue(now)  # 1
-        self._start_ahead(overdue_running, start)  # 2
+        self._start_ahead(overdue_running, now, start)  # 2
         waiting = self.ranking(now)  # 3
         contention = self.contention()
         while waiting:
@@ -260,36 +305,44 @@ class Scheduler:
 
     def _start_beside(self, entry: Entry, start: Start) -> bool:
         """Start a task in what is free and not held back; whether it fits there."""
-        allocation = self._resources.allocate(entry.key.request, self.reserved)
+        allocation = self._resources.allocate(entry.key.request, self.reserved(entry.task))
         if allocation is None:
             return False
-        self.queue.remove(entry.task)
-        start(entry.task, allocation, overdue=False)
+        self._begin(entry, allocation, start, overdue=False)
         return True
 
-    def _start_ahead(self, running: Resources, start: Start) -> None:
+    def _begin(self, entry: Entry, allocation: Allocation, start: Start, *, overdue: bool) -> None:
+        self.queue.remove(entry.task)
+        self.claims.pop(entry.task, None)
+        start(entry.task, allocation, overdue=overdue)
+
+    def _start_ahead(self, running: Resources, now: float, start: Start) -> None:
         before, self.reservation = self.reservation, None
         waiting = [(_by_wait(entry), entry) for entry in self.queue.overdue_heads()]
         while waiting:
             _, entry = heapq.heappop(waiting)
             request = entry.key.request
-            if running != Resources() and not self._within_share(running + request):
+            late = now - entry.queued >= self._config.overdue_late * priority.wait_s_max(
+                entry.key.priority, self._config.overdue_wait_s
+            )
+            share = self._config.overdue_late_share if late else self._config.overdue_share
+            if running != Resources() and not self._within(share, running + request):
                 return
-            allocation = self._resources.allocate(request)
+            held = self.reserved(entry.task, overdue=True)
+            allocation = self._resources.allocate(request, held)
             if allocation is None:
                 if not self._resources.could_ever_hold(request):
                     continue  # its node came back smaller: nobody else waits for it
                 self.reservation = self._reserve(entry, before)
                 return
-            self.queue.remove(entry.task)
             running = running + request
-            start(entry.task, allocation, overdue=True)
+            self._begin(entry, allocation, start, overdue=True)
             following = self.queue.overdue_head(request)
             if following is not None:
                 heapq.heappush(waiting, (_by_wait(following), following))
 
-    def _within_share(self, wanted: Resources) -> bool:
-        capacity, share = self._resources.capacity(), self._config.overdue_share
+    def _within(self, share: float, wanted: Resources) -> bool:
+        capacity = self._resources.capacity()
         return all(
             getattr(wanted, name) <= share * getattr(capacity, name)
             for name in ("cpu", "gpu", "memory", "gpu_memory")

@@ -43,6 +43,7 @@ from zenos.core.task import (
 from zenos.kernel import supervision
 from zenos.kernel.model_manager import ModelManager
 from zenos.kernel.state import KernelState
+from zenos.kernel.victims import Preemption
 
 
 class Step(NamedTuple):
@@ -64,6 +65,7 @@ class Kernel:
     def __init__(self, config: Config, snapshot: Snapshot | None = None) -> None:
         self.state = KernelState(config, snapshot or Snapshot(), limits.EXPECTED_S_DEFAULT)
         self.models = ModelManager(self)
+        self.preemption = Preemption(self)
         self.config = config
         self.actions: list[Action] = []
         self.draining: str | None = None
@@ -80,6 +82,7 @@ class Kernel:
         self.models.reconcile(now)
         self._schedule(now)
         self.models.give_way(now)
+        self.preemption.make_room(now)
         self._discard()
         self._retain(now)
         return Step(self.state.finish(), self.actions, self._next_wake(now))
@@ -210,12 +213,15 @@ class Kernel:
 
     # -- starting and stopping
 
-    def stop(self, task: Task, why: str, now: float) -> Task:
-        """Ask a task's worker to end, for the stated reason; its exit decides what comes next."""
+    def stop(self, task: Task, why: str, now: float, detail: str = "") -> Task:
+        """Ask a task's worker to end, for the stated reason; its exit decides what comes next.
+
+        detail: what the history says beside it.
+        """
         stopping = replace(task, stopping=why)
         told = self._tell_to_stop(stopping)
         return self.state.put(
-            task, replace(stopping, stop_at=now + told.grace_s), now, "stopping", why
+            task, replace(stopping, stop_at=now + told.grace_s), now, "stopping", detail or why
         )
 
     def _tell_to_stop(self, task: Task) -> StopWorker:
@@ -250,6 +256,7 @@ class Kernel:
                     generation=task.generation + 1,
                     allocation=allocation,
                     started=now,
+                    waited_s=task.waited_s + max(0.0, now - task.queued),
                     running=None,
                     stopping=None,
                     stop_at=None,
@@ -301,14 +308,15 @@ class Kernel:
     def _retain(self, now: float) -> None:
         """Forget ended tasks, events and idempotency keys beyond their retention."""
         gone: list[str] = []
-        kept = self.config.ended_tasks_kept
-        for task_id in list(self.state.ended):
+        surplus = len(self.state.ended) - self.config.ended_tasks_kept
+        for task_id in self.state.ended:  # the longest ended first
             ended = self.state.tasks[task_id].ended or 0.0
-            if len(self.state.ended) <= kept and now - ended < self.config.ended_task_kept_s:
+            if len(gone) >= surplus and now - ended < self.config.ended_task_kept_s:
                 break
             if not any(task_id in d.replicas for d in self.state.deployments.values()):
-                self.state.delete(task_id)
                 gone.append(task_id)
+        for task_id in gone:
+            self.state.delete(task_id)
         if gone:
             self.actions.append(Forget(tasks=gone))
         while self.state.keys:
@@ -323,7 +331,7 @@ class Kernel:
 
     def _next_wake(self, now: float) -> float:
         """The earliest time at which something is due without an event."""
-        times = [self.models.next_wake(now)]
+        times = [self.models.next_wake(now), self.preemption.next_wake(now)]
         if not self.draining:
             times.append(self.state.scheduler.queue.next_overdue())
         times.append(self.state.next_delayed())

@@ -1,0 +1,1 @@
+"""The simulator: traces, the real kernel and a virtual clock. See docs/scheduling.md."""

@@ -1,0 +1,68 @@
+"""Clusters to simulate: written as `100x8gpu`, or one pool that a load fills to so many percent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from zenos.core import limits
+from zenos.core.errors import InvalidError
+from zenos.core.resources import Resources
+from zenos.core.task import Node
+from zenos.simulate.traces import Job
+
+NODES_MAX: Final = 100_000
+_GROUP: Final = re.compile(r"^(\d{1,6})x(\d{1,4})gpus?$")
+
+
+def nodes(text: str) -> list[Node]:
+    """Nodes from `100x8gpu` or `10x8gpu,4x2gpu`. Raises InvalidError."""
+    made: list[Node] = []
+    for group in text.split(","):
+        match = _GROUP.match(group.strip().lower())
+        if match is None:
+            raise InvalidError(
+                f"cannot read the nodes {group[:40]!r}: write COUNTxGPUSgpu, for example 100x8gpu"
+            )
+        count, gpus = int(match[1]), int(match[2])
+        if not count or not gpus or gpus * 1000 > limits.GPU_MILLI_MAX:
+            raise InvalidError(
+                f"cannot use {group}: at least one node with 1 to {limits.GPU_MILLI_MAX // 1000}"
+                " GPUs each"
+            )
+        if len(made) + count > NODES_MAX:
+            raise InvalidError(f"cannot simulate more than {NODES_MAX:,} nodes")
+        made += [node(f"n{len(made) + number + 1}", gpus) for number in range(count)]
+    return made
+
+
+def node(name: str, gpus: int) -> Node:
+    """One node that has GPUs and nothing else to run out of."""
+    return Node(name=name, capacity=Resources(gpu=gpus * 1000), gpus=gpus, virtual_gpus=True)
+
+
+def pool_for(jobs: Sequence[Job], load: float, span_s: float) -> list[Node]:
+    """One node with as many GPUs as make the jobs' work `load` times what it can do in `span_s`."""
+    if not 0 < load <= 100:
+        raise InvalidError(f"cannot size a pool for a load of {load:g}: above 0, for example 0.9")
+    if span_s <= 0:
+        raise InvalidError("cannot size a pool: all jobs come at the same time; give --nodes")
+    gpus = max(1, round(sum(job.work for job in jobs) / (load * span_s)))
+    if gpus * 1000 > limits.GPU_MILLI_MAX:
+        raise InvalidError(
+            f"cannot simulate one pool of {gpus:,} GPUs: at most {limits.GPU_MILLI_MAX // 1000:,};"
+            " give --nodes"
+        )
+    return [node("pool", gpus)]
+
+
+def check_fit(jobs: Sequence[Job], cluster: Sequence[Node]) -> None:
+    """Raises InvalidError for a job that no node could ever hold."""
+    most = max(node.capacity.gpu for node in cluster)
+    for number, job in enumerate(jobs, start=1):
+        if job.gpu > most:
+            raise InvalidError(
+                f"cannot simulate job {number}: it wants {job.gpu / 1000:g} GPUs at once, the"
+                f" largest node has {most // 1000}"
+            )
