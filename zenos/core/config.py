@@ -42,7 +42,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     ageing: float = 25.0
     overdue_share: float = 0.25
-    overdue_late: float = 2.5
+    overdue_late: float = 2.75
     overdue_late_share: float = 0.9
     overdue_wait_s: float = 3600.0
     residence_s: float = limits.RESIDENCE_S
@@ -107,7 +107,13 @@ RELOADABLE: Final = (
     "log_level",
     "ageing",
     "overdue_share",
+    "overdue_late",
+    "overdue_late_share",
     "overdue_wait_s",
+    "residence_s",
+    "slice_s",
+    "slice_residence_s",
+    "preemptions_per_hour",
     "cancel_grace_s",
     "suspend_grace_s",
     "keep_alive_s",

@@ -40,8 +40,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
     completion: from submission to end. wait: all time in which a job doesn't run, lost time
     included. slowdown: completion over run time, bounded below at 10 s. utilisation: the share of
-    all GPU-seconds between the first and the last submission that did work, lost time not
-    included. fairness: Jain's index over the users' mean slowdowns, 1 for all alike.
+    all GPU-seconds that did work, from the first submission to the last end; lost time is none.
+    utilisation_arrivals: the same from the first to the last submission. fairness: Jain's index
+    over the users' mean slowdowns, 1 for all alike.
     """
 
     policy: str
@@ -57,6 +58,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     slowdown_mean: float
     makespan_s: float
     utilisation: float
+    utilisation_arrivals: float
     fairness: float
     suspensions: int
     suspensions_most: int
@@ -77,7 +79,8 @@ def summarise(
     by_user: dict[str, list[float]] = defaultdict(list)
     for job, value in zip(jobs, slowdown, strict=True):
         by_user[job.user].append(value)
-    span = gpus * meter.until_s
+    makespan_s = max(r.done_s for r in ran)
+    arrivals = gpus * meter.until_s
     return Summary(
         policy=policy,
         jobs=len(jobs),
@@ -90,8 +93,9 @@ def summarise(
         wait_p99_s=quantile(wait, 0.99),
         wait_longest_s=max(wait),
         slowdown_mean=_mean(slowdown),
-        makespan_s=max(r.done_s for r in ran),
-        utilisation=meter.worked / span if span else 0.0,
+        makespan_s=makespan_s,
+        utilisation=sum(job.work for job in jobs) / (gpus * makespan_s) if makespan_s else 0.0,
+        utilisation_arrivals=meter.worked / arrivals if arrivals else 0.0,
         fairness=jain([_mean(values) for values in by_user.values()]),
         suspensions=sum(r.suspensions for r in ran),
         suspensions_most=max(r.suspensions for r in ran),

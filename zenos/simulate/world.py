@@ -42,11 +42,16 @@ class World:
     """
 
     def __init__(
-        self, jobs: Sequence[Job], nodes: Sequence[Node], config: Config, restart_s: float
+        self,
+        jobs: Sequence[Job],
+        nodes: Sequence[Node],
+        config: Config,
+        meter: Meter,
+        restart_s: float,
     ) -> None:
         self.jobs = jobs
         self.ran = [Ran() for _ in jobs]
-        self.meter = Meter(jobs[-1].submit_s if jobs else 0.0)
+        self.meter = meter
         self.kernel = Kernel(config)
         self.steps = 0
         self.step_s = 0.0
@@ -69,6 +74,7 @@ class World:
             if math.isinf(now):
                 raise RuntimeError(f"cannot go on: {len(self.jobs) - self._done} jobs never start")
             events: list[ev.Event] = []
+            before = self._done
             while self._coming and self._coming[0][0] <= now:
                 event = heapq.heappop(self._coming)[2]
                 if not isinstance(event, ev.WorkerExited) or self._ends(event, now):
@@ -76,7 +82,6 @@ class World:
             while submitted < len(self.jobs) and self.jobs[submitted].submit_s <= now:
                 events.append(self._submit(submitted))
                 submitted += 1
-            before = self._done
             wake = self._step(events, now)
             if self._done != before:
                 progress(self._done)

@@ -1,0 +1,137 @@
+"""The simulator's program: a request as JSON in, lines of JSON out. `zenos simulate` runs it.
+
+It is a process of its own because the command line imports no part of the daemon.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from zenos.core.config import resolve
+from zenos.core.errors import InvalidError, ZenosError
+from zenos.core.task import Node
+from zenos.core.wording import field_error
+from zenos.simulate import cluster, peers, plots, traces
+from zenos.simulate.report import Meter, Ran, Summary, summarise
+from zenos.simulate.traces import Job
+from zenos.simulate.world import World
+
+POLICIES: Final = ("zenos", *peers.POLICIES)
+PROGRESS_EVERY: Final = 200  # jobs
+
+
+class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What is simulated. nodes or load: one of the two. Times in seconds; settings: see Config."""
+
+    trace: str
+    skip_bad: bool = False
+    nodes: str | None = None
+    load: float | None = None
+    policies: list[str]
+    from_s: float = 0.0
+    to_s: float | None = None
+    duration_s_max: float | None = None
+    restart_s: float = 60.0
+    settings: dict[str, Any] = {}
+    plot: str | None = None
+
+    def check(self) -> None:
+        """Raises InvalidError."""
+        if (self.nodes is None) == (self.load is None):
+            raise InvalidError("cannot tell how large the cluster is: give --nodes, or --load")
+        for policy in self.policies:
+            if policy not in POLICIES:
+                raise InvalidError(
+                    f"cannot simulate policy {policy[:40]!r}: one of {', '.join(POLICIES)}"
+                )
+        if not 0 <= self.restart_s <= 86400:
+            raise InvalidError(f"cannot charge {self.restart_s:g} s: from 0 to 86400")
+        if self.to_s is not None and not 0 <= self.from_s < self.to_s:
+            raise InvalidError("cannot take days that end before they begin")
+
+
+def simulate(request: Request, say: Callable[[dict[str, Any]], None]) -> list[Summary]:
+    """Run one policy after the other. `say` hears of the trace, of progress and of results."""
+    request.check()
+    config = resolve({}, {}, request.settings)
+    if request.plot is not None:
+        plots.check(Path(request.plot))
+    trace = traces.read(Path(request.trace), skip_bad=request.skip_bad)
+    endless = float("inf")
+    window = traces.Window(
+        request.from_s, request.to_s or endless, request.duration_s_max or endless
+    )
+    jobs = window.cut(trace.jobs)
+    if not jobs:
+        raise InvalidError(f"cannot simulate: none of {len(trace.jobs):,} jobs is in that window")
+    nodes = _nodes(request, jobs)
+    cluster.check_fit(jobs, nodes)
+    gpus = sum(node.gpus for node in nodes)
+    say({"type": "trace", "jobs": len(jobs), "gpus": gpus, "skipped": trace.skipped})
+    summaries: list[Summary] = []
+    curves: dict[str, list[float]] = {}
+    for policy in request.policies:
+
+        def progress(done: int, policy: str = policy) -> None:
+            if done % PROGRESS_EVERY == 0 or done == len(jobs):
+                say({"type": "progress", "policy": policy, "done": done, "of": len(jobs)})
+
+        meter = Meter(jobs[-1].submit_s)
+        if policy == "zenos":
+            world = World(jobs, nodes, config, meter, request.restart_s)
+            ran = world.run(progress)
+            steps, step_s = world.steps, world.step_s
+        else:
+            ran, steps, step_s = peers.run(policy, jobs, gpus * 1000, meter, progress), 0, 0.0
+        summary = summarise(policy, jobs, ran, gpus, meter)
+        if steps:
+            summary = msgspec.structs.replace(
+                summary, steps=steps, step_mean_us=step_s / steps * 1e6
+            )
+        say({"type": "summary", "summary": msgspec.to_builtins(summary)})
+        summaries.append(summary)
+        curves[policy] = _completions(jobs, ran)
+    if request.plot is not None:
+        plots.write(curves, Path(request.plot))
+    return summaries
+
+
+def _nodes(request: Request, jobs: Sequence[Job]) -> list[Node]:
+    if request.nodes is not None:
+        return cluster.nodes(request.nodes)
+    span_s = jobs[-1].submit_s
+    if request.to_s is not None:
+        span_s = request.to_s - request.from_s
+    return cluster.pool_for(jobs, request.load or 0.0, span_s)
+
+
+def _completions(jobs: Sequence[Job], ran: Sequence[Ran]) -> list[float]:
+    return sorted(r.done_s - job.submit_s for job, r in zip(jobs, ran, strict=True))
+
+
+def _say(line: dict[str, Any]) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(line) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def main() -> int:
+    """Read the request from standard input; 1 after an error, which is told as a line too."""
+    try:
+        try:
+            request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
+        except msgspec.ValidationError as error:
+            raise field_error(error, Request) from None
+        simulate(request, _say)
+    except ZenosError as error:
+        _say({"type": "error", "code": error.code, "message": error.message})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
