@@ -202,6 +202,22 @@ def test_a_training_makes_room_for_the_overdue_task_and_is_not_interrupted_when_
     assert told(h) == [runner.id]  # it has waited for its turn, and keeps it
 
 
+def test_while_an_overdue_task_waits_for_a_few_devices_the_others_go_on() -> None:
+    config = replace(Config(), overdue_wait_s=100.0, slice_s=1e6)
+    h = Harness(node(cpu=0, gpu=4), config=config)
+    trainings = [running(h, cpu=0, gpu=1) for _ in range(4)]
+    late = submit(h, PROGRAM, cpu=0, gpu=2)
+    h.wait(150)
+    assert len(told(h)) == 2
+    gone = [t for t in trainings if t.id in told(h)]
+    h.exit(gone[0], exit_code=75)
+    held = h.kernel.state.scheduler.reservation
+    assert held is not None
+    assert (held.task, held.request.gpu) == (late.id, 2000)
+    h.exit(gone[1], exit_code=75)
+    assert h.now(late).state is State.STARTING
+
+
 def test_time_waited_before_a_suspension_counts_as_waiting() -> None:
     h = Harness(node(cpu=1), config=replace(Config(), overdue_wait_s=1000.0))
     blocker = submit(h, PROGRAM)

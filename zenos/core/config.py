@@ -42,7 +42,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     ageing: float = 25.0
     overdue_share: float = 0.25
-    overdue_late: float = 2.75
+    overdue_late: float = 2.5
     overdue_late_share: float = 0.9
     overdue_wait_s: float = 3600.0
     residence_s: float = limits.RESIDENCE_S

@@ -52,6 +52,11 @@ class Pool:
         """Whether `allocate` would find room."""
         return request.fits_in(self.free.without(reserved)) and self.has_devices(request)
 
+    @property
+    def is_in_pieces(self) -> bool:
+        """Whether a device is given out in part."""
+        return any(0 < used < WHOLE for used in self.gpu_used)
+
     def has_devices(self, request: Resources) -> bool:
         """Whether the GPUs have room for `request`, shares on one device, the others whole."""
         return self._devices(request) is not None

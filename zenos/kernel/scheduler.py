@@ -352,8 +352,8 @@ class Scheduler:
         """Hold its request back on a node that could hold it: the one with the most free.
 
         A task that had a reservation keeps its node: going to another, it would begin to wait anew
-        for what runs there. Where no device has enough, all GPUs are held back: else small shares
-        could keep them in pieces for ever.
+        for what runs there. Where no device has enough and some are shared, all GPUs are held back:
+        else small shares could keep them in pieces for ever.
         """
         request = entry.key.request
         able = {pool.node.name: pool for pool in self._resources.able(request)}
@@ -361,7 +361,7 @@ class Scheduler:
             node = able[before.node]
         else:
             node = max(able.values(), key=lambda p: (p.free.cpu, p.free.gpu, p.free.memory))
-        if not node.has_devices(request):
+        if node.is_in_pieces and not node.has_devices(request):
             capacity = node.node.capacity
             request = replace(request, gpu=capacity.gpu, gpu_memory=capacity.gpu_memory)
         return Reservation(entry.task, node.node.name, request)

@@ -70,7 +70,8 @@ class Preemption:
         candidates = self._candidates(now)  # 2
         if reservation is not None and candidates:  # 3
             pool = state.resources.pools[reservation.node]
-            chosen = self._enough(pool, reservation.request, candidates, reservation.task)
+            request = state.tasks[reservation.task].spec.resources
+            chosen = self._enough(pool, request, candidates, reservation.task)
             if chosen:
                 candidates = self._suspend(chosen, reservation.task, candidates, now)
         self._make_room_for(entries, candidates, now)  # 4
