@@ -99,7 +99,11 @@ class Queue:
         )
         entry = Entry(task.id, order_of(task.id), task.queued, expected_s, key)
         self._entries[task.id] = entry
-        self._buckets.setdefault(key, {})[task.id] = entry
+        bucket = self._buckets.setdefault(key, {})
+        last = next(reversed(bucket.values()), None)
+        bucket[task.id] = entry
+        if last is not None and _by_wait(last) > _by_wait(entry):  # its priority was changed
+            self._buckets[key] = {e.task: e for e in sorted(bucket.values(), key=_by_wait)}
 
     def remove(self, task_id: str) -> None:
         """Take a task out; it is no error when it isn't in."""
@@ -206,6 +210,8 @@ class Scheduler:
         self._resources = resources
         self.queue = Queue(config)
         self.reservation: Reservation | None = None
+        # By node, what paused tasks wait for that are to go on: nobody else gets it.
+        self.resuming: dict[str, Resources] = {}
 
     def configure(self, config: Config) -> None:
         """Go on with other settings."""
@@ -225,8 +231,11 @@ class Scheduler:
     @property
     def reserved(self) -> dict[str, Resources]:
         """What is held back, by node."""
-        held = self.reservation
-        return {} if held is None else {held.node: held.request}
+        held = dict(self.resuming)
+        first = self.reservation
+        if first is not None:
+            held[first.node] = held.get(first.node, Resources()) + first.request
+        return held
 
     def schedule(self, now: float, overdue_running: Resources, start: Start) -> None:
         """Start what can start now.
@@ -275,7 +284,7 @@ class Scheduler:
             request = entry.key.request
             if running != Resources() and not self._within_share(running + request):
                 return
-            allocation = self._resources.allocate(request)
+            allocation = self._resources.allocate(request, self.resuming)
             if allocation is None:
                 if not self._resources.could_ever_hold(request):
                     continue  # its node came back smaller: nobody else waits for it
