@@ -212,7 +212,7 @@ class Kernel:
         if task.is_ended or task.stopping == "cancel":
             return task
         if task.state is State.QUEUED:
-            ended = replace(task, state=State.CANCELLED, ended=now, stopping="cancel")
+            ended = replace(task, state=State.CANCELLED, ended=now, stopping="cancel", held=None)
             task = self.state.put(task, ended, now, "cancelled")
             if task.kind is Kind.SERVE:
                 self.models.replica_ended(task, now)
