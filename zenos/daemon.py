@@ -161,7 +161,8 @@ async def _until_stopped(
 
 def _that_save(view: View) -> list[str]:
     """Tasks that are asked to save their state when work is suspended."""
-    return [t.id for t in view.tasks.values() if t.kind is Kind.TRAIN and t.state is State.RUNNING]
+    live = HOLDING - {State.STARTING}
+    return [t.id for t in view.tasks.values() if t.kind is Kind.TRAIN and t.state in live]
 
 
 def _tell_unsaved(saving: list[str], view: View, system: LocalSystem) -> None:
@@ -192,14 +193,20 @@ def _is_saved(task: Task) -> bool:
 async def _have_ended(mode: Mode, view: View, inbox: Inbox, others: set[asyncio.Task[Any]]) -> bool:
     """Wait for the workers that `mode` waits for; False if one of `others` ended before them.
 
-    While the store fails nothing is decided any more: then they are left to the next daemon.
+    While the store fails nothing is decided any more: then they are left to the next daemon. So is
+    what somebody has paused, when the others finish: it would never end by itself.
     """
     if mode == "leave":
         return True
     # A program cannot save its state, and a replica would never end by itself.
     can_save = (Kind.TRAIN, Kind.SERVE, Kind.PREPROCESS)
     kinds = can_save if mode == "suspend" else tuple(kind for kind in Kind if kind != Kind.SERVE)
-    while any(t.state in HOLDING and t.kind in kinds for t in view.tasks.values()):
+
+    def is_waited_for(task: Task) -> bool:
+        stays = mode == "drain" and task.state is State.PAUSED and task.held is not None
+        return task.state in HOLDING and task.kind in kinds and not stays
+
+    while any(map(is_waited_for, view.tasks.values())):
         changed: asyncio.Task[Any] = asyncio.create_task(view.changed())
         done, _ = await asyncio.wait(
             {changed, *others}, timeout=STORE_LOOK_S, return_when=asyncio.FIRST_COMPLETED

@@ -16,7 +16,17 @@ from typing import Any
 
 from zenos.bus.durable_topics import DurableTopics
 from zenos.core import events as ev
-from zenos.core.actions import Action, Discard, Forget, Reply, Snapshot, StartWorker, StopWorker
+from zenos.core.actions import (
+    Action,
+    Discard,
+    Forget,
+    PauseWorker,
+    Reply,
+    ResumeWorker,
+    Snapshot,
+    StartWorker,
+    StopWorker,
+)
 from zenos.core.clock import SystemClock
 from zenos.core.config import Config
 from zenos.core.errors import NotFoundError, ZenosError
@@ -92,9 +102,11 @@ class Double:
                 case StartWorker(task=task):
                     started = ev.WorkerStarted(task=task.id, generation=task.generation, pid=1)
                     self.inbox.put(started)
+                case PauseWorker(task=name, generation=generation):
+                    self.inbox.put(ev.WorkerPaused(task=name, generation=generation))
                 case StopWorker(task=name, generation=generation):
                     self.end(name, generation, Outcome(signal=15))
-                case Forget() | Discard():
+                case Forget() | Discard() | ResumeWorker():
                     pass
 
     def end(self, task: str, generation: int, outcome: Outcome) -> None:
@@ -118,6 +130,18 @@ class Double:
 
     async def cancel(self, task: str, principal: Principal) -> Task:
         return await self.control.cancel(task, principal)
+
+    async def pause(self, task: str, principal: Principal) -> Task:
+        return await self.control.pause(task, principal)
+
+    async def suspend(self, task: str, principal: Principal) -> Task:
+        return await self.control.suspend(task, principal)
+
+    async def resume(self, task: str, principal: Principal, *, inexact: bool) -> Task:
+        return await self.control.resume(task, principal, inexact=inexact)
+
+    async def nice(self, task: str, priority: int, principal: Principal) -> Task:
+        return await self.control.nice(task, priority, principal)
 
     async def deploy(
         self, spec: DeploymentSpec, principal: Principal, key: str | None

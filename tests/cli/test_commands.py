@@ -23,6 +23,7 @@ from zenos.core.wire import Progress
 
 COMMANDS = [
     *("up", "down", "status", "top", "schema", "submit", "train", "ps", "logs", "cancel"),
+    *("pause", "suspend", "resume", "nice"),
     *("create", "list", "show", "cp", "rm", "pull", "export", "alias", "serve", "stop", "run"),
 ]
 

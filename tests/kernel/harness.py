@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zenos.core import events as ev
-from zenos.core.actions import Reply, Snapshot, StartWorker, StopWorker
+from zenos.core.actions import PauseWorker, Reply, ResumeWorker, Snapshot, StartWorker, StopWorker
 from zenos.core.clock import VirtualClock
 from zenos.core.config import Config
 from zenos.core.errors import ZenosError
@@ -13,6 +13,7 @@ from zenos.core.task import Deployment, Node, Outcome, Task, TaskSpec
 from zenos.kernel.step import Kernel, Step
 
 PROGRAM = ProgramSpec(argv=["true"])
+YIELDING = ProgramSpec(argv=["true"], yields="signals")
 TRAIN = TrainSpec(model="m", arch="llama-nano", data=DataSpec(paths=["/data"]))
 
 
@@ -33,7 +34,7 @@ def spec(
 
 
 class Harness:
-    """One kernel; `running` and `stopped` note what it had done."""
+    """One kernel; `started`, `stopped` and `told` note what it had done."""
 
     def __init__(
         self, *nodes: Node, config: Config | None = None, snapshot: Snapshot | None = None
@@ -43,6 +44,7 @@ class Harness:
         self.kernel = Kernel(self.config, snapshot)
         self.started: list[Task] = []
         self.stopped: list[StopWorker] = []
+        self.told: list[PauseWorker | ResumeWorker] = []
         self.steps: list[Step] = []
         self._requests = 0
         self.step(*(ev.NodeUp(node=n) for n in nodes or (node(),)))
@@ -56,6 +58,8 @@ class Harness:
                 self.started.append(action.task)
             elif isinstance(action, StopWorker):
                 self.stopped.append(action)
+            elif isinstance(action, PauseWorker | ResumeWorker):
+                self.told.append(action)
         return step
 
     def ask(self, event: ev.Event) -> Task | Deployment:
@@ -77,6 +81,28 @@ class Harness:
         answer = self.ask(ev.Cancel(request=0, task=task.id))
         assert isinstance(answer, Task)
         return answer
+
+    def pause(self, task: Task) -> Task:
+        return self._asked(ev.Pause(request=0, task=task.id))
+
+    def suspend(self, task: Task) -> Task:
+        return self._asked(ev.Suspend(request=0, task=task.id))
+
+    def resume(self, task: Task, *, inexact: bool = False) -> Task:
+        return self._asked(ev.Resume(request=0, task=task.id, inexact=inexact))
+
+    def nice(self, task: Task, priority: int) -> Task:
+        return self._asked(ev.Nice(request=0, task=task.id, priority=priority))
+
+    def _asked(self, event: ev.Event) -> Task:
+        answer = self.ask(event)
+        assert isinstance(answer, Task)
+        return answer
+
+    def paused(self, task: Task) -> None:
+        """The worker says that it has paused."""
+        generation = self.now(task).generation
+        self.step(ev.WorkerPaused(task=task.id, generation=generation))
 
     def now(self, task: Task) -> Task:
         return self.kernel.state.tasks[task.id]

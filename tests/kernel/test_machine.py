@@ -9,8 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from tests.kernel.harness import PROGRAM, TRAIN, Harness, node, spec
+from tests.kernel.harness import PROGRAM, TRAIN, YIELDING, Harness, node, spec
 from zenos.core import events as ev
+from zenos.core.errors import ConflictError, RefusedError
 from zenos.core.specs import DeploymentSpec
 from zenos.core.task import ENDED, State, Task
 from zenos.kernel.model_manager import replica_spec
@@ -31,7 +32,7 @@ class KernelMachine(RuleBasedStateMachine):
 
     @rule(
         target=tasks,
-        work=st.sampled_from([PROGRAM, TRAIN]),
+        work=st.sampled_from([PROGRAM, TRAIN, YIELDING]),
         cpu=st.sampled_from([0.0, 0.5, 1.0, 3.0]),
         gpu=st.sampled_from([0.0, 0.3, 1.0, 2.0]),
         priority=st.integers(0, 100),
@@ -78,6 +79,33 @@ class KernelMachine(RuleBasedStateMachine):
     @rule(task=tasks)
     def cancel(self, task: Task) -> None:
         self.h.cancel(task)
+
+    @rule(task=tasks, verb=st.sampled_from(["pause", "suspend", "resume"]))
+    def yields(self, task: Task, verb: str) -> None:
+        """Whatever the state: it is done or refused in words."""
+        before = self.h.now(task)
+        refused = None
+        try:
+            getattr(self.h, verb)(task)
+        except (ConflictError, RefusedError) as error:
+            refused = error.message
+        if refused is not None:
+            assert refused.startswith(f"cannot {verb} {task.id}")
+            assert self.h.now(task) == before or before.state is State.QUEUED
+        else:
+            held = self.h.now(task).held
+            assert (held is None) is (verb == "resume")
+
+    @rule(task=tasks)
+    def paused(self, task: Task) -> None:
+        self.h.paused(task)
+
+    @rule(task=tasks, priority=st.integers(0, 100))
+    def nice(self, task: Task, priority: int) -> None:
+        try:
+            assert self.h.nice(task, priority).spec.priority == priority
+        except ConflictError:
+            assert self.h.now(task).is_ended
 
     @rule(seconds=st.one_of(st.floats(0, 5000), st.just(20_000.0)))
     def wait(self, seconds: float) -> None:
@@ -157,13 +185,31 @@ class KernelMachine(RuleBasedStateMachine):
         for task in state.tasks.values():
             if task.id not in state.scheduler.queue:
                 continue
-            # For whom something is held back, that is no hindrance.
+            # For whom something is held back, that is no hindrance; what paused tasks wait for is.
             first = held is not None and held.task == task.id
             reserved = state.scheduler.reserved(task.id, overdue=first)
             could = state.resources.allocate(task.spec.resources, reserved)
             if could is not None:
                 state.resources.release(could)
             assert could is None, f"{task.id} waits, and there is room on {could}"
+
+    @invariant()
+    def who_is_held_does_not_start(self) -> None:
+        for task in self.h.kernel.state.tasks.values():
+            if task.held is not None:
+                assert task.state in (State.QUEUED, State.PAUSING, State.PAUSED, State.SUSPENDING)
+                assert task.id not in self.h.kernel.state.scheduler.queue
+
+    @invariant()
+    def who_is_to_go_on_does_when_its_cpu_is_free(self) -> None:
+        state = self.h.kernel.state
+        waiting = [t for t in state.tasks.values() if t.resuming is not None and not t.stopping]
+        for name, pool in state.resources.pools.items():
+            here = [t for t in waiting if t.allocation is not None and t.allocation.node == name]
+            if here:
+                first = min(here, key=lambda t: t.resuming or 0.0)
+                assert first.spec.resources.cpu > pool.free.cpu
+                assert state.scheduler.resuming[name].cpu == sum(t.spec.resources.cpu for t in here)
 
     @invariant()
     def only_the_overdue_task_that_stands_first_has_something_held_back(self) -> None:

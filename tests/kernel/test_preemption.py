@@ -1,313 +1,296 @@
-"""Who gives way to whom, when, and that what is given back goes to whom it was given up for."""
+"""Pausing, suspending, resuming, other priorities: what each costs, frees, and may be asked of."""
 
 from __future__ import annotations
 
-from typing import Any
+import pytest
 
-from msgspec.structs import replace
-
-from tests.kernel.harness import PROGRAM, TRAIN, Harness, node, spec
+from tests.kernel.harness import PROGRAM, TRAIN, YIELDING, Harness, node, spec
 from zenos.core import events as ev
-from zenos.core import limits
+from zenos.core.actions import PauseWorker, ResumeWorker
 from zenos.core.config import Config
-from zenos.core.specs import DeploymentSpec, Work
-from zenos.core.task import State, Task
-
-HOUR_S = 3600.0
-
-
-def submit(h: Harness, work: Work = TRAIN, **more: Any) -> Task:
-    more.setdefault("memory", "10MB")
-    return h.submit(spec(work, **more))
+from zenos.core.errors import ConflictError, InvalidError, NotFoundError, RefusedError
+from zenos.core.resources import Resources
+from zenos.core.specs import DeploymentSpec, TrainSpec, Work
+from zenos.core.task import Principal, State, Task
 
 
-def running(h: Harness, work: Work = TRAIN, **more: Any) -> Task:
-    task = submit(h, work, **more)
+def running(h: Harness, work: Work = TRAIN, **more: object) -> Task:
+    task = h.submit(spec(work, **more))  # type: ignore[arg-type]
     h.run(task)
     assert h.now(task).state is State.RUNNING
     return task
 
 
-def told(h: Harness) -> list[str]:
-    """Who was told to stop, in order."""
-    return [stop.task for stop in h.stopped]
+def used(h: Harness) -> Resources:
+    return h.kernel.state.resources.used()
 
 
-def test_a_training_is_saved_for_a_higher_priority_and_goes_on_afterwards() -> None:
+def test_a_paused_task_gives_its_cpu_back_and_keeps_all_else() -> None:
+    h = Harness(node(cpu=2, gpu=1))
+    task = running(h, cpu=2, gpu=1, memory="1GB")
+    assert h.pause(task).state is State.PAUSING
+    assert [(type(a), a.how) for a in h.told] == [(PauseWorker, "step")]
+    assert used(h).cpu == 2000  # until it says that it has paused
+    h.paused(task)
+    assert h.now(task).state is State.PAUSED
+    assert used(h) == Resources.of(gpu=1, memory="1GB")
+    assert used(h.restarted()) == used(h)
+
+    other = h.submit(spec(cpu=1))
+    assert h.now(other).state is State.STARTING
+    memory = h.submit(spec(cpu=1, memory="2.5GB"))
+    assert h.now(memory).state is State.QUEUED
+
+
+def test_who_resumes_waits_for_its_cpu_ahead_of_the_queue() -> None:
     h = Harness(node(cpu=2))
-    low = running(h, cpu=2)
-    h.wait(60)
-    high = submit(h, PROGRAM, cpu=2, priority=75)
-    assert told(h) == [low.id]
-    assert h.stopped[0].save
-    assert h.steps[-1].changes.events[-1].detail == f"gives way to {high.id}"
-    h.exit(low, exit_code=75)
-    assert h.now(high).state is State.STARTING
-    assert h.now(low).state is State.QUEUED
-    h.run(high)
-    h.wait(100)
-    h.exit(high)
-    resumed = h.now(low)
-    assert (resumed.state, resumed.generation, resumed.attempts) == (State.STARTING, 2, 0)
-    assert (resumed.ran_s, resumed.waited_s) == (60.0, 100.0)
+    task = running(h, cpu=2)
+    h.pause(task)
+    h.paused(task)
+    first, second = running(h, PROGRAM, cpu=1), running(h, PROGRAM, cpu=1)
+    waiting = h.submit(spec(cpu=1, priority=100))
+    resumed = h.resume(task)
+    assert (resumed.state, resumed.held) == (State.PAUSED, None)
+    assert resumed.resuming is not None
+    h.exit(first)
+    assert h.now(waiting).state is State.QUEUED  # what is free is kept for who was there before
+    h = h.restarted()
+    h.exit(second)
+    assert h.now(task).state is State.RUNNING
+    assert isinstance(h.told[-1], ResumeWorker)
+    h.exit(task)
+    assert h.now(waiting).state is State.STARTING
 
 
-def test_a_program_never_gives_way_and_nobody_does_to_a_lower_priority() -> None:
+def test_of_two_that_resume_the_first_goes_on_first() -> None:
     h = Harness(node(cpu=2))
-    running(h, PROGRAM, priority=25)
-    running(h, priority=75)
-    h.wait(HOUR_S / 2)
-    submit(h, priority=50)
-    h.wait(60)
-    assert told(h) == []
-
-
-def test_only_those_give_way_who_are_needed_the_lowest_first() -> None:
-    h = Harness(node(cpu=4))
-    lowest = running(h, cpu=1, priority=10)
-    running(h, cpu=2, priority=40)
-    running(h, cpu=1, priority=30)
-    h.wait(60)
-    submit(h, PROGRAM, cpu=1, priority=60)
-    assert told(h) == [lowest.id]
-    other = Harness(node(cpu=4))
-    small = running(other, cpu=1, priority=10)
-    large = running(other, cpu=3, priority=20)
-    other.wait(60)
-    submit(other, PROGRAM, cpu=3, priority=60)
-    assert told(other) == [large.id]  # the small one's end would not help
-    assert other.now(small).stopping is None
-
-
-def test_nobody_gives_way_in_vain() -> None:
-    h = Harness(node(cpu=2, name="a"), node(cpu=2, name="b"))
-    for _ in range(2):
-        running(h, PROGRAM, cpu=1)
-        running(h, cpu=1)
-    h.wait(60)
-    submit(h, PROGRAM, cpu=2, priority=75)  # neither node has two cores to give back
-    assert told(h) == []
-
-
-def test_what_is_given_back_is_held_for_whom_it_was_given_up_for() -> None:
-    h = Harness(node(cpu=2))
-    first, second = running(h, cpu=1), running(h, cpu=1)
-    h.wait(60)
-    wide = submit(h, PROGRAM, cpu=2, priority=75)
-    late = submit(h, PROGRAM, cpu=1, priority=70)
-    h.exit(first, exit_code=75)
-    assert h.now(late).state is State.QUEUED  # it would fit by now
-    h.exit(second, exit_code=75)
-    assert h.now(wide).state is State.STARTING
-    assert h.now(late).state is State.QUEUED
-
-
-def test_a_claim_ends_with_who_has_it() -> None:
-    h = Harness(node(cpu=2))
-    low = running(h, cpu=2)
-    h.wait(60)
-    high = submit(h, PROGRAM, cpu=2, priority=75)
-    h.cancel(high)
-    assert h.kernel.state.scheduler.claims == {}
-    h.exit(low, exit_code=75)
-    assert h.now(low).state is State.STARTING
-
-
-def test_who_has_just_started_stays_for_a_while_and_the_kernel_wakes_by_then() -> None:
-    h = Harness(node(cpu=1))
-    low = running(h)
-    high = submit(h, PROGRAM, priority=75)
-    assert told(h) == []
-    assert h.steps[-1].wake == h.clock.now() + limits.RESIDENCE_S
-    h.wait(limits.RESIDENCE_S)
-    assert told(h) == [low.id]
-    h.exit(low, exit_code=75)
-    assert h.now(high).state is State.STARTING
-
-
-def test_nobody_gives_way_more_often_in_an_hour_than_is_allowed() -> None:
-    h = Harness(node(cpu=1), config=replace(Config(), preemptions_per_hour=2, overdue_wait_s=1e6))
-    low = running(h)
-    began = h.clock.now()
-    for _ in range(2):
-        h.wait(60)
-        high = submit(h, PROGRAM, priority=75)
-        h.exit(low, exit_code=75)
-        h.run(high)
-        h.exit(high)
-        h.run(low)
-    h.wait(60)
-    submit(h, PROGRAM, priority=75)
-    assert told(h) == [low.id] * 2
-    assert h.steps[-1].wake == began + 60 + HOUR_S
-    h.wait(began + 60 + HOUR_S - h.clock.now())
-    assert told(h) == [low.id] * 3
-
-
-def test_equals_take_turns_once_one_has_had_its_share() -> None:
-    h = Harness(node(cpu=0, gpu=2), config=replace(Config(), overdue_wait_s=1e6))
-    long = running(h, cpu=0, gpu=2)
-    h.wait(60)
-    short = submit(h, cpu=0, gpu=1)
-    assert told(h) == []
-    h.wait(limits.SLICE_S / 2 - 61)  # two GPUs: half the time
-    assert told(h) == []
-    assert h.steps[-1].wake == h.clock.now() + 1
+    one, two = running(h, cpu=2), running(h, cpu=0)
+    h.pause(one)
+    h.paused(one)
+    other = running(h, PROGRAM, cpu=2)
+    h.pause(two)
+    h.paused(two)
+    h.resume(one)
     h.wait(1)
-    assert told(h) == [long.id]
-    h.exit(long, exit_code=75)
-    assert h.now(short).state is State.STARTING
-    h.run(short)
-    h.wait(limits.SLICE_S / 2)
-    assert told(h) == [long.id]  # it has had its share: nobody gives way to it
-    h.exit(short)
-    assert h.now(long).state is State.STARTING
+    h.resume(two)
+    assert h.now(two).state is State.RUNNING  # it wants no CPU, so it waits for none
+    h.pause(one)  # asked again while it waits: it stays, and frees what was kept for it
+    assert h.now(one).held == "pause"
+    h.exit(other)
+    assert h.now(one).state is State.PAUSED
 
 
-def test_who_has_had_its_share_stands_behind_its_equals_however_long_it_waits() -> None:
-    h = Harness(node(cpu=1), config=replace(Config(), overdue_wait_s=1e6))
-    long = running(h)
-    h.wait(limits.SLICE_S)
-    blocker = submit(h, PROGRAM)
-    h.exit(long, exit_code=75)
-    h.run(blocker)
-    h.wait(HOUR_S)
-    fresh = submit(h, expected_s=1e6)
-    h.exit(blocker)
-    assert (h.now(fresh).state, h.now(long).state) == (State.STARTING, State.QUEUED)
-
-
-def test_slices_can_be_turned_off() -> None:
-    h = Harness(node(cpu=1), config=replace(Config(), slice_s=0.0, overdue_wait_s=1e9))
-    running(h)
-    h.wait(10 * limits.SLICE_S)
-    submit(h)
-    h.wait(10 * limits.SLICE_S)
-    assert told(h) == []
-
-
-def test_a_training_makes_room_for_the_overdue_task_and_is_not_interrupted_when_overdue() -> None:
-    h = Harness(node(cpu=1), config=replace(Config(), overdue_wait_s=100.0, slice_s=1e6))
-    runner = running(h)
-    waiting = submit(h)
-    h.wait(99)
-    assert told(h) == []
-    h.wait(1)
-    assert told(h) == [runner.id]
-    h.exit(runner, exit_code=75)
-    h.run(waiting)
-    h.wait(50)
-    submit(h, PROGRAM, priority=100)
-    h.wait(50)
-    assert told(h) == [runner.id]  # it has waited for its turn, and keeps it
-
-
-def test_while_an_overdue_task_waits_for_a_few_devices_the_others_go_on() -> None:
-    config = replace(Config(), overdue_wait_s=100.0, slice_s=1e6)
-    h = Harness(node(cpu=0, gpu=4), config=config)
-    trainings = [running(h, cpu=0, gpu=1) for _ in range(4)]
-    late = submit(h, PROGRAM, cpu=0, gpu=2)
-    h.wait(150)
-    assert len(told(h)) == 2
-    gone = [t for t in trainings if t.id in told(h)]
-    h.exit(gone[0], exit_code=75)
-    held = h.kernel.state.scheduler.reservation
-    assert held is not None
-    assert (held.task, held.request.gpu) == (late.id, 2000)
-    h.exit(gone[1], exit_code=75)
-    assert h.now(late).state is State.STARTING
-
-
-def test_time_waited_before_a_suspension_counts_as_waiting() -> None:
-    h = Harness(node(cpu=1), config=replace(Config(), overdue_wait_s=1000.0))
-    blocker = submit(h, PROGRAM)
-    task = submit(h)
-    h.wait(900)
-    h.exit(blocker)
-    h.run(task)
+def test_paused_time_is_no_run_time() -> None:
+    h = Harness()
+    task = running(h, time_limit_s=100)
     h.wait(60)
-    high = submit(h, PROGRAM, priority=75)
+    h.pause(task)
+    h.paused(task)
+    h.wait(10_000)
+    assert h.now(task).state is State.PAUSED
+    h = h.restarted()
+    h.resume(task)
+    step = h.wait(30)
+    assert h.now(task).stopping is None
+    assert step.wake == h.clock.now() + 10
+    h.wait(10)
+    assert h.now(task).stopping == "time limit"
+    h.exit(task)
+    assert h.now(task).ran_s == 100
+
+
+def test_a_pause_without_an_answer_is_given_up_also_if_the_answer_comes_late() -> None:
+    h = Harness(config=Config(pause_grace_s=5))
+    task = running(h)
+    h.pause(task)
+    assert h.wait(4).wake == h.clock.now() + 1
+    step = h.wait(1)
+    assert (h.now(task).state, h.now(task).held) == (State.RUNNING, None)
+    assert step.changes.events[-1].detail.startswith("cannot pause: no answer within 5 s")
+    assert isinstance(h.told[-1], ResumeWorker)
+    count = len(h.told)
+    h.paused(task)
+    assert len(h.told) == count + 1
+    assert isinstance(h.told[-1], ResumeWorker)
+    assert h.now(task).state is State.RUNNING
+
+
+def test_after_a_restart_every_worker_hears_again_what_it_is_to_do() -> None:
+    h = Harness(node(cpu=5), config=Config(pause_grace_s=5))
+    goes, pausing, paused = (running(h, YIELDING) for _ in range(3))
+    saving = running(h, YIELDING)
+    h.pause(pausing)
+    h.pause(paused)
+    h.paused(paused)
+    h.suspend(saving)
+    h.clock.advance(100)  # while no daemon was there; nothing could be confirmed
+    h = h.restarted()
+    assert [(type(a), a.task, a.how) for a in h.told] == [
+        (ResumeWorker, goes.id, "signals"),
+        (PauseWorker, pausing.id, "signals"),
+        (PauseWorker, paused.id, "signals"),
+    ]
+    assert [(a.task, a.save) for a in h.stopped] == [(saving.id, True)]
+    assert h.now(pausing).state is State.PAUSING
+    h.paused(pausing)
+    assert h.now(pausing).state is State.PAUSED
+
+
+@pytest.mark.parametrize("work", [TRAIN, YIELDING])
+@pytest.mark.parametrize("while_paused", [False, True])
+def test_a_suspended_task_is_held_until_it_is_resumed(work: Work, while_paused: bool) -> None:
+    h = Harness(config=Config(suspend_grace_s=9))
+    task = running(h, work)
+    if while_paused:
+        h.pause(task)
+        h.paused(task)
+    assert h.suspend(task).state is State.SUSPENDING
+    assert [(a.save, a.grace_s) for a in h.stopped] == [(True, 9)]
     h.exit(task, exit_code=75)
-    h.run(high)
-    h.wait(99)
-    assert h.kernel.state.scheduler.queue.overdue == []
+    now = h.now(task)
+    assert (now.state, now.held, now.allocation) == (State.QUEUED, "suspend", None)
+    h = h.restarted()
+    h.wait(100_000)
+    assert h.now(task).state is State.QUEUED
+    h.resume(task)
+    assert (h.now(task).state, h.now(task).generation) == (State.STARTING, 2)
+
+
+def test_who_is_killed_while_saving_goes_back_to_its_last_checkpoint() -> None:
+    h = Harness()
+    task = running(h)
+    h.suspend(task)
+    h.exit(task, exit_code=None, signal=9)
+    assert (h.now(task).state, h.now(task).held) == (State.QUEUED, "suspend")
+    assert h.now(task).attempts == 0
+    assert not any(type(a).__name__ == "Discard" for s in h.steps for a in s.actions)
+
+
+def test_resumed_while_it_saves_it_goes_on_afterwards() -> None:
+    h = Harness()
+    task = running(h)
+    h.suspend(task)
+    h.resume(task)
+    assert h.now(task).state is State.SUSPENDING
+    h.exit(task, exit_code=75)
+    assert h.now(task).state is State.STARTING
+
+
+def test_a_queued_task_is_held_where_it_is() -> None:
+    h = Harness(node(cpu=1))
+    first = running(h, PROGRAM)
+    task = h.submit(spec())
+    assert h.suspend(task).held == "suspend"
+    h.exit(first)
+    assert h.now(task).state is State.QUEUED
+    assert h.resume(task).held is None
+    assert h.now(task).state is State.STARTING
+
+
+@pytest.mark.parametrize("at", ["pausing", "paused", "resuming", "suspending", "held"])
+def test_cancelled_at_any_time(at: str) -> None:
+    h = Harness(node(cpu=1))
+    task = running(h)
+    if at in ("suspending", "held"):
+        h.suspend(task)
+        if at == "held":
+            h.exit(task, exit_code=75)
+    else:
+        h.pause(task)
+        if at != "pausing":
+            h.paused(task)
+    if at == "resuming":
+        running(h, PROGRAM)
+        h.resume(task)
+    h.cancel(task)
+    if at != "held":
+        assert h.stopped[-1].save is False
+        h.exit(task, exit_code=None, signal=15)
+    assert h.now(task).state is State.CANCELLED
+    assert h.now(task).held is None
+    assert used(h).cpu == (1000 if at == "resuming" else 0)
+
+
+def test_going_down_saves_paused_trainings_and_leaves_frozen_programs() -> None:
+    h = Harness()
+    train, program = running(h), running(h, PROGRAM)
+    for task in (train, program):
+        h.pause(task)
+        h.paused(task)
+    h.step(ev.Shutdown(suspend=True))
+    assert [(a.task, a.save) for a in h.stopped] == [(train.id, True)]
+    h.exit(train, exit_code=75)
+    assert (h.now(train).state, h.now(train).held) == (State.QUEUED, "pause")
+    h = h.restarted()
+    assert h.now(train).state is State.QUEUED
+    assert h.now(program).state is State.PAUSED
+    h.resume(train)
+    assert h.now(train).state is State.STARTING
+
+
+def test_another_numerics_holds_a_training_until_it_may_be_inexact() -> None:
+    h = Harness()
+    task = running(h)
+    h.exit(task, exit_code=1, error="cannot resume bit for bit", code="numerics")
+    assert (h.now(task).state, h.now(task).held) == (State.QUEUED, "numerics")
+    h.resume(task, inexact=True)
+    work = h.now(task).spec.work
+    assert isinstance(work, TrainSpec)
+    assert work.inexact
+    assert h.started[-1].spec.work == work
+
+
+def test_a_niced_task_takes_its_place_by_its_new_priority() -> None:
+    h = Harness(node(cpu=1))
+    first = running(h, PROGRAM)
+    one, two, three = (h.submit(spec()) for _ in range(3))
     h.wait(1)
-    assert [entry.task for entry in h.kernel.state.scheduler.queue.overdue] == [task.id]
+    h.nice(three, 90)
+    assert h.nice(two, 10).spec.priority == 10
+    h.nice(two, 50)
+    h = h.restarted()
+    order = [one, two]
+    h.exit(first)
+    for task in (three, *order):
+        assert h.now(task).state is State.STARTING, task.id
+        h.exit(task)
 
 
-def test_after_a_restart_who_was_told_to_stop_is_told_again_and_the_right_one_starts() -> None:
-    h = Harness(node(cpu=1))
-    low = running(h)
-    h.wait(60)
-    high = submit(h, PROGRAM, priority=75)
-    after = h.restarted()
-    assert told(after) == [low.id]
-    assert after.stopped[0].save
-    after.exit(low, exit_code=75)
-    assert after.now(high).state is State.STARTING
-    assert after.now(low).state is State.QUEUED
-
-
-def test_a_request_for_a_model_is_answered_while_a_training_holds_everything() -> None:
-    h = Harness(node(cpu=2, memory="1GB"))
-    training = running(h, cpu=2, memory="900MB")
-    h.wait(60)
-    model = DeploymentSpec(model="m", memory="500MB", keep_alive_s=60.0)
-    h.step(ev.Demand(name="m", spec=model))
-    h.step(ev.Used(name="m", in_flight=1))
-    assert told(h) == [training.id]
-    h.exit(training, exit_code=75)
-    (replica,) = (h.kernel.state.tasks[r] for r in h.kernel.state.deployments["m"].replicas)
-    assert replica.state is State.STARTING
+def test_what_cannot_be_is_said_in_words() -> None:
+    h = Harness(node(cpu=4))
+    program, ended = running(h, PROGRAM), running(h, PROGRAM)
+    h.exit(ended)
+    starting = h.submit(spec(cpu=0))
+    h.ask(ev.Deploy(request=1, spec=DeploymentSpec(model="alpha", min_replicas=1, memory="100MB")))
+    (replica,) = (t for t in h.kernel.state.tasks.values() if t.kind == "serve")
     h.run(replica)
-    h.step(ev.WorkerReady(task=replica.id, generation=1))
-    h.wait(600)
-    assert h.now(training).state is State.QUEUED  # requests are in flight
-    h.step(ev.Used(name="m", in_flight=0))
-    h.wait(60)
-    h.exit(replica)
-    assert h.now(training).state is State.STARTING
-
-
-def test_an_idle_replica_gives_way_before_a_training_does() -> None:
-    h = Harness(node(cpu=2, memory="1GB"))
-    training = running(h, cpu=1, memory="400MB")
-    h.step(ev.Demand(name="idle", spec=DeploymentSpec(model="idle", memory="500MB")))
-    h.step(ev.Used(name="idle", in_flight=1))
-    (replica,) = (h.kernel.state.tasks[r] for r in h.kernel.state.deployments["idle"].replicas)
-    h.run(replica)
-    h.step(ev.WorkerReady(task=replica.id, generation=1))
-    h.step(ev.Used(name="idle", in_flight=0))
-    h.wait(30)
-    h.step(ev.Demand(name="m", spec=DeploymentSpec(model="m", memory="500MB")))
-    assert told(h) == [replica.id]
-    assert h.now(training).stopping is None
-
-
-def test_late_overdue_work_takes_more_of_the_machine() -> None:
-    config = replace(
-        Config(), overdue_wait_s=10.0, overdue_share=0.25, overdue_late=3.0, overdue_late_share=0.5
-    )
-    h = Harness(node(cpu=4), config=config)
-    blockers = [submit(h, PROGRAM, priority=75) for _ in range(4)]
-    old = [submit(h, PROGRAM) for _ in range(3)]
-    h.wait(29)
-    new = [submit(h, PROGRAM, priority=75) for _ in range(3)]
-    h.exit(blockers[0])
-    h.exit(blockers[1])
-    assert [h.now(t).state for t in old[:2]] == [State.STARTING, State.QUEUED]
-    h.wait(1)  # three times what made them overdue; the new ones are none yet
-    h.exit(blockers[2])
-    assert h.now(old[1]).state is State.STARTING
-    h.exit(blockers[3])
-    assert h.now(old[2]).state is State.QUEUED
-    assert sum(h.now(t).state is State.STARTING for t in new) == 2
-
-
-def test_while_the_daemon_goes_down_nobody_gives_way() -> None:
-    h = Harness(node(cpu=1))
-    running(h)
-    h.wait(60)
-    h.step(ev.Shutdown(suspend=False))
-    h.step(ev.NodeUp(node=node(cpu=1)))
-    assert told(h) == []
+    for verb in (h.pause, h.suspend):
+        with pytest.raises(RefusedError, match=r"is a replica.*zenos stop"):
+            verb(replica)
+        with pytest.raises(ConflictError, match=r"it has ended .succeeded."):
+            verb(ended)
+        with pytest.raises(ConflictError, match="just starting"):
+            verb(starting)
+    with pytest.raises(RefusedError, match=r"--yields signals or helper.*zenos pause t1"):
+        h.suspend(program)
+    with pytest.raises(ConflictError, match="running, neither paused nor held"):
+        h.resume(program)
+    with pytest.raises(InvalidError, match="no training"):
+        h.resume(program, inexact=True)
+    with pytest.raises(RefusedError, match="deployment's"):
+        h.nice(replica, 1)
+    for priority in (-1, 101):
+        with pytest.raises(InvalidError, match="from 0 to 100"):
+            h.nice(program, priority)
+    h.pause(program)
+    with pytest.raises(ConflictError, match="being paused already"):
+        h.pause(program)
+    h.paused(program)
+    with pytest.raises(ConflictError, match="paused already"):
+        h.pause(program)
+    with pytest.raises(NotFoundError):
+        h.ask(ev.Pause(request=0, task="t99"))
+    stranger = Principal(user="eve", project="other")
+    for event in (ev.Pause, ev.Suspend, ev.Resume):
+        with pytest.raises(RefusedError, match="belongs to local"):
+            h.ask(event(request=0, task=program.id, principal=stranger))

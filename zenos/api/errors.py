@@ -23,6 +23,7 @@ STATUS: Final[dict[str, int]] = {
     "invalid": 400,
     "unauthorized": 401,
     "refused": 403,
+    "numerics": 403,
     "not_found": 404,
     "conflict": 409,
     "too_large": 413,

@@ -37,6 +37,22 @@ class System(Protocol):
         """Cancel a task, by id; NotFoundError when there is none."""
         ...
 
+    async def pause(self, task: str, principal: Principal) -> Task:
+        """Have a task, by id, give its CPU back; ConflictError in a state without that."""
+        ...
+
+    async def suspend(self, task: str, principal: Principal) -> Task:
+        """Have a task save its state and give everything back; RefusedError when it can't."""
+        ...
+
+    async def resume(self, task: str, principal: Principal, *, inexact: bool) -> Task:
+        """Let a paused or held task go on; inexact: a training may with other numerics."""
+        ...
+
+    async def nice(self, task: str, priority: int, principal: Principal) -> Task:
+        """Give a task another priority."""
+        ...
+
     async def deploy(
         self, spec: DeploymentSpec, principal: Principal, key: str | None
     ) -> Deployment:

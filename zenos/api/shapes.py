@@ -90,6 +90,18 @@ class Exported(Answer, frozen=True, kw_only=True):
     path: str
 
 
+class ResumeBody(Body, frozen=True, kw_only=True):
+    """How a task goes on. inexact: a training may, with other numerics than it began with."""
+
+    inexact: bool = False
+
+
+class NiceBody(Body, frozen=True, kw_only=True):
+    """Another priority: 0 to 100, higher goes first."""
+
+    priority: int
+
+
 class AliasBody(Body, frozen=True, kw_only=True):
     """Let `alias` name this version."""
 

@@ -21,7 +21,7 @@ from zenos.api.common import (
 from zenos.api.logs import OFFSET_HEADER, LogAnswer
 from zenos.api.ports import System
 from zenos.api.schema import operation, read, reply
-from zenos.api.shapes import TaskList, TaskView
+from zenos.api.shapes import NiceBody, ResumeBody, TaskList, TaskView
 from zenos.api.streams import Stream
 from zenos.core import limits
 from zenos.core.errors import NotFoundError, RefusedError
@@ -103,6 +103,37 @@ async def cancel(request: Request, task: TaskPath) -> Response:
     return reply(await system.cancel(find(system, task).id, principal_of(request)))
 
 
+@router.post("/{task}/pause", **operation(Task, also=(403, 404, 409)))
+async def pause(request: Request, task: TaskPath) -> Response:
+    """Have a task give its CPU back and keep its memory, until it is resumed."""
+    system = system_of(request)
+    return reply(await system.pause(find(system, task).id, principal_of(request)))
+
+
+@router.post("/{task}/suspend", **operation(Task, also=(403, 404, 409)))
+async def suspend(request: Request, task: TaskPath) -> Response:
+    """Have a task save its state and give everything back, until it is resumed."""
+    system = system_of(request)
+    return reply(await system.suspend(find(system, task).id, principal_of(request)))
+
+
+@router.post("/{task}/resume", **operation(Task, body=ResumeBody, also=(404, 409)))
+async def resume(request: Request, task: TaskPath) -> Response:
+    """Let a paused or held task go on, as soon as it has room."""
+    body: ResumeBody = await read(request, ResumeBody)
+    system = system_of(request)
+    who = principal_of(request)
+    return reply(await system.resume(find(system, task).id, who, inexact=body.inexact))
+
+
+@router.post("/{task}/nice", **operation(Task, body=NiceBody, also=(403, 404, 409)))
+async def nice(request: Request, task: TaskPath) -> Response:
+    """Give a task another priority."""
+    body: NiceBody = await read(request, NiceBody)
+    system = system_of(request)
+    return reply(await system.nice(find(system, task).id, body.priority, principal_of(request)))
+
+
 @router.get("/{task}/log", **operation(also=(404,), media="text/plain"))
 async def log(
     request: Request,
@@ -158,12 +189,19 @@ def _room(system: System) -> Room:
 
 
 def _view(system: System, task: Task, room: Room) -> TaskView:
-    waits = _waits(task, room) if task.state is State.QUEUED else None
+    waits = waits_for(task, room) if not task.is_ended else None
     return TaskView(task=task, progress=system.progress(task.id), waits=waits)
 
 
-def _waits(task: Task, room: Room) -> str:
-    """What a queued task waits for, in a few words."""
+def waits_for(task: Task, room: Room) -> str | None:
+    """What a task waits for that doesn't run, in a few words; None of one that does."""
+    if task.state is State.PAUSED and not task.stopping:
+        return "waits for its CPU" if task.resuming else f"paused; {_RESUME} {task.id}"
+    if task.state is not State.QUEUED:
+        return None
+    if task.held is not None:
+        reason = task.outcome.error if task.held == "numerics" and task.outcome else None
+        return f"held: {reason or _HELD[task.held]}; {_RESUME} {task.id}"
     if task.not_before > (now := time.time()):
         return f"starts again in {math.ceil(task.not_before - now)} s"
     never = why_never(task.spec.resources, [node for node, _ in room])
@@ -171,6 +209,14 @@ def _waits(task: Task, room: Room) -> str:
         return f"cannot ever fit: {never}"
     short = shortage(task.spec.resources, [(node.capacity, used) for node, used in room])
     return f"waits for {short}" if short else "waits for its turn"
+
+
+_RESUME = "zenos resume"
+_HELD = {
+    "pause": "it was paused when it ended",
+    "suspend": "suspended",
+    "numerics": "it would go on with other numerics",
+}
 
 
 def _chosen(name: str, values: Iterable[str], known: list[str]) -> set[str]:

@@ -25,6 +25,7 @@ EXIT_CODES: Final[dict[str, int]] = {
     "too_large": USAGE,
     "not_found": NOT_FOUND,
     "refused": REFUSED,
+    "numerics": REFUSED,
     "unauthorized": REFUSED,
     "conflict": REFUSED,
     "unfittable": REFUSED,

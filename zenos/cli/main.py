@@ -10,7 +10,17 @@ from typing import Annotated
 
 import typer
 
-from zenos.cli import bus, errors, interrupts, models, serving, simulate, system, tasks
+from zenos.cli import (
+    bus,
+    errors,
+    interrupts,
+    models,
+    serving,
+    simulate,
+    system,
+    tasks,
+    yielding,
+)
 from zenos.cli.commands import Commands
 
 app = typer.Typer(
@@ -44,7 +54,7 @@ def _options(
     """See `zenos COMMAND --help` for each with an example."""
 
 
-for noun in (system, tasks, models, serving, bus, simulate):
+for noun in (system, tasks, yielding, models, serving, bus, simulate):
     noun.register(app)
 if importlib.util.find_spec("zenos.cli.demo") is not None:
     importlib.import_module("zenos.cli.demo").register(app)

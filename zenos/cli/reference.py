@@ -199,7 +199,9 @@ def python() -> str:
     parts = [PYTHON_HEAD, "## zenos.connect\n", _callable("zenos.connect", client.connect)]
     for type_ in (client.Client, client.Bus, client.TaskHandle, client.Generation):
         parts += [f"## {type_.__name__}\n", _text(type_)]
-        for name, member in vars(type_).items():
+        own = [base for base in type_.__mro__ if base.__module__.startswith("zenos.client")]
+        members = {name: member for base in own for name, member in vars(base).items()}
+        for name, member in members.items():
             if name.startswith("_") or name in _INTERNAL:
                 continue
             if isinstance(member, property):
@@ -213,7 +215,7 @@ def python() -> str:
 
 
 # Public for the client's own modules.
-_INTERNAL = frozenset({"look", "pause", "stream"})
+_INTERNAL = frozenset({"look", "wait_before_retry", "stream"})
 _RECORDS = (
     "TaskView", "TaskProgress", "Status", "NodeView", "ModelVersion", "Removed", "Chunk", "Usage",
     "TokenLogprob", "TopicInfo", "MessageInfo", "Sent",

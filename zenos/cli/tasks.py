@@ -66,6 +66,13 @@ def submit(
         list[str] | None,
         typer.Option(metavar="NAME", help="A topic of the bus that it may use; may be repeated."),
     ] = None,
+    yields: Annotated[
+        str,
+        typer.Option(
+            help="How it saves its state when it is suspended: none, signals or helper.",
+            metavar="HOW",
+        ),
+    ] = "none",
     name: Name = "",
     retries: Retries = 0,
     follow: Follow = False,
@@ -90,7 +97,7 @@ def submit(
         time_limit=time_limit,
         retries=retries,
     )
-    spec = options.task(build.program(program, _environment(env), cwd, topic or ()))
+    spec = options.task(build.program(program, _environment(env), cwd, topic or (), yields))
     spec.check()
     with client() as made:
         _after_submit(made.submit(spec), follow=follow, wait=wait, json=json, log=True)

@@ -27,6 +27,7 @@ from zenos.client.types import (
     TaskView,
     Usage,
 )
+from zenos.client.yielding import AsyncHandleYielding, AsyncYielding
 from zenos.core.errors import DeadlineError, InvalidError, NoDaemonError
 from zenos.core.specs import TrainSpec
 from zenos.core.task import Deployment, State, Task, TaskEvent, TaskSpec
@@ -52,7 +53,7 @@ def connect_async(
     )
 
 
-class AsyncClient:
+class AsyncClient(AsyncYielding):
     """The daemon, for programs and notebooks. Every method raises ZenosError's classes."""
 
     def __init__(
@@ -118,6 +119,7 @@ class AsyncClient:
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
         topics: Sequence[str] = (),
+        yields: str = "none",
         key: str | None = None,
         **options: Any,
     ) -> AsyncTaskHandle:
@@ -127,8 +129,8 @@ class AsyncClient:
         same key again gives the same task, whatever happened in between.
         """
         if not isinstance(work, TaskSpec):
-            work = build.options(options).task(build.program(work, env, cwd, topics))
-        elif options or env or cwd or topics:
+            work = build.options(options).task(build.program(work, env, cwd, topics, yields))
+        elif options or env or cwd or topics or yields != "none":
             raise InvalidError("cannot use options beside a TaskSpec: put them into it")
         return AsyncTaskHandle(self, TaskView(task=await self._run(calls.submit(work, key))))
 
@@ -201,7 +203,7 @@ class AsyncClient:
             except (httpx.TransportError, *feeds.PASSING) as error:
                 feeds.check(deadline)
                 problem = error
-            await self.pause(outage.pause_s(problem))
+            await self.wait_before_retry(outage.pause_s(problem))
 
     # -- models
 
@@ -281,9 +283,9 @@ class AsyncClient:
                 value = attempts.answered(response)
                 if value is not None:
                     return value
-            await self.pause(attempts.pause_s or 0)
+            await self.wait_before_retry(attempts.pause_s or 0)
 
-    async def pause(self, seconds: float) -> None:
+    async def wait_before_retry(self, seconds: float) -> None:
         """Wait before trying again; the daemon may have moved meanwhile."""
         await asyncio.sleep(seconds)
         self._find_again()
@@ -377,14 +379,14 @@ class AsyncGeneration:
             except httpx.TransportError as error:
                 self._state.cut()
                 attempts.failed(error)
-            await client.pause(attempts.pause_s or 0)
+            await client.wait_before_retry(attempts.pause_s or 0)
 
 
-class AsyncTaskHandle:
+class AsyncTaskHandle(AsyncHandleYielding):
     """One task: its newest view, and what can be done with it."""
 
     def __init__(self, client: AsyncClient, view: TaskView) -> None:
-        self._client = client
+        self._client: AsyncClient = client
         self.view = view
         self.log_offset = 0
 
@@ -494,5 +496,5 @@ class AsyncTaskHandle:
             except (httpx.TransportError, *feeds.PASSING) as error:
                 problem = error
             if problem is not None or not self.task.is_ended:
-                await self._client.pause(outage.pause_s(problem))
+                await self._client.wait_before_retry(outage.pause_s(problem))
                 await self.refresh()

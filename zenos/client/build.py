@@ -106,13 +106,18 @@ def program(
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
     topics: Sequence[str] = (),
+    yields: str = "none",
 ) -> ProgramSpec:
-    """A program to run; cwd: by default the caller's; topics: that it may use beside its own."""
+    """A program to run; cwd: by default the caller's; topics: that it may use beside its own.
+
+    yields: how it saves its state when it is suspended, see ProgramSpec.
+    """
     if isinstance(argv, str):
         raise InvalidError("cannot run a string: give a list of arguments, e.g. ['ls', '-l']")
     directory = str(Path(cwd or ".").expanduser().absolute())
     texts = [os.fspath(a) if isinstance(a, os.PathLike) else a for a in argv]
     fields = {"argv": texts, "env": dict(env or {}), "cwd": directory, "topics": list(topics)}
+    fields["yields"] = yields
     return convert(fields, ProgramSpec)
 
 

@@ -198,6 +198,27 @@ def cancel(id_: str) -> Call[Task]:
     return _post(f"/api/tasks/{_task(id_)}/cancel", {}, Task)
 
 
+def pause(id_: str) -> Call[Task]:
+    """Pause a task."""
+    return _post(f"/api/tasks/{_task(id_)}/pause", {}, Task, repeatable=False)
+
+
+def suspend(id_: str) -> Call[Task]:
+    """Suspend a task."""
+    return _post(f"/api/tasks/{_task(id_)}/suspend", {}, Task, repeatable=False)
+
+
+def resume(id_: str, *, inexact: bool) -> Call[Task]:
+    """Let a task go on."""
+    path = f"/api/tasks/{_task(id_)}/resume"
+    return _post(path, {"inexact": inexact}, Task, repeatable=False)
+
+
+def nice(id_: str, priority: int) -> Call[Task]:
+    """Give a task another priority."""
+    return _post(f"/api/tasks/{_task(id_)}/nice", {"priority": priority}, Task)
+
+
 def log(id_: str, offset: int, *, follow: bool, generation: int | None = None) -> Call[bytes]:
     """The log of a task's newest worker, or of that of a generation, from a byte on."""
     params: dict[str, str | int] = {"offset": offset, "follow": "true" if follow else "false"}

@@ -27,6 +27,7 @@ from zenos.client.types import (
     TaskView,
     Usage,
 )
+from zenos.client.yielding import HandleYielding, Yielding
 from zenos.core.errors import DeadlineError, InvalidError, NoDaemonError
 from zenos.core.specs import TrainSpec
 from zenos.core.task import Deployment, State, Task, TaskEvent, TaskSpec
@@ -50,7 +51,7 @@ def connect(
     return Client(find(host, token, home), retry_s=retry_s, home=home if host is None else None)
 
 
-class Client:
+class Client(Yielding):
     """The daemon, for programs and notebooks. Every method raises ZenosError's classes."""
 
     def __init__(
@@ -116,6 +117,7 @@ class Client:
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
         topics: Sequence[str] = (),
+        yields: str = "none",
         key: str | None = None,
         **options: Any,
     ) -> TaskHandle:
@@ -125,8 +127,8 @@ class Client:
         same key again gives the same task, whatever happened in between.
         """
         if not isinstance(work, TaskSpec):
-            work = build.options(options).task(build.program(work, env, cwd, topics))
-        elif options or env or cwd or topics:
+            work = build.options(options).task(build.program(work, env, cwd, topics, yields))
+        elif options or env or cwd or topics or yields != "none":
             raise InvalidError("cannot use options beside a TaskSpec: put them into it")
         return TaskHandle(self, TaskView(task=self._run(calls.submit(work, key))))
 
@@ -198,7 +200,7 @@ class Client:
             except (httpx.TransportError, *feeds.PASSING) as error:
                 feeds.check(deadline)
                 problem = error
-            self.pause(outage.pause_s(problem))
+            self.wait_before_retry(outage.pause_s(problem))
 
     # -- models
 
@@ -278,9 +280,9 @@ class Client:
                 value = attempts.answered(response)
                 if value is not None:
                     return value
-            self.pause(attempts.pause_s or 0)
+            self.wait_before_retry(attempts.pause_s or 0)
 
-    def pause(self, seconds: float) -> None:
+    def wait_before_retry(self, seconds: float) -> None:
         """Wait before trying again; the daemon may have moved meanwhile."""
         time.sleep(seconds)
         self._find_again()
@@ -373,14 +375,14 @@ class Generation:
             except httpx.TransportError as error:
                 self._state.cut()
                 attempts.failed(error)
-            client.pause(attempts.pause_s or 0)
+            client.wait_before_retry(attempts.pause_s or 0)
 
 
-class TaskHandle:
+class TaskHandle(HandleYielding):
     """One task: its newest view, and what can be done with it."""
 
     def __init__(self, client: Client, view: TaskView) -> None:
-        self._client = client
+        self._client: Client = client
         self.view = view
         self.log_offset = 0
 
@@ -490,5 +492,5 @@ class TaskHandle:
             except (httpx.TransportError, *feeds.PASSING) as error:
                 problem = error
             if problem is not None or not self.task.is_ended:
-                self._client.pause(outage.pause_s(problem))
+                self._client.wait_before_retry(outage.pause_s(problem))
                 self.refresh()

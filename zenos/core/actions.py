@@ -5,6 +5,8 @@ Actions are idempotent, and are derived again from the stored rows at boot.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from zenos.core.errors import ZenosError
@@ -31,6 +33,27 @@ class StopWorker(Action, frozen=True, kw_only=True):
     generation: int
     grace_s: float
     save: bool = False
+
+
+class PauseWorker(Action, frozen=True, kw_only=True):
+    """Have this generation give its CPU back; a WorkerPaused says that it has.
+
+    how: `step`: a word on the bus, heard at the next step boundary; `signals`: SIGTSTP, and after
+    half of `grace_s` seconds `freeze`: stopped by the kernel, whether it wants or not.
+    """
+
+    task: str
+    generation: int
+    how: Literal["step", "signals", "freeze"]
+    grace_s: float
+
+
+class ResumeWorker(Action, frozen=True, kw_only=True):
+    """Let this generation go on, if it was paused or is being so."""
+
+    task: str
+    generation: int
+    how: Literal["step", "signals", "freeze"]
 
 
 class Reply(Action, frozen=True, kw_only=True):

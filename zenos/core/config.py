@@ -51,6 +51,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     preemptions_per_hour: int = limits.PREEMPTIONS_PER_HOUR
     cancel_grace_s: float = limits.CANCEL_GRACE_S
     suspend_grace_s: float = limits.SUSPEND_GRACE_S
+    pause_grace_s: float = limits.PAUSE_GRACE_S
     keep_alive_s: float = limits.KEEP_ALIVE_S
     message_order: tuple[Literal["command", "state", "data"], ...] = ("command", "state", "data")
     message_ageing: float = 1.0
@@ -92,6 +93,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             ("overdue_wait_s", 0.0, limits.EXPECTED_S_MAX),
             ("cancel_grace_s", 0.0, 3600.0),
             ("suspend_grace_s", 0.0, 3600.0),
+            ("pause_grace_s", 0.1, 3600.0),
             ("keep_alive_s", 0.0, limits.EXPECTED_S_MAX),
             ("ended_tasks_kept", 0, 10_000_000),
             ("ended_task_kept_s", 0.0, limits.EXPECTED_S_MAX),
@@ -116,6 +118,7 @@ RELOADABLE: Final = (
     "preemptions_per_hour",
     "cancel_grace_s",
     "suspend_grace_s",
+    "pause_grace_s",
     "keep_alive_s",
     "ended_tasks_kept",
     "ended_task_kept_s",

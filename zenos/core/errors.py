@@ -58,6 +58,12 @@ class RefusedError(ZenosError):
     code = "refused"
 
 
+class NumericsError(RefusedError):
+    """cannot go on with other numerics than those that the run began with"""
+
+    code = "numerics"
+
+
 class UnauthorizedError(ZenosError):
     """cannot let you in: send the token as 'Authorization: Bearer TOKEN'"""
 

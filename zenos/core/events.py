@@ -34,6 +34,43 @@ class Cancel(Event, frozen=True, kw_only=True):
     principal: Principal = Principal()
 
 
+class Pause(Event, frozen=True, kw_only=True):
+    """A user has a task give its CPU back and keep its memory. Answered with the Task."""
+
+    request: int
+    task: str
+    principal: Principal = Principal()
+
+
+class Suspend(Event, frozen=True, kw_only=True):
+    """A user has a task save its state and give everything back. Answered with the Task."""
+
+    request: int
+    task: str
+    principal: Principal = Principal()
+
+
+class Resume(Event, frozen=True, kw_only=True):
+    """A user lets a paused or held task go on. Answered with the Task.
+
+    inexact: a training may go on with other numerics than those that it began with.
+    """
+
+    request: int
+    task: str
+    inexact: bool = False
+    principal: Principal = Principal()
+
+
+class Nice(Event, frozen=True, kw_only=True):
+    """A user gives a task another priority. Answered with the Task."""
+
+    request: int
+    task: str
+    priority: int
+    principal: Principal = Principal()
+
+
 class Deploy(Event, frozen=True, kw_only=True):
     """A user deploys a model, or changes its deployment. Answered with the Deployment.
 
@@ -93,6 +130,13 @@ class WorkerStarted(Event, frozen=True, kw_only=True):
 
 class WorkerReady(Event, frozen=True, kw_only=True):
     """A serving worker has loaded its model."""
+
+    task: str
+    generation: int
+
+
+class WorkerPaused(Event, frozen=True, kw_only=True):
+    """The worker computes nothing any more, and keeps its memory."""
 
     task: str
     generation: int

@@ -28,6 +28,9 @@ LABELS: Final = frozenset(
         "worker.start.begin",  # the executor begins to start a worker
         "worker.start.spec",  # its spec file is written, nothing is forked yet
         "worker.start.forked",  # the shim was forked
+        "worker.pause.marked",  # a program is to be frozen, nothing of it is stopped yet
+        "worker.pause.stopped",  # all of it is stopped, the kernel has not heard
+        "worker.resume.signalled",  # it goes on, and is still marked as frozen
         "launcher.fork.before",
         "launcher.fork.after",
         "zygote.fork.before",

@@ -53,6 +53,7 @@ QUEUED_TASKS_MAX: Final = 1_000_000
 # Workers
 CANCEL_GRACE_S: Final = 10.0
 SUSPEND_GRACE_S: Final = 120.0
+PAUSE_GRACE_S: Final = 60.0  # for the end of the step that a training is in
 STOP_WORD_WAIT_S: Final = 1.0  # after SIGTERM, for what the daemon says on the bus
 START_TIMEOUT_S: Final = 120.0
 RETRY_BACKOFF_S: Final = 1.0

@@ -38,6 +38,10 @@ class ProgramSpec(
     topics: Annotated[
         list[str], about("Topics that it may use beside its own, each with all below it.")
     ] = []
+    yields: Annotated[
+        Literal["none", "signals", "helper"],
+        about("How it saves its state when it is suspended; `none`: it can only be frozen."),
+    ] = "none"
 
     def check(self) -> None:
         """Raises InvalidError when it could not be executed."""

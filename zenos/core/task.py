@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import math
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -58,7 +58,9 @@ TRANSITIONS: Final[dict[State, frozenset[State]]] = {
     State.QUEUED: frozenset({State.STARTING, State.CANCELLED, State.FAILED}),
     State.STARTING: frozenset({State.RUNNING, State.QUEUED}) | ENDED,
     State.RUNNING: frozenset({State.PAUSING, State.SUSPENDING, State.QUEUED}) | ENDED,
-    State.PAUSING: frozenset({State.PAUSED, State.RUNNING, State.QUEUED}) | ENDED,
+    State.PAUSING: (
+        frozenset({State.PAUSED, State.RUNNING, State.SUSPENDING, State.QUEUED}) | ENDED
+    ),
     State.PAUSED: frozenset({State.RUNNING, State.SUSPENDING, State.QUEUED}) | ENDED,
     State.SUSPENDING: frozenset({State.QUEUED}) | ENDED,
     State.SUCCEEDED: frozenset(),
@@ -197,9 +199,11 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     generation: counts the workers it has had; at most one is alive. attempts: runs that ended in a
     failure or a fault, of a training those since it has come further. saved_step: the step of its
     newest checkpoint at its last fault. start_failures: how often in a row no worker came to run.
-    not_before: a restart waits until then. ran_s: run time of generations that have ended;
-    waited_s: how long all that have started had waited. ready: a serving worker has loaded its
-    model.
+    not_before: a restart waits until then. ran_s: run time up to `running`, or to the end of the
+    last run or the last pause. waited_s: how long all generations that have started had waited.
+    ready: a serving worker has loaded its model. held: why it doesn't go on by itself (`pause`,
+    `suspend`, `numerics`), until somebody resumes it. yield_by: until when a pause must be
+    confirmed. resuming: since when a paused one waits for its CPU.
     """
 
     id: str
@@ -223,6 +227,9 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     allocation: Allocation | None = None
     stopping: str | None = None
     stop_at: float | None = None
+    held: Literal["pause", "suspend", "numerics"] | None = None
+    yield_by: float | None = None
+    resuming: float | None = None
     outcome: Outcome | None = None
     format: int = 1
 
@@ -240,6 +247,14 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
             case TrainSpec(model=model) | ServeSpec(model=model) | CreateSpec(name=model):
                 return model
         return ""
+
+    @property
+    def can_save(self) -> bool:
+        """Whether its worker saves what it has done when it is told to, and goes on from there."""
+        work = self.spec.work
+        return isinstance(work, TrainSpec) or (
+            isinstance(work, ProgramSpec) and work.yields != "none"
+        )
 
     @property
     def is_ended(self) -> bool:

@@ -5,6 +5,8 @@
 | `request` | data | daemon → worker | GenerateRequest |
 | `abort` | command | daemon → worker | Abort |
 | `stop` | command | daemon → worker | Stop |
+| `pause` | command | daemon → worker | Pause |
+| `paused` | state | worker → daemon | Pause |
 | `ready` | state | worker → daemon | Ready |
 | `progress` | state | worker → daemon | Progress |
 | `chunk` | data | worker → daemon | Chunk |
@@ -127,6 +129,12 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     save: bool = False
+
+
+class Pause(msgspec.Struct, frozen=True, kw_only=True):
+    """Compute nothing, or go on; from the worker: that it does so, in answer to that."""
+
+    on: bool
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True):

@@ -178,6 +178,30 @@ class Control:
             await self._ask(number, ev.Cancel(request=number, task=task, principal=principal))
         )
 
+    async def pause(self, task: str, principal: Principal) -> Task:
+        """Have a task give its CPU back; it has done so when it is `paused`."""
+        number = next(self._numbers)
+        event = ev.Pause(request=number, task=task, principal=principal)
+        return _task(await self._ask(number, event))
+
+    async def suspend(self, task: str, principal: Principal) -> Task:
+        """Have a task save and give everything back; it has done so when it is `queued`."""
+        number = next(self._numbers)
+        event = ev.Suspend(request=number, task=task, principal=principal)
+        return _task(await self._ask(number, event))
+
+    async def resume(self, task: str, principal: Principal, *, inexact: bool) -> Task:
+        """Let a paused or held task go on; inexact: see Resume."""
+        number = next(self._numbers)
+        event = ev.Resume(request=number, task=task, inexact=inexact, principal=principal)
+        return _task(await self._ask(number, event))
+
+    async def nice(self, task: str, priority: int, principal: Principal) -> Task:
+        """Give a task another priority."""
+        number = next(self._numbers)
+        event = ev.Nice(request=number, task=task, priority=priority, principal=principal)
+        return _task(await self._ask(number, event))
+
     async def deploy(
         self,
         spec: DeploymentSpec,

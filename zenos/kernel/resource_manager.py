@@ -152,6 +152,17 @@ class ResourceManager:
         if pool is not None:
             pool.release(allocation)
 
+    def occupy(self, allocation: Allocation) -> None:
+        """Count an allocation that was changed, where its node is known."""
+        pool = self.pools.get(allocation.node)
+        if pool is not None:
+            pool.occupy(allocation)
+
+    def has_cpu(self, node: str, cpu: int) -> bool:
+        """Whether so many millicores are free on a node that is known."""
+        pool = self.pools.get(node)
+        return pool is not None and (cpu == 0 or cpu <= pool.free.cpu)
+
     def able(self, request: Resources) -> list[Pool]:
         """The nodes that could hold `request` if they were empty."""
         return [p for p in self.pools.values() if Pool(p.node).allocate(request) is not None]

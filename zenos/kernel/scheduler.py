@@ -203,7 +203,7 @@ def is_demoted(task: Task, ran_s: float, config: Config) -> bool:
     it. Most jobs are short and nobody knows which, so what has had little goes first (multi-level
     feedback). Only what can be suspended is demoted: else a retry would be punished.
     """
-    if not config.slice_s or task.kind is not Kind.TRAIN:
+    if not config.slice_s or not task.can_save:
         return False
     return priority.service_s(ran_s, task.spec.resources) >= config.slice_s
 
@@ -246,6 +246,8 @@ class Scheduler:
         self.queue = Queue(config)
         self.reservation: Reservation | None = None
         self.claims: dict[str, Claim] = {}
+        # By node, what paused tasks wait for that are to go on: nobody else gets it.
+        self.resuming: dict[str, Resources] = {}
 
     def configure(self, config: Config) -> None:
         """Go on with other settings."""
@@ -263,11 +265,14 @@ class Scheduler:
         return sorted(self.queue.rank(entry, now, contention) for entry in self.queue.heads())
 
     def reserved(self, task_id: str = "", *, overdue: bool = False) -> dict[str, Resources]:
-        """What is held back from this task, by node. From overdue ones only what is claimed."""
+        """What is held back from this task, by node.
+
+        From overdue ones that is what others have claimed, and what paused ones wait for.
+        """
+        sums = dict(self.resuming)
         held = [(c.node, c.request) for task, c in self.claims.items() if task != task_id]
         if self.reservation is not None and not overdue and self.reservation.task != task_id:
             held.append((self.reservation.node, self.reservation.request))
-        sums: dict[str, Resources] = {}
         for node, request in held:
             sums[node] = sums.get(node, Resources()) + request
         return sums

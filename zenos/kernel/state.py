@@ -5,6 +5,8 @@ from __future__ import annotations
 import heapq
 import math
 
+from msgspec.structs import replace
+
 from zenos.core.actions import Changes, Snapshot
 from zenos.core.config import Config
 from zenos.core.resources import Resources
@@ -52,6 +54,7 @@ class KernelState:
             tuple[float, int, str]
         ] = []  # a heap; who isn't delayed any more as well
         self.holding: set[str] = set()
+        self.held: set[str] = set()  # queued, but nobody's turn until somebody resumes them
         self.overdue_running: set[str] = set()
         self.ended: dict[str, None] = {}
         # Serving: requests in flight and the time of the last one, by deployment; not stored.
@@ -108,16 +111,22 @@ class KernelState:
 
     def _unfile(self, old: Task, new: Task) -> None:
         self.delayed.discard(old.id)
-        if new.state is not State.QUEUED or old.state is not State.QUEUED:
+        self.held.discard(old.id)
+        if (old.state, old.spec, old.held) != (new.state, new.spec, new.held):
             self.scheduler.queue.remove(old.id)
-        if old.allocation is not None and new.allocation is None:
+        if old.allocation is not None and old.allocation != new.allocation:
             self.resources.release(old.allocation)
-            self.overdue_running.discard(old.id)
+            if new.allocation is not None:  # paused, or going on: the CPU alone
+                self.resources.occupy(new.allocation)
+            else:
+                self.overdue_running.discard(old.id)
         self.holding.discard(old.id)
 
     def _file(self, task: Task, now: float) -> None:
         if task.state is State.QUEUED:
-            if task.not_before > now:
+            if task.held is not None:
+                self.held.add(task.id)
+            elif task.not_before > now:
                 self.delayed.add(task.id)
                 heapq.heappush(self._delays, (task.not_before, order_of(task.id), task.id))
             elif task.id not in self.scheduler.queue:
@@ -200,16 +209,20 @@ class KernelState:
         1. A task holds an allocation exactly while its state says so.
         2. What a pool counts as used, in sum and by device, is the sum of the allocations on it.
         3. Nothing is negative; nothing is over capacity, devices included.
-        4. Every queued task is in the queue or delayed, once, and nothing else is.
+        4. Every queued task is in the queue, delayed or held, once, and nothing else is.
         5. A starting or running task has a generation of at least 1; an ended one has an end.
         6. Replicas of deployments are serving tasks that exist.
+        7. A paused task holds no CPU, and what else it asked for; any other that holds something
+           holds all of it, unless it is ended or saved out of a pause.
         """
         for task in self.tasks.values():
             if (task.allocation is not None) != (task.state in HOLDING):  # 1
                 raise InvariantError(f"{task.id}: {task.state} with allocation {task.allocation}")
             waits = (task.id in self.scheduler.queue) + (task.id in self.delayed)  # 4
+            waits += task.id in self.held
             if waits != (task.state is State.QUEUED):
                 raise InvariantError(f"{task.id}: {task.state}, and waits in {waits} queues")
+            self._check_paused(task)
             if task.state in HOLDING and task.generation < 1:  # 5
                 raise InvariantError(f"{task.id}: {task.state} without a generation")
             if task.is_ended != (task.ended is not None) or task.is_ended != (
@@ -223,6 +236,20 @@ class KernelState:
             for replica in deployment.replicas:
                 if replica not in self.tasks:
                     raise InvariantError(f"{deployment.name}: replica {replica} is no task")
+
+    def _check_paused(self, task: Task) -> None:
+        if task.allocation is None:  # 7
+            return
+        held, whole = task.allocation.resources, task.spec.resources
+        idle = replace(whole, cpu=0)
+        if task.state is State.PAUSED:
+            right = held == idle
+        elif task.state is State.SUSPENDING:
+            right = held in (idle, whole)
+        else:
+            right = held == whole
+        if not right:
+            raise InvariantError(f"{task.id}: {task.state}, and holds {held} of {whole}")
 
     def _check_pools(self) -> None:
         held: dict[str, list[str]] = {name: [] for name in self.resources.pools}

@@ -40,7 +40,7 @@ from zenos.core.task import (
     Task,
     TaskSpec,
 )
-from zenos.kernel import supervision
+from zenos.kernel import preemption, supervision
 from zenos.kernel.model_manager import ModelManager
 from zenos.kernel.state import KernelState
 from zenos.kernel.victims import Preemption
@@ -78,6 +78,7 @@ class Kernel:
         for event in events:
             self._take(event, now)
         self._enforce_times(now)
+        preemption.expire(self, now)
         self.state.release_delayed(now)
         self.models.reconcile(now)
         self._schedule(now)
@@ -99,6 +100,14 @@ class Kernel:
                 self._answer(event.request, lambda: self._submit(event, now))
             case ev.Cancel():
                 self._answer(event.request, lambda: self._cancel(event, now))
+            case ev.Pause():
+                self._answer(event.request, lambda: preemption.pause(self, event, now))
+            case ev.Suspend():
+                self._answer(event.request, lambda: preemption.suspend(self, event, now))
+            case ev.Resume():
+                self._answer(event.request, lambda: preemption.resume(self, event, now))
+            case ev.Nice():
+                self._answer(event.request, lambda: preemption.nice(self, event, now))
             case ev.Deploy():
                 self._answer(event.request, lambda: self.models.deploy(event, now))
             case ev.Undeploy():
@@ -109,7 +118,7 @@ class Kernel:
                 self.models.used(event, now)
             case ev.NodeUp():
                 self.state.put_node(event.node)
-                self._stop_again()
+                self._tell_again(now)
             case ev.Configured():
                 self.config = event.config
                 self.state.configure(event.config)
@@ -124,6 +133,8 @@ class Kernel:
                 supervision.started(self, event, now)
             case ev.WorkerReady():
                 self.models.ready(event, now)
+            case ev.WorkerPaused():
+                preemption.paused(self, event, now)
             case ev.WorkerExited():
                 supervision.exited(self, event, now)
             case ev.WorkerLost():
@@ -204,7 +215,7 @@ class Kernel:
         if task.is_ended or task.stopping == "cancel":
             return task
         if task.state is State.QUEUED:
-            ended = replace(task, state=State.CANCELLED, ended=now, stopping="cancel")
+            ended = replace(task, state=State.CANCELLED, ended=now, stopping="cancel", held=None)
             task = self.state.put(task, ended, now, "cancelled")
             if task.kind is Kind.SERVE:
                 self.models.replica_ended(task, now)
@@ -213,16 +224,24 @@ class Kernel:
 
     # -- starting and stopping
 
-    def stop(self, task: Task, why: str, now: float, detail: str = "") -> Task:
+    def stop(
+        self,
+        task: Task,
+        why: str,
+        now: float,
+        *,
+        into: Task | None = None,
+        event: str = "stopping",
+        detail: str = "",
+    ) -> Task:
         """Ask a task's worker to end, for the stated reason; its exit decides what comes next.
 
-        detail: what the history says beside it.
+        into: the task as it is meanwhile, if that is another.
         """
-        stopping = replace(task, stopping=why)
+        stopping = replace(into or task, stopping=why)
         told = self._tell_to_stop(stopping)
-        return self.state.put(
-            task, replace(stopping, stop_at=now + told.grace_s), now, "stopping", detail or why
-        )
+        until = replace(stopping, stop_at=now + told.grace_s)
+        return self.state.put(task, until, now, event, detail or why)
 
     def _tell_to_stop(self, task: Task) -> StopWorker:
         """What is to be saved gets more time for it."""
@@ -232,16 +251,20 @@ class Kernel:
         self.actions.append(told)
         return told
 
-    def _stop_again(self) -> None:
-        """Once after a restart: workers that were being stopped are told again."""
+    def _tell_again(self, now: float) -> None:
+        """Once after a restart: workers are told again to stop, to pause or to go on."""
         if not self._recovering:
             return
         self._recovering = False
         for task in self.recovering():
             if task.stopping:
                 self._tell_to_stop(task)
+            else:
+                preemption.tell_again(self, task, now)
 
     def _schedule(self, now: float) -> None:
+        if self.draining != "suspend":
+            preemption.go_on(self, now)
         if self.draining:
             return
 
@@ -331,7 +354,11 @@ class Kernel:
 
     def _next_wake(self, now: float) -> float:
         """The earliest time at which something is due without an event."""
-        times = [self.models.next_wake(now), self.preemption.next_wake(now)]
+        times = [
+            self.models.next_wake(now),
+            self.preemption.next_wake(now),
+            preemption.next_wake(self),
+        ]
         if not self.draining:
             times.append(self.state.scheduler.queue.next_overdue())
         times.append(self.state.next_delayed())

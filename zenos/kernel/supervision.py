@@ -33,7 +33,7 @@ def current(kernel: Kernel, task_id: str, generation: int) -> Task | None:
 
 def saves(task: Task) -> bool:
     """Whether a task that is being stopped is to save its state first."""
-    return task.stopping == "suspend" and task.kind is Kind.TRAIN and task.state is State.RUNNING
+    return task.stopping == "suspend" and task.can_save and task.state is not State.STARTING
 
 
 def started(kernel: Kernel, event: ev.WorkerStarted, now: float) -> None:
@@ -48,7 +48,8 @@ def exited(kernel: Kernel, event: ev.WorkerExited, now: float) -> None:
     """The worker has ended.
 
     1. One that was being cancelled is cancelled; one over its time limit has failed.
-    2. One that saved its state and ended goes back to the queue.
+    2. One that saved its state and ended goes back to the queue. So does a training that would
+       have to go on with other numerics, held: nothing is lost, and somebody decides.
     3. A serving replica that was told to end has succeeded, and so has exit code 0.
     4. What a shutdown stopped and cannot be resumed begins again.
     5. Anything else is a failure; `restarts` says whether it is tried again.
@@ -65,8 +66,12 @@ def exited(kernel: Kernel, event: ev.WorkerExited, now: float) -> None:
     elif task.stopping == "time limit" and not outcome.ok:
         text = f"cannot finish: ran longer than its time limit of {task.spec.time_limit_s:g} s"
         _end(kernel, task, State.FAILED, replace(outcome, error=text), now)
-    elif outcome.exit_code == EXIT_SUSPENDED and task.kind is Kind.TRAIN:  # 2
+    elif outcome.exit_code == EXIT_SUSPENDED and (  # 2
+        task.kind is Kind.TRAIN or saves(task)
+    ):
         _requeue(kernel, task, outcome, now, "suspended")
+    elif outcome.code == "numerics" and task.kind is Kind.TRAIN:
+        _requeue(kernel, replace(task, held="numerics"), outcome, now, "held")
     elif (task.kind is Kind.SERVE and task.stopping) or outcome.ok:  # 3
         _end(kernel, task, State.SUCCEEDED, outcome, now)
     elif task.stopping == "suspend":  # 4
@@ -169,7 +174,8 @@ def _failed(
         _requeue(kernel, failed, outcome, now, "restarting", delay_s=delay_s)
 
 
-def _ran_s(task: Task, now: float) -> float:
+def ran_s(task: Task, now: float) -> float:
+    """Seconds that a task has run: not those in which it was paused."""
     return task.ran_s + (now - task.running if task.running is not None else 0.0)
 
 
@@ -188,10 +194,12 @@ def _requeue(
         allocation=None,
         queued=now,
         not_before=now + delay_s,
-        ran_s=_ran_s(task, now),
+        ran_s=ran_s(task, now),
         running=None,
         stopping=None,
         stop_at=None,
+        yield_by=None,
+        resuming=None,
         ready=False,
         outcome=outcome,
     )
@@ -204,7 +212,10 @@ def _end(kernel: Kernel, task: Task, state: State, outcome: Outcome, now: float)
         state=state,
         allocation=None,
         ended=now,
-        ran_s=_ran_s(task, now),
+        ran_s=ran_s(task, now),
+        held=None,
+        yield_by=None,
+        resuming=None,
         ready=False,
         outcome=outcome,
     )

@@ -6,9 +6,11 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
+from msgspec.structs import replace
+
 from zenos.core import priority
 from zenos.core.resources import Resources
-from zenos.core.task import Kind, State, Task
+from zenos.core.task import State, Task
 from zenos.kernel import scheduler
 from zenos.kernel.resource_manager import Pool
 from zenos.kernel.scheduler import BucketKey, Claim, Entry
@@ -49,8 +51,8 @@ class Preemption:
         """After scheduling: suspend what has to give way to what could not start.
 
         1. Claims end with their task's start or end, or when all who gave way are gone.
-        2. Candidates are running trainings that have stayed their minimum time, are not overdue
-           themselves, and have not given way too often in the last hour.
+        2. Candidates are running tasks that can save their state, have stayed their minimum time,
+           are not overdue themselves, and have not given way too often in the last hour.
         3. First the overdue task with the reservation: any candidate gives way to it.
         4. Then the heads of the queue by score: those of a lower base priority give way to it, and
            among equals the ones that have had their share of service (`slice_s`) to it if it has
@@ -97,7 +99,7 @@ class Preemption:
         found: list[Candidate] = []
         for task_id in state.holding:
             task = state.tasks[task_id]
-            if task.kind is not Kind.TRAIN or task.state is not State.RUNNING or task.stopping:
+            if not task.can_save or task.state is not State.RUNNING or task.stopping:
                 continue
             if task_id in state.overdue_running or task.running is None:
                 continue
@@ -242,5 +244,13 @@ class Preemption:
     ) -> list[Candidate]:
         for candidate in chosen:
             self._given_way.setdefault(candidate.task.id, deque()).append(now)
-            self._kernel.stop(candidate.task, "suspend", now, f"gives way to {waiting}")
+            saving = replace(candidate.task, state=State.SUSPENDING)
+            self._kernel.stop(
+                candidate.task,
+                "suspend",
+                now,
+                into=saving,
+                event="suspending",
+                detail=f"gives way to {waiting}",
+            )
         return [c for c in candidates if c not in chosen]

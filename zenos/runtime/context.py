@@ -11,6 +11,7 @@ import logging
 import signal
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -21,7 +22,7 @@ from zenos.core.errors import ZenosError
 from zenos.core.home import Home
 from zenos.core.resources import parse_size
 from zenos.core.task import Task
-from zenos.core.wire import Progress, Stop
+from zenos.core.wire import Pause, Progress, Stop
 
 if TYPE_CHECKING:
     from zenos.bus.envelope import Envelope
@@ -72,8 +73,9 @@ class WorkerContext:
     """The surroundings of one generation of one task.
 
     task: with its allocation. run_dir: `home.run(task.id, task.generation)`, where `result.json`
-    and `error.json` go. cache_bytes_max: of what is kept in the home to be used again. Used from
-    one thread, except `report`, `send` and `stop_requested`'s signal handler.
+    and `error.json` go. cache_bytes_max: of what is kept in the home to be used again. paused_s:
+    seconds in which it did nothing because it was told to pause.
+    Used from one thread, except `report`, `send` and `stop_requested`'s signal handler.
     """
 
     def __init__(
@@ -91,6 +93,8 @@ class WorkerContext:
         self._signalled: float | None = None
         self._reported_stage = ""
         self._report_next = 0.0
+        self._paused = False  # what the daemon wants
+        self.paused_s = 0.0
 
     # -- what the daemon hears
 
@@ -127,9 +131,31 @@ class WorkerContext:
 
         The word stays once given, and of several the last one counts. A signal alone means to
         save; but the daemon's word, which says whether, is waited for a moment.
+
+        Where one can stop, one can pause: this returns only when it may go on, or is to stop.
         """
         for envelope in self.channel.poll():
             self._take(envelope)
+        stop = self._stop()
+        return self._wait_paused() if self._paused and stop is None else stop
+
+    def _wait_paused(self) -> Stop | None:
+        """Say so, and do nothing until told to go on or to stop; both are seen at once."""
+        began = time.monotonic()
+        self.send("state", "paused", Pause(on=True))
+        log.info("paused")
+        while (stop := self._stop()) is None and self._paused:
+            envelope = self.channel.receive(_WAIT_SLICE_S)
+            if envelope is not None:
+                self._take(envelope)
+                if envelope.topic == "pause" and self._paused:
+                    self.send("state", "paused", Pause(on=True))  # asked again
+        self.paused_s += time.monotonic() - began
+        self.send("state", "paused", Pause(on=False))
+        log.info("going on" if stop is None else "told to end while paused")
+        return stop
+
+    def _stop(self) -> Stop | None:
         if self._word is None and self._assumed is None:
             if self._signalled is not None:
                 self._wait_for_word(self._signalled + limits.STOP_WORD_WAIT_S)
@@ -177,6 +203,10 @@ class WorkerContext:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def _take(self, envelope: Envelope) -> None:
+        if envelope.topic == "pause":
+            with suppress(msgspec.DecodeError):
+                self._paused = msgspec.msgpack.decode(envelope.body, type=Pause).on
+            return
         if envelope.topic != "stop":
             self._waiting.append(envelope)
             return

@@ -13,16 +13,25 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
-from zenos.core import failpoints, limits, shim
+from zenos.core import failpoints, limits, processes, shim
 from zenos.core.config import Config
-from zenos.core.events import Event, StartFailed, WorkerExited, WorkerLost, WorkerStarted
+from zenos.core.events import (
+    Event,
+    StartFailed,
+    WorkerExited,
+    WorkerLost,
+    WorkerPaused,
+    WorkerStarted,
+)
 from zenos.core.home import Home
 from zenos.core.resources import parse_size
 from zenos.core.specs import ProgramSpec
 from zenos.core.task import Task
 from zenos.core.watch import STOPPING
-from zenos.workers import runs
+from zenos.task import YIELD
+from zenos.workers import freezing, runs
 from zenos.workers.fork_server import ForkServer
+from zenos.workers.freezing import How
 from zenos.workers.limits import Cgroups
 from zenos.workers.runs import Found
 
@@ -30,6 +39,11 @@ log = logging.getLogger(__name__)
 KILL_AGAIN_S: Final = 5.0
 # A shim's pipe closes a moment before its lock; one that is locked for longer is another shim's.
 ENDING_LOOKS, ENDING_LOOK_S = 40, 0.005
+
+
+def _yields(task: Task) -> str:
+    work = task.spec.work
+    return work.yields if isinstance(work, ProgramSpec) else "none"
 
 
 def _odd(error: Exception) -> bool:
@@ -46,6 +60,14 @@ class Executor(Protocol):
 
     async def stop(self, task: str, generation: int, grace_s: float, save: bool) -> None:
         """End a generation's whole process group: SIGTERM, after the grace time SIGKILL."""
+        ...
+
+    async def pause(self, task: str, generation: int, how: How, grace_s: float) -> None:
+        """Stop a program where it is; a WorkerPaused says when nothing of it runs any more."""
+        ...
+
+    async def resume(self, task: str, generation: int) -> None:
+        """Let a program go on that was paused, or is being so. Nothing to one that is not."""
         ...
 
     async def recover(self, tasks: Sequence[Task]) -> None:
@@ -72,8 +94,9 @@ class Executor(Protocol):
 class Handle:
     """A generation that is being watched."""
 
-    def __init__(self, task: str, generation: int, directory: Path) -> None:
+    def __init__(self, task: str, generation: int, directory: Path, yields: str = "none") -> None:
         self.task = task
+        self.yields = yields
         self.generation = generation
         self.directory = directory
         self.pidfd: int | None = None
@@ -113,7 +136,7 @@ class LocalExecutor:
         key = (task.id, task.generation)
         if key in self._handles:
             return
-        handle = Handle(*key, self._home.run(*key))
+        handle = Handle(*key, self._home.run(*key), _yields(task))
         self._handles[key] = handle
         failpoints.passing("worker.start.begin")
         try:
@@ -266,6 +289,8 @@ class LocalExecutor:
             if first:
                 self._signal(handle, grace_s, save)
             else:  # who was to save first, and is cancelled now, has less time
+                if not save and handle.yields != "none":
+                    self._kill(handle, signal.SIGTERM)  # it has heard of saving alone
                 self._kill_within(handle, grace_s)
         elif first and handle.notify is not None:
             handle.timers.append(self._loop.call_later(grace_s, self._give_up, handle))
@@ -274,7 +299,16 @@ class LocalExecutor:
         log.info("stopping %s, grace %g s%s", handle.task, grace_s, ", saving" if save else "")
         with suppress(OSError):  # on a full disk what a program leaves behind has less time
             (handle.directory / STOPPING).touch(mode=0o600)
-        self._kill(handle, signal.SIGTERM)
+        if save and handle.yields == "helper":
+            with suppress(OSError):
+                (handle.directory / YIELD).touch(mode=0o600)
+        elif save and handle.yields == "signals":
+            for pid in freezing.members(handle.directory):
+                if processes.handles(pid, signal.SIGUSR1):  # a shell around it would die of it
+                    processes.kill(pid, signal.SIGUSR1)
+        else:
+            self._kill(handle, signal.SIGTERM)
+        self._thaw(handle)  # what waits for it there is heard as it goes on
         self._kill_within(handle, grace_s)
 
     def _kill_within(self, handle: Handle, grace_s: float) -> None:
@@ -297,6 +331,29 @@ class LocalExecutor:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    # -- pausing
+
+    async def pause(self, task: str, generation: int, how: How, grace_s: float) -> None:
+        """Freeze all of a program's processes, and post it once that is so."""
+        handle = self._handles.get((task, generation))
+        if handle is None or handle.stopping is not None:
+            return
+        with suppress(OSError):  # its directory is gone: its end is being told
+            if await freezing.freeze(
+                self.cgroups, handle.directory, task, generation, how, grace_s
+            ):
+                self._post(WorkerPaused(task=task, generation=generation))
+
+    async def resume(self, task: str, generation: int) -> None:
+        """Thaw all of a program's processes."""
+        handle = self._handles.get((task, generation))
+        if handle is not None:
+            self._thaw(handle)
+
+    def _thaw(self, handle: Handle) -> None:
+        if freezing.thaw(self.cgroups, handle.directory, handle.task, handle.generation):
+            log.info("%s goes on", handle.task)
+
     # -- recovering
 
     async def recover(self, tasks: Sequence[Task]) -> None:
@@ -312,7 +369,7 @@ class LocalExecutor:
             self._loop.create_task(self.start(task))
             return
         key = (task.id, task.generation)
-        handle = Handle(*key, self._home.run(*key))
+        handle = Handle(*key, self._home.run(*key), _yields(task))
         self._handles[key] = handle
         if found is Found.ALIVE:
             self._adopt(handle)

@@ -122,6 +122,26 @@ class Cgroups:
                     with suppress(ProcessLookupError):
                         os.kill(int(line), signal.SIGKILL)
 
+    def freeze(self, task: str, generation: int, *, frozen: bool) -> bool:
+        """Freeze what is in a generation's group, or let it go on; False where that can't be."""
+        if self._version != 2 or self._memory is None:
+            return False
+        with suppress(OSError):
+            path = self._memory / f"{task}-{generation}" / "cgroup.freeze"
+            if path.exists():
+                path.write_text("1" if frozen else "0")
+                return True
+        return False
+
+    def is_frozen(self, task: str, generation: int) -> bool:
+        """Whether all that is in a generation's group is frozen."""
+        if self._memory is None:
+            return False
+        with suppress(OSError):
+            events = (self._memory / f"{task}-{generation}" / "cgroup.events").read_text()
+            return "frozen 1" in events.splitlines()
+        return False
+
     def remove(self, task: str, generation: int) -> None:
         """Remove a generation's groups, if they are empty."""
         for base in filter(None, (self._memory, self._cpu)):

@@ -24,14 +24,34 @@ from zenos.bus.envelope import Envelope
 from zenos.bus.envelope import Kind as MessageKind
 from zenos.core import events as ev
 from zenos.core import failpoints
-from zenos.core.actions import Action, Discard, Forget, Reply, Snapshot, StartWorker, StopWorker
+from zenos.core.actions import (
+    Action,
+    Discard,
+    Forget,
+    PauseWorker,
+    Reply,
+    ResumeWorker,
+    Snapshot,
+    StartWorker,
+    StopWorker,
+)
 from zenos.core.config import Config
 from zenos.core.errors import BusyError, NotFoundError
 from zenos.core.home import Home
 from zenos.core.resources import Resources, parse_size
 from zenos.core.specs import CreateSpec, DeploymentSpec, ProgramSpec, TrainSpec
-from zenos.core.task import HOLDING, Deployment, Kind, Node, Principal, Task, TaskEvent, TaskSpec
-from zenos.core.wire import Chunk, GenerateRequest, Progress, Stop
+from zenos.core.task import (
+    HOLDING,
+    Deployment,
+    Kind,
+    Node,
+    Principal,
+    State,
+    Task,
+    TaskEvent,
+    TaskSpec,
+)
+from zenos.core.wire import Chunk, GenerateRequest, Pause, Progress, Stop
 from zenos.kernel.control import Control, Inbox, TaskProgress, View
 from zenos.kernel.supervision import saves
 from zenos.models.presets import check_arch
@@ -104,6 +124,12 @@ class LocalSystem:
                     self._say_stop(name, save=save)
                     work = executor.stop(name, generation, grace_s, save)
                     self._spawn(work, f"stop {name}")
+                case PauseWorker(how="step", task=name) | ResumeWorker(how="step", task=name):
+                    self._say_pause(name, on=isinstance(action, PauseWorker))
+                case PauseWorker(task=name, generation=generation, how=how, grace_s=grace_s):
+                    self._spawn(executor.pause(name, generation, how, grace_s), f"pause {name}")
+                case ResumeWorker(task=name, generation=generation):
+                    self._spawn(executor.resume(name, generation), f"resume {name}")
                 case Forget(tasks=tasks):
                     self._spawn(asyncio.to_thread(executor.forget, tasks), "forget")
                 case Discard(tasks=tasks):
@@ -116,6 +142,11 @@ class LocalSystem:
         """To a worker that is connected, before it gets SIGTERM, which alone means to save."""
         with suppress(BusyError):  # a worker that reads nothing still gets the signal
             self._send(task, "command", "stop", msgspec.msgpack.encode(Stop(save=save)), 100)
+
+    def _say_pause(self, task: str, *, on: bool) -> None:
+        """To a worker that is connected; any other hears it when it connects."""
+        with suppress(BusyError):
+            self._send(task, "command", "pause", msgspec.msgpack.encode(Pause(on=on)), 100)
 
     def _spawn(self, work: Any, what: str) -> None:
         task = asyncio.ensure_future(work)
@@ -169,6 +200,9 @@ class LocalSystem:
                 self.view.report(task, msgspec.msgpack.decode(envelope.body, type=Progress))
             case "ready":
                 self._inbox.put(ev.WorkerReady(task=task, generation=generation))
+            case "paused":
+                if msgspec.msgpack.decode(envelope.body, type=Pause).on:
+                    self._inbox.put(ev.WorkerPaused(task=task, generation=generation))
             case topic:
                 log.warning("%s sent a message on the unknown topic %r", task, topic)
 
@@ -185,6 +219,8 @@ class LocalSystem:
         known = self.view.tasks.get(task)
         if known is not None and known.generation == generation and known.stopping:
             self._say_stop(task, save=saves(known))  # it was told before it could hear
+        elif known is not None and known.generation == generation and known.kind is Kind.TRAIN:
+            self._say_pause(task, on=known.state in (State.PAUSING, State.PAUSED))
         self.router.on_connect()
 
     def may_use(self, task: str, topic: str) -> bool:
@@ -225,6 +261,18 @@ class LocalSystem:
 
     async def cancel(self, task: str, principal: Principal) -> Task:
         return await self.control.cancel(task, principal)
+
+    async def pause(self, task: str, principal: Principal) -> Task:
+        return await self.control.pause(task, principal)
+
+    async def suspend(self, task: str, principal: Principal) -> Task:
+        return await self.control.suspend(task, principal)
+
+    async def resume(self, task: str, principal: Principal, *, inexact: bool) -> Task:
+        return await self.control.resume(task, principal, inexact=inexact)
+
+    async def nice(self, task: str, priority: int, principal: Principal) -> Task:
+        return await self.control.nice(task, priority, principal)
 
     async def deploy(
         self, spec: DeploymentSpec, principal: Principal, key: str | None

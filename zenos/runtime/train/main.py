@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -94,6 +95,7 @@ def _train(context: WorkerContext, spec: TrainSpec, checkpoints: Checkpoints) ->
         device,
         report=context.report,
         stopping=lambda: _stopping(context, checkpoints.saved_step),
+        clock=lambda: time.perf_counter() - context.paused_s,
     )
     if checkpoint is not None:
         trainer.resume(checkpoint)

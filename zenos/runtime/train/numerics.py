@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 import transformers
 
-from zenos.core.errors import RefusedError
+from zenos.core.errors import NumericsError
 from zenos.runtime import precision
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def fingerprint(device: torch.device, dtype: torch.dtype, compiled: bool) -> dic
 
 
 def check_same(saved: dict[str, str], now: dict[str, str], *, inexact: bool) -> str:
-    """Raises RefusedError when a resume would change the numerics, unless `inexact`.
+    """Raises NumericsError when a resume would change the numerics, unless `inexact`.
 
     Returns a note about what changes then; empty when nothing does.
     """
@@ -98,9 +98,9 @@ def check_same(saved: dict[str, str], now: dict[str, str], *, inexact: bool) -> 
     what = "; ".join(changed)
     if inexact:
         return f"resumed inexactly: {what}"
-    raise RefusedError(
+    raise NumericsError(
         f"cannot resume bit for bit: {what}; run it where these are as they were, "
-        "or submit the training with 'inexact: true' (--inexact)"
+        "or let it go on as it is with 'zenos resume TASK --inexact'"
     )
 
 

@@ -52,7 +52,8 @@ class HeldOut(NamedTuple):
 class Trainer:
     """One training run: model, optimiser, data and where it stands.
 
-    report: hears Progress. stopping: whether to save and leave at the next step boundary.
+    report: hears Progress. stopping: whether to save and leave at the next step boundary; it may
+    take long, while the run is paused. clock: seconds, without those in which it was paused.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Trainer:
         device: torch.device,
         report: Callable[[Progress], None],
         stopping: Callable[[], bool],
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.spec = spec
         self.model = model.to(device)
@@ -75,6 +77,7 @@ class Trainer:
         self.device = device
         self.report = report
         self.stopping = stopping
+        self.clock = clock
         self.samples = Samples(
             packed.train, length=objective.length, stride=objective.stride, seed=spec.seed
         )
@@ -113,11 +116,11 @@ class Trainer:
         while not self._finished():
             if self.stopping():
                 self.suspend()
-            began = time.perf_counter()
+            began = self.clock()
             loss = self._step()
             if loss is None:
                 continue
-            took_s = time.perf_counter() - began
+            took_s = self.clock() - began
             self._account(loss, took_s)
             self._plan_steps(took_s)
             self._evaluate_if_due()
@@ -241,11 +244,11 @@ class Trainer:
         last = state.step == state.plan.last
         if len(self.packed.eval) == 0 or not (state.step % spec.eval_every == 0 or last):
             return
-        began = time.perf_counter()
+        began = self.clock()
         state.evaluating = True
         loss = self.evaluate(spec.eval_batches * spec.batch_size, self._leave_if_told).loss
         state.evaluating = False
-        state.trained_s += time.perf_counter() - began
+        state.trained_s += self.clock() - began
         if math.isnan(loss):
             return
         self._add_point(loss)
