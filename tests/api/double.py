@@ -17,6 +17,7 @@ from typing import Any
 from zenos.bus.durable_topics import DurableTopics
 from zenos.core import events as ev
 from zenos.core.actions import Action, Discard, Forget, Reply, Snapshot, StartWorker, StopWorker
+from zenos.core.audit import AuditQuery, AuditRow
 from zenos.core.clock import SystemClock
 from zenos.core.config import Config
 from zenos.core.errors import NotFoundError, ZenosError
@@ -145,6 +146,12 @@ class Double:
 
     async def events(self, after_seq: int, limit: int, task: str | None = None) -> list[TaskEvent]:
         return await self.store.events(after_seq, limit, task)
+
+    async def audit(self, query: AuditQuery) -> list[AuditRow]:
+        return await self.store.audit(query)
+
+    async def record(self, event: ev.Record) -> None:
+        await self.control.record(event)
 
     def subscribe(self) -> Any:
         return self.view.subscribe()

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from zenos.cli import bus, errors, interrupts, models, serving, system, tasks
+from zenos.cli import audit, bus, errors, interrupts, models, serving, system, tasks
 from zenos.cli.commands import Commands
 
 app = typer.Typer(
@@ -44,7 +44,7 @@ def _options(
     """See `zenos COMMAND --help` for each with an example."""
 
 
-for noun in (system, tasks, models, serving, bus):
+for noun in (system, tasks, models, serving, bus, audit):
     noun.register(app)
 if importlib.util.find_spec("zenos.cli.demo") is not None:
     importlib.import_module("zenos.cli.demo").register(app)

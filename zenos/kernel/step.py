@@ -9,8 +9,8 @@ from typing import NamedTuple
 import msgspec
 from msgspec.structs import replace
 
+from zenos.core import audit, limits
 from zenos.core import events as ev
-from zenos.core import limits
 from zenos.core.actions import (
     Action,
     Changes,
@@ -68,6 +68,8 @@ class Kernel:
         self.actions: list[Action] = []
         self.draining: str | None = None
         self._recovering = True
+        # The request at hand changes nothing: it was made before, or what it wants is so already.
+        self.unchanged = False
 
     def step(self, events: list[ev.Event], now: float) -> Step:
         """Take events in order, then enforce time limits, reconcile deployments and schedule."""
@@ -93,23 +95,29 @@ class Kernel:
     def _take(self, event: ev.Event, now: float) -> None:
         match event:
             case ev.Submit():
-                self._answer(event.request, lambda: self._submit(event, now))
+                self._audited(event, "submit", lambda: self._submit(event, now), now)
             case ev.Cancel():
-                self._answer(event.request, lambda: self._cancel(event, now))
+                self._audited(event, "cancel", lambda: self._cancel(event, now), now)
             case ev.Deploy():
-                self._answer(event.request, lambda: self.models.deploy(event, now))
+                action: audit.Action = (
+                    "change" if event.spec.model in self.state.deployments else "deploy"
+                )
+                self._audited(event, action, lambda: self.models.deploy(event, now), now)
             case ev.Undeploy():
-                self._answer(event.request, lambda: self.models.undeploy(event, now))
+                self._audited(event, "undeploy", lambda: self.models.undeploy(event, now), now)
             case ev.Demand():
                 self._answer(event.request, lambda: self.models.demand(event, now))
             case ev.Used():
                 self.models.used(event, now)
+            case ev.Record():
+                self._record(event, now)
             case ev.NodeUp():
                 self.state.put_node(event.node)
                 self._stop_again()
             case ev.Configured():
                 self.config = event.config
                 self.state.configure(event.config)
+                self._add_row(Principal(), "reload", "settings", now, via="signal")
             case ev.Shutdown():
                 self._shut_down(event, now)
             case _:
@@ -136,6 +144,100 @@ class Kernel:
         except ZenosError as error:
             self.actions.append(Reply(request=request, result=error))
 
+    def _audited(
+        self,
+        event: ev.Submit | ev.Cancel | ev.Deploy | ev.Undeploy,
+        action: audit.Action,
+        work: supervision.Work,
+        now: float,
+    ) -> None:
+        """Answer, with a row of what came of it in the same transaction.
+
+        A request that is repeated under its key, or whose end is reached already, changes nothing
+        and gets no row; a refusal isn't remembered under a key, so each one has its own.
+        """
+        self.state.asker, self.unchanged = event.principal, False
+        try:
+            self._answer(event.request, work)
+        finally:
+            self.state.asker = None
+        reply = self.actions[-1]
+        result = reply.result if isinstance(reply, Reply) else None
+        if self.unchanged:
+            return
+        key = getattr(event, "key", None)
+        if isinstance(result, Task):
+            self._add_row(event.principal, action, result.id, now, key=key)
+        elif isinstance(result, ZenosError):
+            subject, reason = _subject(event), str(result)
+            self._add_row(event.principal, action, subject, now, reason=reason, key=key)
+        else:
+            self._add_row(event.principal, action, _subject(event), now, key=key)
+
+    def _record(self, event: ev.Record, now: float) -> None:
+        """What was done beside the kernel; under one key the same thing has one row."""
+        key, known = None, None
+        if event.key is not None and event.accepted:
+            # A newline stands in no header: users' own keys are never such.
+            key = f"{event.action}\n{event.subject}\n{event.key}"
+            held = self.state.keys.get((event.principal.user, key))
+            known = held.subject if held is not None else None
+        if known is None:
+            row = self._add_row(
+                event.principal,
+                event.action,
+                event.subject,
+                now,
+                via=event.via,
+                reason="" if event.accepted else event.reason,
+                key=event.key,
+            )
+            if key is not None:
+                row_key = IdempotencyKey(
+                    user=event.principal.user,
+                    key=key,
+                    fingerprint="",
+                    subject=str(row.number),
+                    at=now,
+                )
+                self.state.put_key(row_key)
+        else:
+            row = audit.AuditRow(
+                number=int(known),
+                at=now,
+                principal=event.principal,
+                action=event.action,
+                subject=event.subject,
+                key=event.key,
+            )
+        self.actions.append(Reply(request=event.request, result=row))
+
+    def _add_row(
+        self,
+        principal: Principal,
+        action: audit.Action,
+        subject: str,
+        now: float,
+        *,
+        via: audit.Via = "api",
+        reason: str = "",
+        key: str | None = None,
+    ) -> audit.AuditRow:
+        """Without a reason it was accepted."""
+        return self.state.put_audit(
+            audit.AuditRow(
+                number=0,
+                at=now,
+                principal=principal,
+                via=via,
+                action=action,
+                subject=audit.bounded(subject),
+                accepted=not reason,
+                reason=audit.bounded(reason),
+                key=key,
+            )
+        )
+
     def _submit(self, event: ev.Submit, now: float) -> Task:
         event.spec.check()
         asked = event.asked or event.spec
@@ -143,6 +245,7 @@ class Kernel:
         if known is not None:
             if known not in self.state.tasks:
                 raise ConflictError("cannot answer that idempotency key again: its task is gone")
+            self.unchanged = True
             return self.state.tasks[known]
         if self.draining:
             raise UnavailableError("cannot take new tasks: the daemon is going down")
@@ -199,6 +302,7 @@ class Kernel:
         if task.principal.project != event.principal.project:
             raise RefusedError(f"cannot cancel {task.id}: it belongs to {task.principal.user}")
         if task.is_ended or task.stopping == "cancel":
+            self.unchanged = True
             return task
         if task.state is State.QUEUED:
             ended = replace(task, state=State.CANCELLED, ended=now, stopping="cancel")
@@ -320,6 +424,10 @@ class Kernel:
         if oldest - self.state.pruned_seq >= limits.EVENTS_KEPT // 100:
             self.state.pruned_seq = oldest
             self.state.changes.prune_events_before = oldest
+        oldest = self.state.next_audit - self.config.audit_kept
+        if oldest - self.state.pruned_audit >= max(1, self.config.audit_kept // 100):
+            self.state.pruned_audit = oldest
+            self.state.changes.prune_audit_before = oldest
 
     def _next_wake(self, now: float) -> float:
         """The earliest time at which something is due without an event."""
@@ -333,3 +441,16 @@ class Kernel:
             if limit_s is not None and task.running is not None and not task.stopping:
                 times.append(task.running + limit_s - task.ran_s)
         return min(times, default=math.inf)
+
+
+def _subject(event: ev.Submit | ev.Cancel | ev.Deploy | ev.Undeploy) -> str:
+    """What a request is about, where its answer doesn't say."""
+    match event:
+        case ev.Submit():
+            return event.spec.name
+        case ev.Cancel():
+            return event.task
+        case ev.Deploy():
+            return event.spec.model
+        case ev.Undeploy():
+            return event.name
