@@ -93,7 +93,7 @@ def test_what_was_done_beside_the_kernel_has_one_row_for_each_key() -> None:
     without = ev.Record(request=3, principal=YOU, action="purge", subject="t")
     harness.step(one, one, other, without, without)
     assert [r.subject for r in all_rows(harness)] == ["a to b", "a to c", "t", "t"]
-    assert len([a for a in harness.steps[-1].actions]) == 5
+    assert len(harness.steps[-1].actions) == 5
 
 
 def test_a_reload_has_a_row_and_old_rows_are_forgotten() -> None:
