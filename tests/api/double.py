@@ -27,6 +27,7 @@ from zenos.core.actions import (
     StartWorker,
     StopWorker,
 )
+from zenos.core.audit import AuditQuery, AuditRow
 from zenos.core.clock import SystemClock
 from zenos.core.config import Config
 from zenos.core.errors import NotFoundError, ZenosError
@@ -169,6 +170,12 @@ class Double:
 
     async def events(self, after_seq: int, limit: int, task: str | None = None) -> list[TaskEvent]:
         return await self.store.events(after_seq, limit, task)
+
+    async def audit(self, query: AuditQuery) -> list[AuditRow]:
+        return await self.store.audit(query)
+
+    async def record(self, event: ev.Record) -> None:
+        await self.control.record(event)
 
     def subscribe(self) -> Any:
         return self.view.subscribe()

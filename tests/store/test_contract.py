@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.kernel.harness import TRAIN, node, spec
 from zenos.core.actions import Changes, Snapshot
+from zenos.core.audit import AuditQuery, AuditRow
 from zenos.core.messages import Message, MessageChanges
 from zenos.core.specs import DeploymentSpec
 from zenos.core.task import (
@@ -187,3 +188,32 @@ def test_any_sequence_of_changes_loads_alike_from_both(sequence: list[Changes]) 
             await again.close()
 
     asyncio.run(compare())
+
+
+def row(number: int, user: str = "me", **fields: object) -> AuditRow:
+    return AuditRow(  # type: ignore[arg-type]
+        **{"number": number, "at": float(number), "principal": Principal(user), **fields}
+    )
+
+
+async def test_rows_of_who_did_what_are_chosen_and_forgotten(store: Store) -> None:
+    rows = [
+        row(1, action="submit", subject="t1"),
+        row(2, "you", action="cancel", subject="t1", accepted=False, reason="cannot"),
+        row(3, action="remove", subject="m:1", via="signal", key="k"),
+    ]
+    changes = Changes(now=3.0, next_audit=4, audit=rows)
+    await store.commit(changes)
+    await store.commit(changes)
+    assert (await store.load()).next_audit == 4
+    for query, numbers in (
+        (AuditQuery(), [3, 2, 1]),
+        (AuditQuery(limit=1), [3]),
+        (AuditQuery(before=3), [2, 1]),
+        (AuditQuery(action="cancel"), [2]),
+        (AuditQuery(user="me"), [3, 1]),
+        (AuditQuery(subject="t1", since=2.0), [2]),
+    ):
+        assert await store.audit(query) == [rows[number - 1] for number in numbers], query
+    await store.commit(Changes(now=4.0, next_audit=4, prune_audit_before=3))
+    assert await store.audit(AuditQuery()) == rows[2:]

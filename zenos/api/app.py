@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from zenos import __version__
-from zenos.api import bus, errors, events, models, openai, schema, serving, system, tasks
+from zenos.api import audit, bus, errors, events, models, openai, schema, serving, system, tasks
 from zenos.api.auth import Gate
 from zenos.api.common import home_of
 from zenos.api.metrics import Metered, Metrics
@@ -37,7 +37,7 @@ def create_app(system_: System, config: Config, token: str) -> FastAPI:
     app.state.system = system_
     app.state.metrics = Metrics()
     app.state.closing = asyncio.Event()
-    for noun in (system, openai, tasks, models, serving, events, bus):
+    for noun in (system, openai, tasks, models, serving, events, bus, audit):
         app.include_router(noun.router)
     app.add_exception_handler(ZenosError, _zenos_error)
     app.add_exception_handler(RequestValidationError, _bad_parameters)

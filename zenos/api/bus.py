@@ -16,6 +16,7 @@ import msgspec
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from zenos.api.audit import audited
 from zenos.api.bus_shapes import (
     Counted,
     MessageList,
@@ -134,7 +135,9 @@ async def replay(request: Request) -> Response:
     body: ReplayBody = await read(request, ReplayBody)
     topics = _topics(request)
     event = ev.Replay(request=topics.next_request(), topic=body.topic, ids=body.ids)
-    return reply(Counted(count=_count(await topics.ask(event))))
+    async with audited(request, "replay", body.topic):
+        count = _count(await topics.ask(event))
+    return reply(Counted(count=count))
 
 
 @router.post("/purge", **operation(Counted, body=PurgeBody, also=(404,)))
@@ -143,7 +146,9 @@ async def purge(request: Request) -> Response:
     body: PurgeBody = await read(request, PurgeBody)
     topics = _topics(request)
     event = ev.Purge(request=topics.next_request(), topic=body.topic, select=body.which)
-    return reply(Counted(count=_count(await topics.ask(event))))
+    async with audited(request, "purge", body.topic):
+        count = _count(await topics.ask(event))
+    return reply(Counted(count=count))
 
 
 @router.get("/tail", **operation(media="text/event-stream"))

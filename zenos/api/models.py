@@ -13,6 +13,7 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from zenos.api.audit import audited
 from zenos.api.common import (
     IdempotencyKey,
     ModelPath,
@@ -66,7 +67,9 @@ async def copy(request: Request, key: IdempotencyKey = None) -> Response:
     body: CopyBody = await read(request, CopyBody)
     asked = _asked(request, key, body)
     source, target = ModelRef.parse(body.source), check_new_name(body.target, "model name")
-    return reply(await in_thread(system_of(request).registry.copy, source, target, asked), 201)
+    async with audited(request, "copy", f"{body.source} to {target}"):
+        made = await in_thread(system_of(request).registry.copy, source, target, asked)
+    return reply(made, 201)
 
 
 @router.post("/import", **operation(ModelVersion, body=ImportBody, status=201, also=(404, 409)))
@@ -75,7 +78,9 @@ async def import_model(request: Request, key: IdempotencyKey = None) -> Response
     body: ImportBody = await read(request, ImportBody)
     path, name = Path(check_path(body.path)), check_new_name(body.name, "model name")
     take = system_of(request).registry.import_directory
-    return reply(await in_thread(take, path, name, _asked(request, key, body)), 201)
+    async with audited(request, "import", name):
+        made = await in_thread(take, path, name, _asked(request, key, body))
+    return reply(made, 201)
 
 
 @router.post("/export", **operation(Exported, body=ExportBody, status=201, also=(404, 409)))
@@ -86,7 +91,8 @@ async def export(request: Request) -> Response:
     """
     body: ExportBody = await read(request, ExportBody)
     ref, path = ModelRef.parse(body.ref), Path(check_path(body.path))
-    await in_thread(system_of(request).registry.export, ref, path)
+    async with audited(request, "export", str(ref)):
+        await in_thread(system_of(request).registry.export, ref, path)
     return reply(Exported(path=str(path)), 201)
 
 
@@ -101,9 +107,10 @@ async def remove(request: Request, ref: ModelPath) -> Response:
     """Remove a version: of a bare name the newest. One that is being served stays."""
     system = system_of(request)
     version = await in_thread(system.registry.resolve, ModelRef.parse(ref))
-    await _check_unused(system, version)
     exact = ModelRef(version.name, str(version.version))
-    freed = await in_thread(system.registry.remove, exact)
+    async with audited(request, "remove", str(exact)):
+        await _check_unused(system, version)
+        freed = await in_thread(system.registry.remove, exact)
     return reply(ModelRemoved(removed=str(exact), freed_bytes=freed))
 
 
@@ -117,7 +124,8 @@ async def alias(request: Request, name: NamePath) -> Response:
     if not 1 <= body.version < 10**9:
         raise InvalidError("cannot use that version: versions are counted from 1")
     registry = system_of(request).registry
-    await in_thread(registry.alias, model, word, body.version)
+    async with audited(request, "alias", f"{model}:{word} to {body.version}"):
+        await in_thread(registry.alias, model, word, body.version)
     return reply(await in_thread(registry.resolve, ModelRef(model, word)), 201)
 
 

@@ -7,6 +7,8 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from zenos.core import events as ev
+from zenos.core.audit import AuditQuery, AuditRow
 from zenos.core.resources import Resources
 from zenos.core.specs import DeploymentSpec
 from zenos.core.task import Deployment, Node, Principal, Task, TaskEvent, TaskSpec
@@ -111,6 +113,14 @@ class System(Protocol):
         NotFoundError, UnfittableError, BusyError (with retry_after_s), DeadlineError, and what the
         worker raised.
         """
+        ...
+
+    async def audit(self, query: AuditQuery) -> list[AuditRow]:
+        """Who did what: the rows that the query takes, the newest first."""
+        ...
+
+    async def record(self, event: ev.Record) -> None:
+        """Write a row of what was done beside the kernel; returns when it is remembered."""
         ...
 
     def shut_down(self, mode: ShutdownMode) -> None:

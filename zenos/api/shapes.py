@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from zenos.core.audit import AuditRow
 from zenos.core.resources import Resources
 from zenos.core.task import Deployment, Node, Task
 from zenos.core.wire import Progress
@@ -143,6 +144,12 @@ class ShutdownAnswer(Answer, frozen=True, kw_only=True):
     """The daemon was told to go down."""
 
     mode: Literal["suspend", "drain", "leave"]
+
+
+class AuditList(Answer, frozen=True, kw_only=True):
+    """Who did what, the newest first."""
+
+    rows: list[AuditRow]
 
 
 class ErrorDetail(Answer, frozen=True, kw_only=True):

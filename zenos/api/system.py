@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Literal
 
 import msgspec
@@ -9,6 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from zenos import __version__
+from zenos.api import audit
 from zenos.api.common import system_of
 from zenos.api.metrics import metrics_of
 from zenos.api.ports import System
@@ -21,6 +23,7 @@ from zenos.api.shapes import (
     ShutdownBody,
     Status,
 )
+from zenos.core.errors import ZenosError
 from zenos.core.resources import Resources
 from zenos.core.task import SCHEMAS
 
@@ -65,6 +68,9 @@ async def metrics(request: Request) -> Response:
 async def shut_down(request: Request) -> Response:
     """Tell the daemon to go down. It answers first."""
     body: ShutdownBody = await read(request, ShutdownBody)
+    # The row first: afterwards nothing may be written any more. It must not keep the daemon up.
+    with suppress(ZenosError):
+        await audit.record(request, "down", body.mode)
     system_of(request).shut_down(body.mode)
     return reply(ShutdownAnswer(mode=body.mode), 202)
 

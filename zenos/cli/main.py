@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from zenos.cli import (
+    audit,
     bus,
     errors,
     interrupts,
@@ -54,7 +55,7 @@ def _options(
     """See `zenos COMMAND --help` for each with an example."""
 
 
-for noun in (system, tasks, yielding, models, serving, bus, simulate):
+for noun in (system, tasks, yielding, models, serving, bus, audit, simulate):
     noun.register(app)
 if importlib.util.find_spec("zenos.cli.demo") is not None:
     importlib.import_module("zenos.cli.demo").register(app)

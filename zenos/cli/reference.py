@@ -197,7 +197,7 @@ def python() -> str:
     from zenos.client import build
 
     parts = [PYTHON_HEAD, "## zenos.connect\n", _callable("zenos.connect", client.connect)]
-    for type_ in (client.Client, client.Bus, client.TaskHandle, client.Generation):
+    for type_ in (client.Client, client.Bus, client.Audit, client.TaskHandle, client.Generation):
         parts += [f"## {type_.__name__}\n", _text(type_)]
         own = [base for base in type_.__mro__ if base.__module__.startswith("zenos.client")]
         members = {name: member for base in own for name, member in vars(base).items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from zenos.client.aio import AsyncClient, AsyncGeneration, AsyncTaskHandle, connect_async
+from zenos.client.audit import AsyncAudit, Audit
 from zenos.client.bus import AsyncBus, Bus
 from zenos.client.bus_calls import MessageInfo, Sent, TopicInfo
 from zenos.client.sync import Client, Generation, TaskHandle, connect
@@ -19,10 +20,12 @@ from zenos.client.types import (
 )
 
 __all__ = [
+    "AsyncAudit",
     "AsyncBus",
     "AsyncClient",
     "AsyncGeneration",
     "AsyncTaskHandle",
+    "Audit",
     "Bus",
     "Chunk",
     "Client",

@@ -14,6 +14,7 @@ import httpx
 
 from zenos.client import build, calls, display, feeds, transport
 from zenos.client.address import Address, find
+from zenos.client.audit import AsyncAudit
 from zenos.client.bus import AsyncBus
 from zenos.client.calls import Call, Mode
 from zenos.client.generation import GenerationState
@@ -69,6 +70,7 @@ class AsyncClient(AsyncYielding):
         self._home = home
         self.http = http or httpx.AsyncClient(**transport.options(address))
         self.bus = AsyncBus(self._run, self.stream)
+        self.audit = AsyncAudit(self._run)
 
     async def __aenter__(self) -> Self:
         return self

@@ -14,6 +14,7 @@ import httpx
 
 from zenos.client import build, calls, display, feeds, transport
 from zenos.client.address import Address, find
+from zenos.client.audit import Audit
 from zenos.client.bus import Bus
 from zenos.client.calls import Call, Mode
 from zenos.client.generation import GenerationState
@@ -67,6 +68,7 @@ class Client(Yielding):
         self._home = home
         self.http = http or httpx.Client(**transport.options(address))
         self.bus = Bus(self._run, self.stream)
+        self.audit = Audit(self._run)
 
     def __enter__(self) -> Self:
         return self

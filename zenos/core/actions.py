@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from zenos.core.audit import AuditRow
 from zenos.core.errors import ZenosError
 from zenos.core.task import Deployment, IdempotencyKey, Node, Task, TaskEvent
 
@@ -60,7 +61,7 @@ class Reply(Action, frozen=True, kw_only=True):
     """Answer a request."""
 
     request: int
-    result: Task | Deployment | ZenosError
+    result: Task | Deployment | AuditRow | ZenosError
 
 
 class Forget(Action, frozen=True, kw_only=True):
@@ -79,7 +80,7 @@ class Changes(msgspec.Struct, kw_only=True):
     """All that one step changed: one transaction.
 
     tasks, deployments and nodes are upserts of whole records, the last one of each counts.
-    next_task and next_seq are the kernel's counters after the step; now is its time.
+    next_task, next_seq and next_audit are the kernel's counters after the step; now is its time.
     """
 
     now: float = 0.0
@@ -94,6 +95,9 @@ class Changes(msgspec.Struct, kw_only=True):
     deleted_deployments: list[str] = []
     deleted_keys: list[tuple[str, str]] = []
     prune_events_before: int = 0
+    next_audit: int = 1
+    audit: list[AuditRow] = []
+    prune_audit_before: int = 0
 
     def __bool__(self) -> bool:
         """Whether there is anything to remember."""
@@ -107,6 +111,8 @@ class Changes(msgspec.Struct, kw_only=True):
             or self.deleted_deployments
             or self.deleted_keys
             or self.prune_events_before
+            or self.audit
+            or self.prune_audit_before
         )
 
 
@@ -116,6 +122,7 @@ class Snapshot(msgspec.Struct, kw_only=True):
     now: float = 0.0
     next_task: int = 1
     next_seq: int = 1
+    next_audit: int = 1
     tasks: dict[str, Task] = {}
     deployments: dict[str, Deployment] = {}
     nodes: dict[str, Node] = {}

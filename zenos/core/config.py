@@ -59,6 +59,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     cache_bytes_max: str = limits.CACHE_SIZE
     ended_tasks_kept: int = limits.ENDED_TASKS_KEPT
     ended_task_kept_s: float = limits.ENDED_TASK_KEPT_S
+    audit_kept: int = limits.AUDIT_KEPT
 
     def check(self) -> None:
         """Raises InvalidError for settings that contradict or may not be used."""
@@ -97,6 +98,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             ("keep_alive_s", 0.0, limits.EXPECTED_S_MAX),
             ("ended_tasks_kept", 0, 10_000_000),
             ("ended_task_kept_s", 0.0, limits.EXPECTED_S_MAX),
+            ("audit_kept", 0, 10_000_000),
         ):
             if not low <= getattr(self, name) <= high:
                 raise InvalidError(
@@ -122,6 +124,7 @@ RELOADABLE: Final = (
     "keep_alive_s",
     "ended_tasks_kept",
     "ended_task_kept_s",
+    "audit_kept",
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from zenos.core.audit import Action, Via
 from zenos.core.config import Config
 from zenos.core.specs import DeploymentSpec
 from zenos.core.task import Node, Outcome, Principal, TaskSpec
@@ -112,6 +113,22 @@ class Used(Event, frozen=True, kw_only=True):
 
     name: str
     in_flight: int
+
+
+class Record(Event, frozen=True, kw_only=True):
+    """What was done, or refused, beside the kernel. Answered with its AuditRow.
+
+    key: the same principal's key for the same thing writes no second row.
+    """
+
+    request: int
+    principal: Principal
+    action: Action
+    subject: str
+    via: Via = "api"
+    accepted: bool = True
+    reason: str = ""
+    key: str | None = None
 
 
 class NodeUp(Event, frozen=True, kw_only=True):

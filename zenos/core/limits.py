@@ -26,6 +26,9 @@ ARGV_BYTES_MAX: Final = 128 * KIB
 ENV_BYTES_MAX: Final = 128 * KIB
 IDEMPOTENCY_KEY_CHARS_MAX: Final = 128
 TASKS_LISTED_MAX: Final = 10_000
+AUDIT_CHARS_MAX: Final = 500  # of a text in a row
+AUDIT_LISTED_MAX: Final = 1000
+AUDIT_KEPT: Final = 100_000
 
 # Resources
 CPU_MILLI_MAX: Final = 4096 * 1000

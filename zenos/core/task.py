@@ -263,7 +263,10 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of a task's history; `seq` counts over the whole system."""
+    """One line of a task's history; `seq` counts over the whole system.
+
+    principal: who asked for it; None where the kernel itself decided.
+    """
 
     seq: int
     at: float
@@ -272,6 +275,7 @@ class TaskEvent(msgspec.Struct, frozen=True, kw_only=True):
     state: State
     generation: int
     detail: str = ""
+    principal: Principal | None = None
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from zenos.core import events as ev
 from zenos.core.actions import Changes, Reply, Snapshot
+from zenos.core.audit import AuditRow
 from zenos.core.errors import StorageError, UnavailableError, ZenosError
 from zenos.core.resources import Resources
 from zenos.core.specs import DeploymentSpec
@@ -26,6 +27,7 @@ from zenos.core.wire import Progress
 
 REPLY_TIMEOUT_S = 10.0
 SUBSCRIBER_EVENTS_MAX = 4096
+Answer = Task | Deployment | AuditRow
 
 
 class Inbox:
@@ -157,7 +159,7 @@ class Control:
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[Task | Deployment]] = {}
+        self._waiting: dict[int, asyncio.Future[Answer]] = {}
 
     async def submit(
         self,
@@ -233,6 +235,11 @@ class Control:
         number = next(self._numbers)
         return _deployment(await self._ask(number, replace(event, request=number)))
 
+    async def record(self, event: ev.Record) -> None:
+        """Write a row of what was done beside the kernel; returns when it is remembered."""
+        number = next(self._numbers)
+        await self._ask(number, replace(event, request=number))
+
     def resolve(self, reply: Reply) -> None:
         """Give a caller its answer."""
         future = self._waiting.pop(reply.request, None)
@@ -250,12 +257,12 @@ class Control:
                 future.set_exception(UnavailableError("cannot answer: the daemon is going down"))
         self._waiting.clear()
 
-    async def _ask(self, number: int, event: ev.Event) -> Task | Deployment:
+    async def _ask(self, number: int, event: ev.Event) -> Answer:
         if self._inbox.closed:
             raise UnavailableError("cannot answer: the daemon is going down")
         if self._inbox.storage_error is not None:
             raise UnavailableError(str(self._inbox.storage_error), retry_after_s=5)
-        future: asyncio.Future[Task | Deployment] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         self._inbox.put(event)
         try:
@@ -271,13 +278,13 @@ class Control:
             self._waiting.pop(number, None)
 
 
-def _task(answer: Task | Deployment) -> Task:
+def _task(answer: Answer) -> Task:
     if not isinstance(answer, Task):
         raise TypeError("the kernel answered with another type")
     return answer
 
 
-def _deployment(answer: Task | Deployment) -> Deployment:
+def _deployment(answer: Answer) -> Deployment:
     if not isinstance(answer, Deployment):
         raise TypeError("the kernel answered with another type")
     return answer

@@ -58,6 +58,7 @@ class ModelManager:
         name = event.spec.model
         known = self._kernel.remembered(event.principal, event.key, event.spec, now)
         if known is not None and known in state.deployments:
+            self._kernel.unchanged = True
             return state.deployments[known]
         if self._kernel.draining:
             raise UnavailableError("cannot deploy: the daemon is going down")
@@ -99,6 +100,7 @@ class ModelManager:
             raise NotFoundError(f"cannot find a deployment of {event.name!r}: it isn't served")
         if deployment.principal.project != event.principal.project:
             raise RefusedError(f"cannot stop {event.name}: it belongs to another project")
+        self._kernel.unchanged = deployment.stopping
         return self._kernel.state.put_deployment(replace(deployment, stopping=True))
 
     def demand(self, event: ev.Demand, now: float) -> Deployment:

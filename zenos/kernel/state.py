@@ -8,6 +8,7 @@ import math
 from msgspec.structs import replace
 
 from zenos.core.actions import Changes, Snapshot
+from zenos.core.audit import AuditRow
 from zenos.core.config import Config
 from zenos.core.resources import Resources
 from zenos.core.task import (
@@ -15,6 +16,7 @@ from zenos.core.task import (
     Deployment,
     IdempotencyKey,
     Node,
+    Principal,
     State,
     Task,
     TaskEvent,
@@ -45,6 +47,10 @@ class KernelState:
         self.next_task = snapshot.next_task
         self.next_seq = snapshot.next_seq
         self.pruned_seq = 0
+        self.next_audit = snapshot.next_audit
+        self.pruned_audit = 0
+        # Who asked for what is being decided; None for the kernel itself.
+        self.asker: Principal | None = None
         self.resources = ResourceManager()
         self.scheduler = Scheduler(config, self.resources)
         self.estimates = Estimates(expected_default_s)
@@ -82,6 +88,7 @@ class KernelState:
         """End a step: all that it changed."""
         self.changes.next_task = self.next_task
         self.changes.next_seq = self.next_seq
+        self.changes.next_audit = self.next_audit
         return self.changes
 
     # -- tasks
@@ -104,6 +111,7 @@ class KernelState:
                 state=new.state,
                 generation=new.generation,
                 detail=detail,
+                principal=self.asker,
             )
         )
         self.next_seq += 1
@@ -200,6 +208,15 @@ class KernelState:
         """What tasks hold that were overdue when they started."""
         held = (self.tasks[task_id].allocation for task_id in self.overdue_running)
         return sum((a.resources for a in held if a is not None), Resources())
+
+    # -- who did what
+
+    def put_audit(self, row: AuditRow) -> AuditRow:
+        """Add a row under the next number."""
+        row = replace(row, number=self.next_audit)
+        self.next_audit += 1
+        self.changes.audit.append(row)
+        return row
 
     # -- invariants
 

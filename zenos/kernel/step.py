@@ -9,8 +9,8 @@ from typing import NamedTuple
 import msgspec
 from msgspec.structs import replace
 
+from zenos.core import audit, limits
 from zenos.core import events as ev
-from zenos.core import limits
 from zenos.core.actions import (
     Action,
     Changes,
@@ -41,6 +41,7 @@ from zenos.core.task import (
     TaskSpec,
 )
 from zenos.kernel import preemption, supervision
+from zenos.kernel.auditing import Audit
 from zenos.kernel.model_manager import ModelManager
 from zenos.kernel.state import KernelState
 from zenos.kernel.victims import Preemption
@@ -65,11 +66,14 @@ class Kernel:
     def __init__(self, config: Config, snapshot: Snapshot | None = None) -> None:
         self.state = KernelState(config, snapshot or Snapshot(), limits.EXPECTED_S_DEFAULT)
         self.models = ModelManager(self)
+        self.audit = Audit(self)
         self.preemption = Preemption(self)
         self.config = config
         self.actions: list[Action] = []
         self.draining: str | None = None
         self._recovering = True
+        # The request at hand changes nothing: it was made before, or what it wants is so already.
+        self.unchanged = False
 
     def step(self, events: list[ev.Event], now: float) -> Step:
         """Take events in order, then enforce time limits, reconcile deployments and schedule."""
@@ -97,35 +101,50 @@ class Kernel:
     def _take(self, event: ev.Event, now: float) -> None:
         match event:
             case ev.Submit():
-                self._answer(event.request, lambda: self._submit(event, now))
+                self.audit.answer(event, "submit", lambda: self._submit(event, now), now)
             case ev.Cancel():
-                self._answer(event.request, lambda: self._cancel(event, now))
-            case ev.Pause():
-                self._answer(event.request, lambda: preemption.pause(self, event, now))
-            case ev.Suspend():
-                self._answer(event.request, lambda: preemption.suspend(self, event, now))
-            case ev.Resume():
-                self._answer(event.request, lambda: preemption.resume(self, event, now))
-            case ev.Nice():
-                self._answer(event.request, lambda: preemption.nice(self, event, now))
+                self.audit.answer(event, "cancel", lambda: self._cancel(event, now), now)
+            case ev.Pause() | ev.Suspend() | ev.Resume() | ev.Nice():
+                self._take_of_yielding(event, now)
             case ev.Deploy():
-                self._answer(event.request, lambda: self.models.deploy(event, now))
+                action: audit.Action = (
+                    "change" if event.spec.model in self.state.deployments else "deploy"
+                )
+                self.audit.answer(event, action, lambda: self.models.deploy(event, now), now)
             case ev.Undeploy():
-                self._answer(event.request, lambda: self.models.undeploy(event, now))
+                self.audit.answer(event, "undeploy", lambda: self.models.undeploy(event, now), now)
             case ev.Demand():
-                self._answer(event.request, lambda: self.models.demand(event, now))
+                self.answer(event.request, lambda: self.models.demand(event, now))
             case ev.Used():
                 self.models.used(event, now)
+            case ev.Record():
+                self.audit.record(event, now)
             case ev.NodeUp():
                 self.state.put_node(event.node)
                 self._tell_again(now)
             case ev.Configured():
                 self.config = event.config
                 self.state.configure(event.config)
+                self.audit.add(Principal(), "reload", "settings", now, via="signal")
             case ev.Shutdown():
                 self._shut_down(event, now)
             case _:
                 self._take_of_worker(event, now)
+
+    def _take_of_yielding(
+        self, event: ev.Pause | ev.Suspend | ev.Resume | ev.Nice, now: float
+    ) -> None:
+        match event:
+            case ev.Pause():
+                self.audit.answer(event, "pause", lambda: preemption.pause(self, event, now), now)
+            case ev.Suspend():
+                self.audit.answer(
+                    event, "suspend", lambda: preemption.suspend(self, event, now), now
+                )
+            case ev.Resume():
+                self.audit.answer(event, "resume", lambda: preemption.resume(self, event, now), now)
+            case ev.Nice():
+                self.audit.answer(event, "nice", lambda: preemption.nice(self, event, now), now)
 
     def _take_of_worker(self, event: ev.Event, now: float) -> None:
         match event:
@@ -144,7 +163,7 @@ class Kernel:
             case _:
                 raise TypeError(f"no handler for {type(event).__name__}")
 
-    def _answer(self, request: int, work: supervision.Work) -> None:
+    def answer(self, request: int, work: supervision.Work) -> None:
         try:
             self.actions.append(Reply(request=request, result=work()))
         except ZenosError as error:
@@ -157,6 +176,7 @@ class Kernel:
         if known is not None:
             if known not in self.state.tasks:
                 raise ConflictError("cannot answer that idempotency key again: its task is gone")
+            self.unchanged = True
             return self.state.tasks[known]
         if self.draining:
             raise UnavailableError("cannot take new tasks: the daemon is going down")
@@ -213,6 +233,7 @@ class Kernel:
         if task.principal.project != event.principal.project:
             raise RefusedError(f"cannot cancel {task.id}: it belongs to {task.principal.user}")
         if task.is_ended or task.stopping == "cancel":
+            self.unchanged = True
             return task
         if task.state is State.QUEUED:
             ended = replace(task, state=State.CANCELLED, ended=now, stopping="cancel", held=None)
@@ -351,6 +372,10 @@ class Kernel:
         if oldest - self.state.pruned_seq >= limits.EVENTS_KEPT // 100:
             self.state.pruned_seq = oldest
             self.state.changes.prune_events_before = oldest
+        oldest = self.state.next_audit - self.config.audit_kept
+        if oldest - self.state.pruned_audit >= max(1, self.config.audit_kept // 100):
+            self.state.pruned_audit = oldest
+            self.state.changes.prune_audit_before = oldest
 
     def _next_wake(self, now: float) -> float:
         """The earliest time at which something is due without an event."""

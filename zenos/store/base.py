@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from zenos.core.actions import Changes, Snapshot
+from zenos.core.audit import AuditQuery, AuditRow
 from zenos.core.messages import Message, MessageChanges
 from zenos.core.task import TaskEvent
 
@@ -34,6 +35,10 @@ class Store(Protocol):
 
     async def events(self, after_seq: int, limit: int, task: str | None = None) -> list[TaskEvent]:
         """History lines with `seq > after_seq` in order, at most `limit`; of one task if given."""
+        ...
+
+    async def audit(self, query: AuditQuery) -> list[AuditRow]:
+        """Who did what: the rows that the query takes, the newest first."""
         ...
 
     async def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from zenos.core.actions import Changes, Snapshot
+from zenos.core.audit import AuditQuery, AuditRow
 from zenos.core.messages import Message, MessageChanges
 from zenos.core.task import IdempotencyKey, TaskEvent
 
@@ -16,6 +17,7 @@ class MemoryStore:
         self._snapshot = Snapshot()
         self._keys: dict[tuple[str, str], IdempotencyKey] = {}
         self._events: dict[int, TaskEvent] = {}
+        self._audit: dict[int, AuditRow] = {}
         self._messages: dict[int, Message] = {}
 
     async def load(self) -> Snapshot:
@@ -34,6 +36,7 @@ class MemoryStore:
         state = self._snapshot
         state.now = max(state.now, changes.now)
         state.next_task, state.next_seq = changes.next_task, changes.next_seq
+        state.next_audit = changes.next_audit
         state.tasks.update(changes.tasks)
         state.deployments.update(changes.deployments)
         state.nodes.update(changes.nodes)
@@ -49,6 +52,11 @@ class MemoryStore:
         if changes.prune_events_before:
             kept = self._events.items()
             self._events = {s: e for s, e in kept if s >= changes.prune_events_before}
+
+        self._audit.update({row.number: row for row in changes.audit})
+        if changes.prune_audit_before:
+            rows = self._audit.items()
+            self._audit = {n: row for n, row in rows if n >= changes.prune_audit_before}
 
     async def load_messages(self) -> list[Message]:
         """All durable messages, in the order of their numbers."""
@@ -69,6 +77,11 @@ class MemoryStore:
             if seq > after_seq and task in (None, event.task)
         ]
         return found[:limit]
+
+    async def audit(self, query: AuditQuery) -> list[AuditRow]:
+        """Rows, the newest first."""
+        found = [row for _, row in sorted(self._audit.items(), reverse=True) if query.takes(row)]
+        return found[: query.limit]
 
     async def close(self) -> None:
         """There is nothing to let go of."""

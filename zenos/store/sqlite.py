@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError
 
 from zenos.core import durable, failpoints, limits
 from zenos.core.actions import Changes, Snapshot
+from zenos.core.audit import AuditQuery, AuditRow
 from zenos.core.errors import StorageError
 from zenos.core.messages import Message, MessageChanges
 from zenos.core.task import Deployment, IdempotencyKey, Node, Task, TaskEvent
@@ -122,6 +123,11 @@ class SqliteStore:
         """History lines, oldest first."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._reader, self._events, after_seq, limit, task)
+
+    async def audit(self, query: AuditQuery) -> list[AuditRow]:
+        """Rows, the newest first."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._reader, self._audit, query)
 
     async def close(self) -> None:
         """Checkpoint, mark the end as clean and close. What was refused stays as it is."""
@@ -258,6 +264,7 @@ class SqliteStore:
                     now=float(counters.get("now", "0")),
                     next_task=int(counters.get("next_task", "1")),
                     next_seq=int(counters.get("next_seq", "1")),
+                    next_audit=int(counters.get("next_audit", "1")),
                     tasks={task.id: task for task in records(tables.tasks, Task)},
                     deployments={d.name: d for d in records(tables.deployments, Deployment)},
                     nodes={node.name: node for node in records(tables.nodes, Node)},
@@ -288,12 +295,17 @@ class SqliteStore:
                 connection.execute(
                     events.delete().where(events.c.seq < changes.prune_events_before)
                 )
+            _upsert(connection, tables.audit, map(_audit_row, changes.audit))
+            if changes.prune_audit_before:
+                rows = tables.audit
+                connection.execute(rows.delete().where(rows.c.number < changes.prune_audit_before))
             _set_meta(
                 connection,
                 {
                     "now": repr(changes.now),
                     "next_task": str(changes.next_task),
                     "next_seq": str(changes.next_seq),
+                    "next_audit": str(changes.next_audit),
                 },
             )
             failpoints.passing("store.commit.written")
@@ -329,6 +341,27 @@ class SqliteStore:
         except DBAPIError as error:
             raise StorageError(f"cannot read the database {self._path}: {error.orig}") from error
         return [decoder.decode(row.record) for row in rows]
+
+    def _audit(self, query: AuditQuery) -> list[AuditRow]:
+        rows = tables.audit
+        chosen = sa.select(rows.c.record).order_by(rows.c.number.desc()).limit(query.limit)
+        for column, wanted in (
+            (rows.c.action, query.action),
+            (rows.c.user, query.user),
+            (rows.c.subject, query.subject),
+        ):
+            if wanted is not None:
+                chosen = chosen.where(column == wanted)
+        if query.before is not None:
+            chosen = chosen.where(rows.c.number < query.before)
+        if query.since is not None:
+            chosen = chosen.where(rows.c.at >= query.since)
+        decoder = msgspec.json.Decoder(AuditRow)
+        try:
+            with self._read.connect() as connection:
+                return [decoder.decode(row.record) for row in connection.execute(chosen)]
+        except DBAPIError as error:
+            raise StorageError(f"cannot read the database {self._path}: {error.orig}") from error
 
 
 def _upsert(
@@ -376,6 +409,18 @@ def _task_row(task: Task) -> dict[str, object]:
 
 def _event_row(event: TaskEvent) -> dict[str, object]:
     return {"seq": event.seq, "at": event.at, "task": event.task, "record": _json(event)}
+
+
+def _audit_row(row: AuditRow) -> dict[str, object]:
+    return {
+        "number": row.number,
+        "at": row.at,
+        "user": row.principal.user,
+        "project": row.principal.project,
+        "action": row.action,
+        "subject": row.subject,
+        "record": _json(row),
+    }
 
 
 def _node_row(node: Node) -> dict[str, object]:

@@ -7,7 +7,7 @@ from typing import Final
 import sqlalchemy as sa
 
 # The newest migration in migrations/versions. A database of a later one is refused.
-REVISION: Final = "0002"
+REVISION: Final = "0003"
 
 metadata = sa.MetaData()
 
@@ -74,4 +74,16 @@ messages = sa.Table(
     sa.Column("state", sa.String, nullable=False),  # live, dead or done
     sa.Column("record", sa.Text, nullable=False),  # without the body
     sa.Column("body", sa.LargeBinary, nullable=False),
+)
+
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("user", sa.String, nullable=False),
+    sa.Column("project", sa.String, nullable=False),
+    sa.Column("action", sa.String, nullable=False),
+    sa.Column("subject", sa.String, nullable=False, index=True),
+    sa.Column("record", sa.Text, nullable=False),
 )

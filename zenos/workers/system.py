@@ -35,6 +35,7 @@ from zenos.core.actions import (
     StartWorker,
     StopWorker,
 )
+from zenos.core.audit import AuditQuery, AuditRow
 from zenos.core.config import Config
 from zenos.core.errors import BusyError, NotFoundError
 from zenos.core.home import Home
@@ -303,6 +304,12 @@ class LocalSystem:
 
     async def events(self, after_seq: int, limit: int, task: str | None = None) -> list[TaskEvent]:
         return await self._store.events(after_seq, limit, task)
+
+    async def audit(self, query: AuditQuery) -> list[AuditRow]:
+        return await self._store.audit(query)
+
+    async def record(self, event: ev.Record) -> None:
+        await self.control.record(event)
 
     def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[TaskEvent | TaskProgress]]:
         return self.view.subscribe()

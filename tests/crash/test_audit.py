@@ -1,0 +1,19 @@
+"""A change and the row of who made it: both are there after a kill, or neither."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.crash.machine import Machine
+
+LABELS = ("loop.decided", "store.commit.written", "store.commit.after")
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_a_change_and_its_row_are_one(machine: Machine, label: str) -> None:
+    machine.start(f"{label}=kill@3")
+    ids = [machine.submit(number) for number in range(3)]
+    machine.finish()
+    rows = machine.ask(lambda client: client.audit.rows(action="submit"))
+    assert sorted(row.subject for row in rows) == sorted(ids)
+    assert sorted(row.key or "" for row in rows) == ["k0", "k1", "k2"]

@@ -1,0 +1,134 @@
+"""Who did what: rows of the requests that the kernel decides, and of what is done beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zenos.core import audit
+from zenos.core import events as ev
+from zenos.core.actions import Reply
+from zenos.core.errors import ZenosError
+from zenos.core.task import IdempotencyKey, Principal, Task
+from zenos.kernel import supervision
+
+if TYPE_CHECKING:
+    from zenos.kernel.step import Kernel
+
+Requested = (
+    ev.Submit | ev.Cancel | ev.Pause | ev.Suspend | ev.Resume | ev.Nice | ev.Deploy | ev.Undeploy
+)
+
+
+class Audit:
+    """Writes rows into what a step changes, beside the change that each of them tells of."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+
+    def answer(
+        self,
+        event: Requested,
+        action: audit.Action,
+        work: supervision.Work,
+        now: float,
+    ) -> None:
+        """Answer, with a row of what came of it in the same transaction.
+
+        A request that is repeated under its key, or whose end is reached already, changes nothing
+        and gets no row; a refusal isn't remembered under a key, so each one has its own.
+        """
+        kernel = self._kernel
+        kernel.state.asker, kernel.unchanged = event.principal, False
+        try:
+            kernel.answer(event.request, work)
+        finally:
+            kernel.state.asker = None
+        reply = kernel.actions[-1]
+        result = reply.result if isinstance(reply, Reply) else None
+        if kernel.unchanged:
+            return
+        key = getattr(event, "key", None)
+        if isinstance(result, Task):
+            self.add(event.principal, action, result.id, now, key=key)
+        elif isinstance(result, ZenosError):
+            subject, reason = _subject(event), str(result)
+            self.add(event.principal, action, subject, now, reason=reason, key=key)
+        else:
+            self.add(event.principal, action, _subject(event), now, key=key)
+
+    def record(self, event: ev.Record, now: float) -> None:
+        """What was done beside the kernel; under one key the same thing has one row."""
+        key, known = None, None
+        if event.key is not None and event.accepted:
+            # A newline stands in no header: users' own keys are never such.
+            key = f"{event.action}\n{event.subject}\n{event.key}"
+            held = self._kernel.state.keys.get((event.principal.user, key))
+            known = held.subject if held is not None else None
+        if known is None:
+            row = self.add(
+                event.principal,
+                event.action,
+                event.subject,
+                now,
+                via=event.via,
+                reason="" if event.accepted else event.reason,
+                key=event.key,
+            )
+            if key is not None:
+                row_key = IdempotencyKey(
+                    user=event.principal.user,
+                    key=key,
+                    fingerprint="",
+                    subject=str(row.number),
+                    at=now,
+                )
+                self._kernel.state.put_key(row_key)
+        else:
+            row = audit.AuditRow(
+                number=int(known),
+                at=now,
+                principal=event.principal,
+                action=event.action,
+                subject=event.subject,
+                key=event.key,
+            )
+        self._kernel.actions.append(Reply(request=event.request, result=row))
+
+    def add(
+        self,
+        principal: Principal,
+        action: audit.Action,
+        subject: str,
+        now: float,
+        *,
+        via: audit.Via = "api",
+        reason: str = "",
+        key: str | None = None,
+    ) -> audit.AuditRow:
+        """Without a reason it was accepted."""
+        return self._kernel.state.put_audit(
+            audit.AuditRow(
+                number=0,
+                at=now,
+                principal=principal,
+                via=via,
+                action=action,
+                subject=audit.bounded(subject),
+                accepted=not reason,
+                reason=audit.bounded(reason),
+                key=key,
+            )
+        )
+
+
+def _subject(event: Requested) -> str:
+    """What a request is about, where its answer doesn't say."""
+    match event:
+        case ev.Submit():
+            return event.spec.name
+        case ev.Deploy():
+            return event.spec.model
+        case ev.Undeploy():
+            return event.name
+        case _:
+            return event.task
