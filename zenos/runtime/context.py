@@ -26,6 +26,7 @@ from zenos.core.wire import Progress, Stop
 if TYPE_CHECKING:
     from zenos.bus.envelope import Envelope
     from zenos.models.registry import Registry
+    from zenos.runtime.train.gang import Gang
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +73,9 @@ class WorkerContext:
     """The surroundings of one generation of one task.
 
     task: with its allocation. run_dir: `home.run(task.id, task.generation)`, where `result.json`
-    and `error.json` go. cache_bytes_max: of what is kept in the home to be used again. Used from
-    one thread, except `report`, `send` and `stop_requested`'s signal handler.
+    and `error.json` go. cache_bytes_max: of what is kept in the home to be used again. gang: the
+    other processes of a training that has several. Used from one thread, except `report`, `send`
+    and `stop_requested`'s signal handler.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class WorkerContext:
         self.channel = channel
         self.registry = registry
         self.cache_bytes_max = parse_size(limits.CACHE_SIZE)
+        self.gang: Gang | None = None
         self._waiting: deque[Envelope] = deque()
         self._word: Stop | None = None  # what the daemon has said
         self._assumed: Stop | None = None  # what is done without its word
