@@ -48,9 +48,7 @@ def work(request: Request) -> int:
 
     context_module.REPORT_EVERY_S = 0.0  # type: ignore[misc]
     failpoints.arm(request.failpoints)
-    task = make_task(
-        request.spec, generation=request.generation, cpu=1000 * request.spec.workers
-    )
+    task = make_task(request.spec, generation=request.generation, cpu=1000 * request.spec.workers)
     gang = worker.form_gang(task)
     worker.use_threads(worker.thread_count(task))
     if isinstance(gang, Follower):
