@@ -18,7 +18,7 @@ from zenos.core.home import Home
 from zenos.core.specs import TrainSpec
 from zenos.core.wire import Progress
 from zenos.runtime import context as context_module
-from zenos.runtime import worker
+from zenos.runtime import worker, zygote
 from zenos.runtime.train.gang import Follower
 from zenos.runtime.train.main import main
 from zenos.runtime.train.ranks import main as follow
@@ -67,6 +67,7 @@ def work(request: Request) -> int:
 
 def serve() -> None:
     """Fork a worker for each line of standard input."""
+    zygote.preload()
     for line in sys.stdin:
         request = msgspec.json.decode(line, type=Request)
         pid = os.fork()
