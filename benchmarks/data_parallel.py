@@ -1,4 +1,4 @@
-"""Tokens a second of data-parallel training: 2 ranks of one thread, beside torchrun's DDP with gloo.
+"""Tokens a second of data-parallel training, 2 ranks of one thread, beside torchrun with gloo.
 
 Ours is the whole task, as a user submits it: the time of a longer run less that of a shorter one.
 The peer is what people write: `torchrun`, DistributedDataParallel, the same model, the same

@@ -74,8 +74,8 @@ def exited(kernel: Kernel, event: ev.WorkerExited, now: float) -> None:
     else:  # 5
         # A disk that is full is no fault of the work, nor that one process of a gang was killed:
         # what was saved is gone on from.
-        killed = outcome.signal is not None and not outcome.oom
-        fault = killed or outcome.code in ("storage", "rank")
+        fault = outcome.signal is not None or outcome.code in ("storage", "rank")
+        fault = fault and not outcome.oom
         _failed(kernel, task, outcome, now, State.FAILED, event.saved_step, fault=fault)
 
 
