@@ -13,7 +13,17 @@ import msgspec
 
 from benchmarks.report import Row, machine, say, table
 
-PARTS = ("daemon", "tasks", "messages", "threads", "memory", "cold_start", "training", "decode")
+PARTS = (
+    "daemon",
+    "tasks",
+    "messages",
+    "threads",
+    "memory",
+    "cold_start",
+    "training",
+    "data_parallel",
+    "decode",
+)
 
 
 def main() -> int:

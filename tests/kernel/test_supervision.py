@@ -75,6 +75,18 @@ def test_a_full_disk_does_not_end_a_training_for_good() -> None:
     assert h.now(program).state is State.FAILED
 
 
+def test_a_training_goes_on_when_one_of_its_processes_was_killed_but_not_for_want_of_memory() -> (
+    None
+):
+    h = Harness()
+    lost = {"exit_code": 1, "error": "cannot go on together: …", "code": "rank"}
+    killed, greedy = h.submit(spec(TRAIN)), h.submit(spec(TRAIN))
+    h.exit(killed, **lost)
+    h.exit(greedy, **lost, oom=True)
+    assert h.now(killed).state is State.QUEUED
+    assert h.now(greedy).state is State.FAILED
+
+
 def test_a_task_over_its_memory_limit_has_failed() -> None:
     h = Harness()
     task = h.submit(spec(TRAIN))

@@ -31,6 +31,7 @@ STATUS: Final[dict[str, int]] = {
     "internal": 500,
     "transition": 500,
     "worker": 500,
+    "rank": 500,
     "busy": 503,
     "unavailable": 503,
     "no_daemon": 503,

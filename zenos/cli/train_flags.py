@@ -36,7 +36,7 @@ _PANELS: Final = {
         "clip",
         "mask_probability",
     ),
-    "How to compute": ("dtype", "compile", "seed", "inexact"),
+    "How to compute": ("workers", "backend", "dtype", "compile", "seed", "inexact"),
     "Evaluation and checkpoints": ("eval_every", "eval_batches", "checkpoint_every"),
 }
 # Where a flag takes something else than the field.

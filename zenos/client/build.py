@@ -68,7 +68,8 @@ def parse_duration(value: float | str | None, what: str = "time") -> float | Non
 class TaskOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a task is to be run, as people write it: `cpu=0.5, memory="2GiB", time="10m"`.
 
-    time: the expected run time; time_limit: after which it is ended.
+    time: the expected run time; time_limit: after which it is ended. What a training with several
+    workers is given of cpu, gpu and memory is for each of them.
     """
 
     name: str = ""
@@ -85,10 +86,13 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """The task that does this work."""
         tag = type(work).__struct_config__.tag
         memory = MEMORY_DEFAULT.get(str(tag), "512MiB") if self.memory is None else self.memory
+        each = Resources.of(self.cpu, self.gpu, memory, self.gpu_memory)
+        # A number of workers that is out of bounds is an error by and by.
+        workers = work.workers if isinstance(work, TrainSpec) else 1
         return TaskSpec(
             work=work,
             name=self.name,
-            resources=Resources.of(self.cpu, self.gpu, memory, self.gpu_memory),
+            resources=each.times(min(max(workers, 1), limits.RANKS_MAX)),
             priority=parse_priority(self.priority),
             expected_s=parse_duration(self.time, "time"),
             time_limit_s=parse_duration(self.time_limit, "time limit"),

@@ -125,6 +125,8 @@ class LaneError(WorkerError):
 class RankError(WorkerError):
     """cannot go on together: another rank has ended, or is not where this one is"""
 
+    code = "rank"
+
 
 def _tree(root: type[ZenosError]) -> dict[str, type[ZenosError]]:
     found = {root.code: root}

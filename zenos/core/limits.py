@@ -99,6 +99,7 @@ PASS_TIMEOUT_S: Final = 30.0
 RANKS_MAX: Final = 64
 REDUCE_TIMEOUT_S: Final = 300.0  # a rank that is so long behind the others is given up
 REDUCE_SPIN_S: Final = 50e-6
+GANG_END_S: Final = 5.0  # for ranks to end once told, and for what is to be known of one that died
 
 # Durable topics
 MESSAGE_BYTES_MAX: Final = 4 * MIB

@@ -116,6 +116,15 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             gpu_memory=self.gpu_memory - other.gpu_memory,
         )
 
+    def times(self, count: int) -> Resources:
+        """What `count` such requests are together."""
+        return Resources(
+            cpu=count * self.cpu,
+            gpu=count * self.gpu,
+            memory=count * self.memory,
+            gpu_memory=count * self.gpu_memory,
+        )
+
     def without(self, held: Resources) -> Resources:
         """What is left when `held` is kept back: of each at most all that there is."""
         return Resources(

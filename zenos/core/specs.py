@@ -173,6 +173,22 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         DType, about("Arithmetic of the forward pass; auto: bfloat16 where the device has units.")
     ] = "auto"
     compile: Annotated[bool, about("Compile the model where a compiler is.")] = False
+    workers: Annotated[
+        int,
+        about(
+            "Processes that train together, each on its part of every batch. `cpu`, `memory` and"
+            " `gpu`, where they are given beside it, are for each of them.",
+            1,
+            limits.RANKS_MAX,
+        ),
+    ] = 1
+    backend: Annotated[
+        Literal["auto", "shared", "gloo", "nccl"],
+        about(
+            "How workers add up their gradients; auto: NCCL between GPUs, else the shared memory of"
+            " the machine."
+        ),
+    ] = "auto"
     seed: Seed = 0
     eval_every: Annotated[int, about("Steps between evaluations.", 1, 10**9)] = 100
     eval_batches: Annotated[int, about("Batches per evaluation.", 1, 10**6)] = 20
@@ -201,6 +217,11 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         check_bounds(self)
         if self.learning_rate_min > self.learning_rate:
             raise InvalidError("cannot use a learning_rate_min above learning_rate")
+        if self.workers > self.batch_size:
+            raise InvalidError(
+                f"cannot split batches of {self.batch_size} over {self.workers} workers: give at "
+                "most as many workers as batch_size has sequences"
+            )
 
 
 class ServeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="serve"):

@@ -141,12 +141,33 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise InvalidError("cannot give GPU memory without a GPU: ask for a share of one too")
         if wants.gpu > 1000 and wants.gpu % 1000:
             raise InvalidError("cannot share more than one GPU: ask for below 1, or for whole ones")
+        if isinstance(self.work, TrainSpec) and self.work.workers > 1:
+            _check_gang(self.work, wants)
         check_bounds(self)
         for what, seconds in (("time", self.expected_s), ("time limit", self.time_limit_s)):
             if seconds is not None and not (
                 math.isfinite(seconds) and 0 < seconds <= limits.EXPECTED_S_MAX
             ):
                 raise InvalidError(f"cannot use {what} {seconds!r}: give seconds above 0")
+
+
+def _check_gang(work: TrainSpec, wants: Resources) -> None:
+    """Raises InvalidError unless each worker has a core, and a GPU of its own if any."""
+    count = work.workers
+    if wants.cpu < 1000 * count:
+        raise InvalidError(
+            f"cannot train with {count} workers on {wants.cpu / 1000:g} cores: each needs one; ask "
+            "for more cores or fewer workers"
+        )
+    if wants.gpu and wants.gpu != 1000 * count:
+        raise InvalidError(
+            f"cannot train with {count} workers on {wants.gpu / 1000:g} GPUs: each needs one of "
+            "its own, or none"
+        )
+    if work.backend == "nccl" and not wants.gpu:
+        raise InvalidError("cannot use nccl without GPUs: leave backend at auto")
+    if work.backend == "shared" and wants.gpu:
+        raise InvalidError("cannot use shared memory between GPUs: leave backend at auto")
 
 
 class Allocation(msgspec.Struct, frozen=True, kw_only=True):

@@ -77,8 +77,10 @@ def exited(kernel: Kernel, event: ev.WorkerExited, now: float) -> None:
     elif task.stopping == "suspend":  # 4
         _requeue(kernel, task, outcome, now, "stopped")
     else:  # 5
-        # A disk that is full or fails is no fault of the work: what was saved is gone on from.
-        fault = (outcome.signal is not None and not outcome.oom) or outcome.code == "storage"
+        # A disk that is full is no fault of the work, nor that one process of a gang was killed:
+        # what was saved is gone on from.
+        fault = outcome.signal is not None or outcome.code in ("storage", "rank")
+        fault = fault and not outcome.oom
         _failed(kernel, task, outcome, now, State.FAILED, event.saved_step, fault=fault)
 
 

@@ -27,6 +27,7 @@ from zenos.core.wire import Pause, Progress, Stop
 if TYPE_CHECKING:
     from zenos.bus.envelope import Envelope
     from zenos.models.registry import Registry
+    from zenos.runtime.train.gang import Gang
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +75,9 @@ class WorkerContext:
 
     task: with its allocation. run_dir: `home.run(task.id, task.generation)`, where `result.json`
     and `error.json` go. cache_bytes_max: of what is kept in the home to be used again. paused_s:
-    seconds in which it did nothing because it was told to pause.
-    Used from one thread, except `report`, `send` and `stop_requested`'s signal handler.
+    seconds in which it did nothing because it was told to pause. gang: the other processes of a
+    training that has several. Used from one thread, except `report`, `send` and `stop_requested`'s
+    signal handler.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class WorkerContext:
         self.channel = channel
         self.registry = registry
         self.cache_bytes_max = parse_size(limits.CACHE_SIZE)
+        self.gang: Gang | None = None
         self._waiting: deque[Envelope] = deque()
         self._word: Stop | None = None  # what the daemon has said
         self._assumed: Stop | None = None  # what is done without its word

@@ -9,6 +9,7 @@ import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -19,6 +20,9 @@ from zenos.core.resources import parse_size
 from zenos.core.specs import CreateSpec, ProgramSpec, ServeSpec, TrainSpec
 from zenos.core.task import Task
 from zenos.runtime.context import EXIT_SUSPENDED, WorkerContext
+
+if TYPE_CHECKING:
+    from zenos.runtime.train.gang import Follower, Leader
 
 __all__ = ["EXIT_SUSPENDED", "main", "thread_count"]
 
@@ -47,17 +51,40 @@ def main(task: Task, home: Home, run_dir: Path) -> int:
     from zenos.bus.channel import Channel
     from zenos.models.registry import Registry
 
+    gang = form_gang(task)
     use_threads(thread_count(task))
     use_devices(task)
     reseed()
+    if gang is not None:
+        from zenos.runtime.train import gang as gangs
+        from zenos.runtime.train.ranks import main as follow
+
+        if isinstance(gang, gangs.Follower):
+            return follow(task, home, run_dir, gang)
     start = _start_file(run_dir)
     channel = Channel(lambda: home.bus, task.id, task.generation, start.token)
     context = WorkerContext(task, home, run_dir, channel, Registry(home.models))
     context.cache_bytes_max = start.cache_bytes_max
+    context.gang = gang
     try:
         return run(context, entry(task))
     finally:
+        if gang is not None:
+            gang.close()
         channel.close()
+
+
+def form_gang(task: Task) -> Leader | Follower | None:
+    """The other processes of a training that has several; this returns in each of them.
+
+    The first thing of all: a process that has threads, or has run torch, must not be forked.
+    """
+    work = task.spec.work
+    if not isinstance(work, TrainSpec) or work.workers == 1:
+        return None
+    from zenos.runtime.train.gang import form
+
+    return form(work.workers)
 
 
 def run(context: WorkerContext, work: Callable[[WorkerContext], int | None]) -> int:
@@ -120,8 +147,12 @@ def entry(task: Task) -> Callable[[WorkerContext], int | None]:
 
 
 def thread_count(task: Task) -> int:
-    """Threads for this task's allocation: its cores rounded up, at least one."""
+    """Threads of each of its processes for this task's allocation: cores rounded up, at least 1."""
     held = task.allocation.resources if task.allocation is not None else task.spec.resources
+    work = task.spec.work
+    processes = work.workers if isinstance(work, TrainSpec) else 1
+    if processes > 1:
+        return max(1, held.cpu // (1000 * processes))
     return max(1, math.ceil(held.cpu / 1000))
 
 

@@ -14,11 +14,14 @@ from pathlib import Path
 import msgspec
 
 from zenos.core import failpoints
+from zenos.core.home import Home
 from zenos.core.specs import TrainSpec
 from zenos.core.wire import Progress
 from zenos.runtime import context as context_module
-from zenos.runtime import worker
+from zenos.runtime import worker, zygote
+from zenos.runtime.train.gang import Follower
 from zenos.runtime.train.main import main
+from zenos.runtime.train.ranks import main as follow
 
 from .helpers import Bus, make_context, make_task
 
@@ -45,15 +48,26 @@ def work(request: Request) -> int:
 
     context_module.REPORT_EVERY_S = 0.0  # type: ignore[misc]
     failpoints.arm(request.failpoints)
-    task = make_task(request.spec, generation=request.generation)
+    task = make_task(request.spec, generation=request.generation, cpu=1000 * request.spec.workers)
+    gang = worker.form_gang(task)
     worker.use_threads(worker.thread_count(task))
+    if isinstance(gang, Follower):
+        home = Home(Path(request.home))
+        return follow(task, home, home.run(task.id, task.generation), gang)
     bus = Bus()
     bus.on_progress = say
-    return worker.run(make_context(Path(request.home), task, bus), main)
+    context = make_context(Path(request.home), task, bus)
+    context.gang = gang
+    try:
+        return worker.run(context, main)
+    finally:
+        if gang is not None:
+            gang.close()
 
 
 def serve() -> None:
     """Fork a worker for each line of standard input."""
+    zygote.preload()
     for line in sys.stdin:
         request = msgspec.json.decode(line, type=Request)
         pid = os.fork()

@@ -30,6 +30,7 @@ from zenos.runtime.train import caching, numerics, packing, publish
 from zenos.runtime.train import tokenizer as tokenizers
 from zenos.runtime.train.checkpoint import Checkpoint, Checkpoints, Plan
 from zenos.runtime.train.corpus import Corpus, Survey
+from zenos.runtime.train.gang import RENDEZVOUS, Leader
 from zenos.runtime.train.objectives import objective_for
 from zenos.runtime.train.packing import Packed
 from zenos.runtime.train.tokenizer import Vocabulary
@@ -82,9 +83,11 @@ def _train(context: WorkerContext, spec: TrainSpec, checkpoints: Checkpoints) ->
         # A typo is said before hours of tokenizing, not after.
         architectures.configure(spec.arch, spec.settings, spec.vocab_size)
     data = _data(context, spec, checkpoints, checkpoint)  # 2
-    gpu.restrict(context.task)
-    device = numerics.choose_device(_gpu_milli(context))
-    model = _model(context, spec, data.vocabulary)  # 3
+    gang = context.gang
+    if isinstance(gang, Leader):
+        gang.begin(data.plan, checkpoint.directory if checkpoint is not None else None)
+    device = choose_device(context)
+    model = build(context, spec, data.vocabulary)  # 3
     trainer = Trainer(
         spec,
         model,
@@ -96,25 +99,38 @@ def _train(context: WorkerContext, spec: TrainSpec, checkpoints: Checkpoints) ->
         report=context.report,
         stopping=lambda: _stopping(context, checkpoints.saved_step),
         clock=lambda: time.perf_counter() - context.paused_s,
+        gang=gang,
     )
     if checkpoint is not None:
         trainer.resume(checkpoint)
+    if isinstance(gang, Leader):
+        gang.join(trainer.model, spec.backend, context.run_dir / RENDEZVOUS)
     trainer.begin()
     trainer.run()  # 4
     return publish.publish(context, spec, trainer, data.vocabulary)  # 5
 
 
 def _stopping(context: WorkerContext, saved_step: int | None = None) -> bool:
-    """Whether to save and leave. Raises Suspended when told to end without saving."""
+    """Whether to save and leave. Raises Suspended when told to end without saving.
+
+    RankError when another process of the gang has ended.
+    """
+    if isinstance(context.gang, Leader):
+        context.gang.check()
     stop = context.stop_requested()
     if stop is not None and not stop.save:
         raise Suspended(saved_step or 0, saved=False)
     return stop is not None
 
 
-def _gpu_milli(context: WorkerContext) -> int:
+def choose_device(context: WorkerContext) -> torch.device:
+    """The CPU, or this process's GPU, of which it takes no more than it may."""
+    gpu.restrict(context.task)
     allocation = context.task.allocation
-    return allocation.resources.gpu if allocation is not None else 0
+    device = numerics.choose_device(allocation.resources.gpu if allocation is not None else 0)
+    if device.type == "cuda" and context.gang is not None:
+        torch.cuda.set_device(context.gang.rank)
+    return device
 
 
 # -- data
@@ -229,7 +245,7 @@ def _vocabulary(
 # -- model
 
 
-def _model(context: WorkerContext, spec: TrainSpec, vocabulary: Vocabulary) -> torch.nn.Module:
+def build(context: WorkerContext, spec: TrainSpec, vocabulary: Vocabulary) -> torch.nn.Module:
     """The model to train, in float32. Raises InvalidError when it doesn't fit the objective."""
     context.report(Progress(stage="building"))
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]

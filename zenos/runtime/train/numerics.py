@@ -58,16 +58,27 @@ def choose_device(gpu_milli: int) -> torch.device:
     return torch.device("cpu")
 
 
-def fingerprint(device: torch.device, dtype: torch.dtype, compiled: bool) -> dict[str, str]:
-    """Names and values of all that the bits of a training run depend on."""
+def fingerprint(
+    device: torch.device,
+    dtype: torch.dtype,
+    compiled: bool,
+    shards: int = 1,
+    backend: str = "auto",
+) -> dict[str, str]:
+    """Names and values of all that the bits of a training run depend on.
+
+    shards: parts of a batch whose gradients are added up, one for each process; backend: by what.
+    """
     build = hashlib.sha256(torch.__config__.show().encode()).hexdigest()[:12]
     found = {
         "torch": f"{torch.__version__} {build}",
         "transformers": transformers.__version__,
         "dtype": str(dtype).removeprefix("torch."),
         "compile": "inductor" if compiled else "eager",
-        "shards": "1",
+        "shards": str(shards),
     }
+    if shards > 1:
+        found["sums"] = resolve_backend(backend, device)
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         major, minor = torch.cuda.get_device_capability(device)
@@ -80,6 +91,13 @@ def fingerprint(device: torch.device, dtype: torch.dtype, compiled: bool) -> dic
     if settings:
         found["variables"] = " ".join(f"{k}={v}" for k, v in sorted(settings.items()))
     return found
+
+
+def resolve_backend(backend: str, device: torch.device) -> str:
+    """What `auto` means there: NCCL between GPUs, shared memory between CPUs."""
+    if backend != "auto":
+        return backend
+    return "nccl" if device.type == "cuda" else "shared"
 
 
 def check_same(saved: dict[str, str], now: dict[str, str], *, inexact: bool) -> str:

@@ -18,14 +18,16 @@ from zenos.core.wire import Progress
 from zenos.runtime import precision
 from zenos.runtime.train import numerics, schedule
 from zenos.runtime.train.checkpoint import Checkpoint, Checkpoints, Plan, State
+from zenos.runtime.train.gang import Gang
 from zenos.runtime.train.objectives import IGNORED, Objective, mean_loss
 from zenos.runtime.train.packing import Packed, Samples, Tokens, held_out_windows
+from zenos.runtime.train.speed import Speed
 
 log = logging.getLogger(__name__)
 
 CURVE_POINTS: Final = 200
 FINAL_TOKENS_MAX: Final = 2**18
-_SPEED_OVER_S: Final = 2.0
+RANK_STRIDE: Final = 2**61 - 1  # between the seeds of two ranks
 Weights = dict[str, torch.Tensor]
 
 
@@ -53,7 +55,8 @@ class Trainer:
     """One training run: model, optimiser, data and where it stands.
 
     report: hears Progress. stopping: whether to save and leave at the next step boundary; it may
-    take long, while the run is paused. clock: seconds, without those in which it was paused.
+    take long, while the run is paused. clock: seconds, without those in which it was paused. gang:
+    the processes that do each step together, where there are several; see ranks.py for the others.
     """
 
     def __init__(
@@ -68,8 +71,10 @@ class Trainer:
         report: Callable[[Progress], None],
         stopping: Callable[[], bool],
         clock: Callable[[], float] = time.perf_counter,
+        gang: Gang | None = None,
     ) -> None:
         self.spec = spec
+        self.gang = gang
         self.model = model.to(device)
         self.objective = objective
         self.packed = packed
@@ -92,11 +97,13 @@ class Trainer:
         self.state = State(
             step=0,
             plan=plan,
-            fingerprint=numerics.fingerprint(device, self.dtype, self.loss is not mean_loss),
+            fingerprint=numerics.fingerprint(
+                device, self.dtype, self.loss is not mean_loss, spec.workers, spec.backend
+            ),
         )
         self.best: Weights | None = None
         self.pace = schedule.Pace(spec)
-        self._speed = _Speed()
+        self._speed = Speed()
         self._save_due = False
 
     # -- the run
@@ -146,23 +153,38 @@ class Trainer:
 
         None when it was told to stop on the way: then nothing has changed.
         """
-        spec, step = self.spec, self.state.step
-        rate = schedule.learning_rate(spec, step, self.state.plan.steps, self.state.plan.planned_at)
+        plan, step = self.state.plan, self.state.step
+        rate = schedule.learning_rate(self.spec, step, plan.steps, plan.planned_at)
+        if self.gang is not None:
+            self.gang.tell_step(rate)
+        return self.update(rate)
+
+    def update(self, rate: float) -> float | None:
+        """The step with that learning rate, as each process of a gang does it."""
+        spec, step, gang = self.spec, self.state.step, self.gang
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         mean = 0.0
-        for micro, (inputs, targets, weight) in enumerate(self._micro_batches(step)):
-            if micro and self.stopping():
+        batches = self._micro_batches(step)
+        for micro, (inputs, targets, weight) in enumerate(batches):
+            if micro and (gang.dropped(self.stopping) if gang is not None else self.stopping()):
                 # What is half done is thrown away, and done again by whoever goes on.
                 self.optimizer.zero_grad(set_to_none=True)
                 return None
             # All randomness (dropout) is a function of the seed and the micro-batch's number:
             # nothing to save, and the same wherever it is computed.
-            torch.manual_seed((spec.seed * 1_000_003 + step * spec.accumulate + micro) % 2**63)
-            with self._autocast():
-                loss = self.loss(self.model, inputs, targets)
-            torch.autograd.backward(loss * weight if weight != 1 else loss)
-            mean += loss.item() * weight
+            number = spec.seed * 1_000_003 + step * spec.accumulate + micro
+            rank = gang.rank if gang is not None else 0
+            torch.manual_seed((number + rank * RANK_STRIDE) % 2**63)
+            if gang is not None and micro == len(batches) - 1:
+                gang.arm()
+            if weight:
+                with self._autocast():
+                    loss = self.loss(self.model, inputs, targets)
+                torch.autograd.backward(loss * weight if weight != 1 else loss)
+                mean += loss.item() * weight
+        if gang is not None:
+            mean = gang.sum_up(mean)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), spec.clip))
         for what, value in (("loss", mean), ("gradient's norm", norm)):
             if not math.isfinite(value):  # before it gets into the weights
@@ -174,21 +196,26 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return mean
 
-    def _micro_batches(self, step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
+    def _micro_batches(self, step: int) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
         """Inputs, targets and weight of each micro-batch: its share of the step's targets.
 
         Masked micro-batches have different numbers of targets; weighted like this a step is the
-        same whether its sequences come at once or in parts.
+        same whether its sequences come at once or in parts, or to several processes. Of a gang each
+        process has its rows; those without a target have weight 0.
         """
         size = self.spec.batch_size
+        rows = self.gang.rows(size) if self.gang is not None else slice(size)
         batches = []
         for micro in range(self.spec.accumulate):
             first = (step * self.spec.accumulate + micro) * size
             batches.append(self._tensors(self.samples.take(first, size), first))
-        counts = [int((batch.targets != IGNORED).sum()) for _, _, batch in batches]
-        for (inputs, targets, _), count in zip(batches, counts, strict=True):
-            if count:
-                yield inputs, targets, count / sum(counts)
+        counted = [batch.targets != IGNORED for _, _, batch in batches]
+        total = sum(int(one.sum()) for one in counted)
+        return [
+            (inputs[rows], targets[rows], int(one[rows].sum()) / total)
+            for (inputs, targets, _), one in zip(batches, counted, strict=True)
+            if one.any()
+        ]
 
     def _tensors(self, windows: Tokens, first: int) -> tuple[torch.Tensor, torch.Tensor, Any]:
         batch = self.objective.batch(windows, first)
@@ -424,31 +451,6 @@ class Trainer:
     def _warn(self, stage: str, note: str) -> None:
         log.warning("%s", note)
         self.report(Progress(stage=stage, note=note))
-
-
-class _Speed:
-    """Tokens per second: over about the last two seconds, and over all."""
-
-    def __init__(self) -> None:
-        self._recent: list[tuple[int, float]] = []
-        self._tokens = 0
-        self._seconds = 0.0
-
-    def add(self, tokens: int, seconds: float) -> None:
-        self._tokens += tokens
-        self._seconds += seconds
-        self._recent.append((tokens, seconds))
-        while len(self._recent) > 1 and sum(s for _, s in self._recent[1:]) > _SPEED_OVER_S:
-            self._recent.pop(0)
-
-    @property
-    def now(self) -> float | None:
-        seconds = sum(s for _, s in self._recent)
-        return sum(t for t, _ in self._recent) / seconds if seconds else None
-
-    @property
-    def mean(self) -> float | None:
-        return self._tokens / self._seconds if self._seconds else None
 
 
 def load_weights(model: torch.nn.Module, weights: Weights) -> None:

@@ -1,0 +1,276 @@
+"""Gradients summed over the ranks of a gang, bucket by bucket while the backward pass goes on.
+
+A bucket holds the gradients of neighbouring parameters, the last layers' first, since theirs are
+ready first (Li et al., "PyTorch Distributed", 2020). When a parameter's gradient is complete, a
+hook moves it into its place in a bucket. Buckets are summed in their order, each as soon as it is
+full, so that all ranks do the same in the same order whichever gradient comes first.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
+
+import torch
+import torch.distributed as dist
+
+from zenos.core import limits
+from zenos.core.errors import RankError
+from zenos.runtime.reduce import Group, Seat
+
+BUCKET_BYTES: Final = 16 * limits.MIB
+_ALIGNED_ITEMS: Final = 16  # 64 bytes: no two gradients in one cache line
+_ITEM_BYTES: Final = 4
+
+
+class Sums(Protocol):
+    """How a bucket is summed over all ranks, in place."""
+
+    def bucket(self, count: int) -> torch.Tensor:
+        """A float32 tensor of `count` elements that `begin` takes."""
+        ...
+
+    def begin(self, bucket: torch.Tensor) -> None:
+        """Begin to sum; it may be done only after `wait`. RankError."""
+        ...
+
+    def wait(self) -> None:
+        """Return when all that was begun is summed. RankError for a rank that is lost or late."""
+        ...
+
+    def close(self) -> None:
+        """Leave the others."""
+        ...
+
+
+class SharedSums:
+    """In the shared memory of one machine, by a thread beside the backward pass."""
+
+    def __init__(self, seat: Seat) -> None:
+        self._group = Group(seat)
+        self._work: queue.SimpleQueue[torch.Tensor | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._begun = 0
+        self._thread = threading.Thread(target=self._sum, name="gradients", daemon=True)
+        self._thread.start()
+
+    def bucket(self, count: int) -> torch.Tensor:
+        """In this rank's part of the memory."""
+        return self._group.bucket(count, torch.float32)
+
+    def begin(self, bucket: torch.Tensor) -> None:
+        """Hand it to the thread."""
+        self._begun += 1
+        self._work.put(bucket)
+
+    def wait(self) -> None:
+        """Wait for the thread, which has a deadline for each bucket."""
+        while self._begun:
+            error = self._done.get()
+            self._begun -= 1
+            if error is not None:
+                raise error
+
+    def close(self) -> None:
+        """Leave the group; not while a sum is under way, which the end of the process ends."""
+        if not self._begun:
+            self._work.put(None)
+            self._thread.join()
+            self._group.close()
+
+    def _sum(self) -> None:
+        while (bucket := self._work.get()) is not None:
+            try:
+                self._group.all_reduce(bucket)
+            except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+                self._done.put(error)
+            else:
+                self._done.put(None)
+
+
+class DistributedSums:
+    """Through torch.distributed: NCCL between GPUs, gloo anywhere.
+
+    rendezvous: a file that the ranks find each other by, not there yet. Its directory must be seen
+    by all of them.
+    """
+
+    def __init__(
+        self, backend: str, rank: int, ranks: int, rendezvous: Path, device: torch.device
+    ) -> None:
+        self._device = device
+        self._works: list[Any] = []
+        # All ranks are on this machine; a name that does not resolve would be waited for.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        try:
+            dist.init_process_group(
+                backend,
+                init_method=f"file://{rendezvous}",
+                rank=rank,
+                world_size=ranks,
+                timeout=timedelta(seconds=limits.REDUCE_TIMEOUT_S),
+            )
+        except RuntimeError as error:
+            raise self._lost(error) from error
+
+    def bucket(self, count: int) -> torch.Tensor:
+        """On this rank's device."""
+        return torch.empty(count, dtype=torch.float32, device=self._device)
+
+    def begin(self, bucket: torch.Tensor) -> None:
+        """By a thread of the backend's, or a stream of the GPU."""
+        try:
+            self._works.append(dist.all_reduce(bucket, async_op=True))
+        except RuntimeError as error:
+            raise self._lost(error) from error
+
+    def wait(self) -> None:
+        """Wait for all of them."""
+        works, self._works = self._works, []
+        for work in works:
+            try:
+                work.wait()
+            except RuntimeError as error:
+                raise self._lost(error) from error
+
+    def close(self) -> None:
+        """End the process group."""
+        self._works = []
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    @staticmethod
+    def _lost(error: RuntimeError) -> RankError:
+        first = str(error).strip().partition("\n")[0][:200]
+        return RankError(f"cannot go on together: {first}; the log says which rank has ended")
+
+
+class _Bucket:
+    """Its memory, the parameters whose gradients are in it, and how many of them are missing."""
+
+    def __init__(self, memory: torch.Tensor, parameters: list[torch.nn.Parameter]) -> None:
+        self.memory = memory
+        self.parameters = parameters
+        self.missing = len(parameters)
+
+
+class _Place(NamedTuple):
+    bucket: _Bucket
+    view: torch.Tensor  # a part of the bucket, of the parameter's shape
+
+
+class Gradients:
+    """The gradients of a model on this rank, and their sums over all ranks.
+
+    In each step: `arm` before the last backward pass, `sum_up` after it. Gradients of passes before
+    that are added where they are.
+    """
+
+    def __init__(self, model: torch.nn.Module, sums: Sums) -> None:
+        self._sums = sums
+        self._parameters = _trained(model)
+        self._buckets: list[_Bucket] = []
+        self._places: dict[torch.nn.Parameter, _Place] = {}
+        for group in _grouped(self._parameters):
+            memory = sums.bucket(sum(_room(parameter) for parameter in group))
+            memory.zero_()  # what stands between two gradients is summed as well
+            bucket = _Bucket(memory, group)
+            self._buckets.append(bucket)
+            start = 0
+            for parameter in group:
+                view = memory[start : start + parameter.numel()].view(parameter.shape)
+                self._places[parameter] = _Place(bucket, view)
+                start += _room(parameter)
+        # The loss, and which parameters have got a gradient at all.
+        self._tail = sums.bucket(1 + len(self._parameters))
+        self._next = 0
+        self._armed = False
+        hooked: list[Any] = list(self._parameters)
+        self._hooks = [p.register_post_accumulate_grad_hook(self._come) for p in hooked]
+
+    def arm(self) -> None:
+        """The next backward pass is the step's last: sum what it completes."""
+        for bucket in self._buckets:
+            bucket.missing = len(bucket.parameters)
+        self._next = 0
+        self._armed = True
+
+    def sum_up(self, loss: float) -> float:
+        """Finish the step: each `grad` is the sum over all ranks; the sum of `loss` is returned.
+
+        A rank whose part of the batch had nothing to learn from has no gradients, and adds zeros.
+        RankError when a rank is lost or late.
+        """
+        self._armed = False
+        has = [parameter.grad is not None for parameter in self._parameters]
+        for bucket in self._buckets[self._next :]:
+            for parameter in bucket.parameters:
+                self._move(parameter)
+            self._sums.begin(bucket.memory)
+        self._next = 0
+        self._tail.copy_(torch.tensor([loss, *map(float, has)]))
+        self._sums.begin(self._tail)
+        self._sums.wait()
+        total, *users = self._tail.tolist()
+        for parameter, count in zip(self._parameters, users, strict=True):
+            # What no rank uses has no gradient, as without a gang: it must not decay.
+            parameter.grad = self._places[parameter].view if count else None
+        return float(total)
+
+    def close(self) -> None:
+        """Leave the others."""
+        for hook in self._hooks:
+            hook.remove()
+        self._sums.close()
+
+    def _come(self, parameter: torch.nn.Parameter) -> None:
+        if not self._armed:
+            return
+        self._move(parameter)
+        self._places[parameter].bucket.missing -= 1
+        while self._next < len(self._buckets) and not self._buckets[self._next].missing:
+            self._sums.begin(self._buckets[self._next].memory)
+            self._next += 1
+
+    def _move(self, parameter: torch.nn.Parameter) -> None:
+        """Into its place, and give back the memory where it was."""
+        view = self._places[parameter].view
+        if parameter.grad is None:
+            view.zero_()
+        elif parameter.grad is not view:
+            view.copy_(parameter.grad)
+            parameter.grad = view
+
+
+def bytes_needed(model: torch.nn.Module) -> int:
+    """Of buckets for each rank, with what their alignment takes."""
+    parameters = _trained(model)
+    groups = _grouped(parameters)
+    items = sum(map(_room, parameters)) + 1 + len(parameters)
+    return _ITEM_BYTES * (items + _ALIGNED_ITEMS * (len(groups) + 1))
+
+
+def _trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _room(parameter: torch.nn.Parameter) -> int:
+    return -(-parameter.numel() // _ALIGNED_ITEMS) * _ALIGNED_ITEMS
+
+
+def _grouped(parameters: Sequence[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]]:
+    """In the order in which a backward pass completes them, about BUCKET_BYTES together."""
+    groups: list[list[torch.nn.Parameter]] = []
+    size = 0
+    for parameter in reversed(parameters):
+        if not groups or size >= BUCKET_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(parameter)
+        size += _ITEM_BYTES * _room(parameter)
+    return groups
