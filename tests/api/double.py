@@ -16,7 +16,16 @@ from typing import Any
 
 from zenos.bus.durable_topics import DurableTopics
 from zenos.core import events as ev
-from zenos.core.actions import Action, Discard, Forget, Reply, Snapshot, StartWorker, StopWorker
+from zenos.core.actions import (
+    Action,
+    Discard,
+    Forget,
+    Reply,
+    Snapshot,
+    StartWorker,
+    StopWorker,
+    Update,
+)
 from zenos.core.clock import SystemClock
 from zenos.core.config import Config
 from zenos.core.errors import NotFoundError, ZenosError
@@ -94,7 +103,7 @@ class Double:
                     self.inbox.put(started)
                 case StopWorker(task=name, generation=generation):
                     self.end(name, generation, Outcome(signal=15))
-                case Forget() | Discard():
+                case Forget() | Discard() | Update():
                     pass
 
     def end(self, task: str, generation: int, outcome: Outcome) -> None:
@@ -127,6 +136,10 @@ class Double:
 
     async def undeploy(self, name: str, principal: Principal) -> Deployment:
         return await self.control.undeploy(name, principal)
+
+    async def roll_back(self, name: str, to: int | None, principal: Principal) -> Deployment:
+        event = ev.Rollback(request=0, name=name, version=f"{name}:{to or 1}", principal=principal)
+        return await self.control.roll_back(event)
 
     def tasks(self) -> Mapping[str, Task]:
         return self.view.tasks

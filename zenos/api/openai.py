@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -26,6 +26,8 @@ from zenos.core.wire import Chunk, GenerateRequest
 
 router = APIRouter(tags=["openai"])
 _encode = msgspec.json.Encoder().encode
+# Which version of the model computed the answer, as NAME:NUMBER.
+VERSION_HEADER: Final = "X-Zenos-Model-Version"
 Chunks = AsyncGenerator[tuple[int, Chunk], None]
 
 
@@ -108,16 +110,23 @@ async def _answer(
             first = await unless_gone(request, _first(chunks))
             if first is not None:
                 events = _events(first, chunks, gathering, body, home_of(request), chat=chat)
-                return Stream(events, "text/event-stream", chunks)
+                return _named(Stream(events, "text/event-stream", chunks), first[1].version)
         else:
             whole = await unless_gone(request, _gather(chunks, gathering))
             if whole is not None:
-                return reply(whole.chat() if chat else whole.completion())
+                answer = reply(whole.chat() if chat else whole.completion())
+                return _named(answer, ", ".join(whole.versions))
     except BaseException:
         await chunks.aclose()
         raise
     await chunks.aclose()
     return Response(status_code=CLIENT_GONE)
+
+
+def _named(answer: Response, version: str) -> Response:
+    if version:
+        answer.headers[VERSION_HEADER] = version
+    return answer
 
 
 async def _first(chunks: Chunks) -> tuple[int, Chunk]:

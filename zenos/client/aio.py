@@ -47,9 +47,8 @@ def connect_async(
     retry_s: for how long a request whose connection was lost is sent again. Raises NoDaemonError
     where none runs.
     """
-    return AsyncClient(
-        find(host, token, home), retry_s=retry_s, home=home if host is None else None
-    )
+    place = home if host is None else None
+    return AsyncClient(find(host, token, home), retry_s=retry_s, home=place)
 
 
 class AsyncClient:
@@ -86,8 +85,6 @@ class AsyncClient:
 
     def __repr__(self) -> str:
         return f"<zenos client of {self.address.url}>"
-
-    # -- the system
 
     async def health(self) -> str:
         """The daemon's version, if it answers."""
@@ -242,6 +239,10 @@ class AsyncClient:
     async def stop(self, name: str) -> Deployment:
         """Stop a deployment."""
         return await self._run(calls.undeploy(name))
+
+    async def roll_back(self, name: str, to: int | None = None) -> Deployment:
+        """Send a deployment to the version before, or to number `to`, until it is served anew."""
+        return await self._run(calls.roll_back(name, to))
 
     async def deployments(self) -> list[Deployment]:
         """All deployments."""

@@ -240,6 +240,10 @@ class Client:
         """Stop a deployment."""
         return self._run(calls.undeploy(name))
 
+    def roll_back(self, name: str, to: int | None = None) -> Deployment:
+        """Send a deployment to the version before, or to number `to`, until it is served anew."""
+        return self._run(calls.roll_back(name, to))
+
     def deployments(self) -> list[Deployment]:
         """All deployments."""
         return self._run(calls.deployments()).deployments

@@ -33,6 +33,12 @@ class StopWorker(Action, frozen=True, kw_only=True):
     save: bool = False
 
 
+class Update(Action, frozen=True, kw_only=True):
+    """Tell the replicas of a deployment which version to serve now."""
+
+    deployment: Deployment
+
+
 class Reply(Action, frozen=True, kw_only=True):
     """Answer a request."""
 

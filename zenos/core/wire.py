@@ -8,6 +8,9 @@
 | `ready` | state | worker → daemon | Ready |
 | `progress` | state | worker → daemon | Progress |
 | `chunk` | data | worker → daemon | Chunk |
+| `published` | state | worker → daemon | Published |
+| `held` | state | daemon → worker | Held |
+| `weights` | state | daemon → worker | Weights |
 """
 
 from __future__ import annotations
@@ -100,7 +103,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     """A piece of an answer: text of choice `index`, never cut inside a character.
 
     finish: set on the last chunk of a choice. usage: set on the last chunk of the request, which is
-    also the last finish. error and code: the request failed; the last chunk.
+    also the last finish. error and code: the request failed; the last chunk. version: of the model
+    that computed it, the same for all of one request.
     """
 
     request: str
@@ -112,6 +116,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage | None = None
     error: str | None = None
     code: str | None = None
+    version: str = ""
 
 
 class Abort(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,6 +143,30 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     load_s: float
     parameters: int
     chat_template: bool = False
+
+
+class Published(msgspec.Struct, frozen=True, kw_only=True):
+    """A training's newest published version, registered by now."""
+
+    version: str
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """A deployment was rolled back, and stays on that version whatever is published."""
+
+    deployment: str
+    version: str
+
+
+class Weights(msgspec.Struct, frozen=True, kw_only=True):
+    """The version to serve from now on. turn: higher is later; what is not higher is old news.
+
+    source: the training that may have it in shared memory; else it is read from the registry.
+    """
+
+    version: str
+    turn: int
+    source: str = ""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -104,6 +104,10 @@ class Kernel:
                 self._answer(event.request, lambda: self.models.demand(event, now))
             case ev.Used():
                 self.models.used(event, now)
+            case ev.Published():
+                self.models.published(event)
+            case ev.Rollback():
+                self._answer(event.request, lambda: self.models.roll_back(event, now))
             case ev.NodeUp():
                 self.state.put_node(event.node)
                 self._stop_again()

@@ -24,20 +24,30 @@ from zenos.bus.envelope import Envelope
 from zenos.bus.envelope import Kind as MessageKind
 from zenos.core import events as ev
 from zenos.core import failpoints
-from zenos.core.actions import Action, Discard, Forget, Reply, Snapshot, StartWorker, StopWorker
+from zenos.core.actions import (
+    Action,
+    Discard,
+    Forget,
+    Reply,
+    Snapshot,
+    StartWorker,
+    StopWorker,
+    Update,
+)
 from zenos.core.config import Config
 from zenos.core.errors import BusyError, NotFoundError
 from zenos.core.home import Home
 from zenos.core.resources import Resources, parse_size
 from zenos.core.specs import CreateSpec, DeploymentSpec, ProgramSpec, TrainSpec
 from zenos.core.task import HOLDING, Deployment, Kind, Node, Principal, Task, TaskEvent, TaskSpec
-from zenos.core.wire import Chunk, GenerateRequest, Progress, Stop
+from zenos.core.wire import Chunk, GenerateRequest, Progress, Published, Stop
 from zenos.kernel.control import Control, Inbox, TaskProgress, View
 from zenos.kernel.supervision import saves
 from zenos.models.presets import check_arch
 from zenos.models.registry import Registry
 from zenos.store.base import Store
 from zenos.workers.executor import Executor
+from zenos.workers.publishing import Publishing
 from zenos.workers.router import Router
 
 log = logging.getLogger(__name__)
@@ -81,6 +91,7 @@ class LocalSystem:
             self._connected,
             registry.resolve,
         )
+        self.publishing = Publishing(view, registry, inbox.put, self._send)
 
     def configure(self, config: Config) -> None:
         """Go on with other settings."""
@@ -104,6 +115,8 @@ class LocalSystem:
                     self._say_stop(name, save=save)
                     work = executor.stop(name, generation, grace_s, save)
                     self._spawn(work, f"stop {name}")
+                case Update(deployment=deployment):
+                    self.publishing.tell(deployment)
                 case Forget(tasks=tasks):
                     self._spawn(asyncio.to_thread(executor.forget, tasks), "forget")
                 case Discard(tasks=tasks):
@@ -167,6 +180,9 @@ class LocalSystem:
                 self.router.on_chunk(task, envelope.body)
             case "progress":
                 self.view.report(task, msgspec.msgpack.decode(envelope.body, type=Progress))
+            case "published":
+                said = msgspec.msgpack.decode(envelope.body, type=Published)
+                self._spawn(self.publishing.heard(known, said), f"publish {said.version}")
             case "ready":
                 self._inbox.put(ev.WorkerReady(task=task, generation=generation))
             case topic:
@@ -185,6 +201,8 @@ class LocalSystem:
         known = self.view.tasks.get(task)
         if known is not None and known.generation == generation and known.stopping:
             self._say_stop(task, save=saves(known))  # it was told before it could hear
+        if known is not None and known.kind is Kind.SERVE:
+            self.publishing.tell_replica(known)
         self.router.on_connect()
 
     def may_use(self, task: str, topic: str) -> bool:
@@ -233,7 +251,13 @@ class LocalSystem:
         version = await asyncio.to_thread(self.registry.resolve, spec.model)
         memory = parse_size(spec.memory) if spec.memory is not None else None
         version.check_servable(spec.context, memory)
-        return await self.control.deploy(spec, principal, key, version.ref, version.serving_bytes)
+        return await self.control.deploy(
+            spec, principal, key, version.ref, version.serving_bytes, version.build
+        )
+
+    async def roll_back(self, name: str, to: int | None, principal: Principal) -> Deployment:
+        event = await self.publishing.rollback(name, to, principal)
+        return await self.control.roll_back(event)
 
     async def undeploy(self, name: str, principal: Principal) -> Deployment:
         return await self.control.undeploy(name, principal)
