@@ -187,13 +187,13 @@ def ask(at: str, version: str, dtype: torch.dtype) -> dict[str, torch.Tensor] | 
     """The tensors of that version, copied into this process; None where it isn't offered."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
-            link.settimeout(limits.WEIGHTS_TIMEOUT_S)
+            link.settimeout(limits.WEIGHTS_WAIT_S)
             link.connect(at)
             link.settimeout(None)
             if not _is_ours(link):
                 return None
             passing.send(link, version.encode(), [], timeout_s=limits.WEIGHTS_TIMEOUT_S)
-            given = parcel.receive(link, timeout_s=limits.WEIGHTS_TIMEOUT_S)
+            given = parcel.receive(link, timeout_s=limits.WEIGHTS_WAIT_S)
         if given is None:
             return None
         with given, View(given) as view:

@@ -86,9 +86,9 @@ class Snapshots:
     def after_step(self, state: State) -> None:
         """Between two steps: publish if it is time, and say what was heard."""
         self._say_what_happened()
-        if state.step % self._spec.publish_every == 0:
+        if state.step % self._spec.publish_every == 0 and state.step > self._step:
             self._due = True
-        if self._due and state.step > self._step and not self._busy:
+        if self._due and not self._busy:
             self._due = not self._take(state)
 
     def finish(self, state: State) -> None:
