@@ -28,6 +28,8 @@ router = APIRouter(tags=["openai"])
 _encode = msgspec.json.Encoder().encode
 # Which version of the model computed the answer, as NAME:NUMBER.
 VERSION_HEADER: Final = "X-Zenos-Model-Version"
+# That it was begun again when a new version came, as the deployment's `on_update` says.
+AGAIN_HEADER: Final = "X-Zenos-Begun-Again"
 Chunks = AsyncGenerator[tuple[int, Chunk], None]
 
 
@@ -93,6 +95,8 @@ async def _answer(
 ) -> Response:
     """Ask the engine; wait for the first chunk, so that errors before it have their status."""
     system, metrics = system_of(request), metrics_of(request)
+    if not body.stream:
+        requests = [msgspec.structs.replace(one, whole=True) for one in requests]
     principal = request.scope[PRINCIPAL]
     sources: list[AsyncIterator[Chunk]] = [
         system.generate(body.model, one, principal, limits.REQUEST_DEADLINE_S) for one in requests
@@ -115,6 +119,8 @@ async def _answer(
             whole = await unless_gone(request, _gather(chunks, gathering))
             if whole is not None:
                 answer = reply(whole.chat() if chat else whole.completion())
+                if whole.begun_again:
+                    answer.headers[AGAIN_HEADER] = "true"
                 return _named(answer, ", ".join(whole.versions))
     except BaseException:
         await chunks.aclose()

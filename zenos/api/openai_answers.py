@@ -163,7 +163,8 @@ class Gathering:
         self._offsets: dict[int, Offset] = {}
         self._begun: set[int] = set()
         self._usages: list[Usage] = []
-        self.versions: list[str] = []
+        self.begun_again = False
+        self._version_of: dict[str, str] = {}  # by request: one for each prompt
         self._texts: dict[int, list[str]] = {}
         self._tokens: dict[int, list[TokenLogprob]] = {}
         self._finishes: dict[int, Finish] = {}
@@ -176,8 +177,13 @@ class Gathering:
         """Take over what a chunk says of its request: the version, at the end the token counts."""
         if chunk.usage is not None:
             self._usages.append(chunk.usage)
-        if chunk.version and chunk.version not in self.versions:
-            self.versions.append(chunk.version)
+        if chunk.version:
+            self._version_of[chunk.request] = chunk.version
+
+    @property
+    def versions(self) -> list[str]:
+        """Which versions of the model have answered: one, unless prompts met a change."""
+        return list(dict.fromkeys(self._version_of.values()))
 
     @property
     def usage(self) -> UsageAnswer:
@@ -264,7 +270,13 @@ class Gathering:
     # -- at once
 
     def add(self, prompt: int, chunk: Chunk) -> None:
-        """Keep a chunk for the whole answer."""
+        """Keep a chunk for the whole answer, or forget what came of its prompt before."""
+        if chunk.again:
+            self.begun_again = True
+            for kept in (self._texts, self._tokens, self._finishes, self._offsets):
+                for index in [i for i in kept if i // self._choices_each == prompt]:
+                    kept.pop(index)
+            return
         self.count(chunk)
         index = self.index(prompt, chunk)
         self._texts.setdefault(index, []).append(chunk.text)

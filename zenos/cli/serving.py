@@ -50,6 +50,10 @@ def serve(
     ] = None,
     slots: Annotated[int | None, typer.Option(help="Sequences decoded together.")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens per sequence.")] = None,
+    on_update: Annotated[
+        Literal["finish", "restart"] | None,
+        typer.Option(help="Begun answers, when a new version comes; restart: those not streamed."),
+    ] = None,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait until a replica answers.")
     ] = True,
@@ -75,6 +79,7 @@ def serve(
             dtype=dtype,
             slots=slots,
             context=context,
+            on_update=on_update,
         )
         if wait and min_replicas > 0:
             deployment = _until_ready(made, deployment)

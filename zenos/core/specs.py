@@ -214,6 +214,15 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise InvalidError("cannot use a learning_rate_min above learning_rate")
 
 
+OnUpdate = Annotated[
+    Literal["finish", "restart"],
+    about(
+        "At a new version: whether answers that were begun are finished with the old weights, or "
+        "those that are not streamed are begun again with the new ones."
+    ),
+]
+
+
 class ServeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="serve"):
     """One replica of a deployment: which model version it holds and how."""
 
@@ -224,6 +233,7 @@ class ServeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     ] = "auto"
     slots: Slots = 32
     context: Context = None
+    on_update: OnUpdate = "finish"
     build: Annotated[
         str, about("What its versions must share to take each other's place: all but the weights.")
     ] = ""
@@ -262,6 +272,7 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ] = "auto"
     slots: Slots = 32
     context: Context = None
+    on_update: OnUpdate = "finish"
 
     def check(self) -> None:
         """Raises InvalidError for contradictions and numbers that may not be used."""

@@ -65,6 +65,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request. Exactly one of prompt, tokens and messages is given.
 
     messages: `[{"role": …, "content": …}, …]` for the chat template. priority: higher first.
+    whole: nothing of the answer is shown before all of it is there, so it may be begun again.
     """
 
     id: str
@@ -74,6 +75,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     sampling: Sampling = Sampling()
     priority: int = limits.PRIORITY_NORMAL
     echo: bool = False
+    whole: bool = False
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,7 +106,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
 
     finish: set on the last chunk of a choice. usage: set on the last chunk of the request, which is
     also the last finish. error and code: the request failed; the last chunk. version: of the model
-    that computed it, the same for all of one request.
+    that computed it, the same for all of one request. again: what came before of this request does
+    not count, it is begun again; nothing else is said then.
     """
 
     request: str
@@ -117,6 +120,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     code: str | None = None
     version: str = ""
+    again: bool = False
 
 
 class Abort(msgspec.Struct, frozen=True, kw_only=True):

@@ -57,6 +57,7 @@ def replica_spec(deployment: Deployment) -> TaskSpec:
         slots=spec.slots,
         context=spec.context,
         build=deployment.build,
+        on_update=spec.on_update,
     )
     resources = replica_resources(spec, deployment.memory)
     return TaskSpec(work=work, resources=resources, priority=spec.priority)

@@ -29,7 +29,9 @@ FAMILIES = ["gpt2", "llama"]
 class Replica:
     """A replica without a bus: versions m:1 to m:3 of a model, and what was answered."""
 
-    def __init__(self, root: Path, family: str, memory: int = 0, slots: int = 4) -> None:
+    def __init__(
+        self, root: Path, family: str, memory: int = 0, slots: int = 4, *, restart: bool = False
+    ) -> None:
         registry = Registry(Path(root) / "home" / "models")
         self.versions = {}
         for number in (1, 2, 3):
@@ -45,12 +47,12 @@ class Replica:
         self.context = make_context(root / "home", make_task(work), Bus())  # type: ignore[arg-type]
         directory = registry.path(registry.resolve("m:1"))
         self.loaded = Loaded(directory, work, memory, version="m:1")
-        self.engines = Generations(self.loaded.engine, slots)
+        self.engines = Generations(self.loaded.engine, slots, restart=restart)
         self.renewal = Renewal(self.context, self.loaded, self.engines)
         self.chunks: list[Chunk] = []
         self.turns = 0
 
-    def ask(self, name: str, prompt: list[int] | None = None, **sampling: Any) -> None:
+    def ask(self, name: str, *, whole: bool = False, **sampling: Any) -> None:
         settings: dict[str, Any] = {
             "temperature": 0.0,
             "max_tokens": 16,
@@ -58,10 +60,9 @@ class Replica:
             "logprobs": 0,
             **sampling,
         }
-        prompt = PROMPT if prompt is None else prompt
-        self.engines.submit(
-            GenerateRequest(id=name, tokens=prompt, sampling=Sampling(**settings)), prompt
-        )
+        sampled = Sampling(**settings)
+        request = GenerateRequest(id=name, tokens=PROMPT, sampling=sampled, whole=whole)
+        self.engines.submit(request, PROMPT)
 
     def step(self, count: int = 1) -> None:
         for _ in range(count):
@@ -99,6 +100,8 @@ class Replica:
     def version(self, name: str) -> str:
         """Which one answered; checks that it was one, and that it says exactly that."""
         chunks = [chunk for chunk in self.chunks if chunk.request == name]
+        again = [place for place, chunk in enumerate(chunks) if chunk.again]
+        chunks = chunks[again[-1] + 1 :] if again else chunks
         (version,) = {chunk.version for chunk in chunks}
         for index in {chunk.index for chunk in chunks}:
             own = [chunk for chunk in chunks if chunk.index == index]
@@ -254,3 +257,38 @@ def test_weights_that_cannot_be_had_leave_what_is_there(
     r.told(9)
     with pytest.raises(WorkerError, match="cannot go on: the weights could not be loaded"):
         until(lambda: r.step(), 60)
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_by_policy_what_nobody_has_seen_is_begun_again_once(
+    replica: Callable[..., Replica], monkeypatch: pytest.MonkeyPatch, *, room: bool
+) -> None:
+    monkeypatch.setattr(Loaded, "has_room", property(lambda _: room))
+    r = replica(restart=True)
+    r.ask("streamed", max_tokens=20)
+    r.ask("whole", max_tokens=20, whole=True, n=2)
+    r.step(5)
+    if room:
+        r.change(2)
+    else:
+        r.told(2)
+        r.step(3)
+        assert r.engines.version == "m:1"
+    r.drain()
+    assert (r.version("streamed"), r.version("whole")) == ("m:1", "m:2")
+    assert [chunk.request for chunk in r.chunks if chunk.again] == ["whole"]
+
+
+def test_however_fast_versions_come_an_answer_comes_to_an_end(
+    replica: Callable[..., Replica],
+) -> None:
+    r = replica(restart=True)
+    r.ask("whole", max_tokens=20, whole=True)
+    r.step(3)
+    r.change(2)
+    r.step(3)
+    r.change(3)
+    r.ask("new")
+    r.drain()
+    assert (r.version("whole"), r.version("new")) == ("m:2", "m:3")
+    assert sum(chunk.again for chunk in r.chunks) == 1

@@ -135,10 +135,26 @@ class Engine:
         self.check(prompt)
         if len(self._waiting) + request.sampling.n > SEQUENCES_WAITING_MAX:
             raise BusyError
+        self._queue(request, prompt, next(self._arrivals))
+
+    def _queue(self, request: GenerateRequest, prompt: list[int], arrival: int) -> None:
         record = Request(request, prompt, self.context)
         for index in range(request.sampling.n):
-            sequence = Sequence(record, index, self._vocabulary, next(self._arrivals))
+            sequence = Sequence(record, index, self._vocabulary, arrival)
             insort(self._waiting, sequence, key=lambda s: s.order)
+
+    def begin_again(self, chosen: Callable[[GenerateRequest], bool]) -> list[str]:
+        """Put requests that were begun back to their places among those that wait; which."""
+        everything = [*self._running, *self._filling, *self._waiting]
+        begun = {
+            s.request.id: s
+            for s in everything
+            if s.request.admitted is not None and chosen(s.request.asked)
+        }
+        self._drop(lambda sequence: sequence.request.id in begun)
+        for sequence in begun.values():
+            self._queue(sequence.request.asked, sequence.request.prompt, sequence.order[1])
+        return list(begun)
 
     def abort(self, request_id: str) -> None:
         """Forget a request: its rows are free before the next step."""

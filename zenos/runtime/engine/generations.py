@@ -10,6 +10,7 @@ Where there is no room for two sets of weights, `drain` ends the old one first: 
 
 from __future__ import annotations
 
+from zenos.core import limits
 from zenos.core.wire import Chunk, GenerateRequest
 from zenos.runtime.engine.batch import Backend
 from zenos.runtime.engine.engine import Engine
@@ -18,12 +19,16 @@ from zenos.runtime.engine.engine import Engine
 class Generations:
     """The engines of one replica, used like one. Not for several threads at once."""
 
-    def __init__(self, engine: Engine, slots: int) -> None:
+    def __init__(self, engine: Engine, slots: int, *, restart: bool = False) -> None:
+        """restart: begin again what may be, once, rather than finish it with the old weights."""
         self._newest = engine
         self._before: Engine | None = None
         self._slots = slots
         self._positions = engine.positions
         self._taken = 0
+        self._restart = restart
+        self._again: dict[str, None] = {}  # requests that were begun again once
+        self._said: list[Chunk] = []
 
     @property
     def version(self) -> str:
@@ -44,7 +49,7 @@ class Generations:
     def idle(self) -> bool:
         """Whether a step would do nothing."""
         now = self._newest.drained if self._newest.paused else self._newest.idle
-        return now and self._before is None
+        return now and self._before is None and not self._said
 
     @property
     def empty(self) -> bool:
@@ -67,7 +72,7 @@ class Generations:
 
     def step(self) -> list[Chunk]:
         """A step of each engine; the one before goes once it has nothing left."""
-        chunks: list[Chunk] = []
+        chunks, self._said = self._said, []
         if self._before is not None:
             chunks += self._before.step()
             if self._before.drained:
@@ -84,6 +89,7 @@ class Generations:
         weights_positions: cache positions that a second set of weights takes the memory of.
         """
         old, self._taken = self._newest, weights_positions
+        self._begin_again()
         old.hand_over(engine)
         self._newest = engine
         self._before = None if old.drained else old
@@ -92,6 +98,7 @@ class Generations:
     def drain(self) -> None:
         """Begin nothing more; when `drained`, `unload` and `load` come next."""
         self._newest.paused = True
+        self._begin_again()
 
     def resume(self) -> None:
         """Begin requests again: the weights stay, after all."""
@@ -105,6 +112,16 @@ class Generations:
         """Go on, with other weights."""
         self._newest.load(backend, positions, version)
         self._positions = self._newest.positions
+
+    def _begin_again(self) -> None:
+        """Of what was begun, put back what nobody has seen anything of; each once."""
+        if not self._restart:
+            return
+        for request in self._newest.begin_again(lambda r: r.whole and r.id not in self._again):
+            self._again[request] = None
+            self._said.append(Chunk(request=request, again=True))
+        while len(self._again) > limits.REQUESTS_WAITING_MAX:
+            del self._again[next(iter(self._again))]
 
     def _share(self) -> None:
         """What the engine before still claims, the newest may not take."""

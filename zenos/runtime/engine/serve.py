@@ -79,6 +79,7 @@ class Loaded:
         self.context = min(room, spec.context or room, local_window(model.config) or room)
         self.parameters = sum(p.numel() for p in model.parameters())
         self.slots = spec.slots
+        self.restart = spec.on_update == "restart"
         if device.type == "cuda":
             fit = _positions_on_gpu(model, self.context, dtype, gpu_memory)
             asked = spec.context is not None
@@ -294,7 +295,7 @@ class Replica:
         self._context = context
         self._loaded = loaded
         self._intake = intake
-        self.engines = Generations(loaded.engine, loaded.slots)
+        self.engines = Generations(loaded.engine, loaded.slots, restart=loaded.restart)
         del loaded.engine  # so that its weights can go
         self._renewal = Renewal(context, loaded, self.engines)
 
