@@ -17,7 +17,7 @@ from zenos.runtime import weights as shared
 from zenos.runtime.context import EXIT_SUSPENDED, WorkerContext
 from zenos.runtime.train.snapshots import Snapshots
 
-from .helpers import Bus, error, spec, weights
+from .helpers import Bus, error, result, spec, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PUBLISHING = {"publish": "live", "publish_every": 4, "steps": 10}
@@ -59,17 +59,16 @@ def test_versions_are_published_and_the_training_stays_the_same_bit_for_bit(
     assert steps(context) == [4, 8, 10]
     assert announced(bus) == ["live:1", "live:2", "live:3"]
     assert weights(context, "tiny:2") == weights(plain, "tiny:1")
-    last, result = (context.registry.resolve(name) for name in ("live:3", "tiny:2"))
+    last, end = (context.registry.resolve(name) for name in ("live:3", "tiny:2"))
     # Another file, of the same tensors; and it belongs to the same build as the result.
-    assert last.build == result.build
+    assert last.build == end.build
     first, second = (
-        load_file(context.registry.path(version) / "model.safetensors")
-        for version in (last, result)
+        load_file(context.registry.path(version) / "model.safetensors") for version in (last, end)
     )
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert last.lineage.task == "t2"
-    assert last.lineage.data_hash == result.lineage.data_hash
+    assert last.lineage.data_hash == end.lineage.data_hash
 
 
 @pytest.mark.usefixtures("patient")
@@ -108,7 +107,7 @@ def test_a_model_may_be_published_under_the_name_of_the_result(run: Any, corpus:
     # A kill after the end, before anybody heard of it: the result is found, not a version before.
     code, context = run(spec(corpus, **{**PUBLISHING, "publish": "tiny"}), generation=2)
     assert code == 0
-    assert context.registry.resolve("tiny").version == 4
+    assert result(context)["model"] == "tiny:4"
 
 
 @pytest.mark.usefixtures("patient")
