@@ -26,6 +26,7 @@ from zenos.core.actions import (
     Snapshot,
     StartWorker,
     StopWorker,
+    Update,
 )
 from zenos.core.audit import AuditQuery, AuditRow
 from zenos.core.clock import SystemClock
@@ -107,7 +108,7 @@ class Double:
                     self.inbox.put(ev.WorkerPaused(task=name, generation=generation))
                 case StopWorker(task=name, generation=generation):
                     self.end(name, generation, Outcome(signal=15))
-                case Forget() | Discard() | ResumeWorker():
+                case Forget() | Discard() | ResumeWorker() | Update():
                     pass
 
     def end(self, task: str, generation: int, outcome: Outcome) -> None:
@@ -152,6 +153,10 @@ class Double:
 
     async def undeploy(self, name: str, principal: Principal) -> Deployment:
         return await self.control.undeploy(name, principal)
+
+    async def roll_back(self, name: str, to: int | None, principal: Principal) -> Deployment:
+        event = ev.Rollback(request=0, name=name, version=f"{name}:{to or 1}", principal=principal)
+        return await self.control.roll_back(event)
 
     def tasks(self) -> Mapping[str, Task]:
         return self.view.tasks

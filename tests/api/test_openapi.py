@@ -221,6 +221,7 @@ def test_every_route_stands_in_the_document(app: FastAPI, system: Double) -> Non
         "/api/models/export",
         "/api/deployments",
         "/api/deployments/{name}",
+        "/api/deployments/{name}/rollback",
         "/v1/models",
         "/v1/models/{model}",
         "/v1/completions",

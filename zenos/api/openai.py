@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -26,6 +26,10 @@ from zenos.core.wire import Chunk, GenerateRequest
 
 router = APIRouter(tags=["openai"])
 _encode = msgspec.json.Encoder().encode
+# Which version of the model computed the answer, as NAME:NUMBER.
+VERSION_HEADER: Final = "X-Zenos-Model-Version"
+# That it was begun again when a new version came, as the deployment's `on_update` says.
+AGAIN_HEADER: Final = "X-Zenos-Begun-Again"
 Chunks = AsyncGenerator[tuple[int, Chunk], None]
 
 
@@ -91,6 +95,8 @@ async def _answer(
 ) -> Response:
     """Ask the engine; wait for the first chunk, so that errors before it have their status."""
     system, metrics = system_of(request), metrics_of(request)
+    if not body.stream:
+        requests = [msgspec.structs.replace(one, whole=True) for one in requests]
     principal = request.scope[PRINCIPAL]
     sources: list[AsyncIterator[Chunk]] = [
         system.generate(body.model, one, principal, limits.REQUEST_DEADLINE_S) for one in requests
@@ -108,16 +114,25 @@ async def _answer(
             first = await unless_gone(request, _first(chunks))
             if first is not None:
                 events = _events(first, chunks, gathering, body, home_of(request), chat=chat)
-                return Stream(events, "text/event-stream", chunks)
+                return _named(Stream(events, "text/event-stream", chunks), first[1].version)
         else:
             whole = await unless_gone(request, _gather(chunks, gathering))
             if whole is not None:
-                return reply(whole.chat() if chat else whole.completion())
+                answer = reply(whole.chat() if chat else whole.completion())
+                if whole.begun_again:
+                    answer.headers[AGAIN_HEADER] = "true"
+                return _named(answer, ", ".join(whole.versions))
     except BaseException:
         await chunks.aclose()
         raise
     await chunks.aclose()
     return Response(status_code=CLIENT_GONE)
+
+
+def _named(answer: Response, version: str) -> Response:
+    if version:
+        answer.headers[VERSION_HEADER] = version
+    return answer
 
 
 async def _first(chunks: Chunks) -> tuple[int, Chunk]:

@@ -163,6 +163,8 @@ class Gathering:
         self._offsets: dict[int, Offset] = {}
         self._begun: set[int] = set()
         self._usages: list[Usage] = []
+        self.begun_again = False
+        self._version_of: dict[str, str] = {}  # by request: one for each prompt
         self._texts: dict[int, list[str]] = {}
         self._tokens: dict[int, list[TokenLogprob]] = {}
         self._finishes: dict[int, Finish] = {}
@@ -172,9 +174,16 @@ class Gathering:
         return prompt * self._choices_each + chunk.index
 
     def count(self, chunk: Chunk) -> None:
-        """Take over the token counts that the last chunk of a request carries."""
+        """Take over what a chunk says of its request: the version, at the end the token counts."""
         if chunk.usage is not None:
             self._usages.append(chunk.usage)
+        if chunk.version:
+            self._version_of[chunk.request] = chunk.version
+
+    @property
+    def versions(self) -> list[str]:
+        """Which versions of the model have answered: one, unless prompts met a change."""
+        return list(dict.fromkeys(self._version_of.values()))
 
     @property
     def usage(self) -> UsageAnswer:
@@ -199,7 +208,13 @@ class Gathering:
             logprobs=self._completion_logprobs(index, chunk.logprobs),
             finish_reason=finish_of(chunk),
         )
-        return Completion(id=self.id, created=self.created, model=self.model, choices=[choice])
+        return Completion(
+            id=self.id,
+            created=self.created,
+            model=self.model,
+            choices=[choice],
+            system_fingerprint=chunk.version or None,
+        )
 
     def chat_pieces(self, chunk: Chunk) -> list[ChatChunk]:
         """The events for a chunk."""
@@ -207,37 +222,61 @@ class Gathering:
         pieces = []
         if chunk.index not in self._begun:
             self._begun.add(chunk.index)
-            pieces.append(self._chat_chunk(chunk.index, Delta(role="assistant", content="")))
+            pieces.append(self._chat_chunk(chunk, Delta(role="assistant", content="")))
         if chunk.text or chunk.logprobs:
             made = self._chat_chunk(
-                chunk.index, Delta(content=chunk.text), self._chat_logprobs(chunk.logprobs)
+                chunk, Delta(content=chunk.text), self._chat_logprobs(chunk.logprobs)
             )
             pieces.append(made)
         if chunk.finish is not None:
-            pieces.append(self._chat_chunk(chunk.index, Delta(), None, finish_of(chunk)))
+            pieces.append(self._chat_chunk(chunk, Delta(), None, finish_of(chunk)))
         return pieces
 
     def usage_piece(self, *, chat: bool) -> Completion | ChatChunk:
         """The last event, with the token counts and no choice."""
         kind = ChatChunk if chat else Completion
         return kind(
-            id=self.id, created=self.created, model=self.model, choices=[], usage=self.usage
+            id=self.id,
+            created=self.created,
+            model=self.model,
+            choices=[],
+            usage=self.usage,
+            system_fingerprint=self._fingerprint,
         )
 
     def _chat_chunk(
         self,
-        index: int,
+        chunk: Chunk,
         delta: Delta,
         logprobs: ChatLogprobs | None = None,
         finish: Finish | None = None,
     ) -> ChatChunk:
-        choice = ChatChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish)
-        return ChatChunk(id=self.id, created=self.created, model=self.model, choices=[choice])
+        choice = ChatChunkChoice(
+            index=chunk.index, delta=delta, logprobs=logprobs, finish_reason=finish
+        )
+        return ChatChunk(
+            id=self.id,
+            created=self.created,
+            model=self.model,
+            choices=[choice],
+            system_fingerprint=chunk.version or None,
+        )
+
+    @property
+    def _fingerprint(self) -> str | None:
+        """The versions that answered: one, unless the prompts of one call met a change."""
+        return ", ".join(self.versions) or None
 
     # -- at once
 
     def add(self, prompt: int, chunk: Chunk) -> None:
-        """Keep a chunk for the whole answer."""
+        """Keep a chunk for the whole answer, or forget what came of its prompt before."""
+        if chunk.again:
+            self.begun_again = True
+            for kept in (self._texts, self._tokens, self._finishes, self._offsets):
+                for index in [i for i in kept if i // self._choices_each == prompt]:
+                    kept.pop(index)
+            return
         self.count(chunk)
         index = self.index(prompt, chunk)
         self._texts.setdefault(index, []).append(chunk.text)
@@ -258,7 +297,12 @@ class Gathering:
             for index in sorted(self._texts)
         ]
         return Completion(
-            id=self.id, created=self.created, model=self.model, choices=choices, usage=self.usage
+            id=self.id,
+            created=self.created,
+            model=self.model,
+            choices=choices,
+            usage=self.usage,
+            system_fingerprint=self._fingerprint,
         )
 
     def chat(self) -> Chat:
@@ -273,7 +317,12 @@ class Gathering:
             for index in sorted(self._texts)
         ]
         return Chat(
-            id=self.id, created=self.created, model=self.model, choices=choices, usage=self.usage
+            id=self.id,
+            created=self.created,
+            model=self.model,
+            choices=choices,
+            usage=self.usage,
+            system_fingerprint=self._fingerprint,
         )
 
     # -- logprobs

@@ -65,6 +65,10 @@ class System(Protocol):
         """Stop a deployment; NotFoundError when there is none."""
         ...
 
+    async def roll_back(self, name: str, to: int | None, principal: Principal) -> Deployment:
+        """Send a deployment to the version before, or to number `to`; NotFoundError without."""
+        ...
+
     def tasks(self) -> Mapping[str, Task]:
         """All tasks that are remembered, by id."""
         ...

@@ -7,8 +7,8 @@ from starlette.responses import Response
 
 from zenos.api.common import IdempotencyKey, ModelPath, principal_of, system_of
 from zenos.api.schema import operation, read, reply
-from zenos.api.shapes import DeploymentList
-from zenos.core.errors import NotFoundError
+from zenos.api.shapes import DeploymentList, RollbackBody
+from zenos.core.errors import InvalidError, NotFoundError
 from zenos.core.specs import DeploymentSpec
 from zenos.core.task import Deployment
 
@@ -27,6 +27,15 @@ async def deploy(request: Request, key: IdempotencyKey = None) -> Response:
     spec: DeploymentSpec = await read(request, DeploymentSpec)
     spec.check()
     return reply(await system_of(request).deploy(spec, principal_of(request), key), 201)
+
+
+@router.post("/{name}/rollback", **operation(Deployment, body=RollbackBody, also=(404, 409)))
+async def roll_back(request: Request, name: ModelPath) -> Response:
+    """Serve the version before, or that one, until it is deployed again."""
+    body: RollbackBody = await read(request, RollbackBody)
+    if body.to is not None and not 1 <= body.to < 10**9:
+        raise InvalidError("cannot go back to that version: versions are counted from 1")
+    return reply(await system_of(request).roll_back(name, body.to, principal_of(request)))
 
 
 @router.get("/{name}", **operation(Deployment, also=(404,)))

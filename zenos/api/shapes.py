@@ -17,6 +17,12 @@ class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Base of what clients send."""
 
 
+class RollbackBody(Body, frozen=True, kw_only=True):
+    """Where a deployment is to go back to. to: a version's number; None: the one before."""
+
+    to: int | None = None
+
+
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """Base of what zenos answers."""
 

@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
     panel = "Serving"
     app.command("serve", rich_help_panel=panel)(serve)
     app.command("stop", rich_help_panel=panel)(stop)
+    app.command("rollback", rich_help_panel=panel)(rollback)
     app.command("run", rich_help_panel=panel)(run)
 
 
@@ -49,6 +50,10 @@ def serve(
     ] = None,
     slots: Annotated[int | None, typer.Option(help="Sequences decoded together.")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens per sequence.")] = None,
+    on_update: Annotated[
+        Literal["finish", "restart"] | None,
+        typer.Option(help="Begun answers, when a new version comes; restart: those not streamed."),
+    ] = None,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait until a replica answers.")
     ] = True,
@@ -74,6 +79,7 @@ def serve(
             dtype=dtype,
             slots=slots,
             context=context,
+            on_update=on_update,
         )
         if wait and min_replicas > 0:
             deployment = _until_ready(made, deployment)
@@ -132,6 +138,33 @@ def stop(
         return
     for deployment in stopped:
         say(f"{deployment.name} is being stopped")
+
+
+def rollback(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="As deployed.", autocompletion=complete_deployments),
+    ],
+    to: Annotated[
+        int | None, typer.Option(help="Version's number; by default the one before.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Serve an earlier version of a model, and stay there until 'zenos serve' follows again.
+
+    Example: zenos rollback shakespeare --to 3
+    """
+    from zenos.cli.output import put, put_json
+
+    with client() as made:
+        deployment = made.roll_back(name, to)
+    if json:
+        put_json(deployment)
+        return
+    put(
+        f"{deployment.name} serves {deployment.version}, whatever is published; "
+        f"'zenos serve {deployment.spec.model}' follows again"
+    )
 
 
 def run(

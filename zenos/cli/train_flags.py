@@ -38,6 +38,7 @@ _PANELS: Final = {
     ),
     "How to compute": ("workers", "backend", "dtype", "compile", "seed", "inexact"),
     "Evaluation and checkpoints": ("eval_every", "eval_batches", "checkpoint_every"),
+    "Publishing on the way": ("publish", "publish_every", "publish_keep"),
 }
 # Where a flag takes something else than the field.
 _HELP: Final = {

@@ -18,11 +18,10 @@ from zenos.client.audit import AsyncAudit
 from zenos.client.bus import AsyncBus
 from zenos.client.calls import Call, Mode
 from zenos.client.generation import GenerationState
+from zenos.client.model_calls import AsyncModels
 from zenos.client.types import (
     Chunk,
-    ModelVersion,
     NodeView,
-    Removed,
     Status,
     TaskProgress,
     TaskView,
@@ -49,12 +48,11 @@ def connect_async(
     retry_s: for how long a request whose connection was lost is sent again. Raises NoDaemonError
     where none runs.
     """
-    return AsyncClient(
-        find(host, token, home), retry_s=retry_s, home=home if host is None else None
-    )
+    place = home if host is None else None
+    return AsyncClient(find(host, token, home), retry_s=retry_s, home=place)
 
 
-class AsyncClient(AsyncYielding):
+class AsyncClient(AsyncModels, AsyncYielding):
     """The daemon, for programs and notebooks. Every method raises ZenosError's classes."""
 
     def __init__(
@@ -89,8 +87,6 @@ class AsyncClient(AsyncYielding):
 
     def __repr__(self) -> str:
         return f"<zenos client of {self.address.url}>"
-
-    # -- the system
 
     async def health(self) -> str:
         """The daemon's version, if it answers."""
@@ -207,36 +203,6 @@ class AsyncClient(AsyncYielding):
                 problem = error
             await self.wait_before_retry(outage.pause_s(problem))
 
-    # -- models
-
-    async def models(self) -> list[ModelVersion]:
-        """All versions of all models."""
-        return (await self._run(calls.models())).models
-
-    async def model(self, ref: str) -> ModelVersion:
-        """`name` (the latest), `name:3` or `name:alias`."""
-        return await self._run(calls.model(ref))
-
-    async def remove(self, ref: str) -> Removed:
-        """Remove a version."""
-        return await self._run(calls.remove(ref))
-
-    async def alias(self, name: str, alias: str, version: int) -> ModelVersion:
-        """Let `name:alias` mean this version."""
-        return await self._run(calls.alias(name, alias, version))
-
-    async def copy(self, source: str, target: str) -> ModelVersion:
-        """Register a version under another name too; its blobs are shared."""
-        return await self._run(calls.copy(source, target))
-
-    async def import_model(self, path: str | Path, name: str) -> ModelVersion:
-        """Register a Hugging Face directory on the daemon's machine."""
-        return await self._run(calls.import_model(path, name))
-
-    async def export_model(self, ref: str, path: str | Path) -> Path:
-        """Write a Hugging Face directory on the daemon's machine."""
-        return Path((await self._run(calls.export_model(ref, path))).path)
-
     # -- serving
 
     async def serve(self, model: str, *, key: str | None = None, **fields: Any) -> Deployment:
@@ -246,6 +212,10 @@ class AsyncClient(AsyncYielding):
     async def stop(self, name: str) -> Deployment:
         """Stop a deployment."""
         return await self._run(calls.undeploy(name))
+
+    async def roll_back(self, name: str, to: int | None = None) -> Deployment:
+        """Send a deployment to the version before, or to number `to`, until it is served anew."""
+        return await self._run(calls.roll_back(name, to))
 
     async def deployments(self) -> list[Deployment]:
         """All deployments."""

@@ -298,6 +298,12 @@ def deploy(spec: DeploymentSpec, key: str | None) -> Call[Deployment]:
     return _post("/api/deployments", spec, Deployment, key=key)
 
 
+def roll_back(name: str, to: int | None) -> Call[Deployment]:
+    """POST /api/deployments/{name}/rollback. Without a number it goes one further each time."""
+    path = f"/api/deployments/{_model(name)}/rollback"
+    return _post(path, {"to": to}, Deployment, repeatable=to is not None)
+
+
 def undeploy(name: str) -> Call[Deployment]:
     """Stop a deployment."""
     path = f"/api/deployments/{_model(name)}"

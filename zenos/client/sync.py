@@ -18,11 +18,10 @@ from zenos.client.audit import Audit
 from zenos.client.bus import Bus
 from zenos.client.calls import Call, Mode
 from zenos.client.generation import GenerationState
+from zenos.client.model_calls import Models
 from zenos.client.types import (
     Chunk,
-    ModelVersion,
     NodeView,
-    Removed,
     Status,
     TaskProgress,
     TaskView,
@@ -52,7 +51,7 @@ def connect(
     return Client(find(host, token, home), retry_s=retry_s, home=home if host is None else None)
 
 
-class Client(Yielding):
+class Client(Models, Yielding):
     """The daemon, for programs and notebooks. Every method raises ZenosError's classes."""
 
     def __init__(
@@ -204,36 +203,6 @@ class Client(Yielding):
                 problem = error
             self.wait_before_retry(outage.pause_s(problem))
 
-    # -- models
-
-    def models(self) -> list[ModelVersion]:
-        """All versions of all models."""
-        return self._run(calls.models()).models
-
-    def model(self, ref: str) -> ModelVersion:
-        """`name` (the latest), `name:3` or `name:alias`."""
-        return self._run(calls.model(ref))
-
-    def remove(self, ref: str) -> Removed:
-        """Remove a version."""
-        return self._run(calls.remove(ref))
-
-    def alias(self, name: str, alias: str, version: int) -> ModelVersion:
-        """Let `name:alias` mean this version."""
-        return self._run(calls.alias(name, alias, version))
-
-    def copy(self, source: str, target: str) -> ModelVersion:
-        """Register a version under another name too; its blobs are shared."""
-        return self._run(calls.copy(source, target))
-
-    def import_model(self, path: str | Path, name: str) -> ModelVersion:
-        """Register a Hugging Face directory on the daemon's machine."""
-        return self._run(calls.import_model(path, name))
-
-    def export_model(self, ref: str, path: str | Path) -> Path:
-        """Write a Hugging Face directory on the daemon's machine."""
-        return Path(self._run(calls.export_model(ref, path)).path)
-
     # -- serving
 
     def serve(self, model: str, *, key: str | None = None, **fields: Any) -> Deployment:
@@ -243,6 +212,10 @@ class Client(Yielding):
     def stop(self, name: str) -> Deployment:
         """Stop a deployment."""
         return self._run(calls.undeploy(name))
+
+    def roll_back(self, name: str, to: int | None = None) -> Deployment:
+        """Send a deployment to the version before, or to number `to`, until it is served anew."""
+        return self._run(calls.roll_back(name, to))
 
     def deployments(self) -> list[Deployment]:
         """All deployments."""

@@ -57,6 +57,12 @@ class ResumeWorker(Action, frozen=True, kw_only=True):
     how: Literal["step", "signals", "freeze"]
 
 
+class Update(Action, frozen=True, kw_only=True):
+    """Tell the replicas of a deployment which version to serve now."""
+
+    deployment: Deployment
+
+
 class Reply(Action, frozen=True, kw_only=True):
     """Answer a request."""
 

@@ -24,6 +24,7 @@ Action = Literal[
     "deploy",
     "change",
     "undeploy",
+    "rollback",
     "copy",
     "import",
     "export",

@@ -75,13 +75,15 @@ class Nice(Event, frozen=True, kw_only=True):
 class Deploy(Event, frozen=True, kw_only=True):
     """A user deploys a model, or changes its deployment. Answered with the Deployment.
 
-    version: which one `spec.model` means now; memory: bytes that a replica of it needs.
+    version: which one `spec.model` means now; memory: bytes that a replica of it needs; build: see
+    Deployment.
     """
 
     request: int
     spec: DeploymentSpec
     version: str = ""
     memory: int = 0
+    build: str = ""
     principal: Principal = Principal()
     key: str | None = None
 
@@ -105,6 +107,33 @@ class Demand(Event, frozen=True, kw_only=True):
     spec: DeploymentSpec | None = None
     version: str = ""
     memory: int = 0
+    build: str = ""
+    principal: Principal = Principal()
+
+
+class Published(Event, frozen=True, kw_only=True):
+    """A training has published a version; deployments that follow its model take it.
+
+    version: `name:number`; memory, build: as in Deploy. task: whose memory has it.
+    """
+
+    version: str
+    memory: int = 0
+    build: str = ""
+    task: str
+
+
+class Rollback(Event, frozen=True, kw_only=True):
+    """A user sends a deployment to another version, to stay there. Answered with the Deployment.
+
+    version, memory, build: as in Deploy.
+    """
+
+    request: int
+    name: str
+    version: str
+    memory: int = 0
+    build: str = ""
     principal: Principal = Principal()
 
 

@@ -197,6 +197,14 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         bool,
         about("Go on from a checkpoint although threads, build or processor have changed since."),
     ] = False
+    publish: Annotated[
+        str | None,
+        about("Model of which a new version is published while it trains, and served where it is."),
+    ] = None
+    publish_every: Annotated[int, about("Steps between published versions.", 1, 10**9)] = 200
+    publish_keep: Annotated[
+        int, about("Published versions that stay registered, beside those in use.", 2, 1000)
+    ] = 3
 
     def check(self) -> None:
         """Raises InvalidError for contradictions and numbers that may not be used."""
@@ -215,6 +223,13 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             ModelRef.parse(self.tokenizer)
         self.data.check()
         check_bounds(self)
+        if self.publish is not None:
+            check_new_name(self.publish, "model name")
+            if self.objective != "causal_lm":
+                raise InvalidError(
+                    f"cannot publish while training {self.objective}: such a model isn't served; "
+                    "leave out 'publish'"
+                )
         if self.learning_rate_min > self.learning_rate:
             raise InvalidError("cannot use a learning_rate_min above learning_rate")
         if self.workers > self.batch_size:
@@ -222,6 +237,15 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 f"cannot split batches of {self.batch_size} over {self.workers} workers: give at "
                 "most as many workers as batch_size has sequences"
             )
+
+
+OnUpdate = Annotated[
+    Literal["finish", "restart"],
+    about(
+        "At a new version: whether answers that were begun are finished with the old weights, or "
+        "those that are not streamed are begun again with the new ones."
+    ),
+]
 
 
 class ServeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="serve"):
@@ -234,6 +258,10 @@ class ServeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     ] = "auto"
     slots: Slots = 32
     context: Context = None
+    on_update: OnUpdate = "finish"
+    build: Annotated[
+        str, about("What its versions must share to take each other's place: all but the weights.")
+    ] = ""
 
     def check(self) -> None:
         """Raises InvalidError for names or numbers that may not be used."""
@@ -269,6 +297,7 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ] = "auto"
     slots: Slots = 32
     context: Context = None
+    on_update: OnUpdate = "finish"
 
     def check(self) -> None:
         """Raises InvalidError for contradictions and numbers that may not be used."""

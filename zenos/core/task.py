@@ -303,7 +303,10 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """A model being served. `used`: kernel time of the last request that the kernel heard of.
 
     version: what `spec.model` meant when it was deployed; all replicas hold that, until it is
-    deployed again. memory: bytes for each replica where the spec doesn't say.
+    deployed again, a new one is published, or it is rolled back. memory: bytes for each replica
+    where the spec doesn't say. build: of the version, all but its weights. turn: counts the changes
+    that replicas make while they serve. source: the training whose memory has that version.
+    pinned: rolled back; what is published is not followed until it is deployed again.
     """
 
     name: str
@@ -319,6 +322,10 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     stopping: bool = False
     # Made by a request rather than by `zenos serve`: forgotten once it has been idle.
     implicit: bool = False
+    build: str = ""
+    turn: int = 0
+    source: str = ""
+    pinned: bool = False
     format: int = 1
 
 

@@ -10,6 +10,9 @@
 | `ready` | state | worker → daemon | Ready |
 | `progress` | state | worker → daemon | Progress |
 | `chunk` | data | worker → daemon | Chunk |
+| `published` | state | worker → daemon | Published |
+| `held` | state | daemon → worker | Held |
+| `weights` | state | daemon → worker | Weights |
 """
 
 from __future__ import annotations
@@ -64,6 +67,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request. Exactly one of prompt, tokens and messages is given.
 
     messages: `[{"role": …, "content": …}, …]` for the chat template. priority: higher first.
+    whole: nothing of the answer is shown before all of it is there, so it may be begun again.
     """
 
     id: str
@@ -73,6 +77,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     sampling: Sampling = Sampling()
     priority: int = limits.PRIORITY_NORMAL
     echo: bool = False
+    whole: bool = False
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,7 +107,9 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     """A piece of an answer: text of choice `index`, never cut inside a character.
 
     finish: set on the last chunk of a choice. usage: set on the last chunk of the request, which is
-    also the last finish. error and code: the request failed; the last chunk.
+    also the last finish. error and code: the request failed; the last chunk. version: of the model
+    that computed it, the same for all of one request. again: what came before of this request does
+    not count, it is begun again; nothing else is said then.
     """
 
     request: str
@@ -114,6 +121,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage | None = None
     error: str | None = None
     code: str | None = None
+    version: str = ""
+    again: bool = False
 
 
 class Abort(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,6 +155,30 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     load_s: float
     parameters: int
     chat_template: bool = False
+
+
+class Published(msgspec.Struct, frozen=True, kw_only=True):
+    """A training's newest published version, registered by now."""
+
+    version: str
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """A deployment was rolled back, and stays on that version whatever is published."""
+
+    deployment: str
+    version: str
+
+
+class Weights(msgspec.Struct, frozen=True, kw_only=True):
+    """The version to serve from now on. turn: higher is later; what is not higher is old news.
+
+    source: the training that may have it in shared memory; else it is read from the registry.
+    """
+
+    version: str
+    turn: int
+    source: str = ""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

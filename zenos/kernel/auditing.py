@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from zenos.kernel.step import Kernel
 
 Requested = (
-    ev.Submit | ev.Cancel | ev.Pause | ev.Suspend | ev.Resume | ev.Nice | ev.Deploy | ev.Undeploy
+    ev.Submit
+    | ev.Cancel
+    | ev.Pause
+    | ev.Suspend
+    | ev.Resume
+    | ev.Nice
+    | ev.Deploy
+    | ev.Undeploy
+    | ev.Rollback
 )
 
 
@@ -128,7 +136,7 @@ def _subject(event: Requested) -> str:
             return event.spec.name
         case ev.Deploy():
             return event.spec.model
-        case ev.Undeploy():
+        case ev.Undeploy() | ev.Rollback():
             return event.name
         case _:
             return event.task

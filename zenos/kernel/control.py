@@ -211,14 +211,16 @@ class Control:
         key: str | None,
         version: str = "",
         memory: int = 0,
+        build: str = "",
     ) -> Deployment:
-        """Deploy a model, or change its deployment; version and memory: see Deploy."""
+        """Deploy a model, or change its deployment; version, memory and build: see Deploy."""
         number = next(self._numbers)
         event = ev.Deploy(
             request=number,
             spec=spec,
             version=version,
             memory=memory,
+            build=build,
             principal=principal,
             key=key,
         )
@@ -229,6 +231,11 @@ class Control:
         number = next(self._numbers)
         event = ev.Undeploy(request=number, name=name, principal=principal)
         return _deployment(await self._ask(number, event))
+
+    async def roll_back(self, event: ev.Rollback) -> Deployment:
+        """Send a deployment to another version."""
+        number = next(self._numbers)
+        return _deployment(await self._ask(number, replace(event, request=number)))
 
     async def demand(self, event: ev.Demand) -> Deployment:
         """Ask for a model that requests wait for; raises UnfittableError where that is in vain."""

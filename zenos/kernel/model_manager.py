@@ -13,7 +13,9 @@ from msgspec.structs import replace
 
 from zenos.core import events as ev
 from zenos.core import limits
+from zenos.core.actions import Update
 from zenos.core.errors import NotFoundError, RefusedError, UnavailableError
+from zenos.core.names import ModelRef
 from zenos.core.resources import Resources
 from zenos.core.specs import DeploymentSpec, ServeSpec
 from zenos.core.task import HOLDING, Deployment, State, Task, TaskSpec
@@ -29,6 +31,22 @@ def replica_resources(spec: DeploymentSpec, memory: int = 0) -> Resources:
     return Resources.of(cpu=spec.cpu, gpu=spec.gpu, memory=wanted)
 
 
+def follows(deployment: Deployment) -> bool:
+    """Whether it takes what is published: named without a version, and not rolled back."""
+    ref = ModelRef.parse(deployment.spec.model)
+    return ref.tag is None and not deployment.pinned and not deployment.stopping
+
+
+def _number(deployment: Deployment) -> int:
+    """The number of the version that it serves; 0 where that isn't known."""
+    return (ModelRef.parse(deployment.version).version if deployment.version else None) or 0
+
+
+def takes_turns(deployment: Deployment) -> bool:
+    """Whether its replicas change their weights while they serve, rather than being replaced."""
+    return deployment.turn > 0 and bool(deployment.build)
+
+
 def replica_spec(deployment: Deployment) -> TaskSpec:
     """The task of one replica."""
     spec = deployment.spec
@@ -38,6 +56,8 @@ def replica_spec(deployment: Deployment) -> TaskSpec:
         dtype=spec.dtype,
         slots=spec.slots,
         context=spec.context,
+        build=deployment.build,
+        on_update=spec.on_update,
     )
     resources = replica_resources(spec, deployment.memory)
     return TaskSpec(work=work, resources=resources, priority=spec.priority)
@@ -79,17 +99,76 @@ class ModelManager:
         state = self._kernel.state
         old = state.deployments.get(name)
         state.used_at[name] = now
-        return state.put_deployment(
-            Deployment(
-                name=name,
-                spec=spec,
+        made = Deployment(
+            name=name,
+            spec=spec,
+            version=event.version,
+            memory=event.memory,
+            principal=event.principal,
+            created=old.created if old else now,
+            used=now,
+            replicas=old.replicas if old else [],
+            implicit=implicit,
+            build=event.build,
+        )
+        if old is None or not old.turn:
+            return state.put_deployment(made)
+        if follows(old) and follows(made) and _number(made) < _number(old):
+            # Published while this one was being looked up.
+            made = replace(
+                made, version=old.version, memory=old.memory, build=old.build, source=old.source
+            )
+        return self._turn(replace(made, turn=old.turn))
+
+    def _turn(self, deployment: Deployment) -> Deployment:
+        """Remember the version of a deployment, and have its replicas told."""
+        turned = self._kernel.state.put_deployment(replace(deployment, turn=deployment.turn + 1))
+        self._kernel.actions.append(Update(deployment=turned))
+        return turned
+
+    def published(self, event: ev.Published) -> None:
+        """A new version: deployments that follow its model serve it, unless theirs is newer.
+
+        Said again after a restart of either side, it changes nothing.
+        """
+        ref = ModelRef.parse(event.version)
+        for deployment in list(self._kernel.state.deployments.values()):
+            model = ModelRef.parse(deployment.spec.model).name
+            if model != ref.name or not follows(deployment):
+                continue
+            if (ref.version or 0) <= _number(deployment):
+                continue
+            self._turn(
+                replace(
+                    deployment,
+                    version=event.version,
+                    memory=event.memory,
+                    build=event.build,
+                    source=event.task,
+                )
+            )
+
+    def roll_back(self, event: ev.Rollback, now: float) -> Deployment:
+        """Serve that version, and stay there until it is deployed again."""
+        deployment = self._kernel.state.deployments.get(event.name)
+        if deployment is None or deployment.stopping:
+            raise NotFoundError(f"cannot find a deployment of {event.name!r}: it isn't served")
+        if deployment.principal.project != event.principal.project:
+            raise RefusedError(f"cannot roll back {event.name}: it belongs to another project")
+        if deployment.pinned and deployment.version == event.version:
+            return deployment
+        self._kernel.state.used_at[event.name] = now
+        return self._turn(
+            replace(
+                deployment,
                 version=event.version,
                 memory=event.memory,
-                principal=event.principal,
-                created=old.created if old else now,
-                used=now,
-                replicas=old.replicas if old else [],
-                implicit=implicit,
+                build=event.build,
+                source="",
+                pinned=True,
+                implicit=False,
+                error=None,
+                failures=0,
             )
         )
 
@@ -227,7 +306,9 @@ class ModelManager:
         return [
             task
             for task in tasks
-            if not task.is_ended and not task.stopping and (task.spec == spec) is current
+            if not task.is_ended
+            and not task.stopping
+            and _holds(task.spec, spec, takes_turns(deployment)) is current
         ]
 
     def _start_replicas(self, deployment: Deployment, count: int, now: float) -> None:
@@ -353,6 +434,13 @@ class ModelManager:
         if len(state.scheduler.queue):
             ends += [since + limits.IDLE_YIELDS_S for since, _ in unused]
         return min((end for end in ends if end > now), default=math.inf)
+
+
+def _holds(held: TaskSpec, wanted: TaskSpec, takes_turns: bool) -> bool:
+    """Whether a replica is what is wanted now, or becomes that by other weights."""
+    if takes_turns and isinstance(held.work, ServeSpec) and isinstance(wanted.work, ServeSpec):
+        held = replace(held, work=replace(held.work, model=wanted.work.model))
+    return held == wanted
 
 
 def _is_final(task: Task) -> bool:

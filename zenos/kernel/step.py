@@ -119,6 +119,10 @@ class Kernel:
                 self.models.used(event, now)
             case ev.Record():
                 self.audit.record(event, now)
+            case ev.Published():
+                self.models.published(event)
+            case ev.Rollback():
+                self.audit.answer(event, "rollback", lambda: self.models.roll_back(event, now), now)
             case ev.NodeUp():
                 self.state.put_node(event.node)
                 self._tell_again(now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Final, Literal
 
 import msgspec
@@ -80,6 +81,17 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
         """
         needs = 512 * limits.MIB + 10 * self.parameters
         return max(limits.REPLICA_MEMORY_BYTES, -(-needs // limits.MIB) * limits.MIB)
+
+    @property
+    def build(self) -> str:
+        """A digest of all but the weights: versions that share it can take each other's place."""
+        rest = {
+            name: file.digest
+            for name, file in self.files.items()
+            if not name.endswith((".safetensors", ".safetensors.index.json"))
+        }
+        said = msgspec.json.encode([self.parameters, rest], order="deterministic")
+        return hashlib.sha256(said).hexdigest()[:32]
 
     @property
     def can_be_asked(self) -> bool:

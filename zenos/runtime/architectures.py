@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -174,9 +175,12 @@ def _class(config: Any) -> Any:
     return CLASSES[family]
 
 
-def load(path: Path, dtype: torch.dtype) -> torch.nn.Module:
+def load(
+    path: Path, dtype: torch.dtype, tensors: Mapping[str, torch.Tensor] | None = None
+) -> torch.nn.Module:
     """The model in a directory of the registry, in evaluation mode, without gradients.
 
+    tensors: its weights in `dtype`, where they are in memory already; the model takes them over.
     Only safetensors are read, checked before; no code of the directory is run. Raises InvalidError
     for weights that don't fit the config, StorageError when it cannot be read.
     """
@@ -191,11 +195,19 @@ def load(path: Path, dtype: torch.dtype) -> torch.nn.Module:
         config = transformers.AutoConfig.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
         )
-        for file in sorted(path.glob("*.safetensors")):
-            safetensors.check(file)
-        model, report = _class(config).from_pretrained(
-            path,
+        family: Any = _class(config)
+        source: Path | None = path
+        if tensors is None:
+            for file in sorted(path.glob("*.safetensors")):
+                safetensors.check(file)
+        else:
+            # What is in memory has no path, by which the automatic class would choose the model's.
+            with torch.device("meta"):
+                family, source = type(family.from_config(config)), None
+        model, report = family.from_pretrained(
+            source,
             config=config,
+            state_dict=tensors,
             dtype=dtype,
             local_files_only=True,
             use_safetensors=True,

@@ -236,6 +236,7 @@ class Router:
             spec=DeploymentSpec(model=model, keep_alive_s=self._config.keep_alive_s),
             version=version.ref,
             memory=version.serving_bytes,
+            build=version.build,
             principal=principal,
         )
 

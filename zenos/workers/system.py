@@ -34,6 +34,7 @@ from zenos.core.actions import (
     Snapshot,
     StartWorker,
     StopWorker,
+    Update,
 )
 from zenos.core.audit import AuditQuery, AuditRow
 from zenos.core.config import Config
@@ -52,13 +53,14 @@ from zenos.core.task import (
     TaskEvent,
     TaskSpec,
 )
-from zenos.core.wire import Chunk, GenerateRequest, Pause, Progress, Stop
+from zenos.core.wire import Chunk, GenerateRequest, Pause, Progress, Published, Stop
 from zenos.kernel.control import Control, Inbox, TaskProgress, View
 from zenos.kernel.supervision import saves
 from zenos.models.presets import check_arch
 from zenos.models.registry import Registry
 from zenos.store.base import Store
 from zenos.workers.executor import Executor
+from zenos.workers.publishing import Publishing
 from zenos.workers.router import Router
 
 log = logging.getLogger(__name__)
@@ -102,6 +104,7 @@ class LocalSystem:
             self._connected,
             registry.resolve,
         )
+        self.publishing = Publishing(view, registry, inbox.put, self._send)
 
     def configure(self, config: Config) -> None:
         """Go on with other settings."""
@@ -131,6 +134,8 @@ class LocalSystem:
                     self._spawn(executor.pause(name, generation, how, grace_s), f"pause {name}")
                 case ResumeWorker(task=name, generation=generation):
                     self._spawn(executor.resume(name, generation), f"resume {name}")
+                case Update(deployment=deployment):
+                    self.publishing.tell(deployment)
                 case Forget(tasks=tasks):
                     self._spawn(asyncio.to_thread(executor.forget, tasks), "forget")
                 case Discard(tasks=tasks):
@@ -199,6 +204,9 @@ class LocalSystem:
                 self.router.on_chunk(task, envelope.body)
             case "progress":
                 self.view.report(task, msgspec.msgpack.decode(envelope.body, type=Progress))
+            case "published":
+                said = msgspec.msgpack.decode(envelope.body, type=Published)
+                self._spawn(self.publishing.heard(known, said), f"publish {said.version}")
             case "ready":
                 self._inbox.put(ev.WorkerReady(task=task, generation=generation))
             case "paused":
@@ -222,6 +230,8 @@ class LocalSystem:
             self._say_stop(task, save=saves(known))  # it was told before it could hear
         elif known is not None and known.generation == generation and known.kind is Kind.TRAIN:
             self._say_pause(task, on=known.state in (State.PAUSING, State.PAUSED))
+        if known is not None and known.kind is Kind.SERVE:
+            self.publishing.tell_replica(known)
         self.router.on_connect()
 
     def may_use(self, task: str, topic: str) -> bool:
@@ -282,7 +292,13 @@ class LocalSystem:
         version = await asyncio.to_thread(self.registry.resolve, spec.model)
         memory = parse_size(spec.memory) if spec.memory is not None else None
         version.check_servable(spec.context, memory)
-        return await self.control.deploy(spec, principal, key, version.ref, version.serving_bytes)
+        return await self.control.deploy(
+            spec, principal, key, version.ref, version.serving_bytes, version.build
+        )
+
+    async def roll_back(self, name: str, to: int | None, principal: Principal) -> Deployment:
+        event = await self.publishing.rollback(name, to, principal)
+        return await self.control.roll_back(event)
 
     async def undeploy(self, name: str, principal: Principal) -> Deployment:
         return await self.control.undeploy(name, principal)

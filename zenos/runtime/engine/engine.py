@@ -12,7 +12,7 @@ import logging
 import time
 from bisect import insort
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
@@ -43,11 +43,18 @@ class Engine:
         vocabulary: Vocabulary,
         context: int | None = None,
         budget: int | None = None,
+        version: str = "",
     ) -> None:
-        """context: tokens of prompt and answer; budget: positions of all rows together."""
+        """context: tokens of prompt and answer; budget: positions of all rows together.
+
+        version: of the model, which all chunks name.
+        """
         self._backend = backend
         self._vocabulary = vocabulary
         self._rows = Rows(backend, budget)
+        self._vocab_size = backend.vocab_size
+        self.version = version
+        self.paused = False  # no request is begun any more
         self.context = min(context or backend.context, backend.context, self._rows.budget)
         self._waiting: list[Sequence] = []
         self._filling: list[Sequence] = []
@@ -69,6 +76,45 @@ class Engine:
         """Prompt tokens that did not have to be computed, since the start."""
         return self._rows.reused
 
+    @property
+    def drained(self) -> bool:
+        """Whether nothing is left of what was begun."""
+        begun = any(sequence.request.admitted is not None for sequence in self._waiting)
+        return not (begun or self._filling or self._running)
+
+    @property
+    def positions(self) -> int:
+        """Cache positions that all rows together may take."""
+        return self._rows.budget
+
+    def limit(self, rows: int, positions: int) -> None:
+        """Take no more than so many rows and cache positions from now on."""
+        self._rows.most, self._rows.budget = rows, positions
+
+    def claims(self) -> tuple[int, int]:
+        """Rows and cache positions of what was begun. What ended ones held is given back."""
+        self._rows.release_free()
+        waiting = [s.request.limit for s in self._waiting if s.request.admitted is not None]
+        return self._rows.used + len(waiting), self._rows.touched + sum(waiting)
+
+    def hand_over(self, heir: Engine) -> None:
+        """Give what was not begun to another engine. Choices of one request stay together."""
+        moved = [s for s in self._waiting if s.request.admitted is None]
+        self._waiting = [s for s in self._waiting if s.request.admitted is not None]
+        heir._arrivals = self._arrivals
+        for sequence in moved:
+            insort(heir._waiting, sequence, key=lambda s: s.order)
+
+    def unload(self) -> None:
+        """Let go of weights and cache. Only when it is drained and paused; `load` comes next."""
+        del self._backend, self._rows
+
+    def load(self, backend: Backend, budget: int | None, version: str) -> None:
+        """Go on with other weights and an empty cache."""
+        room = None if budget is None else max(budget, self.context)
+        self._backend, self._rows = backend, Rows(backend, room)
+        self.version, self.paused = version, False
+
     def check(self, prompt: list[int]) -> None:
         """InvalidError for a prompt that can never be answered."""
         if not prompt:
@@ -78,9 +124,9 @@ class Engine:
                 f"cannot fit the prompt: {len(prompt)} tokens, the context holds {self.context} "
                 "with at least one for the answer; shorten it"
             )
-        if min(prompt) < 0 or max(prompt) >= self._backend.vocab_size:
+        if min(prompt) < 0 or max(prompt) >= self._vocab_size:
             raise InvalidError(
-                f"cannot use these tokens: they must be from 0 to {self._backend.vocab_size - 1}"
+                f"cannot use these tokens: they must be from 0 to {self._vocab_size - 1}"
             )
 
     def submit(self, request: GenerateRequest, prompt: list[int]) -> None:
@@ -89,10 +135,26 @@ class Engine:
         self.check(prompt)
         if len(self._waiting) + request.sampling.n > SEQUENCES_WAITING_MAX:
             raise BusyError
+        self._queue(request, prompt, next(self._arrivals))
+
+    def _queue(self, request: GenerateRequest, prompt: list[int], arrival: int) -> None:
         record = Request(request, prompt, self.context)
         for index in range(request.sampling.n):
-            sequence = Sequence(record, index, self._vocabulary, next(self._arrivals))
+            sequence = Sequence(record, index, self._vocabulary, arrival)
             insort(self._waiting, sequence, key=lambda s: s.order)
+
+    def begin_again(self, chosen: Callable[[GenerateRequest], bool]) -> list[str]:
+        """Put requests that were begun back to their places among those that wait; which."""
+        everything = [*self._running, *self._filling, *self._waiting]
+        begun = {
+            s.request.id: s
+            for s in everything
+            if s.request.admitted is not None and chosen(s.request.asked)
+        }
+        self._drop(lambda sequence: sequence.request.id in begun)
+        for sequence in begun.values():
+            self._queue(sequence.request.asked, sequence.request.prompt, sequence.order[1])
+        return list(begun)
 
     def abort(self, request_id: str) -> None:
         """Forget a request: its rows are free before the next step."""
@@ -150,6 +212,9 @@ class Engine:
         kept: list[Sequence] = []
         for place, sequence in enumerate(self._waiting):
             request = sequence.request
+            if self.paused and request.admitted is None:
+                kept.append(sequence)
+                continue
             if sequence.index and not (request.computed or request.wants_prompt_logprobs):
                 kept.append(sequence)
                 continue
@@ -162,7 +227,7 @@ class Engine:
             if request.echo:
                 text = request.echo_text
                 text = self._vocabulary.decode(request.prompt) if text is None else text
-                chunks.append(Chunk(request=request.id, index=sequence.index, text=text))
+                chunks.append(self._chunk(sequence, text=text))
         self._waiting = kept
 
     def _parts(self) -> list[tuple[Sequence, Part]]:
@@ -221,7 +286,12 @@ class Engine:
         if scored:
             logs = log_probabilities(logits[: len(scored)], scored, [count] * len(scored))
             found += [self._token_logprob(*each) for each in zip(scored, logs, strict=True)]
-        return [Chunk(request=sequence.request.id, index=sequence.index, logprobs=found)]
+        return [self._chunk(sequence, logprobs=found)]
+
+    def _chunk(self, sequence: Sequence, **said: Any) -> Chunk:
+        return Chunk(
+            request=sequence.request.id, index=sequence.index, version=self.version, **said
+        )
 
     # -- tokens
 
@@ -264,9 +334,8 @@ class Engine:
             self._leave(sequence)
             request.open -= 1
             usage = request.usage() if request.open == 0 else None
-        return Chunk(
-            request=request.id,
-            index=sequence.index,
+        return self._chunk(
+            sequence,
             text=text,
             token_count=1,
             logprobs=logprobs,

@@ -44,7 +44,13 @@ class Rows:
         self._rows = [_Row() for _ in range(backend.rows)]
         self._clock = itertools.count(1)
         self.budget = backend.rows * backend.context if budget is None else budget
+        self.most = backend.rows
         self.reused = 0
+
+    @property
+    def touched(self) -> int:
+        """Positions whose memory was touched or is reserved."""
+        return sum(row.touched for row in self._rows)
 
     @property
     def used(self) -> int:
@@ -58,7 +64,7 @@ class Rows:
         to compute, since its logits are needed.
         """
         free = [index for index, row in enumerate(self._rows) if row.owner is None]
-        if not free:
+        if not free or self.used >= self.most:
             return False
         reserved = sum(row.reserved for row in self._rows)
         if reserved + sequence.request.limit > self.budget:
@@ -104,6 +110,13 @@ class Rows:
             touched -= row.touched
             self._backend.release(index)
             row.ids, row.held, row.touched = [], 0, 0
+
+    def release_free(self) -> None:
+        """Give back what free rows hold: no prompt will take it over any more."""
+        for index, row in enumerate(self._rows):
+            if row.owner is None and row.touched:
+                self._backend.release(index)
+                row.ids, row.held, row.touched = [], 0, 0
 
     def place(self, sequence: Sequence, index: int) -> None:
         """Move a sequence to row `index`; what is there takes its place."""

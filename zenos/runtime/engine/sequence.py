@@ -19,6 +19,7 @@ class Request:
 
     def __init__(self, request: GenerateRequest, prompt: list[int], context: int) -> None:
         sampling = request.sampling
+        self.asked = request
         self.id = request.id
         self.sampling = sampling
         self.priority = request.priority

@@ -21,15 +21,17 @@ from zenos.core import limits
 from zenos.core.errors import InvalidError, ZenosError
 from zenos.core.names import ModelRef
 from zenos.core.specs import ServeSpec
-from zenos.core.wire import Abort, Chunk, GenerateRequest, Progress, Ready
+from zenos.core.wire import Abort, Chunk, GenerateRequest, Progress, Ready, Weights
 from zenos.models.records import context_length, family_of
-from zenos.runtime import architectures, gpu, precision
+from zenos.runtime import architectures, gpu, precision, weights
 from zenos.runtime.context import WorkerContext
 from zenos.runtime.engine import llama
 from zenos.runtime.engine.batch import Backend
 from zenos.runtime.engine.chat import ChatTemplate
 from zenos.runtime.engine.engine import Engine, failure
 from zenos.runtime.engine.general import GeneralBackend, local_window
+from zenos.runtime.engine.generations import Generations
+from zenos.runtime.engine.renewal import Renewal
 from zenos.runtime.engine.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -40,18 +42,23 @@ STEP_BYTES: Final = 128 * limits.MIB  # what a step needs beside the cache
 TRIAL_ROWS, TRIAL_CONTEXT = 2, 16  # enough to see how large a position is
 PROMPT_MIN: Final = 64  # positions that a replica has, however small its limit
 
-Incoming = tuple[GenerateRequest, list[int]] | Abort | Chunk
+Incoming = tuple[GenerateRequest, list[int]] | Abort | Chunk | Weights
 
 
 class Loaded:
     """A model ready to answer: engine, vocabulary, template, and what `ready` says of it.
 
     memory: bytes that this process may use, 0 for no limit; gpu_memory: of its GPU's. dtype: what
-    it computes in. slots: sequences that it decodes together.
+    it computes in. slots: sequences that it decodes together. version: of the model.
     """
 
     def __init__(
-        self, directory: Path, spec: ServeSpec, memory: int = 0, gpu_memory: int = 0
+        self,
+        directory: Path,
+        spec: ServeSpec,
+        memory: int = 0,
+        gpu_memory: int = 0,
+        version: str = "",
     ) -> None:
         config = architectures.read_config(directory)
         if family_of(config) != "decoder":
@@ -66,23 +73,76 @@ class Loaded:
         if note:
             log.warning("%s", note)
         self.dtype = str(dtype).removeprefix("torch.")
+        self._dtype, self._device, self._memory = dtype, device, memory
         model: Any = architectures.load(directory, dtype).to(device)
         room = context_length(config) or CONTEXT_DEFAULT
         self.context = min(room, spec.context or room, local_window(model.config) or room)
         self.parameters = sum(p.numel() for p in model.parameters())
         self.slots = spec.slots
+        self.restart = spec.on_update == "restart"
         if device.type == "cuda":
             fit = _positions_on_gpu(model, self.context, dtype, gpu_memory)
             asked = spec.context is not None
             self.slots, self.context = gpu.layout(fit, self.slots, self.context, fixed=asked)
             log.info("%d sequences of at most %d tokens fit", self.slots, self.context)
-        backend: Backend
+        backend = self._backend(model)
+        self.engine = Engine(
+            backend, self.vocabulary, self.context, self.positions(backend), version
+        )
+        self._room = self.engine.positions
+
+    def _backend(self, model: Any) -> Backend:
         if llama.fits(model.config, self.context):
-            backend = llama.LlamaBackend(model, self.slots, self.context, dtype)
-        else:
-            backend = GeneralBackend(model, self.slots, self.context)
-        positions = _positions(memory, backend) if device.type == "cpu" else None
-        self.engine = Engine(backend, self.vocabulary, self.context, positions)
+            return llama.LlamaBackend(model, self.slots, self.context, self._dtype)
+        return GeneralBackend(model, self.slots, self.context)
+
+    def positions(self, backend: Backend) -> int | None:
+        """Cache positions that the memory left has room for; None where nothing limits them."""
+        return _positions(self._memory, backend) if self._device.type == "cpu" else None
+
+    # -- other weights of the same model
+
+    @property
+    def weights_bytes(self) -> int:
+        """Memory that one set of weights takes."""
+        return int(self.parameters * self._dtype.itemsize)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a second set of weights can be loaded beside the one there.
+
+        While it is being loaded it is there twice: as read, and as laid out. On a GPU all that is
+        left holds the cache.
+        """
+        if self._device.type != "cpu":
+            return False
+        if not self._memory:
+            return True
+        left = self._memory - psutil.Process().memory_info().rss
+        return left >= 2 * self.weights_bytes + STEP_BYTES
+
+    def weights_positions(self, backend: Backend) -> int:
+        """Cache positions that take as much memory as a set of weights; 0 without a limit."""
+        return self.weights_bytes // backend.token_bytes if self._memory else 0
+
+    def backend(self, directory: Path, source: str, version: str) -> Backend:
+        """A version's weights, ready to compute with: from the shared memory of the training at
+        address `source`, or from the files in `directory`."""
+        tensors = weights.ask(source, version, self._dtype) if source else None
+        if tensors is not None:
+            try:
+                model: Any = architectures.load(directory, self._dtype, tensors)
+                log.info("%s is taken from the training's memory", version)
+                return self._backend(model.to(self._device))
+            except InvalidError as error:
+                log.warning("%s is taken from its files: %s", version, error)
+        del tensors
+        model = architectures.load(directory, self._dtype)
+        return self._backend(model.to(self._device))
+
+    def engine_of(self, backend: Backend, version: str) -> Engine:
+        """An engine beside the one there, of the same context and room."""
+        return Engine(backend, self.vocabulary, self.context, self._room, version)
 
     def tokenize(self, request: GenerateRequest) -> list[int]:
         """The prompt's tokens: given, or of the text, or of the messages through the template."""
@@ -175,6 +235,8 @@ class Intake(threading.Thread):
             if len(self._aborted) > limits.REQUESTS_WAITING_MAX:
                 del self._aborted[next(iter(self._aborted))]
             self.handed.put(abort)
+        elif envelope.topic == "weights":
+            self.handed.put(body_of(envelope, Weights))
 
     def _request(self, request: GenerateRequest) -> None:
         try:
@@ -197,63 +259,96 @@ def main(context: WorkerContext) -> int:
     version = context.registry.resolve(ModelRef.parse(spec.model))
     limit = gpu.restrict(context.task)
     memory = context.task.spec.resources.memory
-    loaded = Loaded(context.registry.path(version), spec, memory, limit)
+    loaded = Loaded(context.registry.path(version), spec, memory, limit, version.ref)
     intake = Intake(context, loaded)
-    intake.start()
-    context.send(
-        "state",
-        "ready",
-        Ready(
-            model=version.ref,
-            context=loaded.context,
-            slots=loaded.slots,
-            load_s=time.monotonic() - begun,
-            parameters=loaded.parameters,
-            chat_template=loaded.template.own,
-        ),
-    )
-    context.report(Progress(stage="serving"))
-    log.info("%s is ready after %.3f s", version.ref, time.monotonic() - begun)
+    replica = Replica(context, loaded, intake)
     try:
-        serve(context, loaded.engine, intake)
+        replica.catch_up()
+        intake.start()
+        context.send(
+            "state",
+            "ready",
+            Ready(
+                model=replica.engines.version,
+                context=loaded.context,
+                slots=loaded.slots,
+                load_s=time.monotonic() - begun,
+                parameters=loaded.parameters,
+                chat_template=loaded.template.own,
+            ),
+        )
+        context.report(Progress(stage="serving"))
+        log.info("%s is ready after %.3f s", replica.engines.version, time.monotonic() - begun)
+        replica.serve()
     finally:
+        replica.close()
         intake.done.set()
-        intake.join(timeout=5)
+        if intake.is_alive():
+            intake.join(timeout=5)
     return 0
 
 
-def serve(context: WorkerContext, engine: Engine, intake: Intake) -> None:
-    """Step the engine while there is work; end when told to and done, or out of time."""
-    deadline: float | None = None
-    while True:
-        take(context, engine, intake, wait=engine.idle)
-        if intake.stopping.is_set():
-            deadline = deadline or time.monotonic() + FINISH_S
-            if engine.idle or time.monotonic() > deadline:
-                return
-        if context.channel.disconnected_s > 0:
-            # Nobody is there to take the answers, and their clients have gone with the daemon.
-            engine.abort_all()
-        if not engine.idle:
-            for chunk in engine.step():
-                context.send("data", "chunk", chunk)
+class Replica:
+    """Steps the engines, hands them what has come, and changes their weights between two steps."""
 
+    def __init__(self, context: WorkerContext, loaded: Loaded, intake: Intake) -> None:
+        self._context = context
+        self._loaded = loaded
+        self._intake = intake
+        self.engines = Generations(loaded.engine, loaded.slots, restart=loaded.restart)
+        del loaded.engine  # so that its weights can go
+        self._renewal = Renewal(context, loaded, self.engines)
 
-def take(context: WorkerContext, engine: Engine, intake: Intake, *, wait: bool) -> None:
-    """Hand what has come to the engine; waits a moment for the first if there is nothing to do."""
-    while True:
-        try:
-            item = intake.handed.get(timeout=IDLE_WAIT_S) if wait else intake.handed.get_nowait()
-        except queue.Empty:
-            return
-        wait = False
-        if isinstance(item, Abort):
-            engine.abort(item.request)
-        elif isinstance(item, Chunk):
-            context.send("data", "chunk", item)
-        else:
-            request, prompt = item
+    def catch_up(self) -> None:
+        """Before the first request: take the version that was published while this one loaded."""
+        while (envelope := self._context.receive(0.0)) is not None:
+            if envelope.topic == "weights":
+                self._renewal.hear(body_of(envelope, Weights))
+        while self._renewal.is_due and self._context.stop_requested() is None:
+            self._renewal.turn()
+            self._renewal.wait(IDLE_WAIT_S)
+
+    def serve(self) -> None:
+        """Step the engines while there is work; end when told to and done, or out of time."""
+        deadline: float | None = None
+        engines = self.engines
+        while True:
+            self._renewal.turn()
+            self._take(wait=engines.idle)
+            if self._intake.stopping.is_set():
+                deadline = deadline or time.monotonic() + FINISH_S
+                if engines.empty or time.monotonic() > deadline:
+                    return
+            if self._context.channel.disconnected_s > 0:
+                # Nobody is there to take the answers; their clients have gone with the daemon.
+                engines.abort_all()
+            if not engines.idle:
+                for chunk in engines.step():
+                    self._context.send("data", "chunk", chunk)
+
+    def close(self) -> None:
+        """End what renews the weights."""
+        self._renewal.close()
+
+    def _take(self, *, wait: bool) -> None:
+        """Hand what has come to the engine; waits a moment for the first if there is nothing to
+        do."""
+        handed = self._intake.handed
+        while True:
             try:
-                engine.submit(request, prompt)
-            except ZenosError as error:
-                context.send("data", "chunk", failure(request.id, error))
+                item = handed.get(timeout=IDLE_WAIT_S) if wait else handed.get_nowait()
+            except queue.Empty:
+                return
+            wait = False
+            if isinstance(item, Abort):
+                self.engines.abort(item.request)
+            elif isinstance(item, Chunk):
+                self._context.send("data", "chunk", item)
+            elif isinstance(item, Weights):
+                self._renewal.hear(item)
+            else:
+                request, prompt = item
+                try:
+                    self.engines.submit(request, prompt)
+                except ZenosError as error:
+                    self._context.send("data", "chunk", failure(request.id, error))

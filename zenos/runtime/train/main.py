@@ -33,6 +33,7 @@ from zenos.runtime.train.corpus import Corpus, Survey
 from zenos.runtime.train.gang import RENDEZVOUS, Leader
 from zenos.runtime.train.objectives import objective_for
 from zenos.runtime.train.packing import Packed
+from zenos.runtime.train.snapshots import Snapshots
 from zenos.runtime.train.tokenizer import Vocabulary
 from zenos.runtime.train.trainer import Suspended, Trainer
 
@@ -106,8 +107,25 @@ def _train(context: WorkerContext, spec: TrainSpec, checkpoints: Checkpoints) ->
     if isinstance(gang, Leader):
         gang.join(trainer.model, spec.backend, context.run_dir / RENDEZVOUS)
     trainer.begin()
-    trainer.run()  # 4
+    if spec.publish is None:
+        trainer.run()  # 4
+    else:
+        _run_publishing(context, spec, trainer, data.vocabulary)
     return publish.publish(context, spec, trainer, data.vocabulary)  # 5
+
+
+def _run_publishing(
+    context: WorkerContext, spec: TrainSpec, trainer: Trainer, vocabulary: Vocabulary
+) -> None:
+    """Train, and publish versions on the way."""
+    files = vocabulary.files
+    snapshots = Snapshots(context, spec, trainer.model, trainer.weights(), files)
+    trainer.after_step = snapshots.after_step
+    try:
+        trainer.run()
+        snapshots.finish(trainer.state)
+    finally:
+        snapshots.close()
 
 
 def _stopping(context: WorkerContext, saved_step: int | None = None) -> bool:

@@ -15,9 +15,11 @@ from zenos import __version__
 from zenos.core.errors import StorageError
 from zenos.core.specs import TrainSpec
 from zenos.core.wire import Progress
+from zenos.models import publishing
 from zenos.models.registry import Lineage, ModelVersion, Registry
 from zenos.runtime import architectures
 from zenos.runtime.context import WorkerContext
+from zenos.runtime.train import snapshots
 from zenos.runtime.train.baselines import Baselines
 from zenos.runtime.train.tokenizer import Vocabulary
 from zenos.runtime.train.trainer import FINAL_TOKENS_MAX, Suspended, Trainer, load_weights
@@ -28,7 +30,8 @@ log = logging.getLogger(__name__)
 def published(registry: Registry, name: str, task: str) -> dict[str, Any] | None:
     """The result of a version that this task has published already; None where there is none."""
     for version in registry.list():
-        if version.name == name and version.lineage.task == task:
+        on_the_way = publishing.STEP in version.metrics
+        if version.name == name and version.lineage.task == task and not on_the_way:
             return _result(version)
     return None
 
@@ -53,7 +56,9 @@ def publish(
         parent = f"{base.name}:{base.version}"
     try:
         # Beside the registry's blobs, so that files can be moved instead of copied.
-        with tempfile.TemporaryDirectory(prefix="publish-", dir=_scratch(context)) as scratch:
+        with tempfile.TemporaryDirectory(
+            prefix="publish-", dir=snapshots.scratch(context)
+        ) as scratch:
             directory = Path(scratch)
             architectures.save(trainer.model, directory)
             files = {path.name: path for path in directory.iterdir() if path.is_file()}
@@ -75,13 +80,9 @@ def publish(
             f"cannot publish {spec.model}: {why}; the training is saved, and tries again in a "
             "while: free some space"
         ) from error
+    if spec.publish == spec.model:
+        snapshots.announce(context, version.ref)
     return _result(version)
-
-
-def _scratch(context: WorkerContext) -> Path:
-    path = context.home.checkpoint(context.task.id)
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return path
 
 
 def _result(version: ModelVersion) -> dict[str, Any]:

@@ -83,6 +83,7 @@ class Trainer:
         self.report = report
         self.stopping = stopping
         self.clock = clock
+        self.after_step: Callable[[State], None] | None = None  # called between two steps
         self.samples = Samples(
             packed.train, length=objective.length, stride=objective.stride, seed=spec.seed
         )
@@ -133,6 +134,8 @@ class Trainer:
             self._evaluate_if_due()
             self._save_if_due()
             self._tell(loss)
+            if self.after_step is not None:
+                self.after_step(self.state)
         self._save_and_wait("the last step")
 
     def _finished(self) -> bool:
@@ -195,6 +198,10 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return mean
+
+    def weights(self) -> Weights:
+        """The model's own tensors by name, each tied one once; they change with the next step."""
+        return _tensors_of(self.model)
 
     def _micro_batches(self, step: int) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
         """Inputs, targets and weight of each micro-batch: its share of the step's targets.
