@@ -50,12 +50,14 @@ def test_use_threads_reaches_torch_and_what_comes_later(monkeypatch: pytest.Monk
     for name in ("OMP", "OPENBLAS", "MKL", "RAYON"):
         monkeypatch.setenv(f"{name}_NUM_THREADS", "9")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "")
+    monkeypatch.setenv("ZENOS_CPU", "9")
     before = torch.get_num_threads()
     try:
         worker.use_threads(2)
         assert torch.get_num_threads() == 2
         assert os.environ["RAYON_NUM_THREADS"] == os.environ["OMP_NUM_THREADS"] == "2"
         assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
+        assert os.environ["ZENOS_CPU"] == "2"
     finally:
         torch.set_num_threads(before)
 

@@ -44,6 +44,42 @@ async def test_a_program_runs_and_says_how_it_ended(rig: Rig, tmp_path: Path) ->
     assert isinstance(rig.events[0], WorkerStarted)
 
 
+CPUS_SEEN = """
+import os
+from zenos.threads import Pool, cpus
+import torch
+with Pool() as pool:
+    print(cpus(), pool.lanes, torch.get_num_threads(), os.environ["RAYON_NUM_THREADS"])
+"""
+
+
+@pytest.mark.parametrize(("cpu", "seen"), [(1, "1.0 1 1 1"), (0.5, "0.5 1 1 1")])
+async def test_two_tasks_start_no_more_threads_than_they_have_cores(
+    rig: Rig, cpu: float, seen: str
+) -> None:
+    held = Resources.of(cpu=cpu, memory="2GiB")
+    for number in (1, 2):
+        await rig.executor.start(
+            program(PYTHON, "-c", CPUS_SEEN, number=number, resources=held, cwd=str(Path.cwd()))
+        )
+    ended = await rig.until(WorkerExited, 2)
+    assert [event.outcome.log_tail for event in ended if isinstance(event, WorkerExited)] == [
+        f"{seen}\n"
+    ] * 2
+
+
+async def test_what_a_task_asks_for_stays(rig: Rig) -> None:
+    task = program(
+        "/bin/sh",
+        "-c",
+        "echo $OMP_NUM_THREADS $RAYON_NUM_THREADS $ZENOS_CPU $TOKENIZERS_PARALLELISM",
+        env={"OMP_NUM_THREADS": "7"},
+        resources=Resources.of(cpu=2.5, memory="200MB"),
+    )
+    await rig.executor.start(task)
+    assert (await exited(rig)).outcome.log_tail == "7 3 2.5 true\n"
+
+
 async def test_with_the_end_it_is_told_how_far_the_task_is_saved(rig: Rig) -> None:
     (rig.home.checkpoint("t1") / "step-000000007").mkdir(parents=True)
     await rig.executor.start(program("/bin/true"))

@@ -165,6 +165,7 @@ def use_threads(count: int) -> None:
     import torch
 
     torch.set_num_threads(count)
+    os.environ["ZENOS_CPU"] = str(count)  # for pools of zenos.threads
     for name in ("OMP", "OPENBLAS", "MKL", "RAYON"):
         os.environ[f"{name}_NUM_THREADS"] = str(count)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if count > 1 else "false"

@@ -33,6 +33,10 @@ KEPT_VARIABLES: Final = frozenset(
         for name in (n, n.upper())
     }
 )
+# By which libraries learn how many threads to start.
+THREAD_VARIABLES: Final = tuple(
+    f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "RAYON", "VECLIB")
+)
 
 
 class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,20 +87,23 @@ def environment(home: Home, task: Task) -> dict[str, str]:
     work = task.spec.work
     asked = work.env if isinstance(work, ProgramSpec) else {}
     held = task.allocation.resources if task.allocation else task.spec.resources
-    threads = str(max(1, -(-held.cpu // 1000)))
+    # Else each library starts as many as the machine has cores, in every task.
+    threads = dict.fromkeys(THREAD_VARIABLES, str(max(1, -(-held.cpu // 1000))))
     shares = sorted(task.allocation.shares) if task.allocation else []
     numbers = nodes.device_numbers() if shares else ()
     # Virtual ones have no numbers but their own.
     devices = ",".join(str(numbers[n] if n < len(numbers) else n) for n in shares)
     return {
         **kept,
-        "OMP_NUM_THREADS": threads,
+        **threads,
+        "TOKENIZERS_PARALLELISM": "true" if held.cpu > 1000 else "false",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": devices,
         "PYTHONUNBUFFERED": "1",
         **asked,
         # By which a program finds the bus; its token stands in a file there.
         "ZENOS_HOME": str(home.root),
+        "ZENOS_CPU": f"{held.cpu / 1000:g}",
         "ZENOS_TASK": task.id,
         "ZENOS_GENERATION": str(task.generation),
     }

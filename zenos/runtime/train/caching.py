@@ -25,7 +25,7 @@ from zenos.core.errors import StorageError
 
 log = logging.getLogger(__name__)
 
-SEALED: Final = ("packs", "tokenizers")
+SEALED: Final = ("packs", "shards", "tokenizers")
 COMPILED: Final = "inductor"
 _SEAL: Final = "seal.json"
 _BLOCK_BYTES: Final = 4 * 1024 * 1024
@@ -91,6 +91,46 @@ def directory(path: Path, build: Callable[[Path], None]) -> Path:
             f"cannot write the cache {path}: {error.strerror or error}; free some space"
         ) from error
     return path
+
+
+def files(path: Path, make: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
+    """The files of the directory at `path`, by name; made and kept there unless it is there whole.
+
+    For small ones: they are given out as bytes, so the directory isn't held. May be called from
+    several OS threads. Raises StorageError when it cannot be written.
+    """
+    found = _read(path)
+    if found is not None:
+        return found
+    made = make()
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.exists():
+            shutil.rmtree(path, ignore_errors=True)  # damaged
+        with durable.new_directory(path) as fresh:
+            for name, content in made.items():
+                (fresh / name).write_bytes(content)
+            durable.write_file(fresh / _SEAL, msgspec.json.encode(_seal_of(made)))
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # else another was first
+            raise StorageError(
+                f"cannot write the cache {path}: {error.strerror or error}; free some space"
+            ) from error
+    return made
+
+
+def _read(path: Path) -> dict[str, bytes] | None:
+    try:
+        seal = msgspec.json.decode((path / _SEAL).read_bytes(), type=dict[str, str])
+        found = {name: (path / name).read_bytes() for name in seal}
+        os.utime(path)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return found if _seal_of(found) == seal else None
+
+
+def _seal_of(contents: dict[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
 
 
 def make_room(cache: Path, bytes_max: int, named: Collection[str]) -> int:

@@ -10,6 +10,7 @@ The order of samples is a pure function of the seed and the position: `samples` 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,15 +19,13 @@ import numpy as np
 
 from zenos.core import durable
 from zenos.core.errors import InvalidError, StorageError
-from zenos.core.limits import MIB
-from zenos.runtime.train import caching
-from zenos.runtime.train.corpus import Corpus, Survey
-from zenos.runtime.train.tokenizer import Vocabulary, encode_all
+from zenos.runtime.train import caching, shards
+from zenos.runtime.train.corpus import Corpus, Document, Survey
+from zenos.runtime.train.tokenizer import Vocabulary
 
 Tokens = np.ndarray[Any, np.dtype[np.int64]]
 
 FORMAT: Final = 1
-BATCH_CHARS: Final = 2 * MIB
 _FEISTEL_ROUNDS: Final = 6
 
 
@@ -69,18 +68,18 @@ def pack(corpus: Corpus, survey: Survey, vocabulary: Vocabulary, cache: Path) ->
 
     def build(directory: Path) -> None:
         dtype = np.dtype(np.uint16 if vocabulary.size <= 2**16 else np.uint32)
-        writer = _Writer(directory, vocabulary, dtype)
+        writer = _Writer(directory, dtype)
         try:
-            held_out: list[bool] = []
 
-            def texts() -> Iterator[str]:
+            def counted() -> Iterator[Document]:
                 for document in corpus.documents():
-                    held_out.append(survey.holds_out(document))
-                    writer.count(document.bytes, held_out[-1])
-                    yield document.text
+                    writer.count(document.bytes, survey.holds_out(document))
+                    yield document
 
-            for number, ids in enumerate(encode_all(vocabulary, texts(), BATCH_CHARS)):
-                writer.write(ids, held_out[number])
+            parts = shards.cut(counted(), survey)
+            with closing(shards.encode(parts, vocabulary, dtype, cache)) as encoded:
+                for part in encoded:
+                    writer.write(part)
         finally:
             writer.close()
         if sum(writer.bytes) != survey.bytes or writer.documents != survey.documents:
@@ -109,10 +108,9 @@ def pack_key(survey: Survey, vocabulary: Vocabulary) -> str:
 class _Writer:
     """Two files of token ids: training in `train.bin`, held out in `eval.bin`."""
 
-    def __init__(self, directory: Path, vocabulary: Vocabulary, dtype: np.dtype[Any]) -> None:
-        self._files = [(directory / name).open("wb") for name in ("train.bin", "eval.bin")]
+    def __init__(self, directory: Path, dtype: np.dtype[Any]) -> None:
+        self._files = [(directory / name).open("wb") for name in shards.FILES]
         self._dtype = dtype
-        self._end = [] if vocabulary.end_id is None else [vocabulary.end_id]
         self.tokens = [0, 0]
         self.bytes = [0, 0]
         self.documents = 0
@@ -121,9 +119,10 @@ class _Writer:
         self.bytes[held_out] += size
         self.documents += 1
 
-    def write(self, ids: list[int], held_out: bool) -> None:
-        self._files[held_out].write(np.asarray(ids + self._end, dtype=self._dtype).tobytes())
-        self.tokens[held_out] += len(ids) + len(self._end)
+    def write(self, part: shards.Encoded) -> None:
+        for held_out, tokens in enumerate(part):
+            self._files[held_out].write(tokens)
+            self.tokens[held_out] += len(tokens) // self._dtype.itemsize
 
     def close(self) -> None:
         for file in self._files:
