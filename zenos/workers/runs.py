@@ -98,6 +98,7 @@ def environment(home: Home, task: Task) -> dict[str, str]:
         # By which a program finds the bus; its token stands in a file there.
         "ZENOS_HOME": str(home.root),
         "ZENOS_TASK": task.id,
+        "ZENOS_TASK_HOME": str(home.root),  # stays when the program goes to a home of its own
         "ZENOS_GENERATION": str(task.generation),
     }
 
