@@ -13,6 +13,7 @@ from zenos.bus import topics as ev
 from zenos.bus.durable_topics import DurableTopics
 from zenos.bus.topic import Delivery
 from zenos.bus.topics import Accepted
+from zenos.core import limits
 from zenos.core.clock import SystemClock
 from zenos.core.errors import BusyError, ConflictError, StorageError, UnavailableError
 from zenos.core.messages import Message, MessageChanges, TopicSettings
@@ -27,11 +28,13 @@ class Gate(MemoryStore):
         super().__init__()
         self.open = asyncio.Event()
         self.open.set()
+        self.begun = asyncio.Event()
         self.failing: StorageError | None = None
         self.failed = asyncio.Event()
         self.commits = 0
 
     async def commit_messages(self, changes: MessageChanges) -> None:
+        self.begun.set()
         await self.open.wait()
         if self.failing is not None:
             self.failed.set()
@@ -109,6 +112,21 @@ async def test_many_at_once_share_a_transaction_and_none_is_answered_before_it()
         received = await waiting
         assert store.commits <= 2
         assert {d.message.id for d in received} <= {m.id for m in await store.load_messages()}
+
+
+async def test_what_was_given_to_who_gave_up_meanwhile_goes_to_others_at_once() -> None:
+    store = Gate()
+    async with running(store) as topics:
+        store.open.clear()
+        sending = asyncio.create_task(send(topics, "a"))
+        waiting = asyncio.create_task(receive(topics, "impatient"))
+        await store.begun.wait()
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        store.open.set()
+        await sending
+        (given,) = await asyncio.wait_for(receive(topics, "other"), limits.LEASE_S / 2)
+        assert (given.message.id, given.message.failures) == ("a", 0)
 
 
 async def test_a_disk_that_is_full_loses_nothing_and_says_so() -> None:

@@ -83,6 +83,17 @@ def test_without_its_runtime_directory_it_moves(
     until(lambda: channel.connected)
 
 
+def test_when_somebody_else_has_taken_its_directory_it_moves(
+    system: System, channel: Channel
+) -> None:
+    old = system.home.sockets
+    shutil.rmtree(old)
+    old.touch()
+    until(lambda: system.home.sockets != old and system.home.bus.is_socket())
+    cut(channel)
+    until(lambda: channel.connected)
+
+
 def test_an_adopted_worker_finds_the_place_to_which_it_has_moved(
     system: System, runtime: Callable[[str], Path], tmp_path: Path
 ) -> None:

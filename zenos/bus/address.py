@@ -21,11 +21,12 @@ class _StartFile(msgspec.Struct):
 def find(home: str | Path | None = None) -> tuple[Path, Hello]:
     """The socket, and what to say first: as the task in which this runs, else as the user.
 
-    home: by default `ZENOS_HOME`; one that is given is used as the user. Raises NoDaemonError where
+    home: by default `ZENOS_HOME`; one that is given is used as the user, and so is another than
+    that of the task (`ZENOS_TASK_HOME`). Raises NoDaemonError where
     no daemon has ever run, UnauthorizedError without a token.
     """
     place = Home(Path(home).expanduser().absolute()) if home is not None else Home.default()
-    task = os.environ.get("ZENOS_TASK") if home is None else None
+    task = os.environ.get("ZENOS_TASK") if home is None and _is_the_tasks(place) else None
     if task:
         generation = os.environ.get("ZENOS_GENERATION", "")
         if generation.isdecimal() and task.isalnum():
@@ -37,6 +38,11 @@ def find(home: str | Path | None = None) -> tuple[Path, Hello]:
             f"cannot reach a daemon: none has run on {place.root}; start it with 'zenos up'"
         )
     return place.bus, Hello(task="", generation=0, token=_read(place.token).strip(), program=True)
+
+
+def _is_the_tasks(place: Home) -> bool:
+    said = os.environ.get("ZENOS_TASK_HOME")
+    return not said or os.path.realpath(said) == os.path.realpath(place.root)
 
 
 def _task_token(place: Home, task: str, generation: int) -> str:

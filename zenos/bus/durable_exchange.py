@@ -131,23 +131,11 @@ class DurableExchange:
                 peer.put(item)
             except BusyError:
                 # It goes to somebody who reads; this one hears that it got nothing.
-                self._give_back(delivery)
+                self._there().give_back(delivery)
                 if delivery is given[-1]:
                     error = BusyError("cannot give you more: read what has come", retry_after_s=1)
                     peer.refuse(asked.id, asked.topic, error)
         failpoints.passing("bus.delivered")
-
-    def _give_back(self, delivery: Delivery) -> None:
-        topics, message = self._there(), delivery.message
-        topics.post(
-            ev.Nack(
-                request=topics.next_request(),
-                topic=message.topic,
-                delivery=delivery.number,
-                id=message.id,
-                failed=False,
-            )
-        )
 
 
 def _as_envelope(delivery: Delivery, request: int) -> Envelope:

@@ -128,6 +128,19 @@ class DurableTopics:
         if not self._closed:
             self.post(ev.Gone(request=0, receiver=receiver))
 
+    def give_back(self, delivery: Delivery) -> None:
+        """It did not reach its receiver: others may have it at once, and it has not failed."""
+        message = delivery.message
+        self.post(
+            ev.Nack(
+                request=self.next_request(),
+                topic=message.topic,
+                delivery=delivery.number,
+                id=message.id,
+                failed=False,
+            )
+        )
+
     @contextlib.contextmanager
     def watch(self, topic: str) -> Iterator[asyncio.Queue[TopicEvent | None]]:
         """What happens on a topic from now on; None ends it: the reader is too slow, or the daemon
@@ -168,7 +181,7 @@ class DurableTopics:
             elif isinstance(answer.result, list) and not self._closed:
                 # Who asked for these has gone since: others may have them at once.
                 for given in answer.result:
-                    self._give_back(given)
+                    self.give_back(given)
 
     def close(self) -> None:
         """Stop after the present step. See `run`."""
@@ -208,18 +221,6 @@ class DurableTopics:
         if queue.full():
             queue.get_nowait()
         queue.put_nowait(None)
-
-    def _give_back(self, delivery: Delivery) -> None:
-        message = delivery.message
-        self.post(
-            ev.Nack(
-                request=self.next_request(),
-                topic=message.topic,
-                delivery=delivery.number,
-                id=message.id,
-                failed=False,
-            )
-        )
 
     async def _drain(self, timeout_s: float) -> list[ev.Event]:
         if not self._events and timeout_s > 0 and not self._closed:

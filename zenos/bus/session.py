@@ -345,10 +345,13 @@ class Session:
         """Ask until it is answered, over as many connections as it takes.
 
         For what may be asked twice. passing: called when it was written. Raises the answer's error,
-        and DeadlineError.
+        and DeadlineError. `delay_s` and `deadline_s` count from here, however often it is asked.
         """
+        begun, times = time.monotonic(), _times(fields)
         while True:
             yield from self.arrive(deadline)
+            passed_s = time.monotonic() - begun
+            fields |= {name: max(0.001, value - passed_s) for name, value in times.items()}
             number, slot = self.ask(verb, topic, body, **fields)
             if passing is not None:
                 passing()
@@ -458,6 +461,11 @@ class Session:
                 )
             if not slot.lost and self.windows.get(topic) is window and window.has_room(size):
                 return window
+
+
+def _times(fields: dict[str, Any]) -> dict[str, float]:
+    """Those fields of a request that are seconds from now, and count."""
+    return {name: fields[name] for name in ("delay_s", "deadline_s") if fields.get(name)}
 
 
 def decode(frame: Data, kind: type[T]) -> T:

@@ -7,10 +7,12 @@ goes out at once, or, if much is sent, together: at the latest FLUSH_AFTER_S lat
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +25,7 @@ from zenos.bus.session import Received, Session, Slot, Steps
 from zenos.bus.stream import FrameReader, FrameWriter, Welcome, greet
 from zenos.bus.sync_topics import Topic
 from zenos.core import limits
-from zenos.core.errors import NoDaemonError, UnauthorizedError, UnavailableError
+from zenos.core.errors import InvalidError, NoDaemonError, UnauthorizedError, UnavailableError
 from zenos.core.messages import check_topic
 
 T = TypeVar("T")
@@ -32,6 +34,7 @@ BACKOFF_S: Final = 0.02
 BACKOFF_S_MAX: Final = 1.0
 FLUSH_AFTER_S: Final = 0.0002
 FLUSH_BYTES: Final = 32 * limits.KIB
+CLOSE_S: Final = 2.0  # for which the end waits until what was sent is written
 STUCK_S: Final = 0.2  # between two looks at whether a broker that doesn't read has gone
 
 
@@ -62,9 +65,11 @@ class Bus:
         self._wait_s = BACKOFF_S
         self._refused = False
         self._flushed_at = 0.0
+        self._stuck = False  # the broker did not take all when it was last written to
         self._flush_due = threading.Event()
         self._flusher: threading.Thread | None = None
         self._wake_read, self._wake_write = socket.socketpair()
+        _all.add(self)
         try:
             self.run(self.session.arrive(time.monotonic() + timeout_s))
         except BaseException as error:
@@ -102,18 +107,21 @@ class Bus:
         return Topic(self, check_topic(name), durable=durable, prefetch=prefetch)
 
     def flush(self) -> None:
-        """Write what was sent."""
+        """Write what was sent, for as long as that takes."""
         with self._changed:
-            self._write()
+            self._write(None)
 
     def close(self) -> None:
-        """Write what was sent, and end the connection. What is leased goes to others."""
+        """Write what was sent, and end the connection. What is leased goes to others.
+
+        A daemon that does not read for CLOSE_S seconds misses what it hasn't read.
+        """
         with self._changed:
             if self.session.closed is not None:
                 return
             with suppress(OSError):
                 if self._writer is not None and self.session.is_connected:
-                    self._write()
+                    self._write(time.monotonic() + CLOSE_S)
             self.session.close(UnavailableError("cannot use the bus: it was closed"))
             self._drop_connection()
             with suppress(OSError):
@@ -181,7 +189,7 @@ class Bus:
     def _wait(self, slot: Slot, deadline: float | None) -> bool:
         """Whether the slot was filled in time; the lock is held."""
         try:
-            self._write()
+            self._write(deadline)
             while not slot.done:
                 left_s = None if deadline is None else deadline - time.monotonic()
                 if left_s is not None and left_s <= 0:
@@ -254,7 +262,7 @@ class Bus:
             self._poll.register(one, select.POLLIN)
         self._writer = FrameWriter(connection, self.session.output)
         self.session.connect(welcome.name, welcome.policy)
-        self._write()
+        self._write_now()
 
     def _enter(self, timeout_s: float) -> tuple[socket.socket, FrameReader, Welcome]:
         connection = greet(self._path, self._hello, timeout_s)
@@ -286,47 +294,81 @@ class Bus:
         if self._writer is not None:
             self._writer.close()
         self._socket = self._reader = self._writer = None
+        self._stuck = False
+
+    def forget(self) -> None:
+        """In a fork: let the parent's connection be; whatever is asked of this one is refused."""
+        self._lock = threading.Lock()  # another thread may have held it
+        self._changed = threading.Condition(self._lock)
+        self.session = Session(self._hello.generation, lambda: None)
+        self.session.closed = InvalidError(
+            "cannot use a bus that was connected before a fork: connect again in this process"
+        )
+        for one in (self._socket, self._wake_read, self._wake_write):
+            if one is not None:
+                one.close()  # without a word to the broker
+        self._socket = self._reader = self._writer = self._flusher = None
+        self._leading = False
 
     # -- writing
 
-    def _write(self) -> None:
-        """Write everything that waits. A broker that reads slowly is waited for."""
-        writer, connection = self._writer, self._socket
-        while writer is not None and connection is not None and self._writer is writer:
-            try:
-                now = time.monotonic()
-                if writer.write(now):
-                    self._flushed_at = now
-                    return
-            except OSError:
-                if self.session.closed is None:
-                    self._drop_connection()
-                    self.session.disconnect()
-                    self._changed.notify_all()
+    def _write(self, deadline: float | None) -> None:
+        """Write everything that waits. A broker that reads slowly is waited for until then."""
+        while not self._write_now():
+            wait_s = STUCK_S if deadline is None else min(STUCK_S, deadline - time.monotonic())
+            connection = self._socket
+            if wait_s <= 0 or connection is None:
                 return
             self._changed.release()
             try:
-                _ready([connection], STUCK_S, select.POLLOUT)
+                _ready([connection], wait_s, select.POLLOUT)
             finally:
                 self._changed.acquire()
+
+    def _write_now(self) -> bool:
+        """Write what the broker takes at once; the rest is left to the flusher, and to who waits.
+
+        Whether nothing is left, or nobody to write it to.
+        """
+        if self._writer is None:
+            return True
+        try:
+            now = time.monotonic()
+            if self._writer.write(now):
+                self._flushed_at, self._stuck = now, False
+                return True
+        except OSError:
+            if self.session.closed is None:
+                self._drop_connection()
+                self.session.disconnect()
+                self._changed.notify_all()
+            return True
+        self._stuck = True
+        self._flush_later()
+        return False
 
     def _write_soon(self) -> None:
         """Write what waits: at once if that is rare or much, else together with what follows."""
         output = self.session.output
         if not output:
             return
-        if (
+        if not self._stuck and (
             output.waiting_bytes >= FLUSH_BYTES
             or time.monotonic() - self._flushed_at > FLUSH_AFTER_S
         ):
-            self._write()
-        elif not self._flush_due.is_set():
-            if self._flusher is None:
-                self._flusher = threading.Thread(
-                    target=self._flush_for_ever, name="bus-flush", daemon=True
-                )
-                self._flusher.start()
-            self._flush_due.set()
+            self._write_now()
+        else:
+            self._flush_later()
+
+    def _flush_later(self) -> None:
+        if self._flush_due.is_set() or self.session.closed is not None:
+            return
+        if self._flusher is None:
+            self._flusher = threading.Thread(
+                target=self._flush_for_ever, name="bus-flush", daemon=True
+            )
+            self._flusher.start()
+        self._flush_due.set()
 
     def _flush_for_ever(self) -> None:
         while self.session.closed is None:
@@ -334,7 +376,18 @@ class Bus:
             time.sleep(FLUSH_AFTER_S)
             with self._changed:
                 self._flush_due.clear()
-                self._write()
+                self._write(None)
+
+
+_all: Final[weakref.WeakSet[Bus]] = weakref.WeakSet()
+
+
+def _forget() -> None:
+    for bus in list(_all):
+        bus.forget()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def _ready(sockets: list[socket.socket], left_s: float | None, event: int = select.POLLIN) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,10 @@ from zenos.core import durable
 from zenos.core.errors import StorageError
 
 CHECKPOINT_PREFIX: Final = "step-"  # a checkpoint's directory is called by it and the step
+
+
+_BASE_BYTES_MAX: Final = 60
+_SHARED_PLACES: Final = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - as in `_sockets`
 
 
 class Home(msgspec.Struct, frozen=True):
@@ -92,11 +97,13 @@ class Home(msgspec.Struct, frozen=True):
         return said if said.name == self._sockets().name else self._sockets()
 
     def write_sockets(self) -> None:
-        """Write down where the sockets are: as before, if that place is still there.
+        """Write down where the sockets are: as before, if that place is still there, and ours.
 
         StorageError when that can't be written.
         """
-        place = self.sockets if self.sockets.parent.is_dir() else self._sockets()
+        places = [self.sockets, self._sockets(), *self._other_sockets()]
+        # Where there is none, whoever makes the directory says why it can't.
+        place = next((place for place in places if _is_usable(place)), self._sockets())
         path, text = self.root / "sockets", f"{place}\n".encode()
         try:
             if not path.exists() or path.read_bytes() != text:
@@ -108,9 +115,15 @@ class Home(msgspec.Struct, frozen=True):
         base = os.environ.get("XDG_RUNTIME_DIR") or ""
         if not os.path.isdir(base):  # noqa: PTH112 - the session may have ended
             base = tempfile.gettempdir()
-        if len(os.fsencode(base)) > 60:
+        if len(os.fsencode(base)) > _BASE_BYTES_MAX:
             base = "/tmp"  # noqa: S108 - the directory below is made with mode 0700 and checked
         return Path(base) / f"zenos-{os.getuid()}-{self.id}"
+
+    def _other_sockets(self) -> list[Path]:
+        """Where they may lie when somebody has taken the usual place."""
+        bases = (Path(tempfile.gettempdir()), *_SHARED_PLACES, self.root)
+        name = self._sockets().name
+        return [base / name for base in bases if len(os.fsencode(base)) <= _BASE_BYTES_MAX]
 
     @property
     def bus(self) -> Path:
@@ -131,3 +144,14 @@ class Home(msgspec.Struct, frozen=True):
             return 0
         steps = (name.removeprefix(CHECKPOINT_PREFIX) for name in names)
         return max((int(step) for step in steps if step.isdecimal()), default=0)
+
+
+def _is_usable(place: Path) -> bool:
+    """Whether it is a directory of this user, or can be made."""
+    try:
+        found = place.lstat()
+    except FileNotFoundError:
+        return place.parent.is_dir() and os.access(place.parent, os.W_OK | os.X_OK)
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()

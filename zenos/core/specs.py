@@ -7,7 +7,7 @@ command line and the reference pages are made from them, and `check()` compares 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -15,6 +15,15 @@ from zenos.core import limits
 from zenos.core.errors import InvalidError
 from zenos.core.fields import about, check_bounds
 from zenos.core.names import ModelRef, check_name, check_new_name, check_topic
+
+# What tells a program which task it is, of which home, and what it has.
+OWN_VARIABLES: Final = (
+    "ZENOS_HOME",
+    "ZENOS_TASK",
+    "ZENOS_TASK_HOME",
+    "ZENOS_GENERATION",
+    "ZENOS_CPU",
+)
 
 DType = Literal["auto", "float32", "bfloat16"]
 Slots = Annotated[int, about("Sequences that are decoded together.", 1, 4096)]
@@ -63,6 +72,12 @@ class ProgramSpec(
             check_topic(topic)
         if any(not name or "=" in name for name in self.env):
             raise InvalidError("cannot set an environment variable with an empty name or a '='")
+        for name in OWN_VARIABLES:
+            if name in self.env:
+                raise InvalidError(
+                    f"cannot set {name} for a task: by it zenos tells a program whose it is and "
+                    "what it has; to use another home, let the program itself set ZENOS_HOME"
+                )
         if sum(len(k) + len(v) for k, v in self.env.items()) > limits.ENV_BYTES_MAX:
             raise InvalidError(f"cannot pass more than {limits.ENV_BYTES_MAX} bytes of environment")
 

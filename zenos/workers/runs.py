@@ -105,6 +105,7 @@ def environment(home: Home, task: Task) -> dict[str, str]:
         "ZENOS_HOME": str(home.root),
         "ZENOS_CPU": f"{held.cpu / 1000:g}",
         "ZENOS_TASK": task.id,
+        "ZENOS_TASK_HOME": str(home.root),  # stays when the program goes to a home of its own
         "ZENOS_GENERATION": str(task.generation),
     }
 
