@@ -25,9 +25,13 @@ $(STAMP): pyproject.toml constraints.txt scripts/install-torch
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "cannot make $(VENV): Python's venv module is missing; type:"; \
 	  echo "    sudo apt-get install -y python3-venv"; exit 1; }
+	@echo "Installing into $(VENV), once: about 300 MB where there is a CPU build of torch, gigabytes"
+	@echo "else. One to three minutes at 50 Mbit/s; a slower network takes longer."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	scripts/install-torch $(BIN)/python $(TORCH_VERSION) $(TORCH_INDEX:%=--index-url %)
-	$(BIN)/python -m pip install --quiet $(TORCH_INDEX:%=--extra-index-url %) \
+	@echo "1 of 2: torch $(TORCH_VERSION)"
+	@scripts/install-torch $(BIN)/python $(TORCH_VERSION) $(TORCH_INDEX:%=--index-url %)
+	@echo "2 of 2: zenos and the libraries of constraints.txt"
+	@$(BIN)/python -m pip install --quiet $(TORCH_INDEX:%=--extra-index-url %) \
 	  -c constraints.txt -e '.[dev,demo,gpu,plot]'
 	@touch $(STAMP)
 

@@ -14,13 +14,14 @@ import msgspec
 from starlette.responses import Response
 
 from zenos.api.shapes import ErrorAnswer, ErrorDetail
-from zenos.core.errors import InvalidError, ZenosError
+from zenos.core.errors import ContextLengthError, InvalidError, ZenosError
 from zenos.core.wording import SHOWN_CHARS_MAX, FieldError, field_error
 
 log = logging.getLogger(__name__)
 
 STATUS: Final[dict[str, int]] = {
     "invalid": 400,
+    "context_length_exceeded": 400,
     "unauthorized": 401,
     "refused": 403,
     "numerics": 403,
@@ -79,8 +80,12 @@ def respond(error: ZenosError, home: str | None = None) -> Response:
         headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    param = error.param if isinstance(error, FieldError) else None
+    param = _param(error)
     return answer(status, error.code, _shown(error, home), param=param, headers=headers)
+
+
+def _param(error: ZenosError) -> str | None:
+    return error.param if isinstance(error, FieldError | ContextLengthError) else None
 
 
 def _shown(error: ZenosError, home: str | None) -> str:
@@ -91,7 +96,7 @@ def in_stream(error: Exception, home: str | None = None) -> bytes:
     """An error after the headers have gone: the body of one server-sent event."""
     if not isinstance(error, ZenosError):
         error = unexpected(error)
-    param = error.param if isinstance(error, FieldError) else None
+    param = _param(error)
     detail = detail_of(status_of(error), error.code, _shown(error, home), param)
     return msgspec.json.encode(ErrorAnswer(error=detail))
 

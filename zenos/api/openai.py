@@ -20,7 +20,7 @@ from zenos.api.openai_bodies import Common
 from zenos.api.schema import operation, read, reply
 from zenos.api.streams import CLIENT_GONE, Stream, merged, unless_gone
 from zenos.core import limits
-from zenos.core.errors import UnavailableError, from_code
+from zenos.core.errors import ContextLengthError, UnavailableError, from_code
 from zenos.core.names import ModelRef
 from zenos.core.wire import Chunk, GenerateRequest
 
@@ -122,8 +122,9 @@ async def _answer(
                 if whole.begun_again:
                     answer.headers[AGAIN_HEADER] = "true"
                 return _named(answer, ", ".join(whole.versions))
-    except BaseException:
+    except BaseException as error:
         await chunks.aclose()
+        _name_prompt(error, chat=chat)
         raise
     await chunks.aclose()
     return Response(status_code=CLIENT_GONE)
@@ -172,6 +173,7 @@ async def _events(
         if body.include_usage:
             yield _event(_encode(gathering.usage_piece(chat=chat)))
     except Exception as error:  # noqa: BLE001 - the status has gone: told in the stream
+        _name_prompt(error, chat=chat)
         yield _event(errors.in_stream(error, home))
         return
     yield _event(b"[DONE]")
@@ -191,6 +193,12 @@ def _checked(chunk: Chunk) -> Chunk:
     if chunk.finish == "cancelled":
         raise _cut_short()
     return chunk
+
+
+def _name_prompt(error: BaseException, *, chat: bool) -> None:
+    """Which field a prompt that is too long stood in; the engine doesn't know."""
+    if isinstance(error, ContextLengthError):
+        error.param = "messages" if chat else "prompt"
 
 
 def _cut_short() -> UnavailableError:

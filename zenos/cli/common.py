@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from zenos.client import Client
+    from zenos.core.errors import ZenosError
     from zenos.core.task import Task
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 COMPLETION_TIMEOUT_S = 1.0
+T = TypeVar("T")
 
 
 @contextmanager
@@ -82,6 +84,33 @@ def parse_settings(items: list[str] | None) -> dict[str, Any]:
         except (ValueError, RecursionError):
             settings[name] = text
     return settings
+
+
+def for_each(names: list[str], act: Callable[[str], T]) -> tuple[list[T], list[ZenosError]]:
+    """What came of each name, and the errors of those that could not be had.
+
+    What the daemon has of them is done, however many others are misspelt; `end_with` tells of them.
+    """
+    from zenos.core.errors import ConflictError, InvalidError, NotFoundError
+
+    done: list[T] = []
+    failed: list[ZenosError] = []
+    for name in dict.fromkeys(names):
+        try:
+            done.append(act(name))
+        except (NotFoundError, InvalidError, ConflictError) as error:
+            failed.append(error)
+    return done, failed
+
+
+def end_with(failed: list[ZenosError]) -> None:
+    """Say what could not be done, and end with the exit code of the first; nothing if all was."""
+    from zenos.cli.errors import exit_code, say_error
+
+    for error in failed:
+        say_error(error.message)
+    if failed:
+        raise typer.Exit(exit_code(failed[0]))
 
 
 def finish(task: Task) -> None:

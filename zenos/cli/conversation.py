@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from zenos.cli.output import clean, put_json, say
+from zenos.cli.waiting import saying_room
 
 if TYPE_CHECKING:
     from zenos.client import Client, Generation
@@ -44,7 +46,8 @@ class Conversation:
         """One answer, streamed, or whole as JSON."""
         answer = self._ask(prompt)
         if json:
-            text = answer.text()
+            with saying_room(self._model):
+                text = answer.text()
             made: dict[str, Any] = {"model": self._model, "text": text, "finish": answer.finish()}
             if answer.usage is not None:
                 made["usage"] = {
@@ -53,8 +56,8 @@ class Conversation:
                 }
             put_json(made)
             return
-        with answer:
-            text = _stream(answer)
+        with answer, saying_room(self._model) as answered:
+            text = _stream(answer, answered)
         if not text.endswith("\n"):
             sys.stdout.write("\n")
         sys.stdout.flush()
@@ -94,8 +97,8 @@ class Conversation:
         answer = self._ask(prompt)
         text = ""
         try:
-            with answer:
-                text = _stream(answer)
+            with answer, saying_room(self._model) as answered:
+                text = _stream(answer, answered)
         except KeyboardInterrupt:
             text = answer.so_far()
         except NoDaemonError:
@@ -116,10 +119,11 @@ class Conversation:
         return self._client.generate(self._model, messages=self._messages, **self._settings)
 
 
-def _stream(answer: Generation) -> str:
+def _stream(answer: Generation, answered: Event) -> str:
     """Write the chunks of the first choice as they come; a terminal gets no control characters."""
     plain = not sys.stdout.isatty()
     for chunk in answer:
+        answered.set()
         if chunk.index == 0 and chunk.text:
             sys.stdout.write(chunk.text if plain else clean(chunk.text, lines=True))
             sys.stdout.flush()

@@ -112,7 +112,7 @@ def demo(
         bool, typer.Option("--keep", help="Leave the daemon and its home when done.")
     ] = False,
     output: Annotated[
-        Path, typer.Option("--output", help="Where loss.png goes.", file_okay=False)
+        Path, typer.Option("--output", help="Directory for loss.png; is made where needed.")
     ] = Path(),
 ) -> None:
     """Train a language model on this machine, serve it and ask it: about four minutes.
@@ -126,8 +126,7 @@ def demo(
     console = Console()
     plan = QUICK if quick else FULL
     _check_extra()
-    if not output.is_dir():
-        raise InvalidError(f"cannot write loss.png into {output}: no such directory")
+    _make_directory(output)
     home = Home(Path(tempfile.mkdtemp(prefix="zenos-demo-")))
     beaten = False
     # Told to end, it takes its daemon with it: by the same way out as an error.
@@ -151,6 +150,20 @@ def demo(
             _end(home.root)
     if not beaten:
         raise WorkerError("cannot call this a success: the model did not beat the bigram baseline")
+
+
+def _make_directory(output: Path) -> None:
+    """InvalidError where the picture could not be written in the end: said before the training."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InvalidError(
+            f"cannot write loss.png into {output}: there is a file; give a directory"
+        ) from None
+    except OSError as error:
+        raise InvalidError(
+            f"cannot write loss.png into {output}: {error.strerror}; give another directory"
+        ) from None
 
 
 def _check_extra() -> None:

@@ -22,6 +22,7 @@ EXIT_CODES: Final[dict[str, int]] = {
     "unavailable": FAILED,
     "deadline": FAILED,
     "invalid": USAGE,
+    "context_length_exceeded": USAGE,
     "too_large": USAGE,
     "not_found": NOT_FOUND,
     "refused": REFUSED,

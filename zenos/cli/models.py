@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zenos.cli.common import Json, client, complete_models, finish, parse_settings
+from zenos.cli.common import (
+    Json,
+    client,
+    complete_models,
+    end_with,
+    finish,
+    for_each,
+    parse_settings,
+)
 
 if TYPE_CHECKING:
     from zenos.client import Client, ModelVersion, TaskView
@@ -236,7 +244,9 @@ def rm(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Remove models; files that no other version has are freed.
+    """Remove models; files that no other version has are freed. Their aliases go with them.
+
+    Of several names those that are there are removed; the others are named, and the exit code is 3.
 
     Example: zenos rm shakespeare:2
     """
@@ -245,21 +255,32 @@ def rm(
     from zenos.core.resources import show_size
 
     with client() as made:
-        if not all_:
-            models = made.models()
-            for ref in refs:
-                count = sum(model.name == ref for model in models)
-                if ":" not in ref and count > 1:
-                    raise InvalidError(
-                        f"cannot tell which of the {count} versions of {ref} to remove: "
-                        f"write {ref}:VERSION, or --all"
-                    )
-        removed = [made.remove(ref) for ref in refs]
+        models = made.models()
+        for ref in [] if all_ else refs:
+            count = sum(model.name == ref for model in models)
+            if ":" not in ref and count > 1:
+                raise InvalidError(
+                    f"cannot tell which of the {count} versions of {ref} to remove: "
+                    f"write {ref}:VERSION, or --all"
+                )
+        aliases = {m.ref: [f"{m.name}:{alias}" for alias in m.aliases] for m in models}
+        removed, failed = for_each(refs, made.remove)
     if json:
-        put_json(removed)
-        return
-    for one in removed:
-        say(f"{one.removed} is removed, {show_size(one.freed_bytes)} freed")
+        put_json(
+            [
+                {
+                    "removed": one.removed,
+                    "freed_bytes": one.freed_bytes,
+                    "aliases": aliases.get(one.removed, []),
+                }
+                for one in removed
+            ]
+        )
+    for one in [] if json else removed:
+        gone = ", ".join(aliases.get(one.removed, []))
+        more = f"; with it went {gone}" if gone else ""
+        say(f"{one.removed} is removed, {show_size(one.freed_bytes)} freed{more}")
+    end_with(failed)
 
 
 def pull(
@@ -286,12 +307,13 @@ def pull(
 
 def export(
     ref: Ref,
-    directory: Annotated[
-        Path, typer.Argument(metavar="DIRECTORY", help="Is made; must not be there yet.")
-    ],
+    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Is made.")],
     json: Json = False,
 ) -> None:
     """Write a model as a directory that transformers reads.
+
+    Repeated, it leaves a directory that holds exactly this version as it is, and succeeds;
+    anything else that is there is refused, never overwritten.
 
     Example: zenos export shakespeare ./shakespeare
     """

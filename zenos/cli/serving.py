@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from zenos.cli.common import Json, client, complete_deployments, complete_models
+from zenos.cli.common import (
+    Json,
+    client,
+    complete_deployments,
+    complete_models,
+    end_with,
+    for_each,
+)
 
 if TYPE_CHECKING:
     from zenos.client import Client
@@ -33,7 +40,11 @@ def register(app: typer.Typer) -> None:
 def serve(
     model: ModelName,
     min_replicas: Annotated[
-        int, typer.Option(help="Replicas that always stand; 0: loaded by the first request.")
+        int,
+        typer.Option(
+            help="Replicas that always stand. Typed here: 1, so that it is loaded now; "
+            "0, as in Python and files: loaded by the first request."
+        ),
     ] = 1,
     max_replicas: Annotated[int | None, typer.Option(help="At most so many.")] = None,
     keep_alive: Annotated[
@@ -96,6 +107,7 @@ def _until_ready(made: Client, deployment: Deployment) -> Deployment:
     import time
 
     from zenos.cli.output import say
+    from zenos.cli.waiting import room
     from zenos.core.errors import NotFoundError, WorkerError
     from zenos.core.task import Kind
 
@@ -110,9 +122,10 @@ def _until_ready(made: Client, deployment: Deployment) -> Deployment:
         views = [v for v in made.tasks(kind=Kind.SERVE) if v.task.id in replicas]
         if any(view.task.ready for view in views):
             return found[0]
-        if views and all(view.task.state == "queued" for view in views) and not said:
+        waits = room(deployment.name, views)
+        if waits is not None and not said:
             said = True
-            say(f"{deployment.name} waits for room; Ctrl-C leaves it deployed")
+            say(f"{waits}; Ctrl-C leaves it deployed")
         time.sleep(READY_LOOK_S)
 
 
@@ -132,12 +145,12 @@ def stop(
     from zenos.cli.output import put_json, say
 
     with client() as made:
-        stopped = [made.stop(name) for name in names]
+        stopped, failed = for_each(names, made.stop)
     if json:
         put_json(stopped)
-        return
-    for deployment in stopped:
+    for deployment in [] if json else stopped:
         say(f"{deployment.name} is being stopped")
+    end_with(failed)
 
 
 def rollback(

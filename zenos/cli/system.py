@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from zenos.cli.common import Json, client
 
+if TYPE_CHECKING:
+    from zenos.client import Client
+    from zenos.core.task import Task
+
+LEFT_MAX = 1000
+LEFT_SHOWN = 10
 Mode = Literal["suspend", "drain", "leave"]
 SCHEMAS = Literal["train", "create", "task", "deployment"]
 
@@ -52,6 +58,7 @@ def up(
     """
     from zenos.cli import daemon_process
     from zenos.cli.output import put, put_json, say
+    from zenos.core.errors import RefusedError
     from zenos.core.home import Home
 
     home = Home.default()
@@ -60,7 +67,12 @@ def up(
     flags += [f"--set={item}" for item in set_ or []]
     flags += ["--i-know-this-is-public"] if public else []
     found = daemon_process.running(home)
-    if foreground and found is None:
+    if foreground:
+        if found is not None:
+            raise RefusedError(
+                f"cannot stay in the foreground: a daemon (process {found.pid}) runs already on "
+                f"{home.root}; 'zenos down' ends it"
+            )
         daemon_process.replace_by_daemon(home, flags)
     daemon = found or daemon_process.start(home, flags)
     if found is not None and flags:
@@ -112,29 +124,52 @@ def down(
         raise InvalidError("cannot do all of it: give one of --suspend, --drain and --leave")
     mode: Mode = chosen[0] if chosen else "suspend"
     daemon = daemon_process.running(Home.default())
+    left: list[Task] = []
     try:
         with connect() as made:
             daemon = made.address.daemon
+            left = _going_on(made, mode)
             # A lost connection: it went faster than it could answer.
             with suppress(UnavailableError):
                 made.shut_down(mode)
             daemon_process.wait_down(made, timeout)
     except NoDaemonError as error:
         if daemon is None or not daemon.is_alive:
-            _say_down(json, error.message.partition(";")[0], [], stopped=False)
+            _say_down(json, error.message.partition(";")[0], [], [], stopped=False)
             return
         # It does not answer any more but is there: on its way down already.
         daemon_process.wait_gone(daemon, timeout)
     unsaved = daemon_process.unsaved(Home.default(), daemon) if mode == "suspend" else []
-    _say_down(json, f"zenos is down ({mode})", unsaved, stopped=True)
+    _say_down(json, f"zenos is down ({mode})", unsaved, left, stopped=True)
 
 
-def _say_down(json: bool, message: str, unsaved: list[str], *, stopped: bool) -> None:
+def _going_on(made: Client, mode: Mode) -> list[Task]:
+    """What runs without the daemon after this: all that runs with --leave, else programs."""
+    from zenos.core.task import Kind
+
+    if mode == "drain":
+        return []
+    kind = Kind.RUN if mode == "suspend" else None
+    running = "starting,running,pausing,paused"
+    return [view.task for view in made.tasks(state=running, kind=kind, limit=LEFT_MAX)]
+
+
+def _say_down(
+    json: bool, message: str, unsaved: list[str], left: list[Task], *, stopped: bool
+) -> None:
     from zenos.cli.output import put_json, say
 
     if json:
-        put_json({"stopped": stopped, "unsaved": unsaved})
+        running = [{"id": task.id, "name": task.label, "kind": task.kind} for task in left]
+        put_json({"stopped": stopped, "unsaved": unsaved, "running": running})
         return
+    if left:
+        names = [f"{t.id} ({t.label})" if t.label else t.id for t in left[:LEFT_SHOWN]]
+        more = f" and {len(left) - LEFT_SHOWN} more" if len(left) > LEFT_SHOWN else ""
+        say(
+            f"running on without the daemon: {', '.join(names)}{more}; "
+            f"'zenos up' finds them again, 'zenos cancel {left[0].id}' then ends one"
+        )
     for task in unsaved:
         say(f"{task} was not saved in time (suspend_grace_s): it goes on from its last checkpoint")
     say(message)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zenos.cli.common import Json, client, complete_tasks, finish
-from zenos.cli.train_flags import merged, read_spec, with_train_flags
+from zenos.cli.common import Json, client, complete_tasks, end_with, finish, for_each
+from zenos.cli.train_flags import in_flags, merged, read_spec, with_train_flags
 
 if TYPE_CHECKING:
     from zenos.client import TaskHandle
@@ -24,7 +24,7 @@ Time = Annotated[
     str | None, typer.Option(help="Expected run time: 90s, 10m, 2h. Short work goes first.")
 ]
 TimeLimit = Annotated[str | None, typer.Option(help="End it after this time: 90s, 10m, 2h.")]
-Name = Annotated[str, typer.Option(help="A name for it.")]
+Name = Annotated[str | None, typer.Option(help="A name for it.")]
 Retries = Annotated[int, typer.Option(help="How often a failed run is started again.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show it live until it ends.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait quietly until it ends.")]
@@ -73,7 +73,7 @@ def submit(
             metavar="HOW",
         ),
     ] = "none",
-    name: Name = "",
+    name: Name = None,
     retries: Retries = 0,
     follow: Follow = False,
     wait: Wait = False,
@@ -87,7 +87,7 @@ def submit(
     from zenos.client.build import TaskOptions
 
     options = TaskOptions(
-        name=name,
+        name=_named(name),
         cpu=cpu,
         gpu=gpu,
         memory=memory,
@@ -101,6 +101,13 @@ def submit(
     spec.check()
     with client() as made:
         _after_submit(made.submit(spec), follow=follow, wait=wait, json=json, log=True)
+
+
+def _named(name: str | None) -> str:
+    """A name that was given may not be empty; the specification's empty one means none."""
+    from zenos.core.names import check_new_name
+
+    return "" if name is None else check_new_name(name, "task name")
 
 
 def _environment(items: list[str] | None) -> dict[str, str]:
@@ -154,7 +161,7 @@ def train(
     from zenos.client import build
 
     given = {
-        "name": name,
+        "name": None if name is None else _named(name),
         "cpu": cpu,
         "gpu": gpu,
         "memory": memory,
@@ -166,8 +173,9 @@ def train(
     }
     options = {option: value for option, value in given.items() if value is not None}
     values = merged(read_spec(spec) if spec is not None else {}, {**flags, **options})
-    work = build.train_task(None, values)
-    work.check()
+    with in_flags(flags):
+        work = build.train_task(None, values)
+        work.check()
     with client() as made:
         handle = made.submit(work)
         _note_missing(work.work)
@@ -200,7 +208,7 @@ def _after_submit(handle: TaskHandle, *, follow: bool, wait: bool, json: bool, l
         return
     try:
         if not follow:
-            handle.wait()
+            _wait(handle)
         elif log:
             # The log is the result of a program; with --json that is the task.
             _stream_log(handle, sys.stderr if json else sys.stdout)
@@ -215,6 +223,22 @@ def _after_submit(handle: TaskHandle, *, follow: bool, wait: bool, json: bool, l
     elif not log or not follow:
         _ended(handle)
     finish(handle.task)
+
+
+def _wait(handle: TaskHandle) -> None:
+    """Quietly until it ends; only what keeps it from ending is told, each reason once."""
+    from contextlib import closing
+
+    from zenos.cli.output import say
+    from zenos.client.display import again
+
+    told = set()
+    with closing(handle.follow()) as views:
+        for view in views:
+            reason = again(view.task)
+            if reason and reason not in told:
+                told.add(reason)
+                say(f"{view.task.name} waits to be started again: {reason}")
 
 
 def _submitted(handle: TaskHandle) -> None:
@@ -332,12 +356,15 @@ def cancel(
 ) -> None:
     """Cancel tasks: their whole process groups are ended within the grace time.
 
+    Of several names those that are there are cancelled; the others are named, and the exit code
+    is 3.
+
     Example: zenos cancel t12
     """
     from zenos.cli.output import put_json, say
 
     with client() as made:
-        handles = [made.task(name) for name in tasks]
+        handles, failed = for_each(tasks, made.task)
         over = {handle.id for handle in handles if handle.task.is_ended}
         for handle in handles:
             handle.cancel()
@@ -346,10 +373,10 @@ def cancel(
                 handle.wait()
         if json:
             put_json([handle.task for handle in handles])
-            return
-        for handle in handles:
-            task = handle.task
-            if handle.id in over:
-                say(f"{task.name} has ended already: {task.state}")
-            else:
-                say(f"{task.name} is {task.state if task.is_ended else 'being ended'}")
+    for handle in [] if json else handles:
+        task = handle.task
+        if handle.id in over:
+            say(f"{task.name} has ended already: {task.state}")
+        else:
+            say(f"{task.name} is {task.state if task.is_ended else 'being ended'}")
+    end_with(failed)

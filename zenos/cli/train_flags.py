@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Union, get_args, get_origin
@@ -138,6 +139,28 @@ def merged(file: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
         # Paths of flags are meant from the working directory, those of the file were made absolute.
         spec[_DATA] = {**(data or {}), **resolve_paths(inner, Path.cwd())}
     return {**spec, **given}
+
+
+@contextmanager
+def in_flags(flags: Mapping[str, Any]) -> Iterator[None]:
+    """Errors name what was typed: a field that was given as a flag by its flag."""
+    from zenos.core.errors import InvalidError
+
+    try:
+        yield
+    except InvalidError as error:
+        message = error.message
+        for given, value in flags.items():
+            name = given.replace("__", ".")
+            if value is not None:
+                message = re.sub(
+                    rf"^(cannot use (?:the field )?)'?{re.escape(name)}(?:'|\b)(?=[ :\[.])",
+                    lambda found, name=name: f"{found[1]}{flag_of(name)}",  # type: ignore[misc]
+                    message,
+                )
+        if message == error.message:
+            raise
+        raise type(error)(message) from None
 
 
 def read_spec(path: Path) -> dict[str, Any]:

@@ -109,6 +109,12 @@ def summary(task: Task) -> str:
     return str(task.state)
 
 
+def again(task: Task) -> str:
+    """Why a task that waits is to be started again; nothing for one that has not failed."""
+    failed = task.state is State.QUEUED and task.outcome is not None and task.outcome.error
+    return task.outcome.describe() if failed and task.outcome is not None else ""
+
+
 def took_s(task: Task, now: float | None = None) -> float | None:
     """Seconds that the task has run, all generations together; None before the first."""
     if task.is_ended or task.running is None or now is None:
@@ -146,7 +152,7 @@ def render(view: TaskView) -> RenderableType:
     if share is not None and progress is not None and progress.total is not None:
         cells.append(Text(f"{show_count(progress.done)}/{show_count(progress.total)}"))
     if view.waits and task.state is State.QUEUED:
-        cells.append(Text(view.waits))
+        cells.append(Text(", ".join(filter(None, (view.waits, again(task))))))
     for name, value in facts(progress):
         if name != "left" or running:
             line = Text(f"{name} " if name else "", style="bright_black")
@@ -190,7 +196,8 @@ class _Lines:
         if mark == self._said:
             return
         self._said = mark
-        tail = "" if view.task.is_ended else waits or show_progress(view.progress)
+        told = ", ".join(filter(None, (waits, again(view.task))))
+        tail = "" if view.task.is_ended else told or show_progress(view.progress)
         line = f"{view.task.name}: {view.task.state}{', ' if tail else ''}{tail}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -13,6 +13,7 @@ import msgspec
 
 from zenos.core import limits
 from zenos.core.errors import InvalidError
+from zenos.core.fields import plain
 from zenos.core.messages import TopicSettings, check_settings
 from zenos.core.names import check_name
 from zenos.core.resources import parse_share, parse_size
@@ -102,7 +103,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         ):
             if not low <= getattr(self, name) <= high:
                 raise InvalidError(
-                    f"cannot use {name} {getattr(self, name)}: from {low:g} to {high:g}"
+                    f"cannot use {name} {getattr(self, name)}: from {plain(low)} to {plain(high)}"
                 )
 
 

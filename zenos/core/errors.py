@@ -34,6 +34,13 @@ class HandleError(InvalidError):
     """cannot use this handle: it does not describe the shared memory that came with it"""
 
 
+class ContextLengthError(InvalidError):
+    """cannot fit the prompt: it is longer than the model's context; shorten it"""
+
+    code = "context_length_exceeded"  # OpenAI's clients know it by this
+    param: str | None = None  # the request's field that holds the prompt
+
+
 class UnfittableError(InvalidError):
     """cannot ever fit: no node is large enough"""
 

@@ -33,6 +33,11 @@ def _bounds(type_: type[msgspec.Struct]) -> list[tuple[str, float, float]]:
     return found
 
 
+def plain(number: float) -> str:
+    """A bound as people write it: 1000000000 and 0.001, never 1e+09."""
+    return str(int(number)) if number == int(number) else f"{number:.10f}".rstrip("0")
+
+
 def check_bounds(spec: msgspec.Struct, prefix: str = "") -> None:
     """Raises InvalidError for the first field that is out of its bounds, as `prefix` + its name."""
     for name, low, high in _bounds(type(spec)):
@@ -41,5 +46,5 @@ def check_bounds(spec: msgspec.Struct, prefix: str = "") -> None:
         if value is not None and not low <= value <= high:
             shown = repr(value)[:40]
             raise InvalidError(
-                f"cannot use {prefix}{name} {shown}: it must be from {low:g} to {high:g}"
+                f"cannot use {prefix}{name} {shown}: it must be from {plain(low)} to {plain(high)}"
             )

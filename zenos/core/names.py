@@ -22,7 +22,7 @@ def check_name(name: str, what: str = "name") -> str:
     Letters and digits of any script, `_`, `-` and `.`, beginning with a letter, a digit or `_`; at
     most 64 characters. So no `/`, no `..` alone, no NUL, no control character, no emoji.
     """
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not name or name.isspace():
         raise InvalidError(f"cannot use an empty {what}: give it 1 to 64 letters or digits")
     if len(name) > limits.NAME_CHARS_MAX:
         raise InvalidError(

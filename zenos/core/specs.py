@@ -124,9 +124,13 @@ class DataSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Raises InvalidError for what can be seen without opening the files."""
         if not self.paths:
             raise InvalidError("cannot train on nothing: give at least one path in data.paths")
-        for path in [*self.paths, *self.exclude]:
-            if not path or "\0" in path or len(path) > limits.PATH_CHARS_MAX:
-                raise InvalidError(f"cannot use the data path {path[:64]!r}")
+        for name, given in (("data.paths", self.paths), ("data.exclude", self.exclude)):
+            for path in given:
+                if not path or "\0" in path or len(path) > limits.PATH_CHARS_MAX:
+                    raise InvalidError(
+                        f"cannot use {name} {path[:64]!r}: give 1 to {limits.PATH_CHARS_MAX} "
+                        "characters without NUL"
+                    )
         for path in self.paths:
             if not path.startswith("/"):
                 raise InvalidError(f"cannot use the data path {path[:64]!r}: give a whole path")

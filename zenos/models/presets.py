@@ -7,11 +7,14 @@ small 110.
 
 from __future__ import annotations
 
-import difflib
+import functools
+import json
 import math
+from importlib import resources
 from typing import Any, Final, NamedTuple
 
 from zenos.core.errors import InvalidError
+from zenos.core.wording import nearest
 
 
 class Preset(NamedTuple):
@@ -110,11 +113,34 @@ PRESETS: Final[dict[str, Preset]] = {
 }
 
 
-def check_arch(arch: str) -> None:
-    """Raises InvalidError for what is likely a misspelt short name; says nothing of model types."""
-    if arch not in PRESETS:
-        close = difflib.get_close_matches(arch, PRESETS, n=1, cutoff=0.75)
-        if close:
-            raise InvalidError(
-                f"cannot build {arch!r}: no such architecture; did you mean {close[0]!r}?"
-            )
+@functools.cache
+def _published() -> tuple[frozenset[str], dict[str, list[str]]]:
+    """Model types, and what may be set in those of presets, as transformers has them.
+
+    Kept as data (zenos/runtime/published.py makes it), for the daemon never imports transformers.
+    """
+    text = resources.files("zenos.models").joinpath("architectures.json").read_text("utf-8")
+    found = json.loads(text)
+    return frozenset(found["model_types"]), found["settings"]
+
+
+def check_arch(arch: str, settings: dict[str, Any]) -> None:
+    """Raises InvalidError, with the nearest name, for what no task could build.
+
+    Settings of model types that have no preset are known to the task alone.
+    """
+    types, known = _published()
+    preset = PRESETS.get(arch)
+    if preset is None and arch not in types:
+        family, _, _ = arch.partition("-")
+        sizes = [name for name in PRESETS if name.startswith(f"{family}-")]
+        hint = nearest(arch[:100], [*PRESETS, *sorted(types)])
+        more = f"; sizes are {', '.join(sizes)}" if sizes else ""
+        raise InvalidError(f"cannot build {arch[:100]!r}: no such architecture{hint}{more}")
+    names = known.get(arch if preset is None else preset.model_type)
+    if names is None:
+        return
+    for name in settings:
+        if name not in names:
+            hint = nearest(name[:100], names)
+            raise InvalidError(f"cannot set {name[:100]!r} of {arch}: no such setting{hint}")

@@ -56,13 +56,11 @@ def configure(arch: str, settings: dict[str, Any], vocab_size: int) -> Any:
         raise InvalidError(f"cannot build {arch[:100]!r}: no such architecture{hint}")
     default = transformers.AutoConfig.for_model(preset.model_type)
     names = dict(getattr(default, "attribute_map", {}))  # other words for the config's own
-    known = {**default.to_dict(), **dict.fromkeys(names), "vocab_size": None}
-    for name in known.keys() & DECIDED:
-        del known[name]
+    known = settings_of(default)
     values = dict(preset.settings)
     for name, value in settings.items():
         if name not in known:
-            hint = nearest(name[:100], sorted(known))
+            hint = nearest(name[:100], known)
             raise InvalidError(f"cannot set {name[:100]!r} of {arch}: no such setting{hint}")
         own = names.get(name, name)
         usual = values.get(own, getattr(default, own, None))
@@ -84,6 +82,12 @@ def configure(arch: str, settings: dict[str, Any], vocab_size: int) -> Any:
             "heads of keys and values (num_key_value_heads)"
         )
     return config
+
+
+def settings_of(default: Any) -> list[str]:
+    """What may be set in a config, sorted: its fields, and the other words for them."""
+    names = getattr(default, "attribute_map", {})
+    return sorted({*default.to_dict(), *names, "vocab_size"} - DECIDED)
 
 
 def _checked(name: str, own: str, value: Any, usual: Any) -> Any:

@@ -256,7 +256,7 @@ class LocalSystem:
         asked = spec
         if isinstance(spec.work, TrainSpec | CreateSpec):
             if spec.work.arch is not None:
-                check_arch(spec.work.arch)
+                check_arch(spec.work.arch, spec.work.settings)
             work = await asyncio.to_thread(self._pinned, spec.work)
             spec = msgspec.structs.replace(spec, work=work)
         return await self.control.submit(spec, principal, key, asked)

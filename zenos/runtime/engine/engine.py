@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
-from zenos.core.errors import BusyError, InvalidError, WorkerError, ZenosError
+from zenos.core.errors import BusyError, ContextLengthError, InvalidError, WorkerError, ZenosError
 from zenos.core.wire import Chunk, GenerateRequest, TokenLogprob
 from zenos.runtime.engine.batch import Backend, Batch, Part
 from zenos.runtime.engine.rows import Rows
@@ -120,7 +120,7 @@ class Engine:
         if not prompt:
             raise InvalidError("cannot continue an empty prompt: give at least one token")
         if len(prompt) >= self.context:
-            raise InvalidError(
+            raise ContextLengthError(
                 f"cannot fit the prompt: {len(prompt)} tokens, the context holds {self.context} "
                 "with at least one for the answer; shorten it"
             )

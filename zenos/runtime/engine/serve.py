@@ -18,7 +18,7 @@ import torch
 
 from zenos.bus.envelope import Envelope, FrameError, body_of
 from zenos.core import limits
-from zenos.core.errors import InvalidError, ZenosError
+from zenos.core.errors import ContextLengthError, InvalidError, ZenosError
 from zenos.core.names import ModelRef
 from zenos.core.specs import ServeSpec
 from zenos.core.wire import Abort, Chunk, GenerateRequest, Progress, Ready, Weights
@@ -158,7 +158,7 @@ class Loaded:
             len(text) > self.context
             and (least := self.vocabulary.least_tokens(text)) > self.context
         ):
-            raise InvalidError(
+            raise ContextLengthError(
                 f"cannot fit the prompt: at least {least} tokens, the context holds {self.context};"
                 " shorten it"
             )

@@ -1,0 +1,175 @@
+"""What a user is told: what is waited for, what went, what was left, what could not be done."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Daemon, until, zenos
+from zenos.cli import output, waiting
+from zenos.client import Client, connect
+from zenos.core.errors import ContextLengthError, InvalidError
+from zenos.core.specs import DeploymentSpec
+from zenos.core.task import Outcome
+
+
+def submitted(name: str) -> str:
+    ran = zenos("submit", "--name", name, "--", "work")
+    assert ran.code == 0, ran.err
+    return ran.out.strip()
+
+
+def test_cancel_cancels_what_is_there_and_names_the_rest(daemon: Daemon) -> None:
+    first, last = submitted("a"), submitted("b")
+    ran = zenos("cancel", "a", "nosuch", "b", "--wait")
+    assert ran.code == 3
+    assert "nosuch" in ran.err
+    assert [daemon.state(task) for task in (first, last)] == ["cancelled", "cancelled"]
+    assert len(zenos("cancel", "a", "nosuch", "--json").json) == 1
+
+
+def test_rm_and_stop_do_the_same_and_rm_says_which_aliases_went(daemon: Daemon) -> None:
+    assert zenos("alias", "tiny:1", "prod").code == 0
+    ran = zenos("rm", "nosuch", "tiny", "other")
+    assert ran.code == 3
+    assert "nosuch" in ran.err
+    assert "tiny:1 is removed" in ran.err
+    assert "with it went tiny:prod" in ran.err
+    assert zenos("list", "--json").json == []
+    ran = zenos("stop", "nosuch", "neither")
+    assert (ran.code, "nosuch" in ran.err, "neither" in ran.err) == (3, True, True)
+
+
+def test_rm_tells_machines_of_aliases_too(daemon: Daemon) -> None:
+    assert zenos("alias", "tiny:1", "prod").code == 0
+    assert zenos("rm", "tiny", "--json").json[0]["aliases"] == ["tiny:prod"]
+
+
+@pytest.mark.parametrize("name", ["", " ", "\t"])
+def test_a_name_that_is_given_may_not_be_blank(daemon: Daemon, name: str) -> None:
+    ran = zenos("submit", "--name", name, "--", "work")
+    assert ran.code == 2
+    assert "cannot use an empty task name" in ran.err
+    assert not daemon.double.view.tasks
+
+
+def test_up_in_the_foreground_refuses_beside_a_running_daemon(daemon: Daemon) -> None:
+    ran = zenos("up", "--foreground")
+    assert ran.code == 4
+    assert f"process {os.getpid()}" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--exclude", ""], "cannot use --exclude"),
+        (["--steps", "0"], "cannot use --steps 0: it must be from 1 to 1000000000"),
+        (["--eval-fraction", "0.9"], "cannot use --eval-fraction 0.9: it must be from 0 to 0.5"),
+    ],
+)
+def test_errors_name_the_flag_that_was_typed(daemon: Daemon, flags: list[str], says: str) -> None:
+    ran = zenos("train", "--model", "m", "--arch", "llama-nano", "--data", "x", *flags)
+    assert ran.code == 2
+    assert says in ran.err
+
+
+def test_run_says_what_it_waits_for(
+    daemon: Daemon, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All CPUs are taken, so that the replica is queued; the answer comes when we say so."""
+    monkeypatch.setattr(waiting, "LOOK_S", 0.01)
+    assert zenos("submit", "--cpu", "4", "--", "all").code == 0
+    client.serve("tiny", min_replicas=1)
+    until(lambda: any(v.waits for v in client.tasks(kind="serve")))
+    told = threading.Event()
+    spoken: list[str] = []
+
+    def hear(text: str) -> None:
+        spoken.append(text)
+        told.set()
+
+    monkeypatch.setattr(waiting, "say", hear)
+    with waiting.saying_room("tiny"):
+        assert told.wait(20)
+    assert spoken[0].startswith("tiny waits for room: waits for ")
+    assert "4 of 4" in spoken[0] or "CPU" in spoken[0].upper()
+
+
+def test_a_model_that_answers_is_not_said_to_wait(daemon: Daemon) -> None:
+    ran = zenos("run", "tiny", "say")
+    assert (ran.code, ran.out, ran.err) == (0, "Hello, wörld\n", "")
+
+
+def test_a_prompt_that_is_too_long_is_told_as_openai_does(daemon: Daemon, client: Client) -> None:
+    daemon.double.failure = ContextLengthError("cannot fit the prompt: 9 tokens")
+    ran = zenos("run", "tiny", "say")
+    assert ran.code == 2
+    for path, body in (
+        ("/v1/completions", {"model": "tiny", "prompt": "x"}),
+        ("/v1/chat/completions", {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}),
+    ):
+        answer = client.http.post(path, json=body)
+        error = answer.json()["error"]
+        assert answer.status_code == 400
+        assert error["code"] == "context_length_exceeded"
+        assert error["param"] == ("messages" if "chat" in path else "prompt")
+
+
+def test_wait_says_why_a_run_is_to_be_started_again(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoken: list[str] = []
+    told = threading.Event()
+
+    def hear(text: str) -> None:
+        spoken.append(text)
+        if "waits to be started again" in text:
+            told.set()
+
+    monkeypatch.setattr(output, "say", hear)
+    full = Outcome(exit_code=1, error="cannot publish m: No space left on device", code="storage")
+
+    def drive() -> None:
+        until(lambda: "running" in {str(t.state) for t in daemon.double.view.tasks.values()})
+        task = next(iter(daemon.double.view.tasks))
+        daemon.end(task, full)
+        told.wait(20)
+        with connect() as made:
+            made.task(task).cancel()
+
+    driver = threading.Thread(target=drive)
+    driver.start()
+    zenos("train", "--model", "m", "--arch", "llama-nano", "--data", "x", "--wait")
+    driver.join()
+    assert told.is_set(), spoken
+    assert any("No space left on device" in text for text in spoken)
+
+
+def test_down_names_the_programs_that_run_on(daemon: Daemon, client: Client) -> None:
+    from zenos.cli.system import _going_on
+
+    task = submitted("nightly")
+    until(lambda: daemon.state(task) == "running")
+    assert [t.id for t in _going_on(client, "suspend")] == [task]
+    assert [t.id for t in _going_on(client, "leave")] == [task]
+    assert _going_on(client, "drain") == []
+
+
+def test_demo_makes_its_directory_and_refuses_a_file(tmp_path: Path) -> None:
+    from zenos.cli.demo import _make_directory
+
+    _make_directory(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InvalidError, match="there is a file"):
+            _make_directory(path)
+
+
+def test_specs_have_the_defaults_that_help_tells_of() -> None:
+    assert DeploymentSpec(model="m").min_replicas == 0
+    help_ = " ".join(zenos("serve", "--help").out.replace("│", " ").split())
+    assert "Typed here: 1" in help_

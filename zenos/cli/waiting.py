@@ -1,0 +1,61 @@
+"""Saying what a command waits for, when it is room on the machine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from zenos.cli.output import say
+
+if TYPE_CHECKING:
+    from zenos.client import Client, TaskView
+
+LOOK_S = 0.5
+
+
+def room(name: str, replicas: list[TaskView]) -> str | None:
+    """What a deployment waits for while all its replicas are queued; None when they are not."""
+    if not replicas or any(view.task.state != "queued" for view in replicas):
+        return None
+    waits = next((view.waits for view in replicas if view.waits), None)
+    return f"{name} waits for room{f': {waits}' if waits else ''}"
+
+
+def replicas_of(made: Client, name: str) -> list[TaskView]:
+    """The tasks that are the deployment's replicas."""
+    from zenos.core.task import Kind
+
+    known = {r for d in made.deployments() if d.name == name for r in d.replicas}
+    return [view for view in made.tasks(kind=Kind.SERVE) if view.task.id in known]
+
+
+@contextmanager
+def saying_room(name: str) -> Iterator[threading.Event]:
+    """Says once on stderr when the model waits for room. Set the event when it has answered.
+
+    It looks from a thread with a client of its own, since the command itself waits in a request.
+    """
+    answered = threading.Event()
+    looking = threading.Thread(target=_look, args=(name, answered), daemon=True)
+    looking.start()
+    try:
+        yield answered
+    finally:
+        answered.set()
+
+
+def _look(name: str, answered: threading.Event) -> None:
+    from zenos.client import connect
+    from zenos.core.errors import ZenosError
+
+    while not answered.wait(LOOK_S):
+        try:
+            with connect(retry_s=0) as made:
+                told = room(name, replicas_of(made, name))
+        except ZenosError:
+            continue  # the command's own request says what is wrong
+        if told is not None and not answered.is_set():
+            say(f"{told}; Ctrl-C ends the request")
+            return
