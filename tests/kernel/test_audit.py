@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kernel.harness import Harness, spec
+from tests.kernel.harness import TRAIN, Harness, spec
 from zenos.core import events as ev
 from zenos.core.audit import AuditRow
 from zenos.core.config import Config
@@ -104,3 +104,26 @@ def test_a_reload_has_a_row_and_old_rows_are_forgotten() -> None:
     for _ in range(3):
         harness.submit(spec())
     assert harness.steps[-1].changes.prune_audit_before == 3
+
+
+def test_who_paused_suspended_resumed_and_changed_a_priority_is_told() -> None:
+    harness = Harness()
+    task = harness.submit(spec(TRAIN))
+    harness.run(task)
+    for event in (
+        ev.Pause(request=0, task=task.id, principal=YOU),
+        ev.Resume(request=0, task=task.id, principal=YOU),
+        ev.Nice(request=0, task=task.id, priority=60, principal=YOU),
+        ev.Suspend(request=0, task=task.id, principal=YOU),
+    ):
+        harness.ask(event)
+    with pytest.raises(ConflictError):
+        harness.ask(ev.Pause(request=0, task=task.id, principal=YOU))
+    found = all_rows(harness)[1:]
+    assert [(r.action, r.subject, r.principal.user, r.accepted) for r in found] == [
+        ("pause", task.id, "you", True),
+        ("resume", task.id, "you", True),
+        ("nice", task.id, "you", True),
+        ("suspend", task.id, "you", True),
+        ("pause", task.id, "you", False),
+    ]
