@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from zenos.kernel.step import Kernel
 
 HOUR_S = 3600.0
+ROUNDING_S = 0.001
 
 
 class Candidate(NamedTuple):
@@ -44,55 +45,77 @@ class Preemption:
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
-        self._given_way: dict[str, deque[float]] = {}
+        self.given_way: dict[str, deque[float]] = {}
         self._wake = math.inf
+
+    def renew_claims(self) -> None:
+        """Before scheduling: claims end with their task's, and count what is still to come back."""
+        state = self._kernel.state
+        for task_id, claim in list(state.scheduler.claims.items()):
+            if task_id not in state.scheduler.queue:
+                del state.scheduler.claims[task_id]
+                continue
+            still = (
+                state.tasks[task].allocation
+                for task, generation in claim.victims
+                if task in state.holding and state.tasks[task].generation == generation
+            )
+            coming = sum((a.resources for a in still if a is not None), Resources())
+            state.scheduler.claims[task_id] = claim._replace(coming=coming)
+        for task in state.changes.tasks.values():
+            if task.is_ended:
+                self.given_way.pop(task.id, None)
+
+    def drop_claims(self) -> bool:
+        """After scheduling: drop claims of who hasn't started although all who gave way are gone.
+
+        Whether there were any: what they held back is for others.
+        """
+        claims = self._kernel.state.scheduler.claims
+        spent = [task_id for task_id, claim in claims.items() if claim.coming == Resources()]
+        for task_id in spent:
+            del claims[task_id]
+        return bool(spent)
 
     def make_room(self, now: float) -> None:
         """After scheduling: suspend what has to give way to what could not start.
 
-        1. Claims end with their task's start or end, or when all who gave way are gone.
-        2. Candidates are running tasks that can save their state, have stayed their minimum time,
+        1. Candidates are running tasks that can save their state, have stayed their minimum time,
            are not overdue themselves, and have not given way too often in the last hour.
-        3. First the overdue task with the reservation: any candidate gives way to it.
-        4. Then the heads of the queue by score: those of a lower base priority give way to it, and
+        2. First the overdue task with the reservation: any candidate gives way to it that will not
+           stand before it again at once, having waited for longer.
+        3. Then the heads of the queue by score: those of a lower base priority give way to it, and
            among equals the ones that have had their share of service (`slice_s`) to it if it has
            not. That is the hysteresis: no task ever gives way to one that has had as much.
-        5. On the node where the fewest devices are taken back; there the lowest priority first,
+        4. On the node where the fewest devices are taken back; there the lowest priority first,
            then who has had most service; nobody who turns out not to be needed.
         """
         state = self._kernel.state
         self._wake = math.inf
-        self._drop_claims()  # 1
         if not len(state.scheduler.queue) or self._kernel.draining:
             return
         reservation = state.scheduler.reservation
         entries = self._entries(now)
         if reservation is None and not entries:
             return
-        candidates = self._candidates(now)  # 2
-        if reservation is not None and candidates:  # 3
+        candidates = self._candidates(now)  # 1
+        if reservation is not None and candidates:  # 2
             pool = state.resources.pools[reservation.node]
-            request = state.tasks[reservation.task].spec.resources
-            chosen = self._enough(pool, request, candidates, reservation.task)
+            first = state.tasks[reservation.task]
+            behind = self._behind(first, candidates, now)
+            chosen = self._enough(pool, first.spec.resources, behind, first.id)
             if chosen:
-                candidates = self._suspend(chosen, reservation.task, candidates, now)
-        self._make_room_for(entries, candidates, now)  # 4
+                candidates = self._suspend(chosen, first.id, candidates, now)
+        self._make_room_for(entries, candidates, now)  # 3
 
     def next_wake(self, now: float) -> float:
-        """When somebody who may have to give way has stayed long enough."""
-        return self._wake if self._wake > now else math.inf
+        """When somebody who may have to give way has stayed long enough.
+
+        What should be over by now and isn't, is so by rounding alone: a moment later it is.
+        """
+        return max(self._wake, now + ROUNDING_S)
 
     # -- who may have to
-
-    def _drop_claims(self) -> None:
-        state = self._kernel.state
-        for task_id, claim in list(state.scheduler.claims.items()):
-            there = any(
-                task in state.holding and state.tasks[task].generation == generation
-                for task, generation in claim.victims
-            )
-            if not there or task_id not in state.scheduler.queue:
-                del state.scheduler.claims[task_id]
 
     def _candidates(self, now: float) -> list[Candidate]:
         state, config = self._kernel.state, self._kernel.config
@@ -103,6 +126,8 @@ class Preemption:
                 continue
             if task_id in state.overdue_running or task.running is None:
                 continue
+            if task.allocation is None or task.allocation.node not in state.resources.pools:
+                continue  # left running by a daemon of another node's name
             if self._too_often(task_id, now):
                 continue
             since_s = now - task.running
@@ -115,14 +140,27 @@ class Preemption:
             found.append(Candidate(task.spec.priority, -had_s, order, task, demoted, since_s))
         return sorted(found, key=lambda c: c[:3])
 
+    def _behind(self, first: Task, candidates: list[Candidate], now: float) -> list[Candidate]:
+        """Those that stand behind an overdue task when they wait again, by what they had waited."""
+        since = first.queued - first.waited_s
+        found: list[Candidate] = []
+        for candidate in candidates:
+            if candidate.task.waited_s < now - since:
+                found.append(candidate)
+            else:
+                self._wake = min(self._wake, since + candidate.task.waited_s)
+        return found
+
     def _too_often(self, task_id: str, now: float) -> bool:
-        times = self._given_way.get(task_id)
+        if not self._kernel.config.preemptions_per_hour:
+            return True
+        times = self.given_way.get(task_id)
         if times is None:
             return False
         while times and times[0] <= now - HOUR_S:
             times.popleft()
         if not times:
-            del self._given_way[task_id]
+            del self.given_way[task_id]
             return False
         if len(times) < self._kernel.config.preemptions_per_hour:
             return False
@@ -198,7 +236,8 @@ class Preemption:
             return []
         _, name, chosen = best
         victims = frozenset((c.task.id, c.task.generation) for c in chosen)
-        state.scheduler.claims[entry.task] = Claim(name, entry.key.request, victims)
+        coming = sum((c.task.spec.resources for c in chosen), Resources())
+        state.scheduler.claims[entry.task] = Claim(name, entry.key.request, victims, coming)
         self._suspend(chosen, entry.task, able, now)
         return chosen
 
@@ -212,7 +251,7 @@ class Preemption:
         """
         state = self._kernel.state
         there = [c for c in candidates if c.task.allocation and self._on(c.task, pool)]
-        held = state.scheduler.reserved(task_id).get(pool.node.name, Resources())
+        held = state.scheduler.reserved(task_id, ahead=True).get(pool.node.name, Resources())
         room = pool.copy()
         for other in (state.tasks[holder] for holder in state.holding):
             if other.stopping and other.allocation is not None and self._on(other, pool):
@@ -243,7 +282,7 @@ class Preemption:
         self, chosen: list[Candidate], waiting: str, candidates: list[Candidate], now: float
     ) -> list[Candidate]:
         for candidate in chosen:
-            self._given_way.setdefault(candidate.task.id, deque()).append(now)
+            self.given_way.setdefault(candidate.task.id, deque()).append(now)
             saving = replace(candidate.task, state=State.SUSPENDING)
             self._kernel.stop(
                 candidate.task,
