@@ -175,3 +175,25 @@ def test_a_share_of_service_that_is_reached_but_for_rounding_is_looked_at_again(
     assert told(h) == []  # a millionth of a second is missing
     h.wait(h.steps[-1].wake - h.clock.now())
     assert told(h) == [task.id]
+
+
+def test_nobody_gives_way_to_two_at_once() -> None:
+    h = Harness(node(cpu=2))
+    low = [running(h, cpu=1, priority=10) for _ in range(2)]
+    high = submit(h, PROGRAM, cpu=2, priority=90)
+    submit(h, PROGRAM, cpu=2, priority=60)
+    h.wait(60)  # both are considered in one step
+    assert told(h) == [task.id for task in low]
+    assert list(h.kernel.state.scheduler.claims) == [high.id]
+
+
+def test_nobody_gives_way_where_another_node_has_room_soon() -> None:
+    h = Harness(node(cpu=1, name="a"), node(cpu=1, name="b"))
+    ending = submit(h, PROGRAM)
+    running(h)
+    h.wait(60)
+    h.cancel(ending)
+    high = submit(h, PROGRAM, priority=75)
+    assert told(h) == [ending.id]
+    h.exit(ending)
+    assert h.now(high).state is State.STARTING

@@ -332,6 +332,8 @@ class Scheduler:
 
     def _start_beside(self, entry: Entry, start: Start) -> bool:
         """Start a task in what is free and not held back; whether it fits there."""
+        if not self._resources.has_free(entry.key.request):
+            return False  # what is held back need not be counted
         allocation = self._resources.allocate(entry.key.request, self.reserved(entry.task))
         if allocation is None:
             return False

@@ -47,6 +47,7 @@ class Preemption:
         self._kernel = kernel
         self.given_way: dict[str, deque[float]] = {}
         self._wake = math.inf
+        self._rooms: dict[str, Pool] = {}
 
     def renew_claims(self) -> None:
         """Before scheduling: claims end with their task's, and count what is still to come back."""
@@ -99,11 +100,13 @@ class Preemption:
         if reservation is None and not entries:
             return
         candidates = self._candidates(now)  # 1
+        self._rooms = self._come()
         if reservation is not None and candidates:  # 2
-            pool = state.resources.pools[reservation.node]
             first = state.tasks[reservation.task]
-            behind = self._behind(first, candidates, now)
-            chosen = self._enough(pool, first.spec.resources, behind, first.id)
+            held = state.scheduler.reserved(first.id, ahead=True)
+            behind = _by_node(self._behind(first, candidates, now)).get(reservation.node, [])
+            kept = held.get(reservation.node, Resources())
+            chosen = self._enough(reservation.node, first.spec.resources, behind, kept)
             if chosen:
                 candidates = self._suspend(chosen, first.id, candidates, now)
         self._make_room_for(entries, candidates, now)  # 3
@@ -205,57 +208,78 @@ class Preemption:
 
     def _make_room_for(self, entries: list[Entry], candidates: list[Candidate], now: float) -> None:
         """In order. What found no room for one request finds none for another that is the same."""
-        able: dict[tuple[int, bool], list[Candidate]] = {}
+        able: dict[tuple[int, bool], dict[str, list[Candidate]]] = {}
         vain: set[tuple[int, bool, Resources]] = set()
+        gone: set[str] = set()
+        held = self._kernel.state.scheduler.reserved(ahead=True)
         for entry in entries:
             kind = (entry.key.priority, entry.key.demoted)
             if (*kind, entry.key.request) in vain:
                 continue
             if kind not in able:
-                able[kind] = self._able(entry.key, candidates, now)
-            chosen = self._for(entry, able[kind], now) if able[kind] else []
-            if chosen:
-                able = {k: [c for c in those if c not in chosen] for k, those in able.items()}
-            else:
+                left = [c for c in candidates if c.task.id not in gone]
+                able[kind] = _by_node(self._able(entry.key, left, now))
+            node, chosen = self._for(entry, able[kind], held)
+            if not chosen:
                 vain.add((*kind, entry.key.request))
+                continue
+            self._claim(node, chosen, entry)
+            held[node] = held.get(node, Resources()) + entry.key.request
+            self._suspend(chosen, entry.task, candidates, now)
+            gone.update(c.task.id for c in chosen)
+            for those in able.values():
+                those[node] = [c for c in those.get(node, []) if c.task.id not in gone]
 
-    def _for(self, entry: Entry, able: list[Candidate], now: float) -> list[Candidate]:
-        """Make room for one waiting task; who was suspended: nobody where that doesn't help."""
-        state = self._kernel.state
+    def _for(
+        self, entry: Entry, able: dict[str, list[Candidate]], held: dict[str, Resources]
+    ) -> tuple[str, list[Candidate]]:
+        """Who gives way to one waiting task, and where: nobody where that doesn't help.
+
+        Nor where what it needs comes back on some node without anybody's giving way.
+        """
+        if not any(able.values()):
+            return "", []
         best: tuple[float, str, list[Candidate]] | None = None
-        for name in sorted({c.task.allocation.node for c in able if c.task.allocation}):
-            chosen = self._enough(state.resources.pools[name], entry.key.request, able, entry.task)
+        for name in sorted(self._rooms):
+            kept = held.get(name, Resources())
+            chosen = self._enough(name, entry.key.request, able.get(name, []), kept)
             if chosen is None:
                 continue
             if not chosen:
-                return []  # what it needs comes back without anybody's giving way
+                return name, []
             cost = sum(priority.service_s(1.0, c.task.spec.resources) for c in chosen)
             if best is None or cost < best[0]:
                 best = (cost, name, chosen)
-        if best is None:
-            return []
-        _, name, chosen = best
+        return best[1:] if best is not None else ("", [])
+
+    def _claim(self, node: str, chosen: list[Candidate], entry: Entry) -> None:
         victims = frozenset((c.task.id, c.task.generation) for c in chosen)
         coming = sum((c.task.spec.resources for c in chosen), Resources())
-        state.scheduler.claims[entry.task] = Claim(name, entry.key.request, victims, coming)
-        self._suspend(chosen, entry.task, able, now)
-        return chosen
+        claim = Claim(node, entry.key.request, victims, coming)
+        self._kernel.state.scheduler.claims[entry.task] = claim
+
+    def _come(self) -> dict[str, Pool]:
+        """The nodes as they will be when all have ended that end already."""
+        state = self._kernel.state
+        rooms = {name: pool.copy() for name, pool in state.resources.pools.items()}
+        for task in (state.tasks[task_id] for task_id in state.holding):
+            if task.stopping and task.allocation is not None and task.allocation.node in rooms:
+                rooms[task.allocation.node].release(task.allocation)
+        return rooms
 
     def _enough(
-        self, pool: Pool, request: Resources, candidates: list[Candidate], task_id: str
+        self, name: str, request: Resources, there: list[Candidate], held: Resources
     ) -> list[Candidate] | None:
         """Those whose end makes room for `request` on a node: none needed, or None if impossible.
 
         Counted is what is free, and what those that end already will give back, less what is held
         back for others.
         """
-        state = self._kernel.state
-        there = [c for c in candidates if c.task.allocation and self._on(c.task, pool)]
-        held = state.scheduler.reserved(task_id, ahead=True).get(pool.node.name, Resources())
-        room = pool.copy()
-        for other in (state.tasks[holder] for holder in state.holding):
-            if other.stopping and other.allocation is not None and self._on(other, pool):
-                room.release(other.allocation)
+        base = self._rooms[name]
+        total = sum((c.task.spec.resources for c in there), base.free)
+        if not request.fits_in(total.without(held)):
+            return None
+        room = base.copy()
         chosen: list[Candidate] = []
         for candidate in there:
             if room.would_fit(request, held):
@@ -274,14 +298,12 @@ class Preemption:
                 room.release(candidate.task.allocation)
         return chosen
 
-    @staticmethod
-    def _on(task: Task, pool: Pool) -> bool:
-        return task.allocation is not None and task.allocation.node == pool.node.name
-
     def _suspend(
         self, chosen: list[Candidate], waiting: str, candidates: list[Candidate], now: float
     ) -> list[Candidate]:
         for candidate in chosen:
+            assert candidate.task.allocation is not None  # noqa: S101 - as above
+            self._rooms[candidate.task.allocation.node].release(candidate.task.allocation)
             self.given_way.setdefault(candidate.task.id, deque()).append(now)
             saving = replace(candidate.task, state=State.SUSPENDING)
             self._kernel.stop(
@@ -293,3 +315,11 @@ class Preemption:
                 detail=f"gives way to {waiting}",
             )
         return [c for c in candidates if c not in chosen]
+
+
+def _by_node(candidates: list[Candidate]) -> dict[str, list[Candidate]]:
+    found: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        assert candidate.task.allocation is not None  # noqa: S101 - candidates have one
+        found.setdefault(candidate.task.allocation.node, []).append(candidate)
+    return found
