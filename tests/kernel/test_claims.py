@@ -197,3 +197,31 @@ def test_nobody_gives_way_where_another_node_has_room_soon() -> None:
     assert told(h) == [ending.id]
     h.exit(ending)
     assert h.now(high).state is State.STARTING
+
+
+def test_who_is_resumed_is_given_way_to_by_a_lower_priority() -> None:
+    h = Harness(node(cpu=1))
+    high = running(h, priority=75)
+    h.pause(high)
+    h.paused(high)
+    low, blocked = running(h, priority=25), submit(h, PROGRAM, priority=20)
+    h.cancel(blocked)  # the queue is empty
+    h.wait(60)
+    assert told(h) == []
+    h.resume(high)
+    assert told(h) == [low.id]
+    h.exit(low, exit_code=75)
+    assert h.now(high).state is State.RUNNING
+    assert h.now(low).state is State.QUEUED
+
+
+def test_who_is_resumed_waits_for_a_higher_priority() -> None:
+    h = Harness(node(cpu=1))
+    paused = running(h, priority=25)
+    h.pause(paused)
+    h.paused(paused)
+    running(h, priority=75)
+    h.wait(60)
+    h.resume(paused)
+    h.wait(3600)
+    assert told(h) == []

@@ -189,8 +189,7 @@ def go_on(kernel: Kernel, now: float) -> None:
     """
     state = kernel.state
     kept: dict[str, Resources] = {}
-    waiting = [state.tasks[task_id] for task_id in sorted(state.holding)]
-    for task in sorted((t for t in waiting if _waits(t)), key=lambda t: t.resuming or 0.0):
+    for task in waiting(kernel):
         assert task.allocation is not None  # noqa: S101 - it holds one
         node, cpu = task.allocation.node, task.spec.resources.cpu
         before = kept.get(node, Resources())
@@ -202,6 +201,12 @@ def go_on(kernel: Kernel, now: float) -> None:
         else:  # 2
             kept[node] = before + Resources(cpu=cpu)
     state.scheduler.resuming = kept
+
+
+def waiting(kernel: Kernel) -> list[Task]:
+    """Paused tasks that wait for their CPU, in the order in which they were asked to go on."""
+    tasks = (kernel.state.tasks[task_id] for task_id in sorted(kernel.state.holding))
+    return sorted((t for t in tasks if _waits(t)), key=lambda t: t.resuming or 0.0)
 
 
 def tell_again(kernel: Kernel, task: Task, now: float) -> None:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from zenos.core import priority
 from zenos.core.resources import Resources
 from zenos.core.task import State, Task
-from zenos.kernel import scheduler
+from zenos.kernel import preemption, scheduler
 from zenos.kernel.resource_manager import Pool
 from zenos.kernel.scheduler import BucketKey, Claim, Entry
 
@@ -83,25 +83,29 @@ class Preemption:
 
         1. Candidates are running tasks that can save their state, have stayed their minimum time,
            are not overdue themselves, and have not given way too often in the last hour.
-        2. First the overdue task with the reservation: any candidate gives way to it that will not
+        2. Paused tasks that are to go on stand before everything queued: those give way to one, on
+           its node, that would give way to it in the queue.
+        3. Then the overdue task with the reservation: any candidate gives way to it that will not
            stand before it again at once, having waited for longer.
-        3. Then the heads of the queue by score: those of a lower base priority give way to it, and
+        4. Then the heads of the queue by score: those of a lower base priority give way to it, and
            among equals the ones that have had their share of service (`slice_s`) to it if it has
            not. That is the hysteresis: no task ever gives way to one that has had as much.
-        4. On the node where the fewest devices are taken back; there the lowest priority first,
+        5. On the node where the fewest devices are taken back; there the lowest priority first,
            then who has had most service; nobody who turns out not to be needed.
         """
         state = self._kernel.state
         self._wake = math.inf
-        if not len(state.scheduler.queue) or self._kernel.draining:
+        waiting = preemption.waiting(self._kernel)
+        if self._kernel.draining or not (waiting or len(state.scheduler.queue)):
             return
         reservation = state.scheduler.reservation
         entries = self._entries(now)
-        if reservation is None and not entries:
+        if reservation is None and not entries and not waiting:
             return
         candidates = self._candidates(now)  # 1
         self._rooms = self._come()
-        if reservation is not None and candidates:  # 2
+        candidates = self._let_go_on(waiting, candidates, now)  # 2
+        if reservation is not None and candidates:  # 3
             first = state.tasks[reservation.task]
             held = state.scheduler.reserved(first.id, ahead=True)
             behind = _by_node(self._behind(first, candidates, now)).get(reservation.node, [])
@@ -109,7 +113,7 @@ class Preemption:
             chosen = self._enough(reservation.node, first.spec.resources, behind, kept)
             if chosen:
                 candidates = self._suspend(chosen, first.id, candidates, now)
-        self._make_room_for(entries, candidates, now)  # 3
+        self._make_room_for(entries, candidates, now)  # 4
 
     def next_wake(self, now: float) -> float:
         """When somebody who may have to give way has stayed long enough.
@@ -142,6 +146,24 @@ class Preemption:
             order = scheduler.order_of(task_id)
             found.append(Candidate(task.spec.priority, -had_s, order, task, demoted, since_s))
         return sorted(found, key=lambda c: c[:3])
+
+    def _let_go_on(
+        self, waiting: list[Task], candidates: list[Candidate], now: float
+    ) -> list[Candidate]:
+        """Make room for the CPU of paused tasks; it is held back for them. Who is left."""
+        kept: dict[str, Resources] = {}
+        for task in waiting:
+            if task.allocation is None or task.allocation.node not in self._rooms:
+                continue
+            node, wants = task.allocation.node, Resources(cpu=task.spec.resources.cpu)
+            demoted = scheduler.is_demoted(task, task.ran_s, self._kernel.config)
+            key = BucketKey(task.spec.priority, task.principal.user, 0, wants, demoted)
+            able = _by_node(self._able(key, candidates, now)).get(node, [])
+            chosen = self._enough(node, wants, able, kept.get(node, Resources()))
+            if chosen:
+                candidates = self._suspend(chosen, task.id, candidates, now)
+            kept[node] = kept.get(node, Resources()) + wants
+        return candidates
 
     def _behind(self, first: Task, candidates: list[Candidate], now: float) -> list[Candidate]:
         """Those that stand behind an overdue task when they wait again, by what they had waited."""
