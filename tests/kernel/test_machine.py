@@ -11,6 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from tests.kernel.harness import PROGRAM, TRAIN, YIELDING, Harness, node, spec
 from zenos.core import events as ev
+from zenos.core import limits
 from zenos.core.errors import ConflictError, RefusedError
 from zenos.core.specs import DeploymentSpec
 from zenos.core.task import ENDED, State, Task
@@ -107,7 +108,7 @@ class KernelMachine(RuleBasedStateMachine):
         except ConflictError:
             assert self.h.now(task).is_ended
 
-    @rule(seconds=st.one_of(st.floats(0, 5000), st.just(20_000.0)))
+    @rule(seconds=st.one_of(st.floats(0, 5000), st.just(limits.RESIDENCE_S), st.just(20_000.0)))
     def wait(self, seconds: float) -> None:
         self.h.wait(seconds)
 
@@ -229,9 +230,7 @@ class KernelMachine(RuleBasedStateMachine):
         for task_id, claim in state.scheduler.claims.items():
             assert task_id in state.scheduler.queue
             for victim, _ in claim.victims:
-                task = state.tasks[victim]
-                assert task.spec.work == TRAIN
-                assert task.spec.priority <= state.tasks[task_id].spec.priority
+                assert state.tasks[victim].can_save
 
 
 KernelMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

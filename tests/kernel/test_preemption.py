@@ -294,3 +294,21 @@ def test_what_cannot_be_is_said_in_words() -> None:
     for event in (ev.Pause, ev.Suspend, ev.Resume):
         with pytest.raises(RefusedError, match="belongs to local"):
             h.ask(event(request=0, task=program.id, principal=stranger))
+
+
+def test_who_gives_way_to_another_can_be_held_meanwhile() -> None:
+    h = Harness(node(cpu=1))
+    low = h.submit(spec(TRAIN))
+    h.run(low)
+    h.wait(60)
+    high = h.submit(spec(priority=75))
+    assert h.now(low).state is State.SUSPENDING
+    assert h.suspend(low).held == "suspend"
+    with pytest.raises(ConflictError, match="it is being suspended"):
+        h.suspend(low)
+    h.exit(low, exit_code=75)
+    h.run(high)
+    h.exit(high)
+    assert (h.now(low).state, h.now(low).held) == (State.QUEUED, "suspend")
+    h.resume(low)
+    assert h.now(low).state is State.STARTING

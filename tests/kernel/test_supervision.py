@@ -335,3 +335,12 @@ def test_what_a_training_saved_goes_when_it_has_ended_and_not_while_it_may_go_on
     h.cancel(h.submit(spec(TRAIN, cpu=2)))
     assert len(discarded(h)) == 2
     h.cancel(never)
+
+
+def test_a_training_whose_start_is_given_up_as_the_daemon_goes_down_waits_for_the_next() -> None:
+    h = Harness()
+    task = h.submit(spec(TRAIN))
+    h.step(ev.Shutdown(suspend=True))
+    h.step(ev.StartFailed(task=task.id, generation=1, reason="it was stopped before it started"))
+    assert (h.now(task).state, h.now(task).start_failures) == (State.QUEUED, 0)
+    assert h.restarted().now(task).state is State.STARTING

@@ -66,7 +66,8 @@ def suspend(kernel: Kernel, event: ev.Suspend, now: float) -> Task:
     3. A program that doesn't say how it saves its state is refused: its work would be lost.
     4. A running or paused one is told to save and end. What has not ended within `suspend_grace_s`
        is killed, and goes back to its last checkpoint.
-    5. In any other state there is nothing to suspend.
+    5. One that is saving already, since it gives way to another, is held when it has.
+    6. In any other state there is nothing to suspend.
     """
     task = _find(kernel, event.task, event.principal, "suspend")
     if task.kind not in PAUSABLE:  # 1
@@ -84,7 +85,10 @@ def suspend(kernel: Kernel, event: ev.Suspend, now: float) -> Task:
         return kernel.stop(
             task, "suspend", now, into=saving, event="suspending", detail=_by(event.principal)
         )
-    raise ConflictError(f"cannot suspend {task.id}: {_why_not(task)}")  # 5
+    if task.state is State.SUSPENDING and task.stopping == "suspend" and task.held is None:  # 5
+        by = _by(event.principal)
+        return kernel.state.put(task, replace(task, held="suspend"), now, "held", by)
+    raise ConflictError(f"cannot suspend {task.id}: {_why_not(task)}")  # 6
 
 
 def resume(kernel: Kernel, event: ev.Resume, now: float) -> Task:
@@ -185,8 +189,7 @@ def go_on(kernel: Kernel, now: float) -> None:
     """
     state = kernel.state
     kept: dict[str, Resources] = {}
-    waiting = [state.tasks[task_id] for task_id in sorted(state.holding)]
-    for task in sorted((t for t in waiting if _waits(t)), key=lambda t: t.resuming or 0.0):
+    for task in waiting(kernel):
         assert task.allocation is not None  # noqa: S101 - it holds one
         node, cpu = task.allocation.node, task.spec.resources.cpu
         before = kept.get(node, Resources())
@@ -198,6 +201,12 @@ def go_on(kernel: Kernel, now: float) -> None:
         else:  # 2
             kept[node] = before + Resources(cpu=cpu)
     state.scheduler.resuming = kept
+
+
+def waiting(kernel: Kernel) -> list[Task]:
+    """Paused tasks that wait for their CPU, in the order in which they were asked to go on."""
+    tasks = (kernel.state.tasks[task_id] for task_id in sorted(kernel.state.holding))
+    return sorted((t for t in tasks if _waits(t)), key=lambda t: t.resuming or 0.0)
 
 
 def tell_again(kernel: Kernel, task: Task, now: float) -> None:

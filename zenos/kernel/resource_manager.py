@@ -163,6 +163,10 @@ class ResourceManager:
         pool = self.pools.get(node)
         return pool is not None and (cpu == 0 or cpu <= pool.free.cpu)
 
+    def has_free(self, request: Resources) -> bool:
+        """Whether some node has that much free, devices and what is held back left aside."""
+        return any(request.fits_in(pool.free) for pool in self.pools.values())
+
     def able(self, request: Resources) -> list[Pool]:
         """The nodes that could hold `request` if they were empty."""
         return [p for p in self.pools.values() if Pool(p.node).allocate(request) is not None]

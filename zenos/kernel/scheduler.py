@@ -165,9 +165,16 @@ class Queue:
             waiting = sorted(self._overdue[request].values(), key=_by_wait)
             self._overdue[request] = {entry.task: entry for entry in waiting}
 
-    def next_overdue(self) -> float:
-        """When the next task becomes overdue; infinity when none waits."""
-        return min((self.overdue_at(entry) for entry in self.heads()), default=math.inf)
+    def late_at(self, entry: Entry) -> float:
+        """The kernel time from which on an overdue task may take more of the machine."""
+        wait_s = priority.wait_s_max(entry.key.priority, self._config.overdue_wait_s)
+        return entry.queued + self._config.overdue_late * wait_s
+
+    def next_overdue(self, now: float) -> float:
+        """When the next task becomes overdue, or late; infinity when none waits for that."""
+        times = [self.overdue_at(entry) for entry in self.heads()]
+        late = (self.late_at(entry) for entry in self.overdue_heads())
+        return min([*times, *(at for at in late if at > now)], default=math.inf)
 
     def rank(self, entry: Entry, now: float, contention: float) -> Ranked:
         """Score, then the shorter expected time, then the earlier submission."""
@@ -221,11 +228,15 @@ class Reservation(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """What is held back on a node for a task, until those that give way to it have ended."""
+    """What is held back on a node for a task, until those that give way to it have ended.
+
+    coming: what they hold still. Only the rest of the request is held back of what is free.
+    """
 
     node: str
     request: Resources
     victims: frozenset[tuple[str, int]]  # with their generations
+    coming: Resources
 
 
 class Start(Protocol):
@@ -264,15 +275,26 @@ class Scheduler:
         contention = self.contention()
         return sorted(self.queue.rank(entry, now, contention) for entry in self.queue.heads())
 
-    def reserved(self, task_id: str = "", *, overdue: bool = False) -> dict[str, Resources]:
+    def reserved(
+        self, task_id: str = "", *, overdue: bool = False, ahead: bool = False
+    ) -> dict[str, Resources]:
         """What is held back from this task, by node.
 
-        From overdue ones that is what others have claimed, and what paused ones wait for.
+        From overdue ones that is what others have claimed, and what paused ones wait for. When all
+        who gave way to a task have ended, no reservation holds back what they gave up for it: it
+        may be one of them that has it. ahead: of what there will be once all who end have ended.
         """
         sums = dict(self.resuming)
-        held = [(c.node, c.request) for task, c in self.claims.items() if task != task_id]
-        if self.reservation is not None and not overdue and self.reservation.task != task_id:
-            held.append((self.reservation.node, self.reservation.request))
+        held = [
+            (claim.node, claim.request if ahead else claim.request.without(claim.coming))
+            for task, claim in self.claims.items()
+            if task != task_id
+        ]
+        own, first = self.claims.get(task_id), self.reservation
+        if first is not None and not overdue and first.task != task_id:
+            given = own is not None and own.node == first.node and own.coming == Resources()
+            if not given:
+                held.append((first.node, first.request))
         for node, request in held:
             sums[node] = sums.get(node, Resources()) + request
         return sums
@@ -310,6 +332,8 @@ class Scheduler:
 
     def _start_beside(self, entry: Entry, start: Start) -> bool:
         """Start a task in what is free and not held back; whether it fits there."""
+        if not self._resources.has_free(entry.key.request):
+            return False  # what is held back need not be counted
         allocation = self._resources.allocate(entry.key.request, self.reserved(entry.task))
         if allocation is None:
             return False
@@ -327,9 +351,7 @@ class Scheduler:
         while waiting:
             _, entry = heapq.heappop(waiting)
             request = entry.key.request
-            late = now - entry.queued >= self._config.overdue_late * priority.wait_s_max(
-                entry.key.priority, self._config.overdue_wait_s
-            )
+            late = self.queue.late_at(entry) <= now
             share = self._config.overdue_late_share if late else self._config.overdue_share
             if running != Resources() and not self._within(share, running + request):
                 return
@@ -357,13 +379,16 @@ class Scheduler:
         """Hold its request back on a node that could hold it: the one with the most free.
 
         A task that had a reservation keeps its node: going to another, it would begin to wait anew
-        for what runs there. Where no device has enough and some are shared, all GPUs are held back:
-        else small shares could keep them in pieces for ever.
+        for what runs there. So does one to which others give way already. Where no device has
+        enough and some are shared, all GPUs are held back: else small shares could keep them in
+        pieces for ever.
         """
         request = entry.key.request
         able = {pool.node.name: pool for pool in self._resources.able(request)}
-        if before is not None and before.task == entry.task and before.node in able:
-            node = able[before.node]
+        had = before if before is not None and before.task == entry.task else None
+        known = had or self.claims.get(entry.task)
+        if known is not None and known.node in able:
+            node = able[known.node]
         else:
             node = max(able.values(), key=lambda p: (p.free.cpu, p.free.gpu, p.free.memory))
         if node.is_in_pieces and not node.has_devices(request):

@@ -85,7 +85,10 @@ class Kernel:
         preemption.expire(self, now)
         self.state.release_delayed(now)
         self.models.reconcile(now)
+        self.preemption.renew_claims()
         self._schedule(now)
+        if self.preemption.drop_claims():
+            self._schedule(now)
         self.models.give_way(now)
         self.preemption.make_room(now)
         self._discard()
@@ -389,7 +392,7 @@ class Kernel:
             preemption.next_wake(self),
         ]
         if not self.draining:
-            times.append(self.state.scheduler.queue.next_overdue())
+            times.append(self.state.scheduler.queue.next_overdue(now))
         times.append(self.state.next_delayed())
         for task_id in self.state.holding:
             task = self.state.tasks[task_id]

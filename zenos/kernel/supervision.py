@@ -113,6 +113,8 @@ def start_failed(kernel: Kernel, event: ev.StartFailed, now: float) -> None:
     outcome = Outcome(error=f"cannot start: {event.reason}")
     if task.stopping == "cancel":
         _end(kernel, task, State.CANCELLED, outcome, now)
+    elif task.stopping == "suspend" and task.kind is not Kind.SERVE:
+        _requeue(kernel, task, outcome, now, "stopped")
     elif task.stopping:
         _end(kernel, task, State.FAILED, outcome, now)
     else:

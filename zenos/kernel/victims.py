@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from zenos.core import priority
 from zenos.core.resources import Resources
 from zenos.core.task import State, Task
-from zenos.kernel import scheduler
+from zenos.kernel import preemption, scheduler
 from zenos.kernel.resource_manager import Pool
 from zenos.kernel.scheduler import BucketKey, Claim, Entry
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from zenos.kernel.step import Kernel
 
 HOUR_S = 3600.0
+ROUNDING_S = 0.001
 
 
 class Candidate(NamedTuple):
@@ -44,16 +45,48 @@ class Preemption:
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
-        self._given_way: dict[str, deque[float]] = {}
+        self.given_way: dict[str, deque[float]] = {}
         self._wake = math.inf
+        self._rooms: dict[str, Pool] = {}
+
+    def renew_claims(self) -> None:
+        """Before scheduling: claims end with their task's, and count what is still to come back."""
+        state = self._kernel.state
+        for task_id, claim in list(state.scheduler.claims.items()):
+            if task_id not in state.scheduler.queue:
+                del state.scheduler.claims[task_id]
+                continue
+            still = (
+                state.tasks[task].allocation
+                for task, generation in claim.victims
+                if task in state.holding and state.tasks[task].generation == generation
+            )
+            coming = sum((a.resources for a in still if a is not None), Resources())
+            state.scheduler.claims[task_id] = claim._replace(coming=coming)
+        for task in state.changes.tasks.values():
+            if task.is_ended:
+                self.given_way.pop(task.id, None)
+
+    def drop_claims(self) -> bool:
+        """After scheduling: drop claims of who hasn't started although all who gave way are gone.
+
+        Whether there were any: what they held back is for others.
+        """
+        claims = self._kernel.state.scheduler.claims
+        spent = [task_id for task_id, claim in claims.items() if claim.coming == Resources()]
+        for task_id in spent:
+            del claims[task_id]
+        return bool(spent)
 
     def make_room(self, now: float) -> None:
         """After scheduling: suspend what has to give way to what could not start.
 
-        1. Claims end with their task's start or end, or when all who gave way are gone.
-        2. Candidates are running tasks that can save their state, have stayed their minimum time,
+        1. Candidates are running tasks that can save their state, have stayed their minimum time,
            are not overdue themselves, and have not given way too often in the last hour.
-        3. First the overdue task with the reservation: any candidate gives way to it.
+        2. Paused tasks that are to go on stand before everything queued: those give way to one, on
+           its node, that would give way to it in the queue.
+        3. Then the overdue task with the reservation: any candidate gives way to it that will not
+           stand before it again at once, having waited for longer.
         4. Then the heads of the queue by score: those of a lower base priority give way to it, and
            among equals the ones that have had their share of service (`slice_s`) to it if it has
            not. That is the hysteresis: no task ever gives way to one that has had as much.
@@ -62,37 +95,34 @@ class Preemption:
         """
         state = self._kernel.state
         self._wake = math.inf
-        self._drop_claims()  # 1
-        if not len(state.scheduler.queue) or self._kernel.draining:
+        waiting = preemption.waiting(self._kernel)
+        if self._kernel.draining or not (waiting or len(state.scheduler.queue)):
             return
         reservation = state.scheduler.reservation
         entries = self._entries(now)
-        if reservation is None and not entries:
+        if reservation is None and not entries and not waiting:
             return
-        candidates = self._candidates(now)  # 2
+        candidates = self._candidates(now)  # 1
+        self._rooms = self._come()
+        candidates = self._let_go_on(waiting, candidates, now)  # 2
         if reservation is not None and candidates:  # 3
-            pool = state.resources.pools[reservation.node]
-            request = state.tasks[reservation.task].spec.resources
-            chosen = self._enough(pool, request, candidates, reservation.task)
+            first = state.tasks[reservation.task]
+            held = state.scheduler.reserved(first.id, ahead=True)
+            behind = _by_node(self._behind(first, candidates, now)).get(reservation.node, [])
+            kept = held.get(reservation.node, Resources())
+            chosen = self._enough(reservation.node, first.spec.resources, behind, kept)
             if chosen:
-                candidates = self._suspend(chosen, reservation.task, candidates, now)
+                candidates = self._suspend(chosen, first.id, candidates, now)
         self._make_room_for(entries, candidates, now)  # 4
 
     def next_wake(self, now: float) -> float:
-        """When somebody who may have to give way has stayed long enough."""
-        return self._wake if self._wake > now else math.inf
+        """When somebody who may have to give way has stayed long enough.
+
+        What should be over by now and isn't, is so by rounding alone: a moment later it is.
+        """
+        return max(self._wake, now + ROUNDING_S)
 
     # -- who may have to
-
-    def _drop_claims(self) -> None:
-        state = self._kernel.state
-        for task_id, claim in list(state.scheduler.claims.items()):
-            there = any(
-                task in state.holding and state.tasks[task].generation == generation
-                for task, generation in claim.victims
-            )
-            if not there or task_id not in state.scheduler.queue:
-                del state.scheduler.claims[task_id]
 
     def _candidates(self, now: float) -> list[Candidate]:
         state, config = self._kernel.state, self._kernel.config
@@ -103,6 +133,8 @@ class Preemption:
                 continue
             if task_id in state.overdue_running or task.running is None:
                 continue
+            if task.allocation is None or task.allocation.node not in state.resources.pools:
+                continue  # left running by a daemon of another node's name
             if self._too_often(task_id, now):
                 continue
             since_s = now - task.running
@@ -115,14 +147,45 @@ class Preemption:
             found.append(Candidate(task.spec.priority, -had_s, order, task, demoted, since_s))
         return sorted(found, key=lambda c: c[:3])
 
+    def _let_go_on(
+        self, waiting: list[Task], candidates: list[Candidate], now: float
+    ) -> list[Candidate]:
+        """Make room for the CPU of paused tasks; it is held back for them. Who is left."""
+        kept: dict[str, Resources] = {}
+        for task in waiting:
+            if task.allocation is None or task.allocation.node not in self._rooms:
+                continue
+            node, wants = task.allocation.node, Resources(cpu=task.spec.resources.cpu)
+            demoted = scheduler.is_demoted(task, task.ran_s, self._kernel.config)
+            key = BucketKey(task.spec.priority, task.principal.user, 0, wants, demoted)
+            able = _by_node(self._able(key, candidates, now)).get(node, [])
+            chosen = self._enough(node, wants, able, kept.get(node, Resources()))
+            if chosen:
+                candidates = self._suspend(chosen, task.id, candidates, now)
+            kept[node] = kept.get(node, Resources()) + wants
+        return candidates
+
+    def _behind(self, first: Task, candidates: list[Candidate], now: float) -> list[Candidate]:
+        """Those that stand behind an overdue task when they wait again, by what they had waited."""
+        since = first.queued - first.waited_s
+        found: list[Candidate] = []
+        for candidate in candidates:
+            if candidate.task.waited_s < now - since:
+                found.append(candidate)
+            else:
+                self._wake = min(self._wake, since + candidate.task.waited_s)
+        return found
+
     def _too_often(self, task_id: str, now: float) -> bool:
-        times = self._given_way.get(task_id)
+        if not self._kernel.config.preemptions_per_hour:
+            return True
+        times = self.given_way.get(task_id)
         if times is None:
             return False
         while times and times[0] <= now - HOUR_S:
             times.popleft()
         if not times:
-            del self._given_way[task_id]
+            del self.given_way[task_id]
             return False
         if len(times) < self._kernel.config.preemptions_per_hour:
             return False
@@ -167,56 +230,78 @@ class Preemption:
 
     def _make_room_for(self, entries: list[Entry], candidates: list[Candidate], now: float) -> None:
         """In order. What found no room for one request finds none for another that is the same."""
-        able: dict[tuple[int, bool], list[Candidate]] = {}
+        able: dict[tuple[int, bool], dict[str, list[Candidate]]] = {}
         vain: set[tuple[int, bool, Resources]] = set()
+        gone: set[str] = set()
+        held = self._kernel.state.scheduler.reserved(ahead=True)
         for entry in entries:
             kind = (entry.key.priority, entry.key.demoted)
             if (*kind, entry.key.request) in vain:
                 continue
             if kind not in able:
-                able[kind] = self._able(entry.key, candidates, now)
-            chosen = self._for(entry, able[kind], now) if able[kind] else []
-            if chosen:
-                able = {k: [c for c in those if c not in chosen] for k, those in able.items()}
-            else:
+                left = [c for c in candidates if c.task.id not in gone]
+                able[kind] = _by_node(self._able(entry.key, left, now))
+            node, chosen = self._for(entry, able[kind], held)
+            if not chosen:
                 vain.add((*kind, entry.key.request))
+                continue
+            self._claim(node, chosen, entry)
+            held[node] = held.get(node, Resources()) + entry.key.request
+            self._suspend(chosen, entry.task, candidates, now)
+            gone.update(c.task.id for c in chosen)
+            for those in able.values():
+                those[node] = [c for c in those.get(node, []) if c.task.id not in gone]
 
-    def _for(self, entry: Entry, able: list[Candidate], now: float) -> list[Candidate]:
-        """Make room for one waiting task; who was suspended: nobody where that doesn't help."""
-        state = self._kernel.state
+    def _for(
+        self, entry: Entry, able: dict[str, list[Candidate]], held: dict[str, Resources]
+    ) -> tuple[str, list[Candidate]]:
+        """Who gives way to one waiting task, and where: nobody where that doesn't help.
+
+        Nor where what it needs comes back on some node without anybody's giving way.
+        """
+        if not any(able.values()):
+            return "", []
         best: tuple[float, str, list[Candidate]] | None = None
-        for name in sorted({c.task.allocation.node for c in able if c.task.allocation}):
-            chosen = self._enough(state.resources.pools[name], entry.key.request, able, entry.task)
+        for name in sorted(self._rooms):
+            kept = held.get(name, Resources())
+            chosen = self._enough(name, entry.key.request, able.get(name, []), kept)
             if chosen is None:
                 continue
             if not chosen:
-                return []  # what it needs comes back without anybody's giving way
+                return name, []
             cost = sum(priority.service_s(1.0, c.task.spec.resources) for c in chosen)
             if best is None or cost < best[0]:
                 best = (cost, name, chosen)
-        if best is None:
-            return []
-        _, name, chosen = best
+        return best[1:] if best is not None else ("", [])
+
+    def _claim(self, node: str, chosen: list[Candidate], entry: Entry) -> None:
         victims = frozenset((c.task.id, c.task.generation) for c in chosen)
-        state.scheduler.claims[entry.task] = Claim(name, entry.key.request, victims)
-        self._suspend(chosen, entry.task, able, now)
-        return chosen
+        coming = sum((c.task.spec.resources for c in chosen), Resources())
+        claim = Claim(node, entry.key.request, victims, coming)
+        self._kernel.state.scheduler.claims[entry.task] = claim
+
+    def _come(self) -> dict[str, Pool]:
+        """The nodes as they will be when all have ended that end already."""
+        state = self._kernel.state
+        rooms = {name: pool.copy() for name, pool in state.resources.pools.items()}
+        for task in (state.tasks[task_id] for task_id in state.holding):
+            if task.stopping and task.allocation is not None and task.allocation.node in rooms:
+                rooms[task.allocation.node].release(task.allocation)
+        return rooms
 
     def _enough(
-        self, pool: Pool, request: Resources, candidates: list[Candidate], task_id: str
+        self, name: str, request: Resources, there: list[Candidate], held: Resources
     ) -> list[Candidate] | None:
         """Those whose end makes room for `request` on a node: none needed, or None if impossible.
 
         Counted is what is free, and what those that end already will give back, less what is held
         back for others.
         """
-        state = self._kernel.state
-        there = [c for c in candidates if c.task.allocation and self._on(c.task, pool)]
-        held = state.scheduler.reserved(task_id).get(pool.node.name, Resources())
-        room = pool.copy()
-        for other in (state.tasks[holder] for holder in state.holding):
-            if other.stopping and other.allocation is not None and self._on(other, pool):
-                room.release(other.allocation)
+        base = self._rooms[name]
+        total = sum((c.task.spec.resources for c in there), base.free)
+        if not request.fits_in(total.without(held)):
+            return None
+        room = base.copy()
         chosen: list[Candidate] = []
         for candidate in there:
             if room.would_fit(request, held):
@@ -235,15 +320,13 @@ class Preemption:
                 room.release(candidate.task.allocation)
         return chosen
 
-    @staticmethod
-    def _on(task: Task, pool: Pool) -> bool:
-        return task.allocation is not None and task.allocation.node == pool.node.name
-
     def _suspend(
         self, chosen: list[Candidate], waiting: str, candidates: list[Candidate], now: float
     ) -> list[Candidate]:
         for candidate in chosen:
-            self._given_way.setdefault(candidate.task.id, deque()).append(now)
+            assert candidate.task.allocation is not None  # noqa: S101 - as above
+            self._rooms[candidate.task.allocation.node].release(candidate.task.allocation)
+            self.given_way.setdefault(candidate.task.id, deque()).append(now)
             saving = replace(candidate.task, state=State.SUSPENDING)
             self._kernel.stop(
                 candidate.task,
@@ -254,3 +337,11 @@ class Preemption:
                 detail=f"gives way to {waiting}",
             )
         return [c for c in candidates if c not in chosen]
+
+
+def _by_node(candidates: list[Candidate]) -> dict[str, list[Candidate]]:
+    found: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        assert candidate.task.allocation is not None  # noqa: S101 - candidates have one
+        found.setdefault(candidate.task.allocation.node, []).append(candidate)
+    return found

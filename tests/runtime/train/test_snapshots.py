@@ -16,6 +16,7 @@ from zenos.models import publishing
 from zenos.runtime import weights as shared
 from zenos.runtime.context import EXIT_SUSPENDED, WorkerContext
 from zenos.runtime.train.snapshots import Snapshots
+from zenos.runtime.train.trainer import Trainer
 
 from .helpers import Bus, error, result, spec, weights
 
@@ -94,6 +95,29 @@ def test_a_run_that_goes_on_publishes_no_step_twice(run: Any, corpus: Path) -> N
     assert steps(context) == [3, 6, 9, 12, 14]
     # The newest one is said to whoever has not heard of it.
     assert announced(again) == ["live:3", "live:4", "live:5"]
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_version_that_was_due_when_a_run_was_suspended_is_published_by_who_goes_on(
+    run: Any, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = Bus()
+    evaluate = Trainer._evaluate_if_due
+
+    def told_while_it_evaluates(self: Trainer) -> None:
+        if self.state.step == 4:
+            bus.say_stop(save=True)
+        evaluate(self)
+
+    monkeypatch.setattr(Trainer, "_evaluate_if_due", told_while_it_evaluates)
+    training = spec(corpus, **PUBLISHING, eval_every=4)
+    code, context = run(training, bus=bus)
+    assert code == EXIT_SUSPENDED, error(context)
+    assert steps(context) == []
+    monkeypatch.setattr(Trainer, "_evaluate_if_due", evaluate)
+    code, context = run(training, generation=2)
+    assert code == 0, error(context)
+    assert steps(context) == [5, 8, 10]
 
 
 @pytest.mark.usefixtures("patient")

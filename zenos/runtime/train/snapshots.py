@@ -73,23 +73,27 @@ class Snapshots:
         self._config = _write_config(model, Path(self._scratch.name))
         self._thread: threading.Thread | None = None
         self._failure = ""
-        self._due = False
         self._held: set[tuple[str, str]] = set()
         self._parent: str | None = None
         if spec.base is not None:
             self._parent = context.registry.resolve(spec.base).ref
         newest = publishing.newest_of(context.registry.list(), self._name, context.task.id)
         self._step = int(newest.metrics[publishing.STEP]) if newest is not None else 0
+        self._taken = self._step
         if newest is not None:
             announce(context, newest.ref)
 
     def after_step(self, state: State) -> None:
-        """Between two steps: publish if it is time, and say what was heard."""
+        """Between two steps: publish if it is time, and say what was heard.
+
+        It is time once a multiple of `publish_every` has been passed since the last version was
+        taken, in whichever run: one that was suspended before it could makes up for it.
+        """
         self._say_what_happened()
-        if state.step % self._spec.publish_every == 0 and state.step > self._step:
-            self._due = True
-        if self._due and not self._busy:
-            self._due = not self._take(state)
+        every = self._spec.publish_every
+        due = state.step > self._step and state.step // every > self._taken // every
+        if due and not self._busy and self._take(state):
+            self._taken = state.step
 
     def finish(self, state: State) -> None:
         """After the last step: publish it, unless it is already; return when that is done."""
