@@ -11,7 +11,7 @@ TORCH_INDEX ?=
 export TORCH_BUILD ?= auto
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: demo test install lint format types imports docs soak bench bench-peers clean help
+.PHONY: demo test install lint format types imports docs soak bench bench-preempt bench-peers clean help
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -66,6 +66,9 @@ soak: $(STAMP) ## The long storms
 
 bench: $(STAMP) ## Ours beside the peers', one table (leave the machine alone meanwhile)
 	$(BIN)/python -m benchmarks --markdown docs/benchmarks.md --json docs/benchmarks.json
+
+bench-preempt: $(STAMP) ## Preemption to first token: requests while a training holds the memory
+	$(BIN)/python -m benchmarks preemption
 
 bench-peers: .venv-peers/.installed ## Install the peers that `make bench` measures beside us (Ray, ZeroMQ)
 

@@ -23,6 +23,7 @@ PARTS = (
     "training",
     "data_parallel",
     "decode",
+    "preemption",
 )
 
 

@@ -17,14 +17,16 @@ from schemathesis.checks import CHECKS
 
 from tests.api.conftest import TOKEN, serving
 from tests.api.double import Double, publish, running
+from tests.kernel.harness import TRAIN
 from zenos.api.app import create_app
 from zenos.api.errors import STATUS
 from zenos.api.openai_bodies import _NEUTRAL
 from zenos.bus import topics as ev
 from zenos.core.config import Config
 from zenos.core.messages import Message
+from zenos.core.resources import Resources
 from zenos.core.specs import DeploymentSpec, ProgramSpec
-from zenos.core.task import Principal, TaskSpec
+from zenos.core.task import Principal, State, TaskSpec
 
 EXAMPLES = 20
 SOURCE: list[Path] = []  # a model's directory
@@ -59,6 +61,10 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             SOURCE[:] = [system.source]
             program = TaskSpec(work=ProgramSpec(argv=["true"]))
             await system.submit(program, Principal(), None)
+            for name in YIELDING:
+                training = TaskSpec(work=TRAIN, name=name, resources=Resources())
+                await system.submit(training, Principal(), None)
+            await system.suspend(await held(system), Principal())
             await system.deploy(DeploymentSpec(model="tiny"), Principal(), None)
             await system.topics.ask(
                 ev.Send(request=0, message=Message(number=0, topic="a", id="a"))
@@ -82,6 +88,16 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     assert not thread.is_alive()
 
 
+async def held(system: Double) -> str:
+    """The task that is there to be resumed; all are at work by then."""
+    tasks = {task.name: task for task in system.view.tasks.values()}
+    while any(tasks[name].state is not State.RUNNING for name in YIELDING):
+        await asyncio.sleep(0)
+        tasks = {task.name: task for task in system.view.tasks.values()}
+    return tasks["resume"].id
+
+
+YIELDING = ("pause", "suspend", "resume", "nice")  # a task for each, of that name
 BODIES: dict[str, dict[str, Any]] = {
     "/api/tasks": {"work": {"type": "program", "argv": ["true"]}},
     "/api/deployments": {"min_replicas": 0},
@@ -99,7 +115,9 @@ def known(case: schemathesis.Case) -> schemathesis.Case:
         thing = "tiny"
         if case.method == "DELETE":
             thing = "other:1" if "deployments" in case.path else "other:2"
-        case.path_parameters[name] = "t1" if name == "task" else thing
+        last = case.path.rpartition("/")[2]
+        task = last if last in YIELDING else "t1"
+        case.path_parameters[name] = task if name == "task" else thing
     if case.path == "/api/schemas/{name}":
         case.path_parameters["name"] = "train"
     if not isinstance(case.body, dict):
@@ -192,12 +210,17 @@ def test_every_route_stands_in_the_document(app: FastAPI, system: Double) -> Non
             assert {"400", "401", "403", "413", "500", "503"} <= set(one["responses"])
             sized = ("/api/tasks", "/api/deployments", "/v1/completions", "/v1/chat/completions")
             assert ("422" in one["responses"]) == (path in sized and method == "post")
-            if method == "post" and not path.endswith("/cancel"):
+            if method == "post" and not path.endswith(("/cancel", "/pause", "/suspend")):
                 assert one["requestBody"]["content"]["application/json"]["schema"]
     assert "x-zenos-type" not in str(made)
     assert "HTTPValidationError" not in str(made)
     assert {path for _, path in OPERATIONS} | ENDLESS == {
         "/health",
+        "/api/audit",
+        "/api/tasks/{task}/pause",
+        "/api/tasks/{task}/suspend",
+        "/api/tasks/{task}/resume",
+        "/api/tasks/{task}/nice",
         "/metrics",
         "/api/status",
         "/api/nodes",

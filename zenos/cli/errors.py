@@ -18,6 +18,7 @@ EXIT_CODES: Final[dict[str, int]] = {
     "storage": FAILED,
     "transition": FAILED,
     "worker": FAILED,
+    "rank": FAILED,
     "busy": FAILED,
     "unavailable": FAILED,
     "deadline": FAILED,
