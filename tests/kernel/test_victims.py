@@ -311,3 +311,56 @@ def test_while_the_daemon_goes_down_nobody_gives_way() -> None:
     h.step(ev.Shutdown(suspend=False))
     h.step(ev.NodeUp(node=node(cpu=1)))
     assert told(h) == []
+
+
+def overdue_at_work(h: Harness) -> Task:
+    """A training that started as overdue and runs."""
+    blocker = submit(h, PROGRAM, cpu=2, memory="900MB")
+    task = submit(h, cpu=2, memory="900MB")
+    h.wait(100)
+    h.exit(blocker)
+    h.run(task)
+    assert task.id in h.kernel.state.overdue_running
+    return task
+
+
+def test_who_started_as_overdue_gives_way_to_a_higher_priority_later_and_to_requests_at_once() -> (
+    None
+):
+    config = replace(Config(), overdue_wait_s=100.0)
+    h = Harness(node(cpu=2, memory="1GB"), config=config)
+    task = overdue_at_work(h)
+    h.wait(60)
+    submit(h, PROGRAM, priority=100)
+    h.wait(limits.SLICE_RESIDENCE_S - 61)
+    assert told(h) == []
+    h.wait(1)
+    assert told(h) == [task.id]
+    other = Harness(node(cpu=2, memory="1GB"), config=config)
+    task = overdue_at_work(other)
+    other.wait(60)
+    other.step(ev.Demand(name="m", spec=DeploymentSpec(model="m", memory="500MB")))
+    assert told(other) == [task.id]
+
+
+def test_a_model_stays_the_longer_the_more_often_a_training_gave_way_to_it() -> None:
+    h = Harness(node(cpu=2, memory="1GB"))
+    training = running(h, cpu=2, memory="900MB")
+    stayed: list[float] = []
+    for _ in range(3):
+        h.wait(60)
+        h.step(ev.Demand(name="m", spec=DeploymentSpec(model="m", memory="500MB")))
+        h.step(ev.Used(name="m", in_flight=1))
+        h.exit(training, exit_code=75)
+        replica = h.kernel.state.tasks[h.kernel.state.deployments["m"].replicas[-1]]
+        h.run(replica)
+        h.step(ev.WorkerReady(task=replica.id, generation=1))
+        h.step(ev.Used(name="m", in_flight=0))
+        since, told_before = h.clock.now(), len(told(h))
+        while len(told(h)) == told_before:
+            h.clock.advance(h.steps[-1].wake - h.clock.now())
+            h.step()
+        stayed.append(h.clock.now() - since)
+        h.exit(replica)
+        h.run(training)
+    assert [round(s) for s in stayed] == [20, 40, 80]

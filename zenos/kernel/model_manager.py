@@ -7,7 +7,7 @@ One idempotent verb, `reconcile`, after every batch of events. Replicas are ordi
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
@@ -61,6 +61,10 @@ def replica_spec(deployment: Deployment) -> TaskSpec:
     )
     resources = replica_resources(spec, deployment.memory)
     return TaskSpec(work=work, resources=resources, priority=spec.priority)
+
+
+# A replica that is to stay for ever in that way stays for its keep-alive.
+IDLE_DOUBLINGS_MAX: Final = 10
 
 
 class ModelManager:
@@ -347,8 +351,8 @@ class ModelManager:
 
         1. A deployment's replicas of what it was before, when the new ones have no room.
         2. Idle ones above `min_replicas`, the longest unused first: at once for what has at least
-           their priority, else when they have been unused for IDLE_YIELDS_S seconds. No more than
-           it takes, counting what is coming back already.
+           their priority, else when they have been unused for long enough (`_patience_s`). No more
+           than it takes, counting what is coming back already.
         """
         state = self._kernel.state
         if not len(state.scheduler.queue) or self._kernel.draining:
@@ -363,7 +367,8 @@ class ModelManager:
         waiting = [ranked.entry for ranked in state.scheduler.ranking(now)]
         coming = self._coming()
         for entry in [*state.scheduler.queue.overdue, *waiting]:
-            enough, rest = self._enough(entry.key, idle, coming, now)
+            patience_s = self._patience_s(entry.task, now)
+            enough, rest = self._enough(entry.key, idle, coming, now, patience_s)
             for task in enough:
                 work = task.spec.work
                 assert isinstance(work, ServeSpec)  # noqa: S101 - replicas do nothing else
@@ -387,6 +392,15 @@ class ModelManager:
         name = work.deployment if isinstance(work, ServeSpec) else ""
         return self._kernel.state.used_at.get(name, task.submitted)
 
+    def _patience_s(self, task_id: str, now: float) -> float:
+        """How long a replica must have been idle to end for a task of a lower priority.
+
+        Twice as long for each time that the task has given way within the last hour: where requests
+        come every now and then, the model stays and the training is not sent away at each of them.
+        """
+        times = self._kernel.preemption.times_given_way(task_id, now)
+        return limits.IDLE_YIELDS_S * float(2.0 ** min(times, IDLE_DOUBLINGS_MAX))
+
     def _coming(self) -> dict[str, Resources]:
         """What is free on each node, and what tasks that end already will give back."""
         state = self._kernel.state
@@ -403,6 +417,7 @@ class ModelManager:
         idle: list[Task],
         coming: dict[str, Resources],
         now: float,
+        patience_s: float,
     ) -> tuple[list[Task], list[Task]]:
         """The idle replicas whose end makes room for such a task on one node, and the others."""
         for name, free in coming.items():
@@ -412,7 +427,7 @@ class ModelManager:
                 if key.request.fits_in(room):
                     break
                 held = task.allocation
-                patient = now - self._unused_since(task) >= limits.IDLE_YIELDS_S
+                patient = now - self._unused_since(task) >= patience_s
                 if held is None or held.node != name:
                     continue
                 if key.priority >= task.spec.priority or patient:
@@ -432,7 +447,11 @@ class ModelManager:
         ]
         ends = [since + keep_s for since, keep_s in unused]
         if len(state.scheduler.queue):
-            ends += [since + limits.IDLE_YIELDS_S for since, _ in unused]
+            ends += [
+                since + limits.IDLE_YIELDS_S * 2.0**times
+                for since, _ in unused
+                for times in range(IDLE_DOUBLINGS_MAX + 1)
+            ]
         return min((end for end in ends if end > now), default=math.inf)
 
 

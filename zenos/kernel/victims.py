@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from zenos.core import priority
 from zenos.core.resources import Resources
-from zenos.core.task import State, Task
+from zenos.core.task import Kind, State, Task
 from zenos.kernel import preemption, scheduler
 from zenos.kernel.resource_manager import Pool
 from zenos.kernel.scheduler import BucketKey, Claim, Entry
@@ -26,6 +26,8 @@ class Candidate(NamedTuple):
     """A running task that can be suspended, with what decides whether it is. Smaller goes first.
 
     priority: its base priority; service_s: what it has had, negative so that most goes first.
+    guarded: it started as overdue, or has given way too often of late: it doesn't give way to
+    equals, nor, for a while, to tasks of a higher priority; to requests for a model it does.
     """
 
     priority: int
@@ -34,6 +36,7 @@ class Candidate(NamedTuple):
     task: Task
     demoted: bool
     since_s: float  # the length of its present stay
+    guarded: bool = False
 
 
 class Preemption:
@@ -81,8 +84,10 @@ class Preemption:
     def make_room(self, now: float) -> None:
         """After scheduling: suspend what has to give way to what could not start.
 
-        1. Candidates are running tasks that can save their state, have stayed their minimum time,
-           are not overdue themselves, and have not given way too often in the last hour.
+        1. Candidates are running tasks that can save their state and have stayed their minimum
+           time. Guarded are those that started as overdue, for `slice_residence_s`, and those that
+           have given way too often in the last hour; but not against replicas, whose requests have
+           a deadline, and against equals for as long as they run.
         2. Paused tasks that are to go on stand before everything queued: those give way to one, on
            its node, that would give way to it in the queue.
         3. Then the overdue task with the reservation: any candidate gives way to it that will not
@@ -131,20 +136,21 @@ class Preemption:
             task = state.tasks[task_id]
             if not task.can_save or task.state is not State.RUNNING or task.stopping:
                 continue
-            if task_id in state.overdue_running or task.running is None:
+            if task.running is None or not config.preemptions_per_hour:
                 continue
             if task.allocation is None or task.allocation.node not in state.resources.pools:
                 continue  # left running by a daemon of another node's name
-            if self._too_often(task_id, now):
-                continue
             since_s = now - task.running
+            guarded = self._too_often(task_id, now) or task_id in state.overdue_running
             if since_s < config.residence_s:
                 self._wake = min(self._wake, task.running + config.residence_s)
                 continue
             had_s = priority.service_s(task.ran_s + since_s, task.spec.resources)
             demoted = bool(config.slice_s) and had_s >= config.slice_s
             order = scheduler.order_of(task_id)
-            found.append(Candidate(task.spec.priority, -had_s, order, task, demoted, since_s))
+            found.append(
+                Candidate(task.spec.priority, -had_s, order, task, demoted, since_s, guarded)
+            )
         return sorted(found, key=lambda c: c[:3])
 
     def _let_go_on(
@@ -170,15 +176,19 @@ class Preemption:
         since = first.queued - first.waited_s
         found: list[Candidate] = []
         for candidate in candidates:
+            if candidate.guarded:
+                continue
             if candidate.task.waited_s < now - since:
                 found.append(candidate)
             else:
                 self._wake = min(self._wake, since + candidate.task.waited_s)
         return found
 
+    def times_given_way(self, task_id: str, now: float) -> int:
+        """How often a task has given way within the last hour."""
+        return sum(at > now - HOUR_S for at in self.given_way.get(task_id, ()))
+
     def _too_often(self, task_id: str, now: float) -> bool:
-        if not self._kernel.config.preemptions_per_hour:
-            return True
         times = self.given_way.get(task_id)
         if times is None:
             return False
@@ -192,19 +202,24 @@ class Preemption:
         self._wake = min(self._wake, times[0] + HOUR_S)
         return True
 
-    def _able(self, key: BucketKey, candidates: list[Candidate], now: float) -> list[Candidate]:
+    def _able(
+        self, key: BucketKey, candidates: list[Candidate], now: float, *, replica: bool = False
+    ) -> list[Candidate]:
         """Who gives way to a task with such a key; the others may do so later."""
         config = self._kernel.config
         found: list[Candidate] = []
         for candidate in candidates:
             if candidate.priority > key.priority:
                 break  # they are in order
+            stays = now - candidate.since_s + config.slice_residence_s
             if candidate.priority < key.priority:
-                found.append(candidate)
+                if replica or not self._is_guarded(candidate, stays, now):
+                    found.append(candidate)
                 continue
             if key.demoted or not config.slice_s:
                 break
-            stays = now - candidate.since_s + config.slice_residence_s
+            if candidate.guarded:
+                continue
             devices = priority.service_s(1.0, candidate.task.spec.resources)
             if candidate.demoted and stays <= now:
                 found.append(candidate)
@@ -214,6 +229,16 @@ class Preemption:
                 short_s = (config.slice_s + candidate.service_s) / devices
                 self._wake = min(self._wake, max(stays, now + short_s))
         return found
+
+    def _is_guarded(self, candidate: Candidate, stays: float, now: float) -> bool:
+        """Whether it needn't give way to a higher priority yet; stays: until when at least."""
+        if not candidate.guarded:
+            return False
+        if candidate.task.id not in self._kernel.state.overdue_running:
+            return True  # too often: `_too_often` has set when that is over
+        if stays > now:
+            self._wake = min(self._wake, stays)
+        return stays > now or self._too_often(candidate.task.id, now)
 
     # -- who has to
 
@@ -230,17 +255,18 @@ class Preemption:
 
     def _make_room_for(self, entries: list[Entry], candidates: list[Candidate], now: float) -> None:
         """In order. What found no room for one request finds none for another that is the same."""
-        able: dict[tuple[int, bool], dict[str, list[Candidate]]] = {}
-        vain: set[tuple[int, bool, Resources]] = set()
+        able: dict[tuple[int, bool, bool], dict[str, list[Candidate]]] = {}
+        vain: set[tuple[int, bool, bool, Resources]] = set()
         gone: set[str] = set()
         held = self._kernel.state.scheduler.reserved(ahead=True)
         for entry in entries:
-            kind = (entry.key.priority, entry.key.demoted)
+            replica = self._kernel.state.tasks[entry.task].kind is Kind.SERVE
+            kind = (entry.key.priority, entry.key.demoted, replica)
             if (*kind, entry.key.request) in vain:
                 continue
             if kind not in able:
                 left = [c for c in candidates if c.task.id not in gone]
-                able[kind] = _by_node(self._able(entry.key, left, now))
+                able[kind] = _by_node(self._able(entry.key, left, now, replica=replica))
             node, chosen = self._for(entry, able[kind], held)
             if not chosen:
                 vain.add((*kind, entry.key.request))
