@@ -92,6 +92,40 @@ def test_threads_that_share_a_bus_share_what_was_given_to_one(
     assert {broker.asked("withdraw").to for _ in others} == {other.id for other in others}
 
 
+def test_only_as_many_wait_for_the_rest_as_it_is_enough_for(
+    broker: ScriptedBroker, bus: Bus
+) -> None:
+    topic = bus.topic("jobs", durable=True, prefetch=2)
+    receiving = in_thread(topic.receive)
+    first = broker.asked("want")
+    broker.give(first.id, b"0", together=2)
+    receiving.result(LONG_S)
+    following = in_thread(topic.receive)
+    await_follower(bus)
+    other = in_thread(topic.receive)
+    second = broker.asked("want")
+    broker.give(first.id, b"1", together=2)
+    assert following.result(LONG_S).body == b"1"
+    broker.give(second.id, b"2", together=1)
+    assert other.result(LONG_S).body == b"2"
+
+
+def test_the_rest_goes_first_to_who_has_asked_for_nothing_else(
+    broker: ScriptedBroker, bus: Bus
+) -> None:
+    topic = bus.topic("jobs", durable=True, prefetch=2)
+    receiving = [in_thread(topic.receive) for _ in range(2)]
+    first, second = broker.asked("want"), broker.asked("want")
+    broker.give(first.id, b"0", together=2)
+    until(lambda: any(one.done() for one in receiving))
+    following = in_thread(topic.receive)
+    await_follower(bus)
+    broker.give(first.id, b"1", together=2)
+    assert following.result(LONG_S).body == b"1"
+    broker.give(second.id, b"2", together=1)
+    assert {one.result(LONG_S).body for one in receiving} == {b"0", b"2"}
+
+
 @pytest.mark.parametrize("together", [0, 3])
 async def test_the_same_for_an_event_loop(broker: ScriptedBroker, together: int) -> None:
     accepting = asyncio.create_task(asyncio.to_thread(broker.accept))
