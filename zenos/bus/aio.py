@@ -14,7 +14,8 @@ from typing import Any, Self, TypeVar
 from zenos.bus import address
 from zenos.bus.aio_topics import Topic
 from zenos.bus.envelope import WELCOME, FrameError, Hello, body_of, with_body
-from zenos.bus.session import Session, Slot, Steps
+from zenos.bus.inbox import Slot
+from zenos.bus.session import Session, Steps
 from zenos.bus.stream import FrameReader, FrameWriter, Welcome, hello_of
 from zenos.bus.sync import BACKOFF_S, BACKOFF_S_MAX, CONNECT_S
 from zenos.core.errors import NoDaemonError, UnauthorizedError, UnavailableError

@@ -8,9 +8,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from zenos.bus import operations
+from zenos.bus.inbox import Inbox, Received
 from zenos.bus.message import Answerable, BaseMessage, reason_of
 from zenos.bus.operations import TIMEOUT_S, Sending
-from zenos.bus.session import Inbox, Received
 from zenos.core import limits
 from zenos.core.errors import DeadlineError, InvalidError, UnavailableError
 

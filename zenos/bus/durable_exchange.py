@@ -123,8 +123,10 @@ class DurableExchange:
         peer.requests[number] = event.request
 
     def _deliver(self, peer: Peer, asked: Envelope, given: list[Delivery]) -> None:
+        size = sum(len(d.message.body) + limits.FRAME_HEADER_BYTES_MAX for d in given)
+        together = len(given) if peer.takes(len(given), size) else 0
         for delivery in given:
-            frame = encode(_as_envelope(delivery, asked.id))
+            frame = encode(_as_envelope(delivery, asked.id, together))
             message = delivery.message
             item = Item("data", message.priority, message.sender, message.topic, frame)
             try:
@@ -138,7 +140,7 @@ class DurableExchange:
         failpoints.passing("bus.delivered")
 
 
-def _as_envelope(delivery: Delivery, request: int) -> Envelope:
+def _as_envelope(delivery: Delivery, request: int, together: int) -> Envelope:
     message = delivery.message
     return Envelope(
         verb="send",
@@ -153,6 +155,7 @@ def _as_envelope(delivery: Delivery, request: int) -> Envelope:
         headers=message.headers,
         delivery=delivery.number,
         failures=message.failures,
+        credit=together,
         body=message.body,
     )
 

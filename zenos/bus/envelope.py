@@ -64,7 +64,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     its topic, or the caller to whom a reply goes. delivery: of a durable message, the number by
     which it is acknowledged; failures: of its deliveries before this one. delay_s: not to be
     delivered before so many seconds. descriptors: how many come with the frame. credit: with a
-    reply, how many more messages of its topic may come.
+    reply, how many more messages of its topic may come; with a durable message, how many were given
+    to its request together, if all of them are sure to come (else 0).
 
     On the wire the header ends here; body: bytes, for the daemon's own messages MessagePack of one
     of the types in core/wire.py.

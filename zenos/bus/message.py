@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 from zenos.bus import operations
 from zenos.bus.envelope import close_all
-from zenos.bus.session import Received, Session
+from zenos.bus.inbox import Received
+from zenos.bus.session import Session
 from zenos.core.errors import InvalidError, UnavailableError
 
 _UNREAD: Any = object()

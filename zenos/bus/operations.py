@@ -10,7 +10,8 @@ import msgspec
 
 from zenos.bus.codec import CONTENT_TYPE, Encoded, decode_value, encode_value
 from zenos.bus.envelope import Kind, close_all
-from zenos.bus.session import LOST, Inbox, Received, Session, Slot, Steps, decode, raise_error
+from zenos.bus.inbox import Inbox, Received, Slot
+from zenos.bus.session import LOST, Session, Steps, decode, raise_error
 from zenos.bus.terms import Nacked, Want
 from zenos.core import failpoints, limits
 from zenos.core.errors import ConflictError, DeadlineError, InvalidError, WorkerError, ZenosError
@@ -220,26 +221,47 @@ def receive_durable(
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     body = msgspec.msgpack.encode(Want(count=prefetch, lease_s=lease_s))
     while True:
+        if not inbox.messages:
+            yield from session.arrive(deadline)
         if inbox.messages:
             return inbox.messages.popleft()
-        yield from session.arrive(deadline)
-        number, slot = session.ask("want", topic, body, kind="command", durable=True)
-        slot.inbox = inbox
-        try:
+        if inbox.coming > len(inbox.followers):
+            # What was asked for is still on its way, and enough for this one too.
+            slot = Slot(inbox)
+            inbox.followers.append(slot)
             came = yield slot, deadline
-        except GeneratorExit:
-            # What is on its way comes into the topic's inbox, for whoever receives next.
-            session.forget(number)
-            if session.is_connected:
-                session.emit("withdraw", topic, kind="command", to=number, durable=True)
-            raise
-        if not came and not (yield from _withdraw(session, topic, number, slot)):
+            inbox.leave(slot)
+        else:
+            number, slot = session.ask("want", topic, body, kind="command", durable=True)
+            came = yield from _answered(session, inbox, number, slot, deadline)
+        if not came:
             raise DeadlineError(f"cannot receive from {topic}: nothing came in time")
         if not slot.lost:
             raise_error(slot.value)
             failpoints.passing("bus.receive.taken")
             taken: Received = slot.value
             return taken
+
+
+def _answered(
+    session: Session, inbox: Inbox, number: int, slot: Slot, deadline: float | None
+) -> Steps[bool]:
+    """Wait for a message: the answer to that request, or the rest of an earlier one's."""
+    slot.inbox = inbox
+    inbox.waiters.append(slot)
+    try:
+        came = yield slot, deadline
+        if not came:
+            came = yield from _withdraw(session, inbox.topic, number, slot)
+    except GeneratorExit:
+        slot.abandon()
+        raise
+    finally:
+        inbox.leave(slot)
+        # What is on its way comes into the topic's inbox, for whoever receives next.
+        if session.forget(number) and session.is_connected:
+            session.emit("withdraw", inbox.topic, kind="command", to=number, durable=True)
+    return came
 
 
 def _withdraw(session: Session, topic: str, number: int, slot: Slot) -> Steps[bool]:

@@ -61,6 +61,13 @@ class Peer:
         self.is_stalled = True
         return False
 
+    def takes(self, frames: int, size: int) -> bool:
+        """Whether so many frames, of `size` bytes together, can be put without a BusyError."""
+        queue = self.waiting
+        return queue.count + frames <= limits.SEND_QUEUE_FRAMES_MAX and (
+            queue.waiting_bytes + size <= limits.SEND_QUEUE_BYTES_MAX
+        )
+
     def mark(self) -> None:
         """There is something to be said to it."""
         self._on_dirty(self)

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from zenos.bus.envelope import Data, Envelope, FrameError, Kind, Verb, body_in, close_all, frame_of
+from zenos.bus.inbox import Inbox, Received, ReceivedDescriptors, Slot, Window
 from zenos.bus.order import Item, Link, Policy, SendQueue
 from zenos.bus.terms import Taken, Terms, Want
 from zenos.core import limits
@@ -33,111 +34,7 @@ _NO_HEADERS: Final[dict[str, str]] = {}
 QUEUE_MESSAGES: Final = 1_000_000  # bounded by windows and requests; the bytes by the usual limit
 
 
-class Slot:
-    """Something that is waited for. lost: the connection ended before it came."""
-
-    __slots__ = ("done", "inbox", "lost", "on_done", "value")
-
-    def __init__(self, inbox: Inbox | None = None) -> None:
-        self.done = False
-        self.lost = False
-        self.value: Any = None
-        self.inbox = inbox
-        self.on_done: Callable[[], None] | None = None
-
-    def fill(self, value: Any = None, *, lost: bool = False) -> None:
-        """It has come, or never will."""
-        if not self.done:
-            self.done, self.value, self.lost = True, value, lost
-            if self.on_done is not None:
-                self.on_done()
-
-    def abandon(self) -> None:
-        """Who waited was interrupted. A message that had come for it stays in its inbox."""
-        if not self.done:
-            self.done = self.lost = True
-        elif self.inbox is not None and self.value is not None:
-            self.inbox.messages.appendleft(self.value)
-
-
 Steps = Generator[tuple[Slot, float | None], bool, T]
-
-
-class Received:
-    """A message that has come. Who has it owns its descriptors."""
-
-    __slots__ = ("descriptors", "envelope", "frame", "missed")
-
-    def __init__(self, envelope: Envelope, frame: Data, descriptors: tuple[int, ...]) -> None:
-        self.envelope = envelope
-        self.frame = frame
-        self.descriptors = descriptors
-        self.missed = 0  # messages that were too many for this subscriber, before this one
-
-    @property
-    def body(self) -> memoryview:
-        """Where it lies in the frame."""
-        return body_in(self.frame)
-
-
-class ReceivedDescriptors(Received):
-    """A message with descriptors: nobody may ever look at it, and they must not stay open."""
-
-    __slots__ = ()
-
-    def __del__(self) -> None:
-        close_all(self.descriptors)
-
-
-class Window:
-    """How much of what was sent to a transient topic may be unconfirmed."""
-
-    __slots__ = ("bytes", "messages", "refuses", "terms", "waiters")
-
-    def __init__(self, terms: Terms) -> None:
-        self.terms = terms
-        self.refuses = terms.when_full == "refuse"
-        self.messages = 0
-        self.bytes = 0
-        self.waiters: deque[Slot] = deque()
-
-    def has_room(self, size: int) -> bool:
-        """Whether a message of `size` bytes may be sent now."""
-        if not self.messages:
-            return True
-        terms = self.terms
-        return self.messages < terms.messages and self.bytes + size <= terms.bytes
-
-
-class Inbox:
-    """Messages of one topic that have come and were not taken yet.
-
-    credit: how many more the broker may send.
-    """
-
-    def __init__(self, topic: str, prefetch: int) -> None:
-        self.topic = topic
-        self.prefetch = prefetch
-        self.messages: deque[Received] = deque()
-        self.waiters: deque[Slot] = deque()
-        self.credit = 0
-        self.arrived = 0
-        self.missed = 0
-
-    def put(self, received: Received) -> None:
-        """Give it to who waits longest, or keep it."""
-        self.arrived += 1
-        self.credit = max(0, self.credit - 1)
-        while self.waiters:
-            slot = self.waiters.popleft()
-            if not slot.done:
-                slot.fill(received)
-                return
-        self.messages.append(received)
-
-    def clear(self) -> None:
-        """Drop what nobody has taken."""
-        self.messages.clear()
 
 
 class Session:
@@ -188,12 +85,9 @@ class Session:
             for slot in window.waiters:
                 slot.fill(lost=True)
         for (_, durable), inbox in self.received.items():
-            inbox.credit = 0
             if durable:
                 inbox.clear()  # their leases have ended
-            waiters, inbox.waiters = inbox.waiters, deque()
-            for slot in waiters:
-                slot.fill(lost=True)
+            inbox.lose()
 
     def close(self, error: ZenosError) -> None:
         """Nothing more will come: who waits hears why."""
@@ -201,8 +95,7 @@ class Session:
         self.disconnect()
         for inbox in [*self.received.values(), *self.subscribed.values()]:
             inbox.clear()
-            for slot in inbox.waiters:
-                slot.fill(lost=True)
+            inbox.lose()
         arrivals, self._arrivals = self._arrivals, []
         for slot in arrivals:
             slot.fill(lost=True)
@@ -217,7 +110,7 @@ class Session:
             received = kind(envelope, frame, descriptors)
             if verb == "publish":
                 inbox = self.subscribed.get(envelope.topic)
-            elif verb == "reply" or (envelope.durable and envelope.to in self._pending):
+            elif verb == "reply":
                 self._finish(envelope.to, received)
                 return
             else:
@@ -226,6 +119,12 @@ class Session:
                 return
             if verb == "publish":
                 received.missed, inbox.missed = inbox.missed, 0
+            if envelope.durable:
+                inbox.count(envelope)
+                slot = self._pending.pop(envelope.to, None)
+                if slot is not None and not slot.done:
+                    slot.fill(received)
+                    return
             inbox.put(received)
             return
         close_all(descriptors)
@@ -315,9 +214,9 @@ class Session:
         slot = self._pending[number] = Slot()
         return slot
 
-    def forget(self, number: int) -> None:
-        """Nobody waits for that answer any more."""
-        self._pending.pop(number, None)
+    def forget(self, number: int) -> bool:
+        """Nobody waits for that answer any more; whether it was still to come."""
+        return self._pending.pop(number, None) is not None
 
     def arrive(self, deadline: float | None) -> Steps[None]:
         """Wait until there is a connection. Raises NoDaemonError at the deadline."""
@@ -422,7 +321,8 @@ class Session:
         inbox.credit += max(0, on_its_way)
         if on_its_way > 0 and not inbox.messages:
             arrival = Slot(inbox)
-            inbox.waiters.append(arrival)
+            # Before those who have asked for more since: what is on its way may be all that comes.
+            inbox.waiters.appendleft(arrival)
             yield arrival, None
             if not arrival.lost:
                 inbox.messages.appendleft(arrival.value)

@@ -21,7 +21,8 @@ from typing import Any, Final, Self, TypeVar
 
 from zenos.bus import address
 from zenos.bus.envelope import WELCOME, FrameError, Hello, body_of, with_body
-from zenos.bus.session import Received, Session, Slot, Steps
+from zenos.bus.inbox import Received, Slot
+from zenos.bus.session import Session, Steps
 from zenos.bus.stream import FrameReader, FrameWriter, Welcome, greet
 from zenos.bus.sync_topics import Topic
 from zenos.core import limits
@@ -205,6 +206,7 @@ class Bus:
                     self._changed.notify_all()
         except BaseException:
             slot.abandon()
+            self._changed.notify_all()  # its message may be another thread's now
             raise
         return True
 
