@@ -17,7 +17,7 @@ import msgspec
 
 from zenos.bus.envelope import Data, Envelope, FrameError, Kind, Verb, body_in, close_all, frame_of
 from zenos.bus.order import Item, Link, Policy, SendQueue
-from zenos.bus.terms import Taken, Terms, Want
+from zenos.bus.terms import Taken, Terms, Want, cost_of
 from zenos.core import limits
 from zenos.core.errors import (
     BusyError,
@@ -81,9 +81,14 @@ class Received:
 
 
 class ReceivedDescriptors(Received):
-    """A message with descriptors: nobody may ever look at it, and they must not stay open."""
+    """A message with descriptors: nobody may ever look at it, and they must not stay open.
+    opened: the shared memory that came with it, once somebody has looked at it."""
 
-    __slots__ = ()
+    __slots__ = ("opened",)
+
+    def __init__(self, envelope: Envelope, frame: Data, descriptors: tuple[int, ...]) -> None:
+        super().__init__(envelope, frame, descriptors)
+        self.opened: Any = None
 
     def __del__(self) -> None:
         close_all(self.descriptors)
@@ -112,7 +117,7 @@ class Window:
 class Inbox:
     """Messages of one topic that have come and were not taken yet.
 
-    credit: how many more the broker may send.
+    credit: how many more the broker may send. cost: what the newest message counted of it.
     """
 
     def __init__(self, topic: str, prefetch: int) -> None:
@@ -123,11 +128,13 @@ class Inbox:
         self.credit = 0
         self.arrived = 0
         self.missed = 0
+        self.cost = 1
 
     def put(self, received: Received) -> None:
         """Give it to who waits longest, or keep it."""
         self.arrived += 1
-        self.credit = max(0, self.credit - 1)
+        if self.credit > 0:
+            self.credit -= 1
         while self.waiters:
             slot = self.waiters.popleft()
             if not slot.done:
@@ -224,9 +231,11 @@ class Session:
                 inbox = self.received.get((envelope.topic, envelope.durable))
             if inbox is None:
                 return
-            if verb == "publish":
-                received.missed, inbox.missed = inbox.missed, 0
+            received.missed, inbox.missed = inbox.missed, 0
             inbox.put(received)
+            if verb == "publish":
+                inbox.cost = cost_of(descriptors)
+                inbox.credit -= inbox.cost - 1
             return
         close_all(descriptors)
         match verb:
@@ -400,7 +409,7 @@ class Session:
     def top_up(self, inbox: Inbox, *, subscribed: bool) -> None:
         """Say that more may come, in large enough steps."""
         wanted = min(max(inbox.prefetch, len(inbox.waiters)), limits.PREFETCH_MAX)
-        there = inbox.credit + len(inbox.messages)
+        there = inbox.credit + len(inbox.messages) * inbox.cost
         idle = not subscribed and not inbox.waiters and inbox.prefetch == 1
         if self.is_connected and not idle and there <= wanted // 2:
             count = wanted - there
