@@ -8,15 +8,25 @@ from typing import Any
 # Where each name of the public interface stands; imported when it is asked for, since the daemon
 # and its workers pass through here and need none of it.
 _WHERE = {
+    "ArrayBuffer": "bodies",
     "AsyncBus": "aio",
     "Bus": "sync",
     "Codec": "codec",
-    "Encoded": "codec",
+    "Encoded": "bodies",
     "connect": "sync",
     "connect_async": "aio",
     "register": "codec",
 }
-__all__ = ["AsyncBus", "Bus", "Codec", "Encoded", "connect", "connect_async", "register"]
+__all__ = [
+    "ArrayBuffer",
+    "AsyncBus",
+    "Bus",
+    "Codec",
+    "Encoded",
+    "connect",
+    "connect_async",
+    "register",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,11 +13,14 @@ from typing import Any, Self, TypeVar
 
 from zenos.bus import address
 from zenos.bus.aio_topics import Topic
+from zenos.bus.bodies import Encoded, Own
+from zenos.bus.codec import encode_value
 from zenos.bus.envelope import WELCOME, FrameError, Hello, body_of, with_body
 from zenos.bus.inbox import Slot
 from zenos.bus.session import Session, Steps
 from zenos.bus.stream import FrameReader, FrameWriter, Welcome, hello_of
 from zenos.bus.sync import BACKOFF_S, BACKOFF_S_MAX, CONNECT_S
+from zenos.core import limits
 from zenos.core.errors import NoDaemonError, UnauthorizedError, UnavailableError
 from zenos.core.messages import check_topic
 
@@ -25,11 +28,14 @@ T = TypeVar("T")
 
 
 async def connect_async(
-    *, home: str | Path | None = None, timeout_s: float = CONNECT_S
+    *,
+    home: str | Path | None = None,
+    timeout_s: float = CONNECT_S,
+    shared_bytes_max: int = limits.SHARED_BYTES_MAX,
 ) -> AsyncBus:
     """As `connect`, for the event loop that runs. Used in `async with await connect_async()`."""
     path, hello = address.find(home)
-    bus = AsyncBus(path, hello)
+    bus = AsyncBus(path, hello, shared_bytes_max=shared_bytes_max)
     try:
         await bus.run(bus.session.arrive(time.monotonic() + timeout_s))
     except BaseException as error:
@@ -46,11 +52,14 @@ async def connect_async(
 class AsyncBus:
     """A connection that comes back by itself. Belongs to one event loop."""
 
-    def __init__(self, path: Path, hello: Hello) -> None:
+    def __init__(
+        self, path: Path, hello: Hello, *, shared_bytes_max: int = limits.SHARED_BYTES_MAX
+    ) -> None:
         self._path = str(path)
         self._hello = hello
         self._loop = asyncio.get_running_loop()
         self.session = Session(hello.generation, self._mark)
+        self.own = Own(shared_bytes_max)
         self.was_refused = False
         self._socket: socket.socket | None = None
         self._reader: FrameReader | None = None
@@ -89,6 +98,7 @@ class AsyncBus:
         if self.session.closed is not None:
             return
         self._write()
+        self.own.close()
         self.session.close(UnavailableError("cannot use the bus: it was closed"))
         self._connecting.cancel()
         self._drop_connection()
@@ -106,6 +116,24 @@ class AsyncBus:
             return result
         finally:
             steps.close()
+
+    def encode(self, body: Any) -> Encoded:
+        """A value as it is sent, without waiting. BusyError when shared memory is full."""
+        made = encode_value(body)
+        if isinstance(made, Encoded):
+            return made
+        return made.inline() if made.is_small else made.share(self.own.pool, 0.0)
+
+    async def in_thread(
+        self, make: Callable[..., T], *arguments: Any, drop: Callable[[T], object]
+    ) -> T:
+        """What may take long, in a thread. drop: what to do with it if nobody waits any more."""
+        future = self._loop.run_in_executor(None, make, *arguments)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(lambda done: done.exception() or drop(done.result()))
+            raise
 
     def act(self, do: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """Do something that needn't be waited for."""

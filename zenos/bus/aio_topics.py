@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from zenos.bus import operations
+from zenos.bus.bodies import ArrayBuffer, Encoded, stored
+from zenos.bus.codec import encode_value
 from zenos.bus.inbox import Inbox, Received
 from zenos.bus.message import Answerable, BaseMessage, reason_of
 from zenos.bus.operations import TIMEOUT_S, Sending
@@ -159,6 +161,7 @@ class Topic:
         most once, returns when it may go; BusyError when the topic is full for `timeout_s` seconds.
         delay_s: not delivered before (durable). deadline_s: not delivered after so many seconds.
         """
+        encoded, timeout_s = await self._encode(body, timeout_s)
         how = Sending(
             id=id,
             priority=priority,
@@ -168,7 +171,7 @@ class Topic:
             timeout_s=timeout_s,
         )
         send = operations.send_durable if self.durable else operations.send_transient
-        return await self._bus.run(send(self._bus.session, self.name, body, how))
+        return await self._bus.run(send(self._bus.session, self.name, encoded, how))
 
     def receive(self, *, timeout_s: float | None = None, lease_s: float | None = None) -> Receiving:
         """The next message, for this receiver alone: to await, or for `async with`.
@@ -199,11 +202,13 @@ class Topic:
     ) -> None:
         """Send to all that have subscribed. A slow one misses messages; nobody waits for it."""
         self._only_transient("publish")
+        encoded, timeout_s = await self._encode(body, timeout_s)
         how = Sending(
             priority=priority, deadline_s=deadline_s, headers=headers, timeout_s=timeout_s
         )
         session = self._bus.session
-        await self._bus.run(operations.send_transient(session, self.name, body, how, publish=True))
+        steps = operations.send_transient(session, self.name, encoded, how, publish=True)
+        await self._bus.run(steps)
 
     async def subscribe(self, *, timeout_s: float | None = None) -> Subscription:
         """All that is published from now on, as an iterator; to be closed, or used in `async with`.
@@ -227,8 +232,23 @@ class Topic:
         DeadlineError: no answer in time. UnavailableError: whoever had it went away.
         """
         self._only_transient("call")
+        encoded, timeout_s = await self._encode(body, timeout_s)
         how = Sending(priority=priority, headers=headers, timeout_s=timeout_s)
-        return await self._bus.run(operations.call(self._bus.session, self.name, body, how))
+        reply = await self._bus.run(operations.call(self._bus.session, self.name, encoded, how))
+        return operations.value_of(reply)
+
+    async def buffer(
+        self, shape: Sequence[int], dtype: str = "float32", *, timeout_s: float = TIMEOUT_S
+    ) -> ArrayBuffer:
+        """Shared memory for an array, to fill in place, and then to send without copying it.
+
+        dtype: by name, also `bfloat16`. What is in it at first is anything. Full shared memory is
+        waited for: DeadlineError when it stays so; TooLargeError for what never fits.
+        """
+        own = self._bus.own
+        return await self._bus.in_thread(
+            own.buffer, shape, dtype, timeout_s, drop=ArrayBuffer.close
+        )
 
     async def serve(
         self, function: Callable[[Any], Awaitable[Any]], *, timeout_s: float | None = None
@@ -248,13 +268,37 @@ class Topic:
                 if self._bus.session.closed is not None:
                     return
                 raise
-            error = result = None
-            try:
-                result = await function(message.body)
-            except Exception as raised:  # noqa: BLE001 - it is the caller's
-                error = raised
+            await self._do(function, message)
+            del message  # it may hold shared memory
+
+    async def _do(self, function: Callable[[Any], Awaitable[Any]], message: Message) -> None:
+        error = encoded = None
+        try:
+            result = await function(message.body)
             if message.is_call:
-                self._bus.act(operations.reply_or_fail, message.received, result, error)
+                encoded, _ = await self._encode(result, TIMEOUT_S)
+        except Exception as raised:  # noqa: BLE001 - it is the caller's
+            error = raised
+        if message.is_call:
+            self._bus.act(operations.reply_or_fail, message.received, encoded, error)
+        del error  # whose traceback holds this frame, and with it the message
+
+    async def _encode(self, body: Any, timeout_s: float) -> tuple[Encoded, float]:
+        """A value as it is sent, and the seconds that are left then. Who sends to a topic that
+        refuses doesn't wait for shared memory either: BusyError. Else DeadlineError."""
+        end = time.monotonic() + timeout_s
+        made = encode_value(body)
+        if isinstance(made, Encoded):
+            return made, timeout_s
+        if self.durable:
+            return stored(made), timeout_s
+        if made.is_small:
+            return made.inline(), timeout_s
+        window = await self._bus.run(self._bus.session.window(self.name, end))
+        wait_s = 0.0 if window.refuses else max(0.0, end - time.monotonic())
+        pool = self._bus.own.pool
+        encoded = await self._bus.in_thread(made.share, pool, wait_s, drop=Encoded.close)
+        return encoded, max(0.0, end - time.monotonic())
 
     def _only_transient(self, what: str) -> None:
         if self.durable:

@@ -1,29 +1,35 @@
 """Bodies: bytes as they are, everything else as MessagePack, or by a codec of its own.
 
-A message says in its header `content-type` how its body is to be read. Other types come in by
-`register`: a codec that makes descriptors of a value sends them with the body.
+A message says in its header `content-type` how its body is to be read. Values with arrays in them,
+and many bytes, are another module's (bodies.py): they go through shared memory, and that may have
+to be waited for. Other types come in by `register`: a codec that makes descriptors of a value sends
+them with the body.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from zenos.bus.bodies import (
+    ARRAYS,
+    SHARED,
+    AnyDraft,
+    ArrayBuffer,
+    BytesDraft,
+    Draft,
+    Encoded,
+    Opened,
+)
 from zenos.bus.envelope import close_all
+from zenos.core import limits
 from zenos.core.errors import InvalidError
 
 CONTENT_TYPE: Final = "content-type"
 MESSAGEPACK: Final = "application/msgpack"
-
-
-class Encoded(NamedTuple):
-    """A value as it is sent. descriptors: open files that go along; the bus closes them."""
-
-    body: bytes | bytearray | memoryview
-    content_type: str = ""
-    descriptors: tuple[int, ...] = ()
 
 
 class Codec(NamedTuple):
@@ -48,10 +54,15 @@ def register(codec: Codec) -> None:
     _codecs[codec.content_type] = codec
 
 
-def encode_value(value: Any) -> Encoded:
-    """A value as it is sent. InvalidError when it can't be."""
+def encode_value(value: Any) -> Encoded | AnyDraft:
+    """A value as it is sent, or a draft of that: where its arrays or bytes go is to be decided.
+    InvalidError when it can't be sent."""
     if isinstance(value, bytes | bytearray | memoryview):
+        if memoryview(value).nbytes >= limits.SHARED_BODY_BYTES_MIN:
+            return BytesDraft(value)
         return Encoded(value if isinstance(value, bytes) else bytes(value))
+    if isinstance(value, ArrayBuffer):
+        return value
     for codec in reversed(_codecs.values()):
         encoded = codec.encode(value)
         if encoded is not None:
@@ -59,16 +70,28 @@ def encode_value(value: Any) -> Encoded:
     try:
         return Encoded(_encoder.encode(value), MESSAGEPACK)
     except (TypeError, OverflowError, RecursionError, UnicodeEncodeError) as error:
+        try:
+            if isinstance(error, TypeError) and _arrays_may_be_there():
+                return Draft(value)
+        except (TypeError, OverflowError, RecursionError, UnicodeEncodeError) as other:
+            error = other
         raise InvalidError(
-            f"cannot send a body of type {type(value).__name__}: {error}; give bytes, or what "
-            "MessagePack can hold"
+            f"cannot send a body of type {type(value).__name__}: {error}; give bytes, arrays, or "
+            "what MessagePack can hold"
         ) from None
+
+
+def _arrays_may_be_there() -> bool:
+    """Whether the program knows any arrays: nothing is imported for one that has none."""
+    return "numpy" in sys.modules or "torch" in sys.modules
 
 
 def decode_value(
     body: memoryview, content_type: str, descriptors: tuple[int, ...] = (), type_: Any = Any
 ) -> Any:
     """The value of a body; takes the descriptors. InvalidError when it can't be read."""
+    if content_type in (ARRAYS, SHARED):
+        return opened_value(Opened(body, descriptors), content_type, type_)
     codec = _codecs.get(content_type)
     if codec is not None:
         return codec.decode(body, descriptors)
@@ -84,3 +107,8 @@ def decode_value(
         return msgspec.msgpack.decode(body, type=type_)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidError(f"cannot read a body: {error}") from None
+
+
+def opened_value(opened: Opened, content_type: str, type_: Any = Any) -> Any:
+    """The value of a body with arrays, or of one that is many bytes."""
+    return opened.bytes() if content_type == SHARED else opened.read(type_)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import stat
 from collections.abc import Callable
 from typing import Final
 
@@ -31,7 +32,7 @@ from zenos.bus.durable_topics import DurableTopics
 from zenos.bus.envelope import Data, Envelope, FrameError, body_of, close_all, with_body
 from zenos.bus.order import Item
 from zenos.bus.peer import Peer
-from zenos.bus.terms import Terms, Want
+from zenos.bus.terms import Terms, Want, cost_of
 from zenos.bus.transient import Subscription, TransientTopic, Waiting
 from zenos.core import limits
 from zenos.core.errors import (
@@ -281,6 +282,7 @@ class Exchange:
 
     def _publish(self, peer: Peer, topic: TransientTopic, item: Waiting) -> None:
         self._confirm(peer, topic, item.id, item.size)
+        shared = _bytes_in(item.descriptors) if topic.subscriptions else 0
         for subscriber, subscription in topic.subscriptions.items():
             try:
                 descriptors = _copied(item.descriptors)
@@ -299,6 +301,7 @@ class Exchange:
                 item.deadline,
                 None,
             )
+            copy.size += shared
             subscription.add(copy)
             self._feed(topic, subscriber, subscription)
         item.drop()
@@ -400,7 +403,7 @@ class Exchange:
 
     def _feed(self, topic: TransientTopic, peer: Peer, subscription: Subscription) -> None:
         backlog = subscription.backlog
-        while subscription.credit and (item := backlog.head()) is not None and peer.has_room:
+        while subscription.credit > 0 and (item := backlog.head()) is not None and peer.has_room:
             if subscription.missed:
                 missed = Envelope(
                     kind=item.kind,
@@ -416,7 +419,7 @@ class Exchange:
             if 0 < item.deadline <= self._loop.time():
                 item.drop()
                 continue
-            subscription.credit -= 1
+            subscription.credit -= cost_of(item.descriptors)
             self._hand_over(peer, item)
 
     def _hand_over(self, peer: Peer, item: Waiting) -> None:
@@ -471,6 +474,11 @@ class Exchange:
     def _tidy(self, topic: TransientTopic) -> None:
         if topic.is_empty:
             self._topics.pop(topic.name, None)
+
+
+def _bytes_in(descriptors: tuple[int, ...]) -> int:
+    """How much memory they keep."""
+    return sum(found.st_size for found in map(os.fstat, descriptors) if stat.S_ISREG(found.st_mode))
 
 
 def _copied(descriptors: tuple[int, ...]) -> tuple[int, ...]:

@@ -57,9 +57,16 @@ class Received:
 
 
 class ReceivedDescriptors(Received):
-    """A message with descriptors: nobody may ever look at it, and they must not stay open."""
+    """A message with descriptors: nobody may ever look at it, and they must not stay open.
 
-    __slots__ = ()
+    opened: the shared memory that came with it, once somebody has looked at it.
+    """
+
+    __slots__ = ("opened",)
+
+    def __init__(self, envelope: Envelope, frame: Data, descriptors: tuple[int, ...]) -> None:
+        super().__init__(envelope, frame, descriptors)
+        self.opened: Any = None
 
     def __del__(self) -> None:
         close_all(self.descriptors)
@@ -90,6 +97,7 @@ class Inbox:
 
     credit: how many more the broker may send. waiters: who waits for a message; of a durable topic,
     each has asked for some. followers: who waits for those that are `coming`, and has not asked.
+    cost: what the newest message counted of the credit.
     """
 
     def __init__(self, topic: str, prefetch: int) -> None:
@@ -101,6 +109,7 @@ class Inbox:
         self.credit = 0
         self.arrived = 0
         self.missed = 0
+        self.cost = 1
         self._rest: dict[int, int] = {}  # by request, how many of its messages are on their way
 
     @property
@@ -117,7 +126,8 @@ class Inbox:
     def put(self, received: Received) -> None:
         """Give it to who waits longest, or keep it."""
         self.arrived += 1
-        self.credit = max(0, self.credit - 1)
+        if self.credit > 0:
+            self.credit -= 1
         if not self._give(received):
             self.messages.append(received)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from zenos.bus import operations
+from zenos.bus.bodies import ARRAYS, SHARED, Encoded
+from zenos.bus.codec import CONTENT_TYPE
 from zenos.bus.envelope import close_all
 from zenos.bus.inbox import Received
 from zenos.bus.session import Session
@@ -27,18 +29,29 @@ class BaseMessage:
 
     @property
     def body(self) -> Any:
-        """Its value: bytes, or what was sent as MessagePack."""
+        """Its value: bytes, or what was sent as MessagePack, with its arrays.
+
+        numpy's arrays are read-only, and lie where their sender put them; so do torch's tensors,
+        of which a write is seen here alone. They stay there while they, or the message, live.
+        """
         if self._value is _UNREAD:
             self._value = operations.value_of(self.received)
         return self._value
 
     def read(self, type_: Any) -> Any:
-        """Its value as that type, checked by msgspec. InvalidError when it is something else."""
+        """Its value as that type, checked by msgspec. InvalidError when it is something else.
+
+        numpy.ndarray or torch.Tensor: the arrays as that library's, whosever they were.
+        """
         return operations.value_of(self.received, type_)
 
     @property
     def raw(self) -> memoryview:
-        """Its body as it came."""
+        """Its body as it came. Of many bytes these, read-only, where their sender put them."""
+        if self.received.envelope.headers.get(CONTENT_TYPE) == SHARED:
+            opened = operations.opened_of(self.received)
+            if opened is not None:
+                return opened.memory
         return self.received.body
 
     @property
@@ -82,7 +95,9 @@ class BaseMessage:
         return self.received.envelope.verb == "call"
 
     def let_go(self) -> None:
-        """Close the descriptors that nobody has taken."""
+        """Close the descriptors that nobody has taken. Shared memory goes with the message."""
+        if self.received.envelope.headers.get(CONTENT_TYPE) in (ARRAYS, SHARED):
+            return
         descriptors, self.received.descriptors = self.received.descriptors, ()
         close_all(descriptors)
 
@@ -96,6 +111,10 @@ class Acting(Protocol):
         """Do something with the session that needn't be waited for."""
         ...
 
+    def encode(self, body: Any) -> Encoded:
+        """A value as it is sent in a reply."""
+        ...
+
 
 class Answerable(BaseMessage):
     """A message that may be a call."""
@@ -105,7 +124,11 @@ class Answerable(BaseMessage):
         self._acting = bus
 
     def reply(self, body: Any) -> None:
-        """Answer a call. Nobody hears it who has stopped waiting."""
+        """Answer a call. Nobody hears it who has stopped waiting.
+
+        Arrays are copied into shared memory; when that is full, the blocking bus waits, and the
+        asynchronous one raises BusyError.
+        """
         self._answer(body)
 
     def fail(self, error: Exception) -> None:
@@ -115,7 +138,8 @@ class Answerable(BaseMessage):
     def _answer(self, body: Any = None, error: Exception | None = None) -> None:
         if not self.is_call:
             raise InvalidError("cannot reply to a message that is no call")
-        self._acting.act(operations.reply, self.received, body, error)
+        encoded = self._acting.encode(body) if error is None else None
+        self._acting.act(operations.reply, self.received, encoded, error)
         self._settled = True
 
     def _end_call(self, verb: str, reason: str) -> None:

@@ -8,9 +8,10 @@ from typing import Any, Final
 
 import msgspec
 
-from zenos.bus.codec import CONTENT_TYPE, Encoded, decode_value, encode_value
+from zenos.bus.bodies import ARRAYS, SHARED, Encoded, Opened
+from zenos.bus.codec import CONTENT_TYPE, decode_value, opened_value
 from zenos.bus.envelope import Kind, close_all
-from zenos.bus.inbox import Inbox, Received, Slot
+from zenos.bus.inbox import Inbox, Received, ReceivedDescriptors, Slot
 from zenos.bus.session import LOST, Session, Steps, decode, raise_error
 from zenos.bus.terms import Nacked, Want
 from zenos.core import failpoints, limits
@@ -47,19 +48,34 @@ def with_type(headers: dict[str, str] | None, encoded: Encoded) -> dict[str, str
 
 
 def value_of(received: Received, type_: Any = Any) -> Any:
-    """A message's body as a value; once, since that takes its descriptors."""
+    """A message's body as a value; of a registered codec once: that takes its descriptors."""
     content_type = received.envelope.headers.get(CONTENT_TYPE, "")
+    opened = opened_of(received)
+    if opened is not None:
+        return opened_value(opened, content_type, type_)
     descriptors, received.descriptors = received.descriptors, ()
     return decode_value(received.body, content_type, descriptors, type_)
 
 
-def send_durable(session: Session, topic: str, body: Any, how: Sending) -> Steps[str]:
+def opened_of(received: Received) -> Opened | None:
+    """The shared memory that came with a message, mapped; None when none did. HandleError."""
+    if not isinstance(received, ReceivedDescriptors):
+        return None
+    if received.opened is None and received.envelope.headers.get(CONTENT_TYPE) in (ARRAYS, SHARED):
+        descriptors, received.descriptors = received.descriptors, ()
+        if not descriptors:
+            raise ConflictError("cannot read this body: its message was let go of")
+        received.opened = Opened(received.body, descriptors)
+    opened: Opened | None = received.opened
+    return opened
+
+
+def send_durable(session: Session, topic: str, encoded: Encoded, how: Sending) -> Steps[str]:
     """Send; returns the message's id after the commit. Repeated until then with the same id."""
-    encoded = encode_value(body)
     if encoded.descriptors:
         close_all(encoded.descriptors)
         raise InvalidError(
-            f"cannot send a {type(body).__name__} to a durable topic: it would have to be in the "
+            f"cannot send {encoded.content_type} to a durable topic: it would have to be in the "
             "database; send where the data lies instead"
         )
     key = secrets.token_hex(12) if how.id is None else how.id
@@ -83,18 +99,17 @@ def send_durable(session: Session, topic: str, body: Any, how: Sending) -> Steps
 
 
 def send_transient(
-    session: Session, topic: str, body: Any, how: Sending, *, publish: bool = False
+    session: Session, topic: str, encoded: Encoded, how: Sending, *, publish: bool = False
 ) -> Steps[str]:
     """Send or publish, at most once. Waits for room, not for a receiver."""
-    if not limits.PRIORITY_MIN <= how.priority <= limits.PRIORITY_MAX:
-        raise InvalidError(f"cannot use priority {how.priority}: from 0 to 100")
-    if how.delay_s:
-        raise InvalidError("cannot delay a transient message: use a durable topic for that")
-    encoded = encode_value(body)
     deadline = time.monotonic() + how.timeout_s
     # What the header takes isn't known before it is made: too much, for a message of any size.
     size = len(encoded.body) + limits.KIB + limits.DESCRIPTOR_BYTES * len(encoded.descriptors)
     try:
+        if not limits.PRIORITY_MIN <= how.priority <= limits.PRIORITY_MAX:
+            raise InvalidError(f"cannot use priority {how.priority}: from 0 to 100")
+        if how.delay_s:
+            raise InvalidError("cannot delay a transient message: use a durable topic for that")
         window = yield from session.room(topic, size, deadline)
         key = how.id or ""
         number, size = session.emit(
@@ -125,9 +140,8 @@ def send_transient(
     return key
 
 
-def call(session: Session, topic: str, body: Any, how: Sending) -> Steps[Any]:
-    """Call whoever serves the topic; returns the reply's value, raises its error."""
-    encoded = encode_value(body)
+def call(session: Session, topic: str, encoded: Encoded, how: Sending) -> Steps[Received]:
+    """Call whoever serves the topic; returns the reply, raises its error."""
     deadline = time.monotonic() + how.timeout_s
     try:
         yield from session.arrive(deadline)
@@ -157,30 +171,32 @@ def call(session: Session, topic: str, body: Any, how: Sending) -> Steps[Any]:
     if slot.lost:
         raise LOST
     raise_error(slot.value)
-    return value_of(slot.value)
+    replied: Received = slot.value
+    return replied
 
 
 def reply(
     session: Session,
     received: Received,
-    body: Any = None,
+    encoded: Encoded | None = None,
     error: Exception | None = None,
     *,
     credit: int = 0,
 ) -> None:
     """Answer a call; nobody hears it who has stopped waiting. credit: see the envelope."""
     asked = received.envelope
-    headers: dict[str, str] = {}
-    encoded = Encoded(b"")
+    encoded = encoded or Encoded(b"")
     if error is None:
-        encoded = encode_value(body)
         headers = with_type(None, encoded)
     else:
         known = isinstance(error, ZenosError)
         said = str(error) if known else f"cannot answer: {type(error).__name__}: {error}"
         code = error.code if isinstance(error, ZenosError) else WorkerError.code
         headers = {"code": code, "error": said[: limits.ERROR_CHARS_MAX]}
-    if session.is_connected:
+    if not session.is_connected:
+        close_all(encoded.descriptors)
+        return
+    try:
         session.emit(
             "reply",
             asked.topic,
@@ -193,11 +209,14 @@ def reply(
             descriptors=encoded.descriptors,
             credit=credit,
         )
-    else:
+    except BaseException:
         close_all(encoded.descriptors)
+        raise
 
 
-def reply_or_fail(session: Session, received: Received, body: Any, error: Exception | None) -> None:
+def reply_or_fail(
+    session: Session, received: Received, encoded: Encoded | None, error: Exception | None
+) -> None:
     """Answer a call with what came of it, also if that can't be sent, and be ready for another."""
     inbox = session.received.get((received.envelope.topic, False))
     credit = int(
@@ -206,7 +225,7 @@ def reply_or_fail(session: Session, received: Received, body: Any, error: Except
         and not (inbox.credit or inbox.messages or inbox.waiters)
     )
     try:
-        reply(session, received, body, error, credit=credit)
+        reply(session, received, encoded, error, credit=credit)
     except ZenosError as unsendable:
         reply(session, received, error=unsendable, credit=credit)
     if inbox is not None:

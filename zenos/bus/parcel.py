@@ -74,6 +74,26 @@ class Parcel:
         """The handles, as `decode` reads them."""
         return _encoder.encode(self.handles)
 
+    def detach(self) -> tuple[int, int]:
+        """Its descriptors, which are the caller's now: as `close`, but that nobody lets go yet."""
+        descriptors = self.descriptors
+        self._close.detach()
+        return descriptors
+
+    def copies(self) -> tuple[int, int]:
+        """Its descriptors once more, for the caller. ConflictError, UnavailableError."""
+        made: list[int] = []
+        try:
+            for descriptor in self.descriptors:
+                made.append(os.dup(descriptor))  # noqa: PERF401 - what was made must be known
+        except OSError as error:
+            passing.close_all(made)
+            raise UnavailableError(
+                f"cannot lend shared memory: {error.strerror}; raise the limit with 'ulimit -n'"
+            ) from error
+        segment, lifeline = made
+        return segment, lifeline
+
     def close(self) -> None:
         """Let go. What was sent, and views, are not concerned."""
         self._close()

@@ -18,7 +18,7 @@ import msgspec
 from zenos.bus.envelope import Data, Envelope, FrameError, Kind, Verb, body_in, close_all, frame_of
 from zenos.bus.inbox import Inbox, Received, ReceivedDescriptors, Slot, Window
 from zenos.bus.order import Item, Link, Policy, SendQueue
-from zenos.bus.terms import Taken, Terms, Want
+from zenos.bus.terms import Taken, Terms, Want, cost_of
 from zenos.core import limits
 from zenos.core.errors import (
     BusyError,
@@ -126,6 +126,9 @@ class Session:
                     slot.fill(received)
                     return
             inbox.put(received)
+            if verb == "publish":
+                inbox.cost = cost_of(descriptors)
+                inbox.credit -= inbox.cost - 1
             return
         close_all(descriptors)
         match verb:
@@ -299,7 +302,7 @@ class Session:
     def top_up(self, inbox: Inbox, *, subscribed: bool) -> None:
         """Say that more may come, in large enough steps."""
         wanted = min(max(inbox.prefetch, len(inbox.waiters)), limits.PREFETCH_MAX)
-        there = inbox.credit + len(inbox.messages)
+        there = inbox.credit + len(inbox.messages) * inbox.cost
         idle = not subscribed and not inbox.waiters and inbox.prefetch == 1
         if self.is_connected and not idle and there <= wanted // 2:
             count = wanted - there

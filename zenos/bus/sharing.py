@@ -1,21 +1,45 @@
 """The seam between shared memory and the libraries whose arrays lie in it.
 
 The bus knows bytes, type names and shapes. What turns these into arrays registers here: see
-zenos/runtime/arrays.py, which knows numpy and torch.
+zenos/runtime/arrays.py, which knows numpy and torch. It is imported when the first array is sent or
+read, and never by a program that has none.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
 
-from zenos.bus.handle import Layout, pack
+from zenos.bus.handle import Handle, Layout, pack
 from zenos.bus.memory import Pool
 from zenos.bus.parcel import Parcel
 from zenos.bus.view import View
 from zenos.core.errors import InvalidError
 
+# By name, so that nobody imports these libraries who has no arrays.
+_REGISTERED_BY: Final = {"numpy": "zenos.runtime.arrays", "torch": "zenos.runtime.arrays"}
 
-class Codec(Protocol):
+
+class Memory(Protocol):
+    """Where arrays lie: a view of shared memory, or a message that holds them itself."""
+
+    @property
+    def handles(self) -> Sequence[Handle]:
+        """What lies there."""
+        ...
+
+    def memory(self, index: int = 0) -> memoryview:
+        """The bytes of one array, read-only."""
+        ...
+
+    def private_memory(self, index: int = 0) -> memoryview:
+        """The same, writable: what is written is seen by this process alone."""
+        ...
+
+
+class ArrayCodec(Protocol):
     """The arrays of one library."""
 
     def takes(self, value: object) -> bool:
@@ -30,16 +54,20 @@ class Codec(Protocol):
         """Write its elements into `memory`, of `layout.bytes` bytes, in C order."""
         ...
 
-    def read(self, view: View, index: int) -> Any:
+    def make(self, memory: memoryview, layout: Layout) -> Any:
+        """An array in that memory, of `layout.bytes` bytes, as writable as it is."""
+        ...
+
+    def read(self, view: Memory, index: int) -> Any:
         """Array number `index` of the view, without a copy; it keeps the memory while it lives.
         InvalidError where the library has no such type."""
         ...
 
 
-_codecs: dict[str, Codec] = {}
+_codecs: dict[str, ArrayCodec] = {}
 
 
-def register(library: str, codec: Codec) -> None:
+def register(library: str, codec: ArrayCodec) -> None:
     """Make a library's arrays known; a second one of the same name takes its place."""
     _codecs[library] = codec
 
@@ -62,18 +90,48 @@ def share(pool: Pool, *values: object, wait_s: float = 0.0) -> Parcel:
 
 def read(view: View, library: str) -> list[Any]:
     """All arrays of a view, as that library's, without a copy."""
-    codec = _codecs.get(library)
-    if codec is None:
-        known = ", ".join(sorted(_codecs)) or "none yet"
-        raise InvalidError(f"cannot make arrays of {library!r}: known are {known}")
+    codec = codec_for(library)
     return [codec.read(view, index) for index in range(len(view.handles))]
 
 
-def codec_of(value: object) -> Codec:
-    """Whose array that is. InvalidError when it is nobody's."""
-    for codec in _codecs.values():
+def codec_for(library: str) -> ArrayCodec:
+    """What makes that library's arrays. InvalidError where nothing does, or it isn't installed."""
+    if library not in _codecs and library in _REGISTERED_BY:
+        try:
+            importlib.import_module(_REGISTERED_BY[library])
+        except ImportError as error:
+            raise InvalidError(
+                f"cannot make arrays of {library}: {error}; install it, or send bytes"
+            ) from None
+    codec = _codecs.get(library)
+    if codec is None:
+        known = ", ".join(sorted(_codecs)) or "none yet"
+        raise InvalidError(f"cannot make arrays of {library[:100]!r}: known are {known}")
+    return codec
+
+
+def find(value: object) -> tuple[str, ArrayCodec] | None:
+    """Whose array that is, by name; None when it is nobody's."""
+    for library in _REGISTERED_BY:
+        if library in sys.modules:
+            codec_for(library)
+    for library, codec in _codecs.items():
         if codec.takes(value):
-            return codec
+            return library, codec
+    return None
+
+
+def library_of(type_: object) -> str:
+    """Whose arrays are of that type; empty when they are nobody's."""
+    library = getattr(type_, "__module__", "").partition(".")[0]
+    return library if library in _REGISTERED_BY else ""
+
+
+def codec_of(value: object) -> ArrayCodec:
+    """Whose array that is. InvalidError when it is nobody's."""
+    found = find(value)
+    if found is not None:
+        return found[1]
     kind = type(value)
     raise InvalidError(
         f"cannot share a {kind.__module__}.{kind.__qualname__}: "

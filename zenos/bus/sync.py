@@ -20,8 +20,11 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from zenos.bus import address
+from zenos.bus.bodies import Encoded, Own
+from zenos.bus.codec import encode_value
 from zenos.bus.envelope import WELCOME, FrameError, Hello, body_of, with_body
 from zenos.bus.inbox import Received, Slot
+from zenos.bus.operations import TIMEOUT_S
 from zenos.bus.session import Session, Steps
 from zenos.bus.stream import FrameReader, FrameWriter, Welcome, greet
 from zenos.bus.sync_topics import Topic
@@ -39,25 +42,39 @@ CLOSE_S: Final = 2.0  # for which the end waits until what was sent is written
 STUCK_S: Final = 0.2  # between two looks at whether a broker that doesn't read has gone
 
 
-def connect(*, home: str | Path | None = None, timeout_s: float = CONNECT_S) -> Bus:
+def connect(
+    *,
+    home: str | Path | None = None,
+    timeout_s: float = CONNECT_S,
+    shared_bytes_max: int = limits.SHARED_BYTES_MAX,
+) -> Bus:
     """The bus of `home` (default `ZENOS_HOME`), as the task in which this runs, else as the user.
 
+    shared_bytes_max: of the shared memory for arrays and many bytes that were sent from here.
     Raises NoDaemonError when no daemon lets it in within `timeout_s` seconds, UnauthorizedError for
     a token that it doesn't know.
     """
     path, hello = address.find(home)
-    return Bus(path, hello, timeout_s=timeout_s)
+    return Bus(path, hello, timeout_s=timeout_s, shared_bytes_max=shared_bytes_max)
 
 
 class Bus:
     """A connection that comes back by itself. May be used by several threads; not after a fork."""
 
-    def __init__(self, path: Path, hello: Hello, *, timeout_s: float = CONNECT_S) -> None:
+    def __init__(
+        self,
+        path: Path,
+        hello: Hello,
+        *,
+        timeout_s: float = CONNECT_S,
+        shared_bytes_max: int = limits.SHARED_BYTES_MAX,
+    ) -> None:
         self._path = str(path)
         self._hello = hello
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self.session = Session(hello.generation, lambda: None)
+        self.own = Own(shared_bytes_max)
         self._socket: socket.socket | None = None
         self._reader: FrameReader | None = None
         self._writer: FrameWriter | None = None
@@ -120,6 +137,7 @@ class Bus:
         with self._changed:
             if self.session.closed is not None:
                 return
+            self.own.close()
             with suppress(OSError):
                 if self._writer is not None and self.session.is_connected:
                     self._write(time.monotonic() + CLOSE_S)
@@ -174,6 +192,13 @@ class Bus:
                 self.session.top_up(inbox, subscribed=False)
             self._write_soon()
             return received
+
+    def encode(self, body: Any, timeout_s: float = TIMEOUT_S) -> Encoded:
+        """A value as it is sent. Shared memory that is full is waited for, without the lock."""
+        made = encode_value(body)
+        if isinstance(made, Encoded):
+            return made
+        return made.inline() if made.is_small else made.share(self.own.pool, timeout_s)
 
     def act(self, do: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """Do something that needn't be waited for."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from zenos.bus import operations
+from zenos.bus.bodies import ArrayBuffer, Encoded, stored
+from zenos.bus.codec import encode_value
 from zenos.bus.inbox import Inbox, Received
 from zenos.bus.message import Answerable, BaseMessage, reason_of
 from zenos.bus.operations import TIMEOUT_S, Sending
@@ -136,8 +138,10 @@ class Topic:
         delay_s: not delivered before (durable). deadline_s: not delivered after so many seconds.
         """
         plain = not (self.durable or id or delay_s or headers or deadline_s is not None)
-        if plain and type(body) is bytes and self._bus.send_now(self.name, body, priority):
+        small = type(body) is bytes and len(body) < limits.SHARED_BODY_BYTES_MIN
+        if plain and small and self._bus.send_now(self.name, body, priority):
             return ""
+        encoded, timeout_s = self._encode(body, timeout_s)
         how = Sending(
             id=id,
             priority=priority,
@@ -147,7 +151,7 @@ class Topic:
             timeout_s=timeout_s,
         )
         send = operations.send_durable if self.durable else operations.send_transient
-        return self._bus.run(send(self._bus.session, self.name, body, how))
+        return self._bus.run(send(self._bus.session, self.name, encoded, how))
 
     def receive(self, *, timeout_s: float | None = None, lease_s: float | None = None) -> Message:
         """The next message, for this receiver alone. DeadlineError when none came in time.
@@ -178,11 +182,12 @@ class Topic:
     ) -> None:
         """Send to all that have subscribed. A slow one misses messages; nobody waits for it."""
         self._only_transient("publish")
+        encoded, timeout_s = self._encode(body, timeout_s)
         how = Sending(
             priority=priority, deadline_s=deadline_s, headers=headers, timeout_s=timeout_s
         )
         session = self._bus.session
-        self._bus.run(operations.send_transient(session, self.name, body, how, publish=True))
+        self._bus.run(operations.send_transient(session, self.name, encoded, how, publish=True))
 
     def subscribe(self, *, timeout_s: float | None = None) -> Subscription:
         """All that is published from now on, as an iterator; to be closed, or used in `with`.
@@ -206,8 +211,20 @@ class Topic:
         DeadlineError: no answer in time. UnavailableError: whoever had it went away.
         """
         self._only_transient("call")
+        encoded, timeout_s = self._encode(body, timeout_s)
         how = Sending(priority=priority, headers=headers, timeout_s=timeout_s)
-        return self._bus.run(operations.call(self._bus.session, self.name, body, how))
+        reply = self._bus.run(operations.call(self._bus.session, self.name, encoded, how))
+        return operations.value_of(reply)
+
+    def buffer(
+        self, shape: Sequence[int], dtype: str = "float32", *, timeout_s: float = TIMEOUT_S
+    ) -> ArrayBuffer:
+        """Shared memory for an array, to fill in place, and then to send without copying it.
+
+        dtype: by name, also `bfloat16`. What is in it at first is anything. Full shared memory is
+        waited for: DeadlineError when it stays so; TooLargeError for what never fits.
+        """
+        return self._bus.own.buffer(shape, dtype, timeout_s)
 
     def serve(self, function: Callable[[Any], Any], *, timeout_s: float | None = None) -> None:
         """Answer calls with what `function` makes of their bodies, until the bus is closed.
@@ -225,13 +242,37 @@ class Topic:
                 if self._bus.session.closed is not None:
                     return
                 raise
-            error = result = None
-            try:
-                result = function(message.body)
-            except Exception as raised:  # noqa: BLE001 - it is the caller's
-                error = raised
+            self._do(function, message)
+            del message  # it may hold shared memory
+
+    def _do(self, function: Callable[[Any], Any], message: Message) -> None:
+        error = encoded = None
+        try:
+            result = function(message.body)
             if message.is_call:
-                self._bus.act_before_more(operations.reply_or_fail, message.received, result, error)
+                encoded = self._bus.encode(result)
+        except Exception as raised:  # noqa: BLE001 - it is the caller's
+            error = raised
+        if message.is_call:
+            do, received = operations.reply_or_fail, message.received
+            self._bus.act_before_more(do, received, encoded, error)
+        del error  # whose traceback holds this frame, and with it the message
+
+    def _encode(self, body: Any, timeout_s: float) -> tuple[Encoded, float]:
+        """A value as it is sent, and the seconds that are left then. Who sends to a topic that
+        refuses doesn't wait for shared memory either: BusyError. Else DeadlineError."""
+        end = time.monotonic() + timeout_s
+        made = encode_value(body)
+        if isinstance(made, Encoded):
+            return made, timeout_s
+        if self.durable:
+            return stored(made), timeout_s
+        if made.is_small:
+            return made.inline(), timeout_s
+        window = self._bus.run(self._bus.session.window(self.name, end))
+        wait_s = 0.0 if window.refuses else max(0.0, end - time.monotonic())
+        encoded = made.share(self._bus.own.pool, wait_s)
+        return encoded, max(0.0, end - time.monotonic())
 
     def _only_transient(self, what: str) -> None:
         if self.durable:

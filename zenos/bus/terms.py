@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import msgspec
 
+from zenos.core import limits
 from zenos.core.messages import WhenFull
+
+
+def cost_of(descriptors: tuple[int, ...]) -> int:
+    """What a published message counts of what its subscriber may be sent. What is there and not
+    read yet can't be dropped, and keeps the memory that comes with it: so these are few."""
+    return limits.SHARED_COST if descriptors else 1
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

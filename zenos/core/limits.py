@@ -87,6 +87,7 @@ WINDOW_BYTES: Final = 8 * MIB
 SUBSCRIPTION_MESSAGES_MAX: Final = 10_000  # that a subscriber has not taken yet
 SUBSCRIPTION_BYTES_MAX: Final = 64 * MIB
 GRANTS_MAX: Final = 64  # topics that a task may use beside its own
+SHARED_COST: Final = 64  # what a message with descriptors counts, of what a subscriber may be sent
 PREFETCH_MAX: Final = 10_000  # messages that a receiver may ask for before it takes them
 
 # Shared memory
@@ -96,6 +97,9 @@ ARRAYS_PER_PARCEL_MAX: Final = 4096
 ARRAY_DIMENSIONS_MAX: Final = 32
 PARCEL_BYTES_MAX: Final = 4 * MIB  # of handles in one packet
 PASS_TIMEOUT_S: Final = 30.0
+SHARED_BYTES_MAX: Final = GIB  # of the bodies that one connection to the bus has in shared memory
+SHARED_ARRAYS_BYTES_MIN: Final = SEGMENT_BYTES_MIN  # smaller ones go in their message
+SHARED_BODY_BYTES_MIN: Final = MIB  # of bytes
 WEIGHTS_WAITING_MAX: Final = 64  # replicas that ask a training for its weights at once
 WEIGHTS_TIMEOUT_S: Final = 5.0  # for each word of a replica; then the next one's turn comes
 WEIGHTS_WAIT_S: Final = 30.0  # for a training's answer; then the file is read

@@ -177,7 +177,11 @@ class Preemption:
         found: list[Candidate] = []
         for candidate in candidates:
             if candidate.guarded:
-                continue
+                stays = now - candidate.since_s + self._kernel.config.slice_residence_s
+                higher = candidate.priority < first.spec.priority
+                replica = higher and first.kind is Kind.SERVE
+                if not higher or not (replica or not self._is_guarded(candidate, stays, now)):
+                    continue
             if candidate.task.waited_s < now - since:
                 found.append(candidate)
             else:
@@ -243,14 +247,21 @@ class Preemption:
     # -- who has to
 
     def _entries(self, now: float) -> list[Entry]:
-        """The heads of the queue that somebody might give way to, by score."""
+        """The heads of the queue that somebody might give way to: overdue ones, then by score.
+
+        Who is overdue and beyond the share of such work has no fewer rights than it had before.
+        """
         state = self._kernel.state
         lowest = min((state.tasks[task_id].spec.priority for task_id in state.holding), default=0)
+        reservation = state.scheduler.reservation
+        first = reservation.task if reservation is not None else None
+        ranked = (ranked.entry for ranked in state.scheduler.ranking(now))
         return [
-            ranked.entry
-            for ranked in state.scheduler.ranking(now)
-            if (not ranked.entry.key.demoted or ranked.entry.key.priority > lowest)
-            and ranked.entry.task not in state.scheduler.claims
+            entry
+            for entry in (*state.scheduler.queue.overdue_heads(), *ranked)
+            if (not entry.key.demoted or entry.key.priority > lowest)
+            and entry.task not in state.scheduler.claims
+            and entry.task != first
         ]
 
     def _make_room_for(self, entries: list[Entry], candidates: list[Candidate], now: float) -> None:

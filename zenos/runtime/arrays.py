@@ -19,7 +19,7 @@ import numpy as np
 from zenos.bus import sharing
 from zenos.bus.handle import ITEM_BYTES, Layout
 from zenos.bus.memory import Buffer
-from zenos.bus.view import View
+from zenos.bus.sharing import Memory
 from zenos.core.errors import InvalidError
 
 if TYPE_CHECKING:
@@ -46,7 +46,10 @@ class NumpyCodec:
     def write(self, value: Array, memory: memoryview, layout: Layout) -> None:
         np.copyto(_numpy(memory, layout), value)
 
-    def read(self, view: View, index: int) -> Array:
+    def make(self, memory: memoryview, layout: Layout) -> Array:
+        return _numpy(memory, layout)
+
+    def read(self, view: Memory, index: int) -> Array:
         return _numpy(view.memory(index), view.handles[index].layout)
 
 
@@ -71,7 +74,10 @@ class TorchCodec:
     def write(self, value: torch.Tensor, memory: memoryview, layout: Layout) -> None:
         _torch(memory, layout).copy_(value.detach())
 
-    def read(self, view: View, index: int) -> torch.Tensor:
+    def make(self, memory: memoryview, layout: Layout) -> torch.Tensor:
+        return _torch(memory, layout)
+
+    def read(self, view: Memory, index: int) -> torch.Tensor:
         return _torch(view.private_memory(index), view.handles[index].layout)
 
 
