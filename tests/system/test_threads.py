@@ -6,8 +6,6 @@ import os
 import signal
 import sys
 
-import pytest
-
 from tests.processes import until
 from tests.system.harness import System
 from zenos.client import TaskThreads
@@ -62,12 +60,11 @@ def end(system: System, task: str) -> None:
     until(lambda: system.ask(lambda client: client.task(task).task.is_ended))
 
 
-@pytest.mark.parametrize("kind", ["thread", "process"])
-def test_a_programs_threads_are_seen_while_they_run(system: System, kind: str) -> None:
+def test_a_programs_threads_are_seen_while_they_run(system: System) -> None:
     system.start()
-    task = submit(system, kind)
+    task = submit(system)
     pool = at_work(system, task)
-    assert (pool.kind, pool.queued, len(pool.lanes)) == (kind, 3, 2)
+    assert (pool.kind, pool.queued, len(pool.lanes)) == ("thread", 3, 2)
     assert pool.name == "p\ufffdool"
     running, waiting = pool.threads[:2], pool.threads[2:]
     assert {thread.name for thread in pool.threads} == {"on\ufffde"}
@@ -75,7 +72,6 @@ def test_a_programs_threads_are_seen_while_they_run(system: System, kind: str) -
     assert [(thread.state, thread.priority) for thread in waiting] == [("queued", 60)] * 3
     until(lambda: [thread.progress for thread in pools(system, task)[0].threads[:2]] == [0.5] * 2)
     assert system.ask(lambda client: client.task(task).view.threads) == 5
-    # How long it runs goes on, though nothing is reported where nothing changes.
     seen = pools(system, task)[0].threads[0].ran_s
     until(lambda: pools(system, task)[0].threads[0].ran_s > seen)
 
@@ -86,13 +82,30 @@ def test_a_programs_threads_are_seen_while_they_run(system: System, kind: str) -
     assert threads(system, task).processes == []
 
 
-def test_they_are_told_again_to_a_daemon_that_was_restarted(system: System) -> None:
+def test_processes_are_lanes_too_and_a_cancelled_task_shows_no_threads(system: System) -> None:
+    system.start()
+    task = submit(system, "process")
+    pool = at_work(system, task)
+    assert pool.kind == "process"
+    assert threads(system, task).processes[0].pid not in {lane.pid for lane in pool.lanes}
+    system.ask(lambda client: client.cancel(task))
+    until(lambda: system.ask(lambda client: client.task(task).task.is_ended))
+    assert threads(system, task).processes == []
+    assert system.ask(lambda client: client.task(task).view.threads) == 0
+
+
+def test_without_a_daemon_a_program_goes_on_and_the_next_one_is_told_again(system: System) -> None:
     system.start()
     task = submit(system)
     at_work(system, task)
     system.restart()
     assert at_work(system, task).queued == 3
-    end(system, task)
+    system.kill()
+    system.released.touch()
+    until(system.released.with_name("released.seen").exists)
+    system.released.with_name("released.end").touch()
+    until(lambda: system.ask(lambda client: client.task(task).task.is_ended))
+    assert system.ask(lambda client: client.task(task).task.state) == State.SUCCEEDED
 
 
 def test_a_process_that_is_killed_takes_its_threads_along(system: System) -> None:
@@ -109,25 +122,3 @@ subprocess.run([sys.executable, "-c", "import signal; signal.pause()"])
     until(lambda: threads(system, task).processes == [])
     system.ask(lambda client: client.cancel(task))
     until(lambda: system.ask(lambda client: client.task(task).task.is_ended))
-
-
-def test_a_task_that_is_cancelled_shows_no_threads(system: System) -> None:
-    system.start()
-    task = submit(system)
-    at_work(system, task)
-    system.ask(lambda client: client.cancel(task))
-    until(lambda: system.ask(lambda client: client.task(task).task.is_ended))
-    assert threads(system, task).processes == []
-    assert system.ask(lambda client: client.task(task).view.threads) == 0
-
-
-def test_a_program_goes_on_without_a_daemon(system: System) -> None:
-    system.start()
-    task = submit(system)
-    at_work(system, task)
-    system.kill()
-    system.released.touch()
-    until(system.released.with_name("released.seen").exists)
-    system.released.with_name("released.end").touch()
-    until(lambda: system.ask(lambda client: client.task(task).task.is_ended))
-    assert system.ask(lambda client: client.task(task).task.state) == State.SUCCEEDED

@@ -8,6 +8,7 @@ it with that.
 from __future__ import annotations
 
 import os
+import select
 import socket
 import time
 from contextlib import suppress
@@ -36,13 +37,13 @@ class Teller:
         """Whether the daemon that was told last is still there."""
         if self._socket is None:
             return False
-        try:
-            if self._socket.recv(4096, socket.MSG_DONTWAIT):
-                return True
-        except BlockingIOError:
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        if not poll.poll(0):
             return True
-        except OSError:
-            pass
+        with suppress(OSError):
+            if self._socket.recv(4096):
+                return True
         self.close()
         return False
 

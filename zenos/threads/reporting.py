@@ -83,13 +83,17 @@ class Reporter:
                 busy_at = time.monotonic()
             elif time.monotonic() - busy_at > IDLE_S and self._end():
                 return
-            if not self._teller.is_connected():
-                told = None
-            still = report.still()
-            if still == told or (told is None and not report.pools):
-                continue
-            body = msgspec.msgpack.encode(report)
-            told = still if self._teller.tell("threads", body) else None
+            told = self._tell(report, told)
+
+    def _tell(self, report: ProcessThreads, told: ProcessThreads | None) -> ProcessThreads | None:
+        """Say it if it is news; what the daemon knows then."""
+        if not self._teller.is_connected():
+            told = None
+        still = report.still()
+        if still == told or (told is None and not report.pools):
+            return told
+        body = msgspec.msgpack.encode(report)
+        return still if self._teller.tell("threads", body) else None
 
     def _look(self) -> ProcessThreads:
         with self._lock:
