@@ -104,6 +104,7 @@ async def run(home: Home, config: Config, flags: Mapping[str, Any]) -> None:
             topics,
             may_use=system.may_use,
             settings=settings,
+            on_program_gone=system.on_program_gone,
         )
         home.write_sockets()
         await broker.start(home.bus)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -36,6 +37,7 @@ from zenos.core.messages import settings_for
 from zenos.core.resources import Resources
 from zenos.core.specs import DeploymentSpec
 from zenos.core.task import Deployment, Node, Outcome, Principal, Task, TaskEvent, TaskSpec
+from zenos.core.thread_views import ProcessThreads
 from zenos.core.wire import Chunk, GenerateRequest, Progress, TokenLogprob, Usage
 from zenos.kernel import loop
 from zenos.kernel.control import Control, Inbox, View
@@ -172,6 +174,12 @@ class Double:
 
     def progress(self, task: str) -> Progress | None:
         return self.view.progress.get(task)
+
+    def threads(self, task: str) -> list[ProcessThreads]:
+        return self.view.threads.of(task, time.monotonic())
+
+    def thread_count(self, task: str) -> int:
+        return self.view.threads.count(task)
 
     async def events(self, after_seq: int, limit: int, task: str | None = None) -> list[TaskEvent]:
         return await self.store.events(after_seq, limit, task)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from zenos.bus.broker import Broker
 from zenos.bus.durable_topics import DurableTopics
-from zenos.bus.envelope import Hello
+from zenos.bus.envelope import Envelope, Hello
 from zenos.bus.sync import Bus
 from zenos.core.clock import SystemClock
 from zenos.core.messages import TopicSettings
@@ -28,6 +28,8 @@ class Station:
     def __init__(self, path: Path, **settings: TopicSettings) -> None:
         self.path = path
         self.store = MemoryStore()
+        self.heard: list[tuple[str, Envelope]] = []  # what the daemon was told
+        self.gone: list[tuple[str, str]] = []
         self._settings = settings
         self._ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._main)
@@ -75,7 +77,8 @@ class Station:
         looping = asyncio.create_task(topics.run())
         self.broker = Broker(
             lambda task, generation, token: token != "wrong",
-            lambda *_: None,
+            lambda task, _, envelope: self.heard.append((task, envelope)),
+            on_program_gone=lambda task, name: self.gone.append((task, name)),
             durable=topics,
             may_use=lambda task, topic: (task, topic) in GRANTS,
             settings=self.settings,

@@ -12,6 +12,7 @@ from zenos.core.audit import AuditQuery, AuditRow
 from zenos.core.resources import Resources
 from zenos.core.specs import DeploymentSpec
 from zenos.core.task import Deployment, Node, Principal, Task, TaskEvent, TaskSpec
+from zenos.core.thread_views import ProcessThreads
 from zenos.core.wire import Chunk, GenerateRequest, Progress
 from zenos.kernel.control import TaskProgress
 
@@ -87,6 +88,14 @@ class System(Protocol):
 
     def progress(self, task: str) -> Progress | None:
         """The newest progress of a task; None when it has reported none."""
+        ...
+
+    def threads(self, task: str) -> list[ProcessThreads]:
+        """What the threads of a task do, by process, as they were last heard of."""
+        ...
+
+    def thread_count(self, task: str) -> int:
+        """How many threads of a task run or wait."""
         ...
 
     async def events(self, after_seq: int, limit: int, task: str | None = None) -> list[TaskEvent]:

@@ -9,6 +9,7 @@ import msgspec
 from zenos.core.audit import AuditRow
 from zenos.core.resources import Resources
 from zenos.core.task import Deployment, Node, Task
+from zenos.core.thread_views import ProcessThreads
 from zenos.core.wire import Progress
 from zenos.models.records import ModelVersion
 
@@ -35,11 +36,22 @@ class Health(Answer, frozen=True, kw_only=True):
 
 
 class TaskView(Answer, frozen=True, kw_only=True):
-    """A task and its newest progress; of a queued one, what it waits for."""
+    """A task and its newest progress; of a queued one, what it waits for.
+
+    threads: how many threads of its pools run or wait.
+    """
 
     task: Task
     progress: Progress | None = None
     waits: str | None = None
+    threads: int = 0
+
+
+class TaskThreads(Answer, frozen=True, kw_only=True):
+    """What the threads of a task do, by process, as they were last heard of."""
+
+    task: str
+    processes: list[ProcessThreads]
 
 
 class TaskList(Answer, frozen=True, kw_only=True):

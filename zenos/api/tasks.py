@@ -21,7 +21,7 @@ from zenos.api.common import (
 from zenos.api.logs import OFFSET_HEADER, LogAnswer
 from zenos.api.ports import System
 from zenos.api.schema import operation, read, reply
-from zenos.api.shapes import NiceBody, ResumeBody, TaskList, TaskView
+from zenos.api.shapes import NiceBody, ResumeBody, TaskList, TaskThreads, TaskView
 from zenos.api.streams import Stream
 from zenos.core import limits
 from zenos.core.errors import NotFoundError, RefusedError
@@ -94,6 +94,14 @@ async def show(request: Request, task: TaskPath) -> Response:
     """One task."""
     system = system_of(request)
     return reply(_view(system, find(system, task), _room(system)))
+
+
+@router.get("/{task}/threads", **operation(TaskThreads, also=(404,)))
+async def threads(request: Request, task: TaskPath) -> Response:
+    """What the threads of a task's pools do: none of a task that has none, or doesn't run."""
+    system = system_of(request)
+    found = find(system, task).id
+    return reply(TaskThreads(task=found, processes=system.threads(found)))
 
 
 @router.post("/{task}/cancel", **operation(Task, also=(404, 409)))
@@ -190,7 +198,12 @@ def _room(system: System) -> Room:
 
 def _view(system: System, task: Task, room: Room) -> TaskView:
     waits = waits_for(task, room) if not task.is_ended else None
-    return TaskView(task=task, progress=system.progress(task.id), waits=waits)
+    return TaskView(
+        task=task,
+        progress=system.progress(task.id),
+        waits=waits,
+        threads=system.thread_count(task.id),
+    )
 
 
 def waits_for(task: Task, room: Room) -> str | None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from zenos.bus.durable_topics import DurableTopics
 from zenos.bus.envelope import (
@@ -49,10 +50,12 @@ log = logging.getLogger(__name__)
 HELLO_TIMEOUT_S: Final = 5.0
 ACCEPT_AGAIN_S: Final = 1.0  # when no descriptor is left
 USER: Final = "user"  # in the name of a peer outside any task
+PROGRAMS_SAY: Final = ("threads",)  # what a task's programs may tell the daemon; the rest workers
 
 Authenticate = Callable[[str, int, str], bool]
 OnMessage = Callable[[str, int, Envelope], None]
 OnChange = Callable[[str, int], None]
+OnGone = Callable[[str, str], None]
 
 
 def make_private_directory(path: Path) -> None:
@@ -94,15 +97,18 @@ class Broker:
         *,
         may_use: MayUse = no_grants,
         settings: Callable[[str], TopicSettings] = usual_settings,
+        on_program_gone: OnGone | None = None,
     ) -> None:
         """authenticate: of a peer outside any task with an empty task. may_use: whether a task was
         granted a topic beside its own. durable: without them, only transient topics can be used.
+        on_program_gone: the task and the name of one of its programs, which has disconnected.
         """
         self._policy = policy or Policy()
         self._authenticate = authenticate
         self._on_message = on_message
         self._on_connect = on_connect
         self._on_disconnect = on_disconnect
+        self._on_program_gone = on_program_gone
         self._loop = asyncio.get_running_loop()
         self._exchange = Exchange(may_use, settings, durable)
         self._workers: dict[str, Peer] = {}  # by task
@@ -317,11 +323,14 @@ class Broker:
         return True
 
     def _hear(self, peer: Peer, envelope: Envelope, frame: Data) -> None:
-        """A worker tells the daemon something."""
-        if peer.is_program:
+        """A worker tells the daemon something, or a program of a task what it may."""
+        if peer.is_program and not (peer.task and envelope.topic in PROGRAMS_SAY):
             raise FrameError("cannot take what only a worker says")
+        said = with_body(envelope, frame)
+        if peer.is_program:
+            said = replace(said, sender=peer.name)  # whatever it calls itself
         try:
-            self._on_message(peer.task, peer.generation, with_body(envelope, frame))
+            self._on_message(peer.task, peer.generation, said)
         except ZenosError as error:
             raise FrameError(str(error)) from error
         except msgspec.MsgspecError as error:
@@ -348,6 +357,8 @@ class Broker:
         if not peer.name:
             return
         self._exchange.gone(peer)
+        if peer.is_program and peer.task and self._on_program_gone is not None:
+            self._on_program_gone(peer.task, peer.name)
         if self._workers.get(peer.task) is peer:
             del self._workers[peer.task]
             if self._on_disconnect is not None:

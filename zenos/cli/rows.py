@@ -29,7 +29,6 @@ def task_row(view: TaskView) -> tuple[Any, ...]:
     """One task."""
     task = view.task
     wants = task.spec.resources
-    doing = view.waits or show_progress(view.progress) if not task.is_ended else _ending(task)
     return (
         task.id,
         task.label,
@@ -40,8 +39,15 @@ def task_row(view: TaskView) -> tuple[Any, ...]:
         show_share(wants.gpu) if wants.gpu else "",
         show_size(wants.memory) if wants.memory else "",
         show_seconds(took_s(task, time.time())),
-        clipped(doing) or work_line(task.spec.work),
+        task_doing(view),
     )
+
+
+def task_doing(view: TaskView) -> str:
+    """How far a task is, what it waits for, how it has ended; else what it does."""
+    task = view.task
+    doing = view.waits or show_progress(view.progress) if not task.is_ended else _ending(task)
+    return clipped(doing) or work_line(task.spec.work)
 
 
 def clipped(text: str) -> str:

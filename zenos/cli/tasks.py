@@ -279,6 +279,9 @@ def ps(
     ] = None,
     kind: Annotated[str | None, typer.Option(help="Only these kinds, e.g. train,serve.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=9999, help="At most so many.")] = 100,
+    threads: Annotated[
+        bool, typer.Option("--threads", help="Under each task the threads of its pools.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """List tasks: what runs, what waits, how far it is.
@@ -287,19 +290,23 @@ def ps(
     """
     from zenos.cli.output import put_json, say, table
     from zenos.cli.rows import TASKS, task_row
+    from zenos.cli.threads import put_tree, threads_of
     from zenos.core.task import ENDED, State
 
     if state is None and not all_:
         state = ",".join(s for s in State if s not in ENDED)
     with client() as made:
         views = made.tasks(state=state, kind=kind, limit=limit + 1)
-    more, views = len(views) > limit, views[:limit]
-    if json:
-        put_json(views)
-        return
+        more, views = len(views) > limit, views[:limit]
+        known = threads_of(made, views) if threads else {}
     hint = "no tasks" if all_ else "no tasks run or wait; 'zenos ps --all' lists ended ones"
-    table(TASKS, (task_row(view) for view in views), empty=hint)
-    if more:
+    if threads:
+        put_tree(views, known, empty=hint, json=json)
+    elif json:
+        put_json(views)
+    else:
+        table(TASKS, (task_row(view) for view in views), empty=hint)
+    if more and not json:
         say(f"the first {limit}; --limit shows more")
 
 

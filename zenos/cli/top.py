@@ -6,6 +6,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from rich.table import Table
@@ -18,18 +19,23 @@ from textual.widgets import DataTable, Footer, Label, Static
 
 from zenos.cli.output import clean
 from zenos.cli.rows import work_line
+from zenos.cli.threads import thread_lines
 from zenos.client import AsyncClient, connect_async
 from zenos.client.display import COLOURS, fraction, show_count, show_seconds, took_s
-from zenos.core.errors import ZenosError
+from zenos.core.errors import NotFoundError, ZenosError
 from zenos.core.resources import show_share, show_size
 from zenos.core.task import State
 
 if TYPE_CHECKING:
-    from zenos.client import NodeView, Status, TaskView
+    from zenos.client import NodeView, Status, TaskThreads, TaskView
 
 TASKS_SHOWN: Final = 200
 BAR_CELLS: Final = 20
-COLUMNS: Final = ("TASK", "KIND", "STATE", "PRIO", "TIME", "PROGRESS", "TOK/S", "LOSS", "DOES")
+COLUMNS: Final = (
+    *("TASK", "KIND", "STATE", "PRIO", "TIME"),
+    *("THREADS", "PROGRESS", "TOK/S", "LOSS", "DOES"),
+)
+THREADS_SHOWN: Final = 8  # of the selected task
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 
 
@@ -87,11 +93,23 @@ def task_cells(view: TaskView) -> tuple[Any, ...]:
         Text(str(task.state), style=COLOURS[task.state]),
         Text(str(task.spec.priority), justify="right"),
         Text(show_seconds(took_s(task, time.time())), justify="right"),
+        Text(str(view.threads or ""), justify="right"),
         doing,
         Text(show_count(progress.tokens_per_s) if progress else "", justify="right"),
         Text("" if loss is None else f"{loss:.3f}", justify="right"),
         Text(clean(work_line(task.spec.work))),
     )
+
+
+def threads_table(threads: TaskThreads) -> Table:
+    """The first threads of a task, a line for each."""
+    table = Table.grid(padding=(0, 2))
+    lines = list(thread_lines(threads))
+    for line in lines[:THREADS_SHOWN]:
+        table.add_row(*(c if isinstance(c, Text) else Text(clean(str(c))) for c in line))
+    if len(lines) > THREADS_SHOWN:
+        table.add_row("  …", Text(f"'zenos ps --threads' shows all of {threads.task}"))
+    return table
 
 
 def ordered(views: Sequence[TaskView]) -> list[TaskView]:
@@ -144,7 +162,7 @@ class Top(App[int]):
         Binding("e", "toggle_ended", "ended tasks"),
     ]
     CSS = """
-    #head, #nodes, #message { height: auto; padding: 0 1; }
+    #head, #nodes, #threads, #message { height: auto; padding: 0 1; }
     #message { color: $error; }
     DataTable { height: 1fr; }
     """
@@ -162,6 +180,7 @@ class Top(App[int]):
             yield Static(id="head")
             yield Static(id="nodes")
             yield DataTable(id="tasks", cursor_type="row", zebra_stripes=True)
+            yield Static(id="threads")
             yield Static(id="message")
             yield Footer()
 
@@ -185,6 +204,7 @@ class Top(App[int]):
         try:
             status = await self._client.status()
             views = await self._client.tasks(limit=TASKS_SHOWN)
+            threads = await self._threads(views)
         except ZenosError as error:
             self._say(error.message)
             return
@@ -193,7 +213,19 @@ class Top(App[int]):
         self._say("")
         self.query_one("#head", Static).update(head(status, self._client.address.url))
         self.query_one("#nodes", Static).update(nodes_table(status.nodes))
+        below = self.query_one("#threads", Static)
+        below.display = threads is not None
+        below.update(threads_table(threads) if threads is not None else "")
         self._draw([v for v in ordered(views) if self._with_ended or not v.task.is_ended])
+
+    async def _threads(self, views: Sequence[TaskView]) -> TaskThreads | None:
+        """What the threads of the selected task do, if it has some."""
+        selected = self.selected
+        if not any(view.threads and view.task.id == selected for view in views):
+            return None
+        with suppress(NotFoundError):  # ended and forgotten meanwhile
+            return await self._client.threads(str(selected))
+        return None
 
     def _draw(self, views: Sequence[TaskView]) -> None:
         """The table, keeping the selection on the same task and the place on the screen."""

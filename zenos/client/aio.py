@@ -19,6 +19,7 @@ from zenos.client.bus import AsyncBus
 from zenos.client.calls import Call, Mode
 from zenos.client.generation import GenerationState
 from zenos.client.model_calls import AsyncModels
+from zenos.client.threads import AsyncHandleThreads, AsyncThreads
 from zenos.client.types import (
     Chunk,
     NodeView,
@@ -52,7 +53,7 @@ def connect_async(
     return AsyncClient(find(host, token, home), retry_s=retry_s, home=place)
 
 
-class AsyncClient(AsyncModels, AsyncYielding):
+class AsyncClient(AsyncModels, AsyncYielding, AsyncThreads):
     """The daemon, for programs and notebooks. Every method raises ZenosError's classes."""
 
     def __init__(
@@ -354,7 +355,7 @@ class AsyncGeneration:
             await client.wait_before_retry(attempts.pause_s or 0)
 
 
-class AsyncTaskHandle(AsyncHandleYielding):
+class AsyncTaskHandle(AsyncHandleYielding, AsyncHandleThreads):
     """One task: its newest view, and what can be done with it."""
 
     def __init__(self, client: AsyncClient, view: TaskView) -> None:

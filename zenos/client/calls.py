@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from zenos.client.types import ModelVersion, NodeView, Removed, Status, TaskView
+from zenos.client.types import ModelVersion, NodeView, Removed, Status, TaskThreads, TaskView
 from zenos.core import limits
 from zenos.core.errors import InvalidError
 from zenos.core.names import ModelRef, check_name
@@ -191,6 +191,11 @@ def tasks(state: State | str | None, kind: str | None, limit: int | None) -> Cal
 def task(id_: str) -> Call[TaskView]:
     """One task."""
     return Call(method="GET", path=f"/api/tasks/{_task(id_)}", into=TaskView)
+
+
+def threads(id_: str) -> Call[TaskThreads]:
+    """What a task's threads do."""
+    return Call(method="GET", path=f"/api/tasks/{_task(id_)}/threads", into=TaskThreads)
 
 
 def cancel(id_: str) -> Call[Task]:

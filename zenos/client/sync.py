@@ -19,6 +19,7 @@ from zenos.client.bus import Bus
 from zenos.client.calls import Call, Mode
 from zenos.client.generation import GenerationState
 from zenos.client.model_calls import Models
+from zenos.client.threads import HandleThreads, Threads
 from zenos.client.types import (
     Chunk,
     NodeView,
@@ -51,7 +52,7 @@ def connect(
     return Client(find(host, token, home), retry_s=retry_s, home=home if host is None else None)
 
 
-class Client(Models, Yielding):
+class Client(Models, Yielding, Threads):
     """The daemon, for programs and notebooks. Every method raises ZenosError's classes."""
 
     def __init__(
@@ -353,7 +354,7 @@ class Generation:
             client.wait_before_retry(attempts.pause_s or 0)
 
 
-class TaskHandle(HandleYielding):
+class TaskHandle(HandleYielding, HandleThreads):
     """One task: its newest view, and what can be done with it."""
 
     def __init__(self, client: Client, view: TaskView) -> None:

@@ -8,18 +8,21 @@ import msgspec
 
 from zenos.core.resources import Resources
 from zenos.core.task import Node, State, Task
+from zenos.core.thread_views import ProcessThreads
 from zenos.core.wire import Progress
 
 
 class TaskView(msgspec.Struct, frozen=True, kw_only=True):
     """A task and its newest progress (None before the first report).
 
-    waits: of a queued one, what it waits for, in words.
+    waits: of a queued one, what it waits for, in words. threads: how many threads of its pools run
+    or wait.
     """
 
     task: Task
     progress: Progress | None = None
     waits: str | None = None
+    threads: int = 0
 
 
 class TaskProgress(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +30,13 @@ class TaskProgress(msgspec.Struct, frozen=True, kw_only=True):
 
     task: str
     progress: Progress
+
+
+class TaskThreads(msgspec.Struct, frozen=True, kw_only=True):
+    """What the threads of a task's pools do, by process, as they were last heard of."""
+
+    task: str
+    processes: list[ProcessThreads]
 
 
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):

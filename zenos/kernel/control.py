@@ -24,6 +24,7 @@ from zenos.core.resources import Resources
 from zenos.core.specs import DeploymentSpec
 from zenos.core.task import HOLDING, Deployment, Node, Principal, Task, TaskEvent, TaskSpec
 from zenos.core.wire import Progress
+from zenos.kernel.shown_threads import ShownThreads
 
 REPLY_TIMEOUT_S = 10.0
 SUBSCRIBER_EVENTS_MAX = 4096
@@ -77,6 +78,7 @@ class View:
         self.deployments: dict[str, Deployment] = dict(snapshot.deployments)
         self.nodes: dict[str, Node] = dict(snapshot.nodes)
         self.progress: dict[str, Progress] = {}
+        self.threads = ShownThreads()
         self._subscribers: set[asyncio.Queue[TaskEvent | TaskProgress | None]] = set()
         self._changed = asyncio.Event()
         self._holding = {task.id for task in self.tasks.values() if task.state in HOLDING}
@@ -86,6 +88,8 @@ class View:
         self.tasks.update(changes.tasks)
         for task in changes.tasks.values():
             (self._holding.add if task.state in HOLDING else self._holding.discard)(task.id)
+            if task.state not in HOLDING:
+                self.threads.forget(task.id)
         self._holding.difference_update(changes.deleted_tasks)
         self.deployments.update(changes.deployments)
         self.nodes.update(changes.nodes)

@@ -20,11 +20,10 @@ from typing import Literal
 import msgspec
 
 from zenos.core import limits
+from zenos.core.thread_views import LaneState, ThreadState
 from zenos.threads.policy import Policy, Waiter, Waiting
 
 Outcome = Literal["succeeded", "failed", "cancelled", "timeout", "died", "broken"]
-LaneState = Literal["opening", "idle", "busy", "stopping"]
-ThreadState = Literal["queued", "delayed", "running"]
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True):

@@ -187,7 +187,7 @@ class Pool:
 
     def snapshot(self) -> PoolView:
         """Lanes and threads as they are now; of those that wait, the first thousand."""
-        return self._runner.snapshot(self.name, self.policy)
+        return self._runner.snapshot()
 
 
 def _checked(lanes: int) -> int:

@@ -7,6 +7,7 @@ job in the same breath in which it reports the last one.
 
 from __future__ import annotations
 
+import itertools
 import math
 import queue
 import threading
@@ -19,7 +20,7 @@ from typing import Any, Final, Literal
 
 from zenos.core import limits
 from zenos.core.errors import BusyError, ConflictError, DeadlineError, InvalidError, LaneError
-from zenos.threads import allocation, codec, lanes, machine
+from zenos.threads import allocation, codec, lanes, machine, reporting
 from zenos.threads.current import Ran, here
 from zenos.threads.job import Function, Job
 from zenos.threads.lanes import UnstartedError
@@ -39,7 +40,7 @@ class Runner:
         self, count: int, kind: Kind, policy: Policy, name: str, grace_s: float, ageing: float
     ) -> None:
         self.kind = kind
-        self._name = name
+        self._name, self._policy = name, policy
         self._cores = allocation.cpus()
         self._machine = Machine(
             count, policy=policy, killable=kind == "process", grace_s=grace_s, ageing=ageing
@@ -56,6 +57,7 @@ class Runner:
         self._timer: threading.Thread | None = None
         self._start_error = ""
         self.step()
+        reporting.watch(self)
 
     @property
     def lanes(self) -> int:
@@ -159,20 +161,26 @@ class Runner:
             case "failed" | "died":
                 return job.error or LaneError()
 
-    def snapshot(self, name: str, policy: str) -> PoolView:
-        """Lanes and threads as they are now; of those that wait, the first thousand."""
+    @property
+    def finished(self) -> bool:
+        """Whether it is closed, and its last lane has ended."""
+        return self._finished.is_set()
+
+    def snapshot(self, threads_max: int = limits.THREADS_SHOWN_MAX) -> PoolView:
+        """Lanes and threads as they are now: those that run, then the first of those that wait."""
         now = time.monotonic()
         with self._lock:
             state = self._machine
-            running = [t for t in state.threads.values() if t.lane is not None]
-            waiting = [t for t in state.threads.values() if t.lane is None]
-            threads = [*running, *waiting][: limits.THREADS_SHOWN_MAX]
+            on_lanes = (lane.thread for lane in state.lanes.values() if lane.thread is not None)
+            running = [state.threads[number] for number in on_lanes]
+            waiting = (t for t in state.threads.values() if t.lane is None)
+            threads = list(itertools.islice(itertools.chain(running, waiting), threads_max))
             return PoolView(
-                name=name,
+                name=self._name,
                 kind=self.kind,
-                policy=policy,
+                policy=self._policy,
                 wanted=state.wanted,
-                queued=len(waiting),
+                queued=len(state.threads) - len(running),
                 running=len(running),
                 submitted=state.counts.submitted,
                 succeeded=state.counts.succeeded,

@@ -23,7 +23,7 @@ from zenos.bus.durable_topics import DurableTopics
 from zenos.bus.envelope import Envelope
 from zenos.bus.envelope import Kind as MessageKind
 from zenos.core import events as ev
-from zenos.core import failpoints
+from zenos.core import failpoints, limits
 from zenos.core.actions import (
     Action,
     Discard,
@@ -38,7 +38,7 @@ from zenos.core.actions import (
 )
 from zenos.core.audit import AuditQuery, AuditRow
 from zenos.core.config import Config
-from zenos.core.errors import BusyError, NotFoundError
+from zenos.core.errors import BusyError, InvalidError, NotFoundError
 from zenos.core.home import Home
 from zenos.core.resources import Resources, parse_size
 from zenos.core.specs import CreateSpec, DeploymentSpec, ProgramSpec, TrainSpec
@@ -53,6 +53,7 @@ from zenos.core.task import (
     TaskEvent,
     TaskSpec,
 )
+from zenos.core.thread_views import ProcessThreads
 from zenos.core.wire import Chunk, GenerateRequest, Pause, Progress, Published, Stop
 from zenos.kernel.control import Control, Inbox, TaskProgress, View
 from zenos.kernel.supervision import saves
@@ -204,6 +205,8 @@ class LocalSystem:
                 self.router.on_chunk(task, envelope.body)
             case "progress":
                 self.view.report(task, msgspec.msgpack.decode(envelope.body, type=Progress))
+            case "threads":
+                self._on_threads(task, envelope)
             case "published":
                 said = msgspec.msgpack.decode(envelope.body, type=Published)
                 self._spawn(self.publishing.heard(known, said), f"publish {said.version}")
@@ -214,6 +217,19 @@ class LocalSystem:
                     self._inbox.put(ev.WorkerPaused(task=task, generation=generation))
             case topic:
                 log.warning("%s sent a message on the unknown topic %r", task, topic)
+
+    def _on_threads(self, task: str, envelope: Envelope) -> None:
+        if len(envelope.body) > limits.THREADS_REPORT_BYTES_MAX:
+            raise InvalidError(
+                f"cannot take {len(envelope.body)} bytes about threads: at most "
+                f"{limits.THREADS_REPORT_BYTES_MAX}"
+            )
+        report = msgspec.msgpack.decode(envelope.body, type=ProcessThreads).bounded()
+        self.view.threads.heard(task, envelope.sender, report, time.monotonic())
+
+    def on_program_gone(self, task: str, name: str) -> None:
+        """One of a task's programs has disconnected: what it said of its threads goes with it."""
+        self.view.threads.gone(task, name)
 
     def on_disconnect(self, task: str, generation: int) -> None:
         """A worker's connection has ended: its requests cannot be answered any more."""
@@ -317,6 +333,12 @@ class LocalSystem:
 
     def progress(self, task: str) -> Progress | None:
         return self.view.progress.get(task)
+
+    def threads(self, task: str) -> list[ProcessThreads]:
+        return self.view.threads.of(task, time.monotonic())
+
+    def thread_count(self, task: str) -> int:
+        return self.view.threads.count(task)
 
     async def events(self, after_seq: int, limit: int, task: str | None = None) -> list[TaskEvent]:
         return await self._store.events(after_seq, limit, task)
