@@ -152,7 +152,7 @@ def test_a_resume_that_would_change_the_numerics_is_refused(
     torch.set_num_threads(2)
     code, context = run(work, generation=2)
     assert code == 1
-    assert error(context)["code"] == "refused"
+    assert error(context)["code"] == "numerics"
     assert "threads was '1' and is '2'" in error(context)["message"]
     code, context = run(msgspec.structs.replace(work, inexact=True), generation=3)
     assert code == 0, error(context)
