@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.disks import called_elsewhere
 from tests.processes import mentioning, until
 
 SEGMENTS = Path("/dev/shm")
@@ -31,6 +32,12 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
         session.shouldfail = f"segments of shared memory are left: {left}"
         raise session.Failed(session.shouldfail)
     return result
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """A test that needs a mount runs where one can be made."""
+    return called_elsewhere(pyfuncitem)
 
 
 @pytest.fixture(scope="session", autouse=True)

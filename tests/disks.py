@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import shutil
+import functools
+import os
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 import pytest
 
-# Mounts what it is told, a line for each command, until its input ends; and the mount with it.
-_MOUNTER = "while read -r line; do if $line; then echo yes; else echo no; fi; done"
+# Root of its own users and mounts; what it starts is in there too.
+_NAMESPACE: Final = ("unshare", "--user", "--map-root-user", "--mount")
+_WITHIN: Final = "ZENOS_TESTS_WITHIN"  # set where a test runs within one
+_ELSEWHERE: Final = pytest.StashKey[bool]()
 
 
 class Disk:
-    """A file system of 8 MiB, and a file that fills it. `path` is good while it is there."""
+    """A file system of some MiB, and a file that fills it."""
 
-    def __init__(self, point: Path, mounter: subprocess.Popen[str]) -> None:
-        self._point = point
-        self._mounter = mounter
-        # The mount is in the namespace of that process alone: this is its view of all files.
-        self.path = Path(f"/proc/{mounter.pid}/root{point}")
-        self._filler = self.path / "filler"
-
-    def mount(self, options: str) -> bool:
-        """Mount it, or with `remount` change it; whether that could be done."""
-        assert self._mounter.stdin is not None
-        assert self._mounter.stdout is not None
-        try:
-            self._mounter.stdin.write(f"mount -t tmpfs -o {options} none {self._point}\n")
-            self._mounter.stdin.flush()
-        except BrokenPipeError:
-            return False  # there are no namespaces for us here
-        return self._mounter.stdout.readline() == "yes\n"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._filler = path / "filler"
 
     def fill(self) -> None:
         """Leave not a byte."""
@@ -48,24 +40,63 @@ class Disk:
         self._filler.unlink()
 
     def grow(self) -> None:
-        """Make it eight times as large."""
-        assert self.mount("remount,size=64m")
+        """Make it 64 MiB large."""
+        # With its type and source said: else `mount` adds options that a namespace is refused.
+        assert _done("mount", "-t", "tmpfs", "-o", "remount,size=64m", "none", str(self.path))
 
 
 @contextmanager
-def small_disk(point: Path) -> Iterator[Disk]:
-    """A disk mounted at `point`; skips the test on a machine that gives nobody a namespace."""
-    if shutil.which("unshare") is None:
-        pytest.skip("cannot mount a small disk: there is no `unshare`")
+def small_disk(node: pytest.Item, point: Path, size: str = "8m") -> Iterator[Disk]:
+    """A disk mounted at `point`, for the fixture of a test.
+
+    Who may not mount has the whole test run by another pytest, within a namespace: in this one
+    `point` stays a directory, and the test's body isn't called. Skips the test on a machine that
+    gives nobody a namespace.
+    """
     point.mkdir()
-    with subprocess.Popen(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", _MOUNTER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+    if _done("mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(point)):
+        try:
+            yield Disk(point)
+        finally:
+            # Lazily: what this process has mapped of it may live as long as it does.
+            subprocess.run(["umount", "--lazy", str(point)], check=True)
+        return
+    if not _namespaces():
+        pytest.skip("cannot mount a small disk: namespaces of users are not allowed here")
+    node.stash[_ELSEWHERE] = True
+    yield Disk(point)
+
+
+def called_elsewhere(item: pytest.Function) -> bool | None:
+    """Runs a test within a namespace where its disk could not be mounted; None where it could."""
+    if not item.stash.get(_ELSEWHERE, False):
+        return None
+    path = item.funcargs["tmp_path"]
+    argv = [*_NAMESPACE, sys.executable, "-m", "pytest"]
+    done = subprocess.run(
+        [*argv, f"--basetemp={path}/within", f"{item.path}::{item.nodeid.partition('::')[2]}"],
+        env={
+            **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+            _WITHIN: "yes",
+        },
+        cwd=item.config.rootpath,
+        capture_output=True,
         text=True,
-    ) as mounter:
-        disk = Disk(point, mounter)
-        if not disk.mount("size=8m"):
-            pytest.skip("cannot mount a small disk: namespaces of users are not allowed here")
-        yield disk
+    )
+    if done.returncode or "1 passed" not in done.stdout:
+        pytest.fail(f"within a namespace:\n{done.stdout}{done.stderr}", pytrace=False)
+    return True
+
+
+@functools.cache
+def _namespaces() -> bool:
+    """Whether one can be had in which a file system can be mounted; never so within one."""
+    return _WITHIN not in os.environ and _done(
+        *_NAMESPACE, "mount", "-t", "tmpfs", "none", tempfile.gettempdir()
+    )
+
+
+def _done(*argv: str) -> bool:
+    with suppress(FileNotFoundError):
+        return subprocess.run(argv, capture_output=True).returncode == 0
+    return False

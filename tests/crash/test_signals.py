@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sqlite3
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import disks
 from tests.crash.machine import Machine
 from tests.processes import mentioning, until
 from zenos.client import Client, connect
@@ -105,19 +105,10 @@ def test_a_database_of_a_newer_version_is_left_alone(machine: Machine) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
-    path = tmp_path / "disk"
-    path.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(path)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("this machine doesn't mount a tmpfs")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
+    with disks.small_disk(request.node, tmp_path / "disk", "8m") as disk:
+        yield disk.path
 
 
 def fill(path: Path) -> None:

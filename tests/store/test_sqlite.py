@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -17,6 +16,7 @@ import alembic.config
 import pytest
 import sqlalchemy as sa
 
+from tests import disks
 from tests.store.test_contract import event, task
 from zenos.core.actions import Changes
 from zenos.core.errors import StorageError
@@ -159,16 +159,10 @@ async def test_what_was_committed_survives_a_kill_at_any_moment(tmp_path: Path) 
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 1 MiB."""
-    where = tmp_path / "small"
-    where.mkdir()
-    mount = shutil.which("mount")
-    options = ["-t", "tmpfs", "-o", "size=1m", "tmpfs", str(where)]
-    if not mount or subprocess.run([mount, *options], capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield where
-    subprocess.run(["umount", str(where)], check=True)
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    with disks.small_disk(request.node, tmp_path / "disk", "1m") as disk:
+        yield disk.path
 
 
 async def test_a_full_disk_fails_the_commit_whole_and_it_can_be_done_again(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.disks import Disk, small_disk
 from tests.processes import until
 from tests.system.harness import System, refused
 from zenos.client import connect
@@ -17,42 +15,10 @@ from zenos.core.errors import StorageError, UnavailableError, ZenosError
 from zenos.core.task import State
 
 
-class Disk:
-    """A file system of a few MiB, and a file that fills it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._filler = path / "filler"
-
-    def fill(self) -> None:
-        """Leave not a byte."""
-        with self._filler.open("ab", buffering=0) as file:
-            for size in (1 << 16, 1 << 10, 1):
-                with suppress(OSError):
-                    while file.write(b"x" * size):
-                        continue
-
-    def clear(self) -> None:
-        """Give the space back."""
-        self._filler.unlink()
-
-    def grow(self) -> None:
-        """Make it eight times as large."""
-        argv = ["mount", "-o", "remount,size=64m", str(self.path)]
-        subprocess.run(argv, check=True, capture_output=True)
-
-
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
-    path = tmp_path / "disk"
-    path.mkdir()
-    argv = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(path)]
-    if subprocess.run(argv, capture_output=True).returncode:
-        pytest.skip("this machine doesn't mount a tmpfs")
-    yield Disk(path)
-    subprocess.run(["umount", str(path)], check=True)
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
+    with small_disk(request.node, tmp_path / "disk") as made:
+        yield made
 
 
 @pytest.fixture

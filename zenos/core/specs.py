@@ -164,7 +164,8 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     time_budget_s: Annotated[
         float | None,
         about(
-            "About how many seconds of training (not of reading); the steps follow from the speed.",
+            "About how many seconds of training (not of reading); the steps follow from the speed, "
+            "fewer of them where the machine becomes slower.",
             1,
             limits.EXPECTED_S_MAX,
         ),

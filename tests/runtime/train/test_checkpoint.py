@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests import disks
 from zenos.core import failpoints
 from zenos.core.errors import RefusedError
 from zenos.core.home import Home
@@ -198,22 +197,10 @@ def test_any_failing_write_leaves_the_one_before(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one MiB."""
-    mount, umount = shutil.which("mount"), shutil.which("umount")
-    path = tmp_path / "disk"
-    path.mkdir()
-    if os.getuid() != 0 or mount is None or umount is None:
-        pytest.skip("needs root to mount a tmpfs")
-    done = subprocess.run(
-        [mount, "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)], capture_output=True
-    )
-    if done.returncode:
-        pytest.skip("cannot mount a tmpfs here")
-    try:
-        yield path
-    finally:
-        subprocess.run([umount, str(path)], check=True)
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    with disks.small_disk(request.node, tmp_path / "disk", "1m") as disk:
+        yield disk.path
 
 
 def test_a_full_disk_leaves_the_one_before(small_disk: Path) -> None:

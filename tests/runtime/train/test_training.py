@@ -277,6 +277,7 @@ def test_a_planned_budget_stays_over_a_resume(
 ) -> None:
     # A machine that becomes slow meanwhile would end it early.
     monkeypatch.setattr(schedule, "OVERRUN", math.inf)
+    monkeypatch.setattr(schedule, "_LATE", math.inf)
     bus = Bus()
 
     def stop_later(progress: Any) -> None:

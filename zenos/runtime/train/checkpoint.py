@@ -49,12 +49,24 @@ _DTYPES: Final = {
 Tensors = Mapping[str, torch.Tensor]
 
 
+class Fit(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run whose machine has become slower goes on to its end.
+
+    From step `at` on, where `share` of the schedule was behind it, the rest of the schedule takes
+    as many steps as are left of `steps`.
+    """
+
+    at: int
+    share: float
+    steps: int
+
+
 class Plan(msgspec.Struct, kw_only=True):
     """What was decided once and must stay the same over every resume.
 
     pack, tokenizer: directories in the cache. steps: None until a time budget has been turned into
-    a number of steps, which happened after `planned_at` steps. cut: where it ended before them, its
-    time long over.
+    a number of steps, which happened after `planned_at` steps. fit: fewer of them, where the
+    machine has become slower since. cut: where it ended before them, its time over.
     """
 
     pack: str
@@ -63,12 +75,15 @@ class Plan(msgspec.Struct, kw_only=True):
     steps: int | None
     planned_at: int = 0
     cut: int | None = None
+    fit: Fit | None = None
     format: int = FORMAT
 
     @property
     def last(self) -> int | None:
         """The number of steps after which it ends; None where that isn't known yet."""
-        return self.cut if self.cut is not None else self.steps
+        if self.cut is not None:
+            return self.cut
+        return self.fit.steps if self.fit is not None else self.steps
 
 
 class State(msgspec.Struct, kw_only=True):

@@ -19,10 +19,10 @@ from zenos.models import publishing
 from zenos.models.registry import Lineage, ModelVersion, Registry
 from zenos.runtime import architectures
 from zenos.runtime.context import WorkerContext
-from zenos.runtime.train import snapshots
+from zenos.runtime.train import schedule, snapshots
 from zenos.runtime.train.baselines import Baselines
 from zenos.runtime.train.tokenizer import Vocabulary
-from zenos.runtime.train.trainer import FINAL_TOKENS_MAX, Suspended, Trainer, load_weights
+from zenos.runtime.train.trainer import Suspended, Trainer, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -114,10 +114,16 @@ def _metrics(
         if trainer.stopping():
             raise Suspended(trainer.checkpoints.saved_step or 0)
 
-    if state.plan.cut is not None:
+    if state.plan.last != state.plan.steps:
         metrics["planned_steps"] = state.plan.steps
-        metrics["note"] = "ended early: the time budget was over"
-    held_out = trainer.evaluate(FINAL_TOKENS_MAX // spec.sequence_length, check)
+        cut = state.plan.cut is not None
+        metrics["note"] = (
+            "ended early: the time budget was over"
+            if cut
+            else "ended early: the machine became slower, and the time budget had to do"
+        )
+    tokens = schedule.final_tokens(spec, trainer.tokens_per_s)
+    held_out = trainer.evaluate(max(1, tokens // spec.sequence_length), check)
     if len(held_out.targets) == 0:
         why = "the corpus is too small" if spec.data.eval_fraction else "eval_fraction is 0"
         metrics["note"] = f"nothing was held out: {why}"

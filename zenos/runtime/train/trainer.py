@@ -16,7 +16,7 @@ from zenos.core.errors import InvalidError, StorageError
 from zenos.core.specs import TrainSpec
 from zenos.core.wire import Progress
 from zenos.runtime import precision
-from zenos.runtime.train import numerics, schedule
+from zenos.runtime.train import numerics, optimizer, schedule
 from zenos.runtime.train.checkpoint import Checkpoint, Checkpoints, Plan, State
 from zenos.runtime.train.gang import Gang
 from zenos.runtime.train.objectives import IGNORED, Objective, mean_loss
@@ -26,7 +26,6 @@ from zenos.runtime.train.speed import Speed
 log = logging.getLogger(__name__)
 
 CURVE_POINTS: Final = 200
-FINAL_TOKENS_MAX: Final = 2**18
 RANK_STRIDE: Final = 2**61 - 1  # between the seeds of two ranks
 Weights = dict[str, torch.Tensor]
 
@@ -94,7 +93,7 @@ class Trainer:
             self._warn("building", note)
         if spec.compile:
             self._compile()
-        self.optimizer = _adamw(spec, self.model)
+        self.optimizer = optimizer.adamw(spec, self.model)
         self.state = State(
             step=0,
             plan=plan,
@@ -145,7 +144,7 @@ class Trainer:
         if not self.pace.is_over(state.step, state.trained_s):
             return False
         state.plan.cut = state.step
-        self._say(f"ended at step {state.step} of {state.plan.steps}: the time budget is over")
+        self._say(f"ended at step {state.step} of {state.plan.last}: the time budget is over")
         if not state.curve or state.curve[-1][0] != state.step:
             self._add_point(None)
         self._evaluate_if_due()
@@ -157,7 +156,7 @@ class Trainer:
         None when it was told to stop on the way: then nothing has changed.
         """
         plan, step = self.state.plan, self.state.step
-        rate = schedule.learning_rate(self.spec, step, plan.steps, plan.planned_at)
+        rate = schedule.learning_rate(self.spec, step, plan.steps, plan.planned_at, plan.fit)
         if self.gang is not None:
             self.gang.tell_step(rate)
         return self.update(rate)
@@ -243,7 +242,7 @@ class Trainer:
         tokens = self.spec.batch_size * self.spec.accumulate * self.spec.sequence_length
         self._speed.add(tokens, took_s)
         every = max(1, (state.plan.steps or 1) // CURVE_POINTS)
-        if state.step % every == 0 or state.step == state.plan.steps:
+        if state.step % every == 0 or state.step == state.plan.last:
             self._add_point(None)
 
     def _add_point(self, eval_loss: float | None) -> None:
@@ -263,6 +262,7 @@ class Trainer:
         """Turn a time budget into steps once the speed is known, and remember that for good."""
         plan = self.state.plan
         if plan.steps is not None:
+            self._fit_again()
             return
         self.pace.step_took(took_s)
         plan.steps = self.pace.plan(self.wanted, self.state.step, self.state.trained_s)
@@ -270,6 +270,15 @@ class Trainer:
             plan.planned_at = self.state.step
             self.checkpoints.write_plan(plan)
             self._say(f"{plan.steps} steps fit the time budget")
+
+    def _fit_again(self) -> None:
+        """Fewer steps where the machine has become slower than planned, or again more of them."""
+        state = self.state
+        fit = self.pace.fit_again(state.plan, state.step, state.trained_s)
+        if fit is not None:
+            state.plan.fit = fit
+            self._save_due = True  # a resume goes on with the same schedule
+            self._say(f"{fit.steps} of {state.plan.steps} planned steps fit the time budget")
 
     # -- evaluation
 
@@ -342,7 +351,7 @@ class Trainer:
         if model is None or moments is None:
             raise StorageError(f"cannot resume from {checkpoint.directory}: a part is missing")
         load_weights(self.model, model)
-        self._load_moments(moments)
+        optimizer.load_moments(self.model, self.optimizer, moments, self.device)
         best = checkpoint.tensors("best")
         if best is not None:
             self.best = {name: tensor.to(self.device) for name, tensor in best.items()}
@@ -352,30 +361,10 @@ class Trainer:
         self.state = state
         self._say(note or f"resumed at step {state.step}")
 
-    def _moments(self) -> Weights:
-        return {
-            f"{key}.{name}": value
-            for name, parameter in self.model.named_parameters()
-            for key, value in self.optimizer.state.get(parameter, {}).items()
-        }
-
-    def _load_moments(self, moments: Weights) -> None:
-        for name, parameter in self.model.named_parameters():
-            found = {
-                key: moments[f"{key}.{name}"]
-                for key in ("step", "exp_avg", "exp_avg_sq")
-                if f"{key}.{name}" in moments
-            }
-            if found:
-                self.optimizer.state[parameter] = {
-                    # AdamW keeps its step counts in float32 where it keeps the parameters' moments.
-                    key: value.to(self.device)
-                    for key, value in found.items()
-                }
-
     def _begin_save(self) -> None:
         best = self.best if self.state.best_step not in (None, self.state.step) else None
-        self.checkpoints.begin(self.state, _tensors_of(self.model), self._moments(), best)
+        moments = optimizer.moments(self.model, self.optimizer)
+        self.checkpoints.begin(self.state, _tensors_of(self.model), moments, best)
 
     def _save_if_due(self) -> None:
         """Begin a checkpoint; where one is being written still, as soon as that is done."""
@@ -428,14 +417,14 @@ class Trainer:
     def _progress(self, loss: float | None, note: str) -> Progress:
         state, plan = self.state, self.state.plan
         each_s = state.trained_s / state.step if state.step else None
-        left_s = (plan.steps - state.step) * each_s if plan.steps and each_s else None
+        left_s = (plan.last - state.step) * each_s if plan.last and each_s else None
         if plan.steps is None and self.spec.time_budget_s is not None:
             left_s = max(0.0, self.spec.time_budget_s - state.trained_s)
         eval_loss = next((e for _, _, e in reversed(state.curve[-500:]) if e is not None), None)
         return Progress(
             stage="training",
             done=state.step,
-            total=plan.steps,
+            total=plan.last,
             loss=loss,
             eval_loss=eval_loss,
             learning_rate=self.optimizer.param_groups[0]["lr"],
@@ -478,18 +467,3 @@ def _tensors_of(model: torch.nn.Module) -> Weights:
         if name not in parameters and id(tensor) not in known:
             parameters[name] = tensor
     return parameters
-
-
-def _adamw(spec: TrainSpec, model: torch.nn.Module) -> torch.optim.AdamW:
-    """AdamW; matrices decay, vectors (norms, biases) don't."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": spec.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=spec.learning_rate,
-        betas=(spec.beta1, spec.beta2),
-        fused=True,
-    )
