@@ -47,10 +47,9 @@ from zenos.core.task import HOLDING, Kind, State, Task
 from zenos.kernel import loop
 from zenos.kernel.control import Inbox, View
 from zenos.kernel.step import Kernel
-from zenos.kernel.supervision import EXIT_SUSPENDED
 from zenos.models.registry import Registry
 from zenos.store.sqlite import SqliteStore
-from zenos.workers import fork_server, nodes
+from zenos.workers import fork_server, nodes, saving
 from zenos.workers.executor import LocalExecutor
 from zenos.workers.limits import raise_open_files
 from zenos.workers.system import LocalSystem, Mode
@@ -77,8 +76,7 @@ async def run(home: Home, config: Config, flags: Mapping[str, Any]) -> None:
         settings = partial(settings_for, given=config.topics)
         topics = DurableTopics(store, clock, await store.load_messages(), settings)
         inbox, view = Inbox(), View(snapshot)
-        kernel = Kernel(config, snapshot)
-        registry = Registry(home.models)
+        kernel, registry = Kernel(config, snapshot), Registry(home.models)
         # 4. What forks workers warms up while the rest boots.
         zygote, launcher = fork_server.zygote(home), fork_server.launcher(home)
         await launcher.start()
@@ -146,49 +144,18 @@ async def _until_stopped(
         while asked.done() and not looping.done():
             mode = asked.result()
             log.info("going down: %s", mode)
-            saving = _that_save(view) if mode == "suspend" else []
+            asked_to_save = saving.that_save(view) if mode == "suspend" else []
             inbox.put(ev.Shutdown(suspend=mode == "suspend"))
             asked = asyncio.create_task(system.stop_requests.get())
             if await _have_ended(mode, view, inbox, {asked, looping}):
                 if mode == "suspend":
-                    _tell_unsaved(saving, view, system)
+                    saving.tell_unsaved(asked_to_save, view, system)
                 return
     finally:
         asked.cancel()
     for ended in (looping, *others):
         if ended.done() and not ended.cancelled():
             ended.result()  # raises what went wrong
-
-
-def _that_save(view: View) -> list[str]:
-    """Tasks that are asked to save their state when work is suspended."""
-    live = HOLDING - {State.STARTING}
-    return [t.id for t in view.tasks.values() if t.kind is Kind.TRAIN and t.state in live]
-
-
-def _tell_unsaved(saving: list[str], view: View, system: LocalSystem) -> None:
-    """Say, in the log and to whoever waits for our end, what has not been saved in time."""
-    unsaved = [t for t in saving if t in view.tasks and not _is_saved(view.tasks[t])]
-    for task_id in unsaved:
-        log.warning(
-            "%s was not saved within %g s (suspend_grace_s): it goes on from its last checkpoint",
-            task_id,
-            system.config.suspend_grace_s,
-        )
-    record = {"pid": os.getpid(), "unsaved": unsaved}
-    try:
-        durable.write_file(system.home.down, msgspec.json.encode(record))
-    except OSError as error:
-        log.warning("cannot write %s: %s", system.home.down, error.strerror)
-
-
-def _is_saved(task: Task) -> bool:
-    """Whether a training that was told to save has, or has ended for good."""
-    outcome = task.outcome
-    if task.is_ended or outcome is None:
-        return task.is_ended
-    said = outcome.result or {}
-    return outcome.exit_code == EXIT_SUSPENDED and bool(said.get("saved", True))
 
 
 async def _have_ended(mode: Mode, view: View, inbox: Inbox, others: set[asyncio.Task[Any]]) -> bool:

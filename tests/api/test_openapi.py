@@ -217,6 +217,7 @@ def test_every_route_stands_in_the_document(app: FastAPI, system: Double) -> Non
     assert {path for _, path in OPERATIONS} | ENDLESS == {
         "/health",
         "/api/audit",
+        "/api/tasks/{task}/threads",
         "/api/tasks/{task}/pause",
         "/api/tasks/{task}/suspend",
         "/api/tasks/{task}/resume",

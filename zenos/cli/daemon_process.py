@@ -184,15 +184,23 @@ class _Down(msgspec.Struct):
 
     pid: int
     unsaved: list[str] = []
+    failed: list[str] = []
 
 
-def unsaved(home: Home, daemon: DaemonFile | None) -> list[str]:
-    """Tasks that this daemon could not save in time as it went down."""
+def unsaved(home: Home, daemon: DaemonFile | None) -> dict[str, str]:
+    """Tasks that were not saved as this daemon went down, and why not."""
     try:
         down = msgspec.json.decode(home.down.read_bytes(), type=_Down)
     except (OSError, msgspec.DecodeError):
-        return []
-    return down.unsaved if daemon is not None and down.pid == daemon.pid else []
+        return {}
+    if daemon is None or down.pid != daemon.pid:
+        return {}
+    return {
+        task: f"was not saved: it could not write its state ('zenos logs {task}' says why)"
+        if task in down.failed
+        else "was not saved in time (suspend_grace_s)"
+        for task in down.unsaved
+    }
 
 
 def _end(timeout_s: float | None) -> float | None:

@@ -135,11 +135,11 @@ def down(
             daemon_process.wait_down(made, timeout)
     except NoDaemonError as error:
         if daemon is None or not daemon.is_alive:
-            _say_down(json, error.message.partition(";")[0], [], [], stopped=False)
+            _say_down(json, error.message.partition(";")[0], {}, [], stopped=False)
             return
         # It does not answer any more but is there: on its way down already.
         daemon_process.wait_gone(daemon, timeout)
-    unsaved = daemon_process.unsaved(Home.default(), daemon) if mode == "suspend" else []
+    unsaved = daemon_process.unsaved(Home.default(), daemon) if mode == "suspend" else {}
     _say_down(json, f"zenos is down ({mode})", unsaved, left, stopped=True)
 
 
@@ -155,13 +155,13 @@ def _going_on(made: Client, mode: Mode) -> list[Task]:
 
 
 def _say_down(
-    json: bool, message: str, unsaved: list[str], left: list[Task], *, stopped: bool
+    json: bool, message: str, unsaved: dict[str, str], left: list[Task], *, stopped: bool
 ) -> None:
     from zenos.cli.output import put_json, say
 
     if json:
         running = [{"id": task.id, "name": task.label, "kind": task.kind} for task in left]
-        put_json({"stopped": stopped, "unsaved": unsaved, "running": running})
+        put_json({"stopped": stopped, "unsaved": list(unsaved), "running": running})
         return
     if left:
         names = [f"{t.id} ({t.label})" if t.label else t.id for t in left[:LEFT_SHOWN]]
@@ -170,8 +170,8 @@ def _say_down(
             f"running on without the daemon: {', '.join(names)}{more}; "
             f"'zenos up' finds them again, 'zenos cancel {left[0].id}' then ends one"
         )
-    for task in unsaved:
-        say(f"{task} was not saved in time (suspend_grace_s): it goes on from its last checkpoint")
+    for task, why in unsaved.items():
+        say(f"{task} {why}: it goes on from its last checkpoint")
     say(message)
 
 

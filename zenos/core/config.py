@@ -69,8 +69,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise InvalidError(f"cannot use port {self.port}: from 0 (any free one) to 65535")
         if self.cpus is not None and parse_share(self.cpus, "cpus", limits.CPU_MILLI_MAX) == 0:
             raise InvalidError("cannot run with cpus 0: give at least 0.001")
-        if self.memory is not None:
-            parse_size(self.memory)
+        if self.memory is not None and parse_size(self.memory) < limits.MEMORY_BYTES_MIN:
+            raise InvalidError(f"cannot run with memory {self.memory}: give at least 4MiB")
         parse_size(self.gpu_memory, "gpu_memory")
         parse_size(self.cache_bytes_max, "cache_bytes_max")
         if self.gpus is not None and not 0 <= self.gpus <= 1024:

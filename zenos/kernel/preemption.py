@@ -22,7 +22,7 @@ from zenos.core.errors import (
     RefusedError,
 )
 from zenos.core.resources import Resources
-from zenos.core.specs import ProgramSpec, TrainSpec
+from zenos.core.specs import ProgramSpec, ServeSpec, TrainSpec
 from zenos.core.task import Allocation, Kind, Principal, State, Task
 from zenos.kernel import supervision
 
@@ -119,6 +119,8 @@ def resume(kernel: Kernel, event: ev.Resume, now: float) -> Task:
     if task.state is State.PAUSED and not task.stopping:  # 5
         since = now if task.resuming is None else task.resuming
         return kernel.state.put(task, replace(free, resuming=since), now, "resuming", by)
+    if task.state is State.QUEUED and not task.held:
+        raise ConflictError(f"cannot resume {task.id}: it waits in the queue, and nobody holds it")
     raise ConflictError(f"cannot resume {task.id}: {_why_not(task)}")
 
 
@@ -279,9 +281,14 @@ def _not_for(task: Task, verb: str) -> str:
     if task.kind is Kind.SERVE:
         return (
             f"cannot {verb} {task.id}: it is a replica, and requests would wait for it; "
-            f"'zenos stop {task.label}' ends the deployment"
+            f"'zenos stop {_deployment(task)}' ends the deployment"
         )
     return f"cannot {verb} {task.id}: making a model takes seconds; 'zenos cancel' ends it"
+
+
+def _deployment(task: Task) -> str:
+    work = task.spec.work
+    return work.deployment if isinstance(work, ServeSpec) else task.label
 
 
 def _why_not(task: Task) -> str:

@@ -211,6 +211,8 @@ class Corpus:
                 path = Path(folder, name)
                 if name.startswith(".") or self._excluded(path):
                     continue
+                if path.is_symlink() and not path.exists():
+                    continue  # it leads nowhere: nobody means it as text
                 file = self._file(path, named=False)
                 if file is not None:
                     yield file
