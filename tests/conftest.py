@@ -43,8 +43,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Sockets, and whatever is put into a temporary folder, go into one of this session's own."""
-    # Under nohup it is ignored, in all that the tests start as well.
+    # Under nohup, or in the background, these are ignored, in all that the tests start as well.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     base = tmp_path_factory.getbasetemp()  # pytest's own, which it cleans up by itself
     with tempfile.TemporaryDirectory(prefix="zt-") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", folder)
