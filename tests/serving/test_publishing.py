@@ -212,6 +212,8 @@ def test_a_rollback_holds_until_the_model_is_served_anew(served: Served) -> None
 
 def test_whatever_is_killed_versions_go_forward_and_the_last_one_arrives(served: Served) -> None:
     machine = served.machine
+    for deployment in machine.ask(lambda client: client.deployments()):  # they have the other core
+        machine.ask(lambda client, name=deployment.name: client.stop(name))  # type: ignore[misc]
     training = served.train("hard", steps=500, checkpoint_every=40, publish_every=25)
     until(lambda: served.newest("hard") > 1, 120)
     served.kill(training)
