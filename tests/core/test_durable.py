@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,39 @@ def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is asked of the disk, in order; random parts of names are written as `*`."""
+    said: list[str] = []
+    fsync, fdatasync, rename = os.fsync, os.fdatasync, os.rename
+
+    def say(what: str, path: Path) -> None:
+        shown = os.path.relpath(path, tmp_path)
+        said.append(f"{what} {re.sub('[.]tmp-[0-9]+-[0-9a-f]+', '*', shown)}")
+
+    def opened(fd: int) -> Path:
+        return Path(f"/proc/self/fd/{fd}").readlink()
+
+    def fsync_said(fd: int) -> None:
+        path = opened(fd)
+        say(f"fsync {path.stat().st_size} bytes of" if path.is_file() else "fsync", path)
+        fsync(fd)
+
+    def fdatasync_said(fd: int) -> None:
+        say(f"fdatasync {os.fstat(fd).st_size} bytes of", opened(fd))
+        fdatasync(fd)
+
+    def rename_said(old: Path, new: Path) -> None:
+        say("rename to", new)
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", fsync_said)
+    monkeypatch.setattr(os, "fdatasync", fdatasync_said)
+    monkeypatch.setattr(os, "rename", rename_said)
+    monkeypatch.setattr(os, "replace", rename_said)
+    return said
+
+
 @pytest.fixture(autouse=True)
 def _disarm() -> Iterator[None]:
     yield
@@ -33,6 +67,42 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     assert path.read_bytes() == b"new" * 100_000
     assert path.stat().st_mode & 0o777 == 0o600
     assert names(tmp_path) == ["f"]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_afterwards(
+    tmp_path: Path, asked: list[str]
+) -> None:
+    durable.write_file(tmp_path / "f", b"new")
+    assert asked == ["fsync 3 bytes of *-f", "rename to f", "fsync ."]
+
+
+def test_all_of_a_directory_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, asked: list[str]
+) -> None:
+    with durable.new_directory(tmp_path / "d") as directory:
+        (directory / "sub").mkdir()
+        for name in ("a", "sub/b"):
+            (directory / name).write_text("x")
+    *before, renamed, last = asked
+    assert (renamed, last) == ("rename to d", "fsync .")
+    assert sorted(before) == [
+        "fsync *-d",
+        "fsync *-d/sub",
+        "fsync 1 bytes of *-d/a",
+        "fsync 1 bytes of *-d/sub/b",
+    ]
+
+
+def test_what_others_wrote_and_what_is_appended_is_synced_itself(
+    tmp_path: Path, asked: list[str]
+) -> None:
+    (tmp_path / "f").write_text("x")
+    durable.sync_file(tmp_path / "f")
+    with (tmp_path / "log").open("ab") as log:
+        durable.append(log.fileno(), b"line")
+        assert asked == ["fsync 1 bytes of f"]
+        durable.sync(log.fileno())
+    assert asked == ["fsync 1 bytes of f", "fdatasync 4 bytes of log"]
 
 
 @pytest.mark.parametrize("point", POINTS)

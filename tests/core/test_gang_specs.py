@@ -30,8 +30,8 @@ def test_what_is_asked_for_is_for_each_worker() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"workers": 2, "cpu": 0.5}, "cannot train with 2 workers on 1 cores: each needs one"),
-        ({"workers": 2, "gpu": 0.5}, "cannot train with 2 workers on 1 GPUs: each needs one of"),
+        ({"workers": 2, "cpu": 0.5}, "cannot train with 2 workers on 1 core: each needs one"),
+        ({"workers": 2, "gpu": 0.5}, "cannot train with 2 workers on 1 GPU: each needs one of"),
         ({"workers": 9}, "cannot split batches of 8 over 9 workers"),
         ({"workers": 0}, "cannot use workers 0: it must be from 1 to 64"),
         ({"workers": 10**9}, "cannot use workers 1000000000: it must be from 1 to 64"),

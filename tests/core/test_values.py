@@ -133,6 +133,36 @@ def test_wrong_settings_say_which_and_what(file: dict[str, object], message: str
         resolve(file)
 
 
+def test_a_misspelt_variable_of_the_environment_is_refused() -> None:
+    with pytest.raises(InvalidError, match=r"'ZENOS_AGEIN' .*did you mean 'ZENOS_AGEING'"):
+        resolve({}, {"ZENOS_AGEIN": "3"})
+    others = (
+        "ZENOS_SVC_PORT_80_TCP_ADDR",
+        "ZENOS_HOME",
+        "ZENOS_TOKEN",
+        "ZENOS_DEBUG",
+        "ZENOS_TASK",
+        "_ZENOS_COMPLETE",
+        "ZEN",
+    )
+    assert resolve({}, dict.fromkeys(others, "x")) == Config()
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ({"log_level": "nope"}, "cannot use log_level 'nope': give one of 'debug', 'info'"),
+        ({"cpus": "nope"}, "cannot use cpus 'nope': give a number or nothing, not text"),
+        ({"enforcement": ["x"]}, "cannot use enforcement ['x']: "),
+    ],
+)
+def test_a_wrong_setting_s_value_is_said_once(file: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidError) as caught:
+        resolve(file)
+    assert caught.value.message.startswith(message)
+    assert caught.value.message.count(str(next(iter(file.values())))) == 1
+
+
 def test_errors_keep_their_kind_over_a_socket() -> None:
     error = from_code("busy", "cannot now", retry_after_s=2)
     assert isinstance(error, BusyError)

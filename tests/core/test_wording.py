@@ -11,7 +11,7 @@ from zenos.api.errors import decode
 from zenos.api.openai_bodies import ChatBody, CompletionBody
 from zenos.core.errors import InvalidError
 from zenos.core.task import TaskSpec
-from zenos.core.wording import FieldError, field_error
+from zenos.core.wording import FieldError, counted, field_error, followed, plain_reason
 
 CHAT = b'{"model":"m","messages":[],%b}'
 
@@ -49,6 +49,13 @@ CHAT = b'{"model":"m","messages":[],%b}'
             "cannot use n: give a whole number or nothing, not text",
             "n",
         ),
+        (
+            b'{"work":{"type":"program","argv":["x"]},"resources":{"cpu":1.5}}',
+            TaskSpec,
+            "cannot use resources.cpu: give a whole number (thousandths of a core, 1500 for 1.5), "
+            "not one with a fraction",
+            "resources.cpu",
+        ),
         (CHAT % b'"tempratur":1', ChatBody, "did you mean 'temperature'?", "tempratur"),
         (
             CHAT % b'"logit_bias":{"a":"x"}',
@@ -76,8 +83,38 @@ def test_a_value_by_itself_has_a_name() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("reason", "says"),
+    [
+        ("Input should be a valid integer, unable to parse string as an integer", "a whole number"),
+        ("Input should be a finite number", "a number"),
+        ("Input should be greater than or equal to 1", "at least 1"),
+        ("Input should be less than or equal to 1.5", "at most 1.5"),
+        ("Input should be less than 3", "less than 3"),
+    ],
+)
+def test_a_parameter_s_fault_is_told_in_our_words(reason: str, says: str) -> None:
+    assert plain_reason(reason) == f"give {says}"
+
+
+def test_what_comes_after_a_question_is_a_sentence() -> None:
+    assert followed("cannot find 'x'; did you mean 'y'?", "see all") == (
+        "cannot find 'x'; did you mean 'y'? See all"
+    )
+    assert followed("cannot find 'x'", "see all") == "cannot find 'x'; see all"
+
+
 def test_half_a_character_is_not_called_cut_off_json() -> None:
     with pytest.raises(InvalidError, match="half of a surrogate pair"):
         decode(b'{"prompt":"\\ud800"}', CompletionBody)
     with pytest.raises(InvalidError, match="truncated"):
         decode(b'{"prompt":"', CompletionBody)
+
+
+def test_one_of_a_thing_is_no_plural() -> None:
+    assert [counted(n, "job") for n in (0, 1, 2, 1249)] == [
+        "0 jobs",
+        "1 job",
+        "2 jobs",
+        "1,249 jobs",
+    ]

@@ -9,9 +9,15 @@ from typing import Literal
 
 import msgspec
 
+from zenos.core.arrays import Array
 from zenos.core.audit import AuditRow
+from zenos.core.batches import Batch
 from zenos.core.errors import ZenosError
-from zenos.core.task import Deployment, IdempotencyKey, Node, Task, TaskEvent
+from zenos.core.node import Node
+from zenos.core.outlook import Picture
+from zenos.core.predictions import Estimate
+from zenos.core.quotas import Usage
+from zenos.core.task import Deployment, IdempotencyKey, Task, TaskEvent
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +63,14 @@ class ResumeWorker(Action, frozen=True, kw_only=True):
     how: Literal["step", "signals", "freeze"]
 
 
+class MakeRoom(Action, frozen=True, kw_only=True):
+    """Tell a host of calls whether others wait for its room: it ends once it is idle, if so."""
+
+    task: str
+    generation: int
+    on: bool
+
+
 class Update(Action, frozen=True, kw_only=True):
     """Tell the replicas of a deployment which version to serve now."""
 
@@ -67,7 +81,9 @@ class Reply(Action, frozen=True, kw_only=True):
     """Answer a request."""
 
     request: int
-    result: Task | Deployment | AuditRow | ZenosError
+    result: (
+        Task | Array | Batch | Deployment | Node | AuditRow | IdempotencyKey | Picture | ZenosError
+    )
 
 
 class Forget(Action, frozen=True, kw_only=True):
@@ -104,6 +120,12 @@ class Changes(msgspec.Struct, kw_only=True):
     next_audit: int = 1
     audit: list[AuditRow] = []
     prune_audit_before: int = 0
+    estimates: dict[str, Estimate] = {}
+    deleted_estimates: list[str] = []
+    arrays: dict[str, Array] = {}
+    deleted_arrays: list[str] = []
+    usage: dict[str, Usage] = {}
+    deleted_usage: list[str] = []
 
     def __bool__(self) -> bool:
         """Whether there is anything to remember."""
@@ -119,6 +141,12 @@ class Changes(msgspec.Struct, kw_only=True):
             or self.prune_events_before
             or self.audit
             or self.prune_audit_before
+            or self.estimates
+            or self.deleted_estimates
+            or self.arrays
+            or self.deleted_arrays
+            or self.usage
+            or self.deleted_usage
         )
 
 
@@ -133,3 +161,6 @@ class Snapshot(msgspec.Struct, kw_only=True):
     deployments: dict[str, Deployment] = {}
     nodes: dict[str, Node] = {}
     keys: list[IdempotencyKey] = []
+    estimates: dict[str, Estimate] = {}
+    arrays: dict[str, Array] = {}
+    usage: dict[str, Usage] = {}

@@ -30,18 +30,22 @@ Action = Literal[
     "export",
     "alias",
     "remove",
+    "cordon",
+    "drain",
+    "uncordon",
     "replay",
     "purge",
     "down",
     "reload",
+    "refuse",
 ]
 
 
 class AuditRow(msgspec.Struct, frozen=True, kw_only=True):
     """One row. `number` counts over the whole system; `at` is kernel time in seconds.
 
-    via: how it came. subject: the task, deployment, model or topic. reason: why it was refused.
-    key: the request's idempotency key.
+    via: how it came. subject: the task, deployment, node, model or topic. reason: why it was
+    refused. key: the request's idempotency key.
     """
 
     number: int

@@ -94,6 +94,20 @@ def new_directory(path: Path, mode: int = 0o700) -> Iterator[Path]:
     sync_directory(path.parent)
 
 
+def append(fd: int, data: bytes) -> None:
+    """Write `data` at the end of an open file, all of it; `sync` makes it durable."""
+    failpoints.passing("durable.write")
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def sync(fd: int) -> None:
+    """Make durable what was written to an open file, and how long it is."""
+    failpoints.passing("durable.fsync")
+    os.fdatasync(fd)
+
+
 def private(path: str, flags: int) -> int:
     """An opener for `open`: a file that is made is its owner's alone."""
     return os.open(path, flags, 0o600)

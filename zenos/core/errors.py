@@ -65,6 +65,12 @@ class RefusedError(ZenosError):
     code = "refused"
 
 
+class QuotaError(RefusedError):
+    """cannot submit: the user or the project would have more than it may"""
+
+    code = "quota"
+
+
 class NumericsError(RefusedError):
     """cannot go on with other numerics than those that the run began with"""
 

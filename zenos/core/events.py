@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import msgspec
 
+from zenos.core.arrays import ArraySpec
 from zenos.core.audit import Action, Via
+from zenos.core.batches import BatchSpec
 from zenos.core.config import Config
+from zenos.core.node import Cordon, Node
+from zenos.core.node import Measured as NodeMeasured
 from zenos.core.specs import DeploymentSpec
-from zenos.core.task import Node, Outcome, Principal, TaskSpec
+from zenos.core.task import Once, Outcome, Principal, TaskSpec
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,14 +21,57 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 class Submit(Event, frozen=True, kw_only=True):
     """A user submits a task. Answered by a Reply with the Task.
 
-    asked: as the user sent it, where `spec` says more: which versions its models are.
+    asked: as the user sent it, where `spec` says more: which versions its models are. warning: what
+    speaks against it, in words.
     """
 
     request: int
     spec: TaskSpec
     asked: TaskSpec | None = None
+    warning: str = ""
     principal: Principal = Principal()
     key: str | None = None
+
+
+class Look(Event, frozen=True, kw_only=True):
+    """Somebody wants to look at the state. Answered with a Picture in which `task` is, if it waits.
+
+    Nothing is changed by it.
+    """
+
+    request: int
+    task: str | None = None
+
+
+class SubmitArray(Event, frozen=True, kw_only=True):
+    """A user submits an array: many tasks at once. Answered by a Reply with the Array."""
+
+    request: int
+    spec: ArraySpec
+    principal: Principal = Principal()
+    key: str | None = None
+
+
+class SubmitBatch(Event, frozen=True, kw_only=True):
+    """A user submits several tasks as one. Answered with the Batch. asked: see Submit.
+
+    warnings: what speaks against some of them, by name.
+    """
+
+    request: int
+    spec: BatchSpec
+    asked: BatchSpec | None = None
+    principal: Principal = Principal()
+    key: str | None = None
+    warnings: dict[str, str] = {}
+
+
+class CancelArray(Event, frozen=True, kw_only=True):
+    """A user cancels all tasks of an array. Answered by a Reply with the Array."""
+
+    request: int
+    array: str
+    principal: Principal = Principal()
 
 
 class Cancel(Event, frozen=True, kw_only=True):
@@ -33,6 +80,7 @@ class Cancel(Event, frozen=True, kw_only=True):
     request: int
     task: str
     principal: Principal = Principal()
+    once: Once | None = None
 
 
 class Pause(Event, frozen=True, kw_only=True):
@@ -41,6 +89,7 @@ class Pause(Event, frozen=True, kw_only=True):
     request: int
     task: str
     principal: Principal = Principal()
+    once: Once | None = None
 
 
 class Suspend(Event, frozen=True, kw_only=True):
@@ -49,6 +98,7 @@ class Suspend(Event, frozen=True, kw_only=True):
     request: int
     task: str
     principal: Principal = Principal()
+    once: Once | None = None
 
 
 class Resume(Event, frozen=True, kw_only=True):
@@ -61,6 +111,7 @@ class Resume(Event, frozen=True, kw_only=True):
     task: str
     inexact: bool = False
     principal: Principal = Principal()
+    once: Once | None = None
 
 
 class Nice(Event, frozen=True, kw_only=True):
@@ -70,13 +121,14 @@ class Nice(Event, frozen=True, kw_only=True):
     task: str
     priority: int
     principal: Principal = Principal()
+    once: Once | None = None
 
 
 class Deploy(Event, frozen=True, kw_only=True):
     """A user deploys a model, or changes its deployment. Answered with the Deployment.
 
     version: which one `spec.model` means now; memory: bytes that a replica of it needs; build: see
-    Deployment.
+    Deployment; warning: what speaks against it, in words.
     """
 
     request: int
@@ -84,6 +136,7 @@ class Deploy(Event, frozen=True, kw_only=True):
     version: str = ""
     memory: int = 0
     build: str = ""
+    warning: str = ""
     principal: Principal = Principal()
     key: str | None = None
 
@@ -135,19 +188,22 @@ class Rollback(Event, frozen=True, kw_only=True):
     memory: int = 0
     build: str = ""
     principal: Principal = Principal()
+    once: Once | None = None
 
 
 class Used(Event, frozen=True, kw_only=True):
-    """A deployment's requests: how many are in flight, as of now."""
+    """A deployment's requests: how many are in flight; of those, how many wait for a replica."""
 
     name: str
     in_flight: int
+    waiting: int = 0
 
 
 class Record(Event, frozen=True, kw_only=True):
     """What was done, or refused, beside the kernel. Answered with its AuditRow.
 
-    key: the same principal's key for the same thing writes no second row.
+    key: the same principal's key for the same thing writes no second row. once: what was done is
+    remembered under that key, with `result`; see Recall.
     """
 
     request: int
@@ -158,12 +214,63 @@ class Record(Event, frozen=True, kw_only=True):
     accepted: bool = True
     reason: str = ""
     key: str | None = None
+    once: Once | None = None
+    result: str = ""
+
+
+class Recall(Event, frozen=True, kw_only=True):
+    """Whether that was done already. Answered with its IdempotencyKey, or a NotFoundError.
+
+    A ConflictError where the key was used for something else.
+    """
+
+    request: int
+    principal: Principal
+    once: Once
 
 
 class NodeUp(Event, frozen=True, kw_only=True):
-    """A node is there, with what it has."""
+    """A node is there, with what it has: for the first time, again, or with something changed.
+
+    running: the workers that it has, or had and has still to tell how they ended, as task and
+    generation; None where that is told by itself, as of this machine's own after a restart.
+    """
 
     node: Node
+    running: tuple[tuple[str, int], ...] | None = None
+
+
+class NodeBeat(Event, frozen=True, kw_only=True):
+    """A node with a lease is still there. One that was lost has to come up again."""
+
+    node: str
+
+
+class NodeDown(Event, frozen=True, kw_only=True):
+    """A node is gone, with all that ran there. Nobody knows how that ended."""
+
+    node: str
+    reason: str = "it is gone"
+
+
+class SetCordon(Event, frozen=True, kw_only=True):
+    """A user has nothing new start on a node, or (None) lets things start there again.
+
+    Answered with the Node.
+    """
+
+    request: int
+    node: str
+    cordon: Cordon | None
+    principal: Principal = Principal()
+    once: Once | None = None
+
+
+class Measured(Event, frozen=True, kw_only=True):
+    """What processes outside zenos use of a node has changed."""
+
+    node: str
+    measured: NodeMeasured
 
 
 class WorkerStarted(Event, frozen=True, kw_only=True):

@@ -50,6 +50,11 @@ LABELS: Final = frozenset(
         "bus.send.answered",
         "bus.receive.taken",  # a receiver has a durable message
         "bus.ack.sent",
+        "calls.received",  # a host has read calls, nothing is written
+        "calls.written",  # they are in its journal, not synced
+        "calls.kept",  # they are synced, nobody has been told
+        "calls.ended",  # a host has the result of a call, nothing is written or told
+        "calls.told",  # it was written to its program
         "durable.write",
         "durable.fsync",
         "durable.rename",

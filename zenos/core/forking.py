@@ -50,7 +50,8 @@ def fork(
     try:
         pid = os.fork()
     except OSError as error:
-        # The daemon sees that `notify` is closed, and tries again.
+        with suppress(OSError):
+            os.write(notify, f"failed cannot fork: {error.strerror}\n".encode(errors="replace"))
         print(f"cannot fork for {path}: {error}", file=sys.stderr, flush=True)  # noqa: T201
         return
     if pid != 0:

@@ -79,6 +79,11 @@ class Home(msgspec.Struct, frozen=True):
         return self.root / "checkpoints"
 
     @property
+    def calls(self) -> Path:
+        """What hosts of calls have accepted, and not finished."""
+        return self.root / "calls"
+
+    @property
     def cache(self) -> Path:
         return self.root / "cache"
 

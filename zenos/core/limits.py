@@ -29,6 +29,8 @@ TASKS_LISTED_MAX: Final = 10_000
 AUDIT_CHARS_MAX: Final = 500  # of a text in a row
 AUDIT_LISTED_MAX: Final = 1000
 AUDIT_KEPT: Final = 100_000
+REFUSALS_KEPT: Final = 10  # rows of requests that were not let in, in a window
+REFUSALS_WINDOW_S: Final = 60.0
 
 # Resources
 CPU_MILLI_MAX: Final = 4096 * 1000
@@ -44,14 +46,38 @@ PRIORITY_HIGH: Final = 75
 PRIORITY_MAX: Final = 100
 EXPECTED_S_DEFAULT: Final = 600.0
 EXPECTED_S_MAX: Final = 10 * 365 * 86400.0
+TIME_S_MAX: Final = 253_402_300_799.0  # the end of the year 9999
+DEADLINE_STEP: Final = 5  # points of priority by which the nearness of a deadline raises
 RETRIES_MAX: Final = 1000
+QUOTA_WINDOW_S: Final = 7 * 86400.0  # in which GPU-hours are counted
+FAIR_HALF_LIFE_S: Final = 7 * 86400.0  # after which use counts half
+FAIR_WEIGHT: Final = 25.0  # points of score that having had too much costs at most
+ACCOUNTS_MAX: Final = 4096  # users and projects that do nothing, whose use is remembered
+SIGNATURES_MAX: Final = 4096  # of tasks whose run times are remembered
+SIGNATURE_CHARS_MAX: Final = 256
+PICTURED_TASKS_MAX: Final = 1000  # waiting ones that `zenos why` and `zenos plan` look at
+FORECAST_STEPS_MAX: Final = 20_000
+FORECAST_S_MAX: Final = 30 * 86400.0
+FORECAST_TIMEOUT_S: Final = 20.0
+PREDICTIONS_KEPT: Final = 32  # of each signature
 # How preemption keeps from thrashing: a worker stays so long before it gives way, to a higher
 # priority and to an equal; and gives way so often at most.
 RESIDENCE_S: Final = 5.0
 SLICE_RESIDENCE_S: Final = 600.0
+GROW_S: Final = 60.0  # an elastic training stays so long before it starts again with more workers
 PREEMPTIONS_PER_HOUR: Final = 12
 SLICE_S: Final = 4 * 3600.0  # device-seconds of service until a task gives way to equals
 QUEUED_TASKS_MAX: Final = 1_000_000
+BATCH_TASKS_MAX: Final = 1000  # of one file
+ARRAY_TASKS_MAX: Final = 10_000
+ARRAY_INDEX_MAX: Final = 10**9
+LABELS_MAX: Final = 64  # of a node, and that a task asks for
+AFTER_MAX: Final = 1000  # tasks that one waits for
+
+# Measured memory
+MEMORY_LOOK_S: Final = 2.0  # between two looks at what processes outside zenos use
+FOREIGN_STEP_BYTES: Final = 64 * MIB  # a change by less is noise
+MEMORY_MARGIN: Final = "256MiB"  # left free beside what tasks hold and others use
 
 # Workers
 CANCEL_GRACE_S: Final = 10.0
@@ -61,6 +87,7 @@ STOP_WORD_WAIT_S: Final = 1.0  # after SIGTERM, for what the daemon says on the 
 START_TIMEOUT_S: Final = 120.0
 RETRY_BACKOFF_S: Final = 1.0
 RETRY_BACKOFF_S_MAX: Final = 300.0
+RETRY_JITTER: Final = 0.25  # of the backoff, by which it may be shorter
 TRAIN_RESTARTS_MAX: Final = 10  # faults in a row without a newer checkpoint
 START_FAILURES_MAX: Final = 3  # in a row; of training and model creation TRAIN_RESTARTS_MAX
 SERVE_RESTARTS_MAX: Final = 5
@@ -72,6 +99,8 @@ ORPHAN_WAIT_S: Final = 600.0
 
 # Bus
 SOCKET_LOOK_S: Final = 3.0  # between two looks whether the bus's socket is still where it was
+HEARTBEAT_S: Final = 5.0  # a peer that says nothing else says so often that it is there
+SILENT_S: Final = 30.0  # of whom nothing is heard for so long is taken to be gone
 FRAME_BYTES_MAX: Final = 64 * MIB
 SEND_QUEUE_FRAMES_MAX: Final = 4096
 SEND_QUEUE_BYTES_MAX: Final = 256 * MIB
@@ -133,6 +162,12 @@ REPLICA_MEMORY_BYTES: Final = GIB  # at least; where nothing is known of the mod
 REQUESTS_WAITING_MAX: Final = 256
 REQUEST_DEADLINE_S: Final = 600.0
 KEEP_ALIVE_S: Final = 300.0
+# How models that share a place take turns: one stays so long once it is loaded; requests for
+# another wait so long at most before a busy one ends for them; its answers have so long then. The
+# last is as long as a request's deadline, so by default none is cut.
+MODEL_RESIDENCE_S: Final = 5.0
+MODEL_WAIT_S: Final = 10.0
+MODEL_DRAIN_S: Final = REQUEST_DEADLINE_S
 MAX_TOKENS_DEFAULT: Final = 256
 MAX_TOKENS_MAX: Final = 1_000_000
 CHOICES_MAX: Final = 16
@@ -150,6 +185,17 @@ ENDED_TASK_KEPT_S: Final = 30 * 86400.0
 EVENTS_KEPT: Final = 100_000
 DAEMON_LOG_BYTES_MAX: Final = 16 * MIB
 IDEMPOTENCY_KEPT_S: Final = 86400.0
+
+# Calls
+CALLS_KEEP_ALIVE_S: Final = 10.0  # of a host without a call
+CALLS_WANTED_S: Final = 0.5  # the same, while others wait for its room
+CALL_BYTES_MAX: Final = 64 * MIB  # of a function, its arguments, or its result, pickled
+CALLS_IN_FLIGHT_MAX: Final = 100_000  # of one program
+CALLS_BYTES_MAX: Final = 256 * MIB  # of one program's, that are in flight
+CALL_RETRIES: Final = 3  # of an idempotent one whose lane died
+CALL_PACKET_BYTES_MAX: Final = 32 * KIB  # more goes to a lane by descriptor
+CALLS_PER_LANE_MAX: Final = 64  # that a lane is given in advance
+CALLS_SEGMENT_BYTES: Final = 16 * MIB  # of a host's journal, before the next file is begun
 
 # Threads
 LANES_MAX: Final = 1024  # of one pool
@@ -181,4 +227,5 @@ SHARD_BYTES: Final = 2 * MIB  # of text that is tokenized as one thread, about
 SHARD_BYTES_MIN: Final = MIB // 2
 SHARD_BYTES_MAX: Final = 8 * MIB
 SHARDS_PER_LANE: Final = 2
+MODEL_LANES_MAX: Final = 4  # files that are copied and hashed at once: a disk takes no more
 BUFFER_BYTES_MIN: Final = 64 * KIB  # bytes of that size go beside the pickle, uncopied

@@ -37,6 +37,16 @@ class Limits:
             self.exceeded = self.exceeded or bool(self.limit and used > self.limit)
         return self.exceeded
 
+    def most(self, largest_bytes: int) -> int:
+        """The most memory that was used at once. largest_bytes: of any process, by getrusage.
+
+        A group has counted all of it, and nothing else; getrusage also counts what a fork shares
+        with the server that it came from.
+        """
+        if self.peak and self._memory_group():
+            return self.peak
+        return max(self.peak, largest_bytes)
+
     def kill_members(self) -> None:
         """End what is in the groups: also what has left the worker's process group and session."""
         for group in self.groups:

@@ -10,7 +10,9 @@ import msgspec
 
 from zenos.core import limits
 from zenos.core.errors import InvalidError
+from zenos.core.names import check_public_topic as check_public_topic
 from zenos.core.names import check_topic as check_topic
+from zenos.core.names import is_internal as is_internal
 from zenos.core.wording import FieldError
 
 WhenFull = Literal["block", "refuse", "drop_oldest"]

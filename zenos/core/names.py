@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 
 from zenos.core import limits
-from zenos.core.errors import InvalidError
+from zenos.core.errors import InvalidError, RefusedError
 
 _NAME: Final = re.compile(r"^\w[\w.\-]*$")
 _TASK_ID: Final = re.compile(r"^t[0-9]+$")
+_ARRAY_ID: Final = re.compile(r"^array-[0-9]+$")
+INTERNAL: Final = "zenos"  # the first part of topics that are for zenos' own parts
 _VERSION: Final = re.compile(r"^[1-9][0-9]{0,8}$")
 
 
@@ -46,17 +50,58 @@ def check_name(name: str, what: str = "name") -> str:
 def check_new_name(name: str, what: str) -> str:
     """A name for something new: nor may it look like a task's id, which would be taken for it."""
     normal = check_name(name, what)
-    if _TASK_ID.match(normal):
+    if _TASK_ID.match(normal) or _ARRAY_ID.match(normal):
         raise InvalidError(f"cannot use the {what} {normal!r}: task ids look like that")
     return normal
 
 
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Raises InvalidError for labels that may not be used: each part is a name."""
+    if len(labels) > limits.LABELS_MAX:
+        raise InvalidError(f"cannot use {len(labels)} labels: at most {limits.LABELS_MAX}")
+    for key, value in labels.items():
+        check_name(key, "label")
+        if value:
+            check_name(value, "value of a label")
+
+
 def check_topic(name: str) -> str:
     """A topic's name in NFC: names joined by `/`, at most 4. Raises InvalidError."""
-    parts = name.split("/") if isinstance(name, str) else [""]
+    return _check_topic(name if isinstance(name, str) else "")
+
+
+@functools.lru_cache(4096)
+def _check_topic(name: str) -> str:
+    """Asked for with each message, of the same few names. What raises isn't kept."""
+    parts = name.split("/")
     if len(parts) > 4:
         raise InvalidError(f"cannot use a topic of {len(parts)} parts: at most 4")
     return "/".join(check_name(part, "topic") for part in parts)
+
+
+def is_internal(topic: str) -> bool:
+    """Whether a topic is for zenos' own parts alone. See docs/security.md."""
+    return topic == INTERNAL or topic.startswith(f"{INTERNAL}/")
+
+
+def check_public_topic(name: str) -> str:
+    """`check_topic` of one that people may use; RefusedError for those of zenos' own parts."""
+    topic = check_topic(name)
+    if is_internal(topic):
+        raise RefusedError(
+            f"cannot use the topic {topic}: those below {INTERNAL}/ are for zenos' own parts; "
+            "choose another name"
+        )
+    return topic
+
+
+# In the run directory of a host of calls, while others wait for its room.
+WANTED: Final = "wanted"
+
+
+def calls_topic(task: str) -> str:
+    """Where a host of calls (see zenos/calls) is asked for a connection."""
+    return f"{INTERNAL}/calls/{task}"
 
 
 class ModelRef(msgspec.Struct, frozen=True):

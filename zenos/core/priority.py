@@ -9,6 +9,8 @@ highest response ratio next (P. Brinch Hansen, "An analysis of response ratio sc
 
 from __future__ import annotations
 
+import math
+
 from zenos.core import limits
 from zenos.core.resources import Resources
 
@@ -22,6 +24,42 @@ def p_of(waited_s: float, expected_s: float) -> float:
 def score(priority: int, ageing: float, waited_s: float, expected_s: float) -> float:
     """A waiting task's score; higher is served first."""
     return priority + ageing * p_of(waited_s, expected_s)
+
+
+def urgency(deadline: float, expected_s: float, now: float) -> float:
+    """Which share of the time that is left until a deadline a task needs, 0 to 1.
+
+    The inverse of the critical ratio, by which job shops order (1: it has to start now). Past that
+    it stays 1.
+    """
+    left_s = deadline - now
+    return 1.0 if left_s <= expected_s else max(expected_s, 1e-3) / left_s
+
+
+def raised(priority: int, deadline: float | None, expected_s: float, now: float) -> int:
+    """Points that a deadline adds to a waiting task's priority, in whole steps.
+
+        raised = (100 - priority) · urgency²      in steps of DEADLINE_STEP
+
+    All that is left to 100 when it has to start now, a quarter of it when twice the time it needs
+    is left, a hundredth at ten times.
+    """
+    if deadline is None:
+        return 0
+    room = limits.PRIORITY_MAX - priority
+    share = urgency(deadline, expected_s, now)
+    if share >= 1.0:
+        return room
+    return int(room * share**2 // limits.DEADLINE_STEP * limits.DEADLINE_STEP)
+
+
+def raised_next(priority: int, deadline: float | None, expected_s: float, points: int) -> float:
+    """When a task that is raised by so many points is raised further; infinity for never."""
+    room = limits.PRIORITY_MAX - priority
+    if deadline is None or points >= room:
+        return math.inf
+    wanted = min(points // limits.DEADLINE_STEP * limits.DEADLINE_STEP + limits.DEADLINE_STEP, room)
+    return deadline - max(expected_s, 1e-3) / math.sqrt(wanted / room)
 
 
 def remaining_s(expected_s: float, ran_s: float) -> float:

@@ -65,17 +65,23 @@ def children(pid: int) -> list[int]:
 
 def descendants(pid: int) -> list[int]:
     """All processes below `pid`."""
+    return list(below({pid}))
+
+
+def below(roots: set[int]) -> set[int]:
+    """All processes below these, by one look at all there are."""
     parents: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
             fields = stat_fields(int(name))
             if len(fields) > 1 and fields[0] not in "ZX":
                 parents.setdefault(int(fields[1]), []).append(int(name))
-    found, waiting = [], [pid]
+    found: set[int] = set()
+    waiting = list(roots)
     while waiting:
-        children = parents.get(waiting.pop(), [])
-        found += children
-        waiting += children
+        here = parents.get(waiting.pop(), [])
+        found.update(here)
+        waiting += here
     return found
 
 

@@ -76,7 +76,7 @@ def show_share(milli: int) -> str:
     return f"{milli / 1000:g}"
 
 
-class Resources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Resources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
     """What a task wants, holds, or a node has."""
 
     cpu: Annotated[int, about("Millicores.")] = 0
@@ -135,13 +135,21 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         )
 
     def fits_in(self, room: Resources) -> bool:
-        """Whether every component is within `room`."""
+        """Whether every component is within `room`; of what isn't wanted there may be too little.
+
+        There is less than nothing where others have taken what was given out.
+        """
         return (
-            self.cpu <= room.cpu
-            and self.gpu <= room.gpu
-            and self.memory <= room.memory
-            and self.gpu_memory <= room.gpu_memory
+            (self.cpu <= room.cpu or not self.cpu)
+            and (self.gpu <= room.gpu or not self.gpu)
+            and (self.memory <= room.memory or not self.memory)
+            and (self.gpu_memory <= room.gpu_memory or not self.gpu_memory)
         )
+
+    @property
+    def plain(self) -> Resources:
+        """The amounts alone, wherever they have to be."""
+        return self
 
     @property
     def is_valid(self) -> bool:
@@ -154,6 +162,34 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if self.gpu_memory:
             parts.append(f"{show_size(self.gpu_memory)} GPU memory")
         return ", ".join(parts)
+
+
+def show_some(wants: Resources) -> str:
+    """`1 CPU, 2 GiB`: of what there is none, nothing."""
+    parts = [f"{show_share(wants.cpu)} CPU"] if wants.cpu else []
+    parts += [f"{show_share(wants.gpu)} GPU"] if wants.gpu else []
+    parts += [show_size(wants.memory)] if wants.memory else []
+    parts += [f"{show_size(wants.gpu_memory)} of GPU memory"] if wants.gpu_memory else []
+    return ", ".join(parts) or "nothing"
+
+
+class Request(Resources, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Resources that have to be on certain nodes: what a task waits for as one thing.
+
+    node: the only one; empty for any. labels: `key=value`, all of which a node must have, sorted.
+    """
+
+    node: str = ""
+    labels: tuple[str, ...] = ()
+
+    def admits(self, name: str, labels: Iterable[str]) -> bool:
+        """Whether a node of that name, with those labels, is one of them."""
+        return self.node in ("", name) and set(self.labels) <= set(labels)
+
+    @property
+    def plain(self) -> Resources:
+        """The amounts alone, wherever they have to be."""
+        return Resources(cpu=self.cpu, gpu=self.gpu, memory=self.memory, gpu_memory=self.gpu_memory)
 
 
 def shortage(wants: Resources, nodes: Iterable[tuple[Resources, Resources]]) -> str:

@@ -171,7 +171,7 @@ def run(spec: dict[str, Any], notify: int, target: Target | None = None) -> None
     record = {
         "exit_code": os.waitstatus_to_exitcode(code) if os.WIFEXITED(code) else None,
         "signal": os.WTERMSIG(code) if os.WIFSIGNALED(code) else None,
-        "memory_peak": max(limits.peak, usage.ru_maxrss * 1024),
+        "memory_peak": limits.most(usage.ru_maxrss * 1024),
         "cpu_s": usage.ru_utime + usage.ru_stime,
         "oom": limits.exceeded,
         "limit": limits.limit,

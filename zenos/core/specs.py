@@ -7,6 +7,7 @@ command line and the reference pages are made from them, and `check()` compares 
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -14,7 +15,7 @@ import msgspec
 from zenos.core import limits
 from zenos.core.errors import InvalidError
 from zenos.core.fields import about, check_bounds
-from zenos.core.names import ModelRef, check_name, check_new_name, check_topic
+from zenos.core.names import ModelRef, check_name, check_new_name, check_public_topic
 
 # What tells a program which task it is, of which home, and what it has.
 OWN_VARIABLES: Final = (
@@ -23,7 +24,18 @@ OWN_VARIABLES: Final = (
     "ZENOS_TASK_HOME",
     "ZENOS_GENERATION",
     "ZENOS_CPU",
+    "ZENOS_ARRAY",
+    "ZENOS_ARRAY_INDEX",
+    "ZENOS_ARRAY_COUNT",
 )
+
+# Short names of architectures, and model types that have such; zenos/models/presets.py is of these.
+ARCHITECTURES: Final = tuple(
+    f"{family}-{size}"
+    for family in ("llama", "gpt", "bert", "t5")
+    for size in ("nano", "micro", "mini", "small")
+)
+MODEL_TYPES: Final = ("llama", "gpt2", "bert", "t5")
 
 DType = Literal["auto", "float32", "bfloat16"]
 Slots = Annotated[int, about("Sequences that are decoded together.", 1, 4096)]
@@ -69,7 +81,7 @@ class ProgramSpec(
         if len(self.topics) > limits.GRANTS_MAX:
             raise InvalidError(f"cannot grant more than {limits.GRANTS_MAX} topics")
         for topic in self.topics:
-            check_topic(topic)
+            check_public_topic(topic)
         if any(not name or "=" in name for name in self.env):
             raise InvalidError("cannot set an environment variable with an empty name or a '='")
         for name in OWN_VARIABLES:
@@ -202,6 +214,15 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             limits.RANKS_MAX,
         ),
     ] = 1
+    workers_min: Annotated[
+        int | None,
+        about(
+            "Elastic: it may run with so few workers, up to `workers` where there is room; the"
+            " result is the same. By default it always has `workers`.",
+            1,
+            limits.RANKS_MAX,
+        ),
+    ] = None
     backend: Annotated[
         Literal["auto", "shared", "gloo", "nccl"],
         about(
@@ -252,11 +273,25 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 )
         if self.learning_rate_min > self.learning_rate:
             raise InvalidError("cannot use a learning_rate_min above learning_rate")
+        if self.workers_min is not None and self.workers_min > self.workers:
+            raise InvalidError(
+                f"cannot have workers_min {self.workers_min} above workers {self.workers}"
+            )
+        if self.is_elastic and self.backend in ("gloo", "nccl"):
+            raise InvalidError(
+                f"cannot keep the result the same with changing workers over {self.backend}: leave"
+                " backend at auto, or workers_min out"
+            )
         if self.workers > self.batch_size:
             raise InvalidError(
                 f"cannot split batches of {self.batch_size} over {self.workers} workers: give at "
                 "most as many workers as batch_size has sequences"
             )
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether it may run with different numbers of workers."""
+        return self.workers_min is not None and self.workers_min < self.workers
 
 
 OnUpdate = Annotated[
@@ -327,4 +362,48 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise InvalidError("cannot have min_replicas above max_replicas")
 
 
-Work = ProgramSpec | CreateSpec | TrainSpec | ServeSpec
+class CallSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="call"):
+    """A host of calls: lanes on which the functions of `zenos.call` and `zenos.map` run.
+
+    No function is in it: those come from programs of the same user, over the bus.
+    """
+
+    lanes: Annotated[
+        int, about("Warm processes, each of which runs a function at a time.", 1, limits.LANES_MAX)
+    ] = 1
+    keep_alive_s: Annotated[
+        float,
+        about("Seconds without a call after which it ends.", 0, limits.EXPECTED_S_MAX),
+    ] = limits.CALLS_KEEP_ALIVE_S
+    python: Annotated[
+        str | None, about("The interpreter, a whole path; by default the daemon's.")
+    ] = None
+    cwd: Annotated[str | None, about("The working directory; by default the user's home.")] = None
+    key: Annotated[
+        str, about("What its callers have in common: they share it, and no others do.")
+    ] = "any"
+
+    def check(self) -> None:
+        """Raises InvalidError for what could not be executed."""
+        check_bounds(self)
+        check_name(self.key, "key")
+        self.program.check()
+        if not self.program.argv[0].startswith("/"):
+            raise InvalidError(f"cannot use the python {self.python!r}: give a whole path")
+
+    @property
+    def program(self) -> ProgramSpec:
+        """What is executed for it."""
+        argv = [self.python or sys.executable, "-P", "-m", "zenos.calls.host"]
+        given = [str(self.lanes), f"{self.keep_alive_s:g}", self.key]
+        return ProgramSpec(argv=[*argv, *given], cwd=self.cwd)
+
+
+Work = ProgramSpec | CreateSpec | TrainSpec | ServeSpec | CallSpec
+
+
+def program_of(work: Work) -> ProgramSpec | None:
+    """The program that is executed for it; None for torch work."""
+    if isinstance(work, CallSpec):
+        return work.program
+    return work if isinstance(work, ProgramSpec) else None

@@ -13,11 +13,22 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from zenos.core import limits
+from zenos.core.dependencies import check_after
 from zenos.core.errors import InvalidError, TransitionError
 from zenos.core.fields import about, check_bounds
-from zenos.core.names import check_new_name
-from zenos.core.resources import Resources
-from zenos.core.specs import CreateSpec, DeploymentSpec, ProgramSpec, ServeSpec, TrainSpec, Work
+from zenos.core.gangs import check_gang
+from zenos.core.names import check_labels, check_name, check_new_name
+from zenos.core.predictions import Source
+from zenos.core.resources import Request, Resources
+from zenos.core.specs import (
+    CallSpec,
+    CreateSpec,
+    DeploymentSpec,
+    ProgramSpec,
+    ServeSpec,
+    TrainSpec,
+    Work,
+)
 
 
 class Kind(enum.StrEnum):
@@ -76,7 +87,7 @@ def check_transition(old: State, new: State) -> None:
         raise TransitionError(f"cannot go from {old} to {new}")
 
 
-class Principal(msgspec.Struct, frozen=True):
+class Principal(msgspec.Struct, frozen=True, gc=False):
     """On whose behalf."""
 
     user: str = "local"
@@ -109,6 +120,73 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             limits.RETRIES_MAX,
         ),
     ] = 0
+    after: Annotated[
+        tuple[str, ...],
+        about(
+            "Tasks, by id or name, that must have succeeded before it starts; `any:` before one:"
+            " must have ended, however they did."
+        ),
+    ] = ()
+    start_at: Annotated[
+        float | None, about("Not before that time, in seconds since 1970 (UTC).")
+    ] = None
+    deadline: Annotated[
+        float | None,
+        about(
+            "When it should have ended, in seconds since 1970 (UTC): as that nears, it goes first."
+        ),
+    ] = None
+    node: Annotated[str, about("The only node on which it may run; by default any.")] = ""
+    labels: Annotated[dict[str, str], about("Labels that its node must have.")] = {}
+
+    exclusive: Annotated[
+        bool, about("It gets all that its node has, and nobody else is there meanwhile.")
+    ] = False
+
+    @property
+    def request(self) -> Resources:
+        """What it waits for, and where: tasks with the same fit in the same places.
+
+        Of an elastic training what its fewest workers need; it has more where there is room.
+        """
+        least = self.of_workers(self.workers) if self.is_elastic else self.resources
+        if not self.node and not self.labels:
+            return least
+        return Request(
+            cpu=least.cpu,
+            gpu=least.gpu,
+            memory=least.memory,
+            gpu_memory=least.gpu_memory,
+            node=self.node,
+            labels=tuple(sorted(f"{key}={value}" for key, value in self.labels.items())),
+        )
+
+    @property
+    def workers(self) -> int:
+        """Of how many equal parts it is made, at least, that need not lie on one node."""
+        if not isinstance(self.work, TrainSpec):
+            return 1
+        return (self.work.workers_min or 1) if self.work.is_elastic else self.work.workers
+
+    @property
+    def workers_max(self) -> int:
+        """Of how many at most."""
+        return self.work.workers if isinstance(self.work, TrainSpec) else 1
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether it may be of more workers or fewer, as there is room."""
+        return isinstance(self.work, TrainSpec) and self.work.is_elastic
+
+    def of_workers(self, count: int) -> Resources:
+        """What so many of its workers need; `resources` is for all."""
+        whole, of = self.resources, self.workers_max
+        return Resources(
+            cpu=whole.cpu * count // of,
+            gpu=whole.gpu * count // of,
+            memory=whole.memory * count // of,
+            gpu_memory=whole.gpu_memory * count // of,
+        )
 
     @property
     def kind(self) -> Kind:
@@ -122,6 +200,8 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 return Kind.SERVE
             case CreateSpec():
                 return Kind.PREPROCESS
+            case CallSpec():
+                return Kind.CALL
 
     def check(self) -> None:
         """Raises InvalidError for anything that can be seen to be wrong without a node."""
@@ -142,43 +222,57 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if wants.gpu > 1000 and wants.gpu % 1000:
             raise InvalidError("cannot share more than one GPU: ask for below 1, or for whole ones")
         if isinstance(self.work, TrainSpec) and self.work.workers > 1:
-            _check_gang(self.work, wants)
+            check_gang(self.work, wants)
         check_bounds(self)
+        check_after(self.after)
+        self._check_times()
+        if self.node:
+            check_name(self.node, "node name")
+        check_labels(self.labels)
+        if self.exclusive and self.is_elastic:
+            raise InvalidError(
+                "cannot have a node for itself and change its number of workers: leave exclusive"
+                " or workers_min out"
+            )
         for what, seconds in (("time", self.expected_s), ("time limit", self.time_limit_s)):
             if seconds is not None and not (
                 math.isfinite(seconds) and 0 < seconds <= limits.EXPECTED_S_MAX
             ):
-                raise InvalidError(f"cannot use {what} {seconds!r}: give seconds above 0")
+                raise InvalidError(
+                    f"cannot use a {what} of {seconds:g} s: it is above 0 and at most ten years"
+                )
 
-
-def _check_gang(work: TrainSpec, wants: Resources) -> None:
-    """Raises InvalidError unless each worker has a core, and a GPU of its own if any."""
-    count = work.workers
-    if wants.cpu < 1000 * count:
-        raise InvalidError(
-            f"cannot train with {count} workers on {wants.cpu / 1000:g} cores: each needs one; ask "
-            "for more cores or fewer workers"
-        )
-    if wants.gpu and wants.gpu != 1000 * count:
-        raise InvalidError(
-            f"cannot train with {count} workers on {wants.gpu / 1000:g} GPUs: each needs one of "
-            "its own, or none"
-        )
-    if work.backend == "nccl" and not wants.gpu:
-        raise InvalidError("cannot use nccl without GPUs: leave backend at auto")
-    if work.backend == "shared" and wants.gpu:
-        raise InvalidError("cannot use shared memory between GPUs: leave backend at auto")
+    def _check_times(self) -> None:
+        for what, at in (("start time", self.start_at), ("deadline", self.deadline)):
+            if at is not None and not (math.isfinite(at) and 0 <= at <= limits.TIME_S_MAX):
+                raise InvalidError(f"cannot use the {what} {at!r}: give seconds since 1970")
+        if self.deadline is not None and self.deadline <= (self.start_at or 0.0):
+            raise InvalidError("cannot end before it starts: give a deadline after start_at")
 
 
 class Allocation(msgspec.Struct, frozen=True, kw_only=True):
     """What a task holds on one node.
 
-    shares: milli-GPUs by device index; one entry of at most 1000 each.
+    shares: milli-GPUs by device index; one entry of at most 1000 each. others: what a gang holds on
+    further nodes, each of them without others of its own. workers: for how many of an elastic
+    training it is; 0: for all there are.
     """
 
     node: str
     resources: Resources
     shares: dict[int, int] = {}
+    others: tuple[Allocation, ...] = ()
+    workers: int = 0
+
+    @property
+    def parts(self) -> tuple[Allocation, ...]:
+        """What is held, node by node."""
+        return (self, *self.others) if self.others else (self,)
+
+    @property
+    def total(self) -> Resources:
+        """What is held on all nodes together."""
+        return sum((part.resources for part in self.others), self.resources)
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -214,6 +308,19 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return "finished"
 
 
+class ArrayPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a task stands in its array.
+
+    limit: how many of that run at once. own: its spec is not the array's any more.
+    """
+
+    id: str
+    index: int
+    count: int
+    limit: int | None = None
+    own: bool = False
+
+
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """One task, as stored. Times are kernel time in seconds (see core/clock.py).
 
@@ -224,7 +331,10 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     last run or the last pause. waited_s: how long all generations that have started had waited.
     ready: a serving worker has loaded its model. held: why it doesn't go on by itself (`pause`,
     `suspend`, `numerics`), until somebody resumes it. yield_by: until when a pause must be
-    confirmed. resuming: since when a paused one waits for its CPU.
+    confirmed. resuming: since when a paused one waits for its CPU. predicted_s, predicted_by: how
+    long all its runs were expected to take together, as it first started, and by whom. after: as
+    in its spec, by ids. warning: what speaks against it, as it was
+    submitted.
     """
 
     id: str
@@ -251,23 +361,46 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     held: Literal["pause", "suspend", "numerics"] | None = None
     yield_by: float | None = None
     resuming: float | None = None
+    predicted_s: float | None = None
+    predicted_by: Source | None = None
     outcome: Outcome | None = None
+    after: tuple[str, ...] = ()
+    array: ArrayPlace | None = None
+    warning: str = ""
     format: int = 1
 
     @property
     def name(self) -> str:
         """The user's name for it, or its id."""
-        return self.spec.name or self.id
+        return self.label if self.array is not None else self.spec.name or self.id
 
     @property
     def label(self) -> str:
-        """What it is listed and found under: its name, or the model that it makes or serves."""
+        """What it is listed and found under: its name, or the model that it makes or serves.
+
+        A task of an array: `NAME[INDEX]`.
+        """
+        if self.array is not None:
+            return f"{self.spec.name or self.array.id}[{self.array.index}]"
         if self.spec.name:
             return self.spec.name
         match self.spec.work:
             case TrainSpec(model=model) | ServeSpec(model=model) | CreateSpec(name=model):
                 return model
         return ""
+
+    @property
+    def workers(self) -> int:
+        """How many workers it has been given room for; all where it is not elastic."""
+        held = self.allocation
+        return (held.workers if held is not None else 0) or self.spec.workers_max
+
+    @property
+    def granted(self) -> Resources:
+        """What it holds while it runs, and waits for to go on when it is paused."""
+        if not self.spec.is_elastic:
+            return self.spec.resources
+        return self.spec.of_workers(self.workers)
 
     @property
     def can_save(self) -> bool:
@@ -306,7 +439,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     deployed again, a new one is published, or it is rolled back. memory: bytes for each replica
     where the spec doesn't say. build: of the version, all but its weights. turn: counts the changes
     that replicas make while they serve. source: the training whose memory has that version.
-    pinned: rolled back; what is published is not followed until it is deployed again.
+    pinned: rolled back; what is published is not followed until it is deployed again. warning: what
+    speaks against it, as it was deployed.
     """
 
     name: str
@@ -326,23 +460,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     turn: int = 0
     source: str = ""
     pinned: bool = False
+    warning: str = ""
     format: int = 1
-
-
-class Node(msgspec.Struct, frozen=True, kw_only=True):
-    """One machine.
-
-    capacity: what zenos may give out. gpus: number of devices. virtual_gpus: declared, not real.
-    enforcement: how limits hold there, e.g. `{"memory": "cgroup v2", "cpu": "affinity"}`.
-    """
-
-    name: str
-    capacity: Resources
-    gpus: int = 0
-    virtual_gpus: bool = False
-    gpu_memory_each: int = 0
-    labels: list[str] = []
-    enforcement: dict[str, str] = {}
 
 
 class IdempotencyKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -353,6 +472,13 @@ class IdempotencyKey(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
     subject: str
     at: float
+
+
+class Once(msgspec.Struct, frozen=True, kw_only=True):
+    """That a request is to be carried out once. key: the caller's; asked: a digest of it."""
+
+    key: str
+    asked: str
 
 
 # What is published: `zenos schema NAME`, `GET /api/schemas/NAME`, docs/reference/specs.md.

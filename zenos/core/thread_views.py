@@ -14,7 +14,8 @@ from msgspec.structs import replace
 from zenos.core import limits
 
 LaneState = Literal["opening", "idle", "busy", "stopping"]
-ThreadState = Literal["queued", "delayed", "running"]
+# prefill: a sequence of a replica whose prompt is being run; it decodes once it is `running`.
+ThreadState = Literal["queued", "delayed", "prefill", "running"]
 NUMBER_MAX = 2**53 - 1  # the largest that JSON's readers have exactly
 
 
@@ -22,6 +23,7 @@ class ThreadView(msgspec.Struct, frozen=True, kw_only=True):
     """A thread that hasn't ended.
 
     lane: which it runs on. attempt: which one it is, from 1; 0 before the first. progress: 0 to 1.
+    done, total, unit: the same in steps or tokens, where it has such; total 0 where it isn't known.
     cpu_s: CPU time of this attempt, in seconds; waited_s: since it was submitted, until now or
     until this attempt began; ran_s: since this attempt began.
     """
@@ -34,6 +36,9 @@ class ThreadView(msgspec.Struct, frozen=True, kw_only=True):
     items: int
     lane: int | None = None
     progress: float = 0.0
+    done: int = 0
+    total: int = 0
+    unit: str = ""
     cpu_s: float = 0.0
     waited_s: float = 0.0
     ran_s: float = 0.0
@@ -49,14 +54,22 @@ class ThreadView(msgspec.Struct, frozen=True, kw_only=True):
             items=_count(self.items),
             lane=None if self.lane is None else _count(self.lane),
             progress=min(_number(self.progress), 1.0),
+            done=_count(self.done),
+            total=_count(self.total),
+            unit=shown(self.unit),
             cpu_s=_number(self.cpu_s),
             waited_s=_number(self.waited_s),
             ran_s=_number(self.ran_s),
         )
 
+    @property
+    def runs(self) -> bool:
+        """Whether it is at work, and doesn't wait."""
+        return self.state in ("running", "prefill")
+
     def later(self, seconds: float) -> ThreadView:
         """The same so many seconds later, if nothing else has changed."""
-        if self.state == "running":
+        if self.runs:
             return replace(self, ran_s=self.ran_s + seconds)
         return replace(self, waited_s=self.waited_s + seconds)
 

@@ -95,12 +95,22 @@ class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Token counts, and seconds spent waiting for a slot and computing."""
+    """Token counts."""
 
     prompt_tokens: int
     completion_tokens: int
+
+
+class Times(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a request's time has gone until then, in seconds.
+
+    load_s: it waited for a replica of its model to be ready. compute_s: since it has had a slot of
+    the engine. queue_s: all else since it arrived. A worker knows compute_s alone.
+    """
+
+    compute_s: float
     queue_s: float = 0.0
-    compute_s: float = 0.0
+    load_s: float = 0.0
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +119,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     finish: set on the last chunk of a choice. usage: set on the last chunk of the request, which is
     also the last finish. error and code: the request failed; the last chunk. version: of the model
     that computed it, the same for all of one request. again: what came before of this request does
-    not count, it is begun again; nothing else is said then.
+    not count, it is begun again; nothing else is said then. times: on the first chunk and on that
+    with the usage.
     """
 
     request: str
@@ -123,6 +134,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     code: str | None = None
     version: str = ""
     again: bool = False
+    times: Times | None = None
 
 
 class Abort(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,10 +146,12 @@ class Abort(msgspec.Struct, frozen=True, kw_only=True):
 class Stop(msgspec.Struct, frozen=True, kw_only=True):
     """End; write a checkpoint first when `save`.
 
-    Said before SIGTERM, which alone means to save: who is cancelled need not.
+    Said before SIGTERM, which alone means to save: who is cancelled need not. grace_s: seconds
+    until it is ended by force, where that is known.
     """
 
     save: bool = False
+    grace_s: float | None = None
 
 
 class Pause(msgspec.Struct, frozen=True, kw_only=True):

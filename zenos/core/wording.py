@@ -23,6 +23,24 @@ _MISSING: Final = re.compile(r"^Object missing required field `(.*)`$", re.DOTAL
 _VALUE: Final = re.compile(r"^Invalid (?:enum )?value (.*)$", re.DOTALL)
 _TYPE: Final = re.compile(r"^Expected `(.*?)`, got `(.*?)`$")
 _STEP: Final = re.compile(r"\[[^\]]*\]|[^.\[]+")
+_REASONS: Final = tuple(
+    (re.compile(f"^input should be (?:{pattern})"), says)
+    for pattern, says in (
+        (r"a valid integer.*|a finite integer.*", "give a whole number"),
+        (r"a valid number.*|a finite number.*", "give a number"),
+        (r"a valid boolean.*", "give true or false"),
+        (r"greater than or equal to (\S+)", r"give at least \1"),
+        (r"less than or equal to (\S+)", r"give at most \1"),
+        (r"greater than (\S+)", r"give more than \1"),
+        (r"less than (\S+)", r"give less than \1"),
+    )
+)
+# Whole numbers in requests that people write as fractions elsewhere.
+_UNITS: Final = {
+    "cpu": "thousandths of a core, 1500 for 1.5",
+    "gpu": "thousandths of a GPU, 500 for half of one",
+    "memory": "bytes",
+}
 _WORDS: Final = {
     "int": "a whole number",
     "float": "a number",
@@ -42,10 +60,30 @@ class FieldError(InvalidError):
         self.param = param
 
 
+def counted(number: int, word: str) -> str:
+    """`1 job`, `2 jobs`, `1,249 jobs`: a word that takes an s."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
 def nearest(name: str, known: list[str]) -> str:
     """`; did you mean 'x'?` for the nearest of the known names, or nothing."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def followed(text: str, more: str) -> str:
+    """The text and what else there is to say: after a question as a sentence of its own."""
+    return f"{text} {more[:1].upper()}{more[1:]}" if text.endswith("?") else f"{text}; {more}"
+
+
+def plain_reason(text: str) -> str:
+    """Why a parameter of a command line or a query is refused, in place of pydantic's words."""
+    text = text.removeprefix("Value error, ")
+    text = text[:1].lower() + text[1:].rstrip(".")
+    for pattern, says in _REASONS:
+        if found := pattern.match(text):
+            return found.expand(says)
+    return text
 
 
 def field_error(error: Exception, into: Any, name: str = "") -> FieldError:
@@ -71,9 +109,12 @@ def field_error(error: Exception, into: Any, name: str = "") -> FieldError:
         says = f"give one of {allowed}" if allowed else "it is none of those allowed"
         return FieldError(f"cannot use {what} {found[1][:SHOWN_CHARS_MAX]}: {says}", where or None)
     if found := _TYPE.match(text):
-        return FieldError(
-            f"cannot use {what}: give {_word(found[1])}, not {_word(found[2])}", where or None
-        )
+        wanted, got = _word(found[1]), _word(found[2])
+        if found[1] == "int" and found[2] == "float":
+            got = "one with a fraction"
+            unit = _UNITS.get(where.rpartition(".")[2]) if "resources" in where else None
+            wanted += f" ({unit})" if unit else ""
+        return FieldError(f"cannot use {what}: give {wanted}, not {got}", where or None)
     text = text[:1].lower() + text[1:].replace("`", "'")
     return FieldError(f"cannot use {what}: {text[:SHOWN_CHARS_MAX]}", where or None)
 
