@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from zenos.core import events as ev
-from zenos.core.actions import PauseWorker, Reply, ResumeWorker, Snapshot, StartWorker, StopWorker
+from zenos.core.actions import (
+    MakeRoom,
+    PauseWorker,
+    Reply,
+    ResumeWorker,
+    Snapshot,
+    StartWorker,
+    StopWorker,
+)
+from zenos.core.arrays import Array, ArraySpec, parse_indices
+from zenos.core.batches import Batch
 from zenos.core.clock import VirtualClock
 from zenos.core.config import Config
 from zenos.core.errors import ZenosError
+from zenos.core.node import Cordon, Node
 from zenos.core.resources import Resources
 from zenos.core.specs import DataSpec, ProgramSpec, TrainSpec, Work
-from zenos.core.task import Deployment, Node, Outcome, Task, TaskSpec
+from zenos.core.task import Deployment, Outcome, Task, TaskSpec
+from zenos.kernel.pool import Pool
 from zenos.kernel.step import Kernel, Step
 
 PROGRAM = ProgramSpec(argv=["true"])
@@ -45,14 +59,21 @@ class Harness:
         self.started: list[Task] = []
         self.stopped: list[StopWorker] = []
         self.told: list[PauseWorker | ResumeWorker] = []
+        self.wanted: list[MakeRoom] = []
         self.steps: list[Step] = []
+        self.usage = dict(snapshot.usage) if snapshot else {}  # as a store remembers it
         self._requests = 0
-        self.step(*(ev.NodeUp(node=n) for n in nodes or (node(),)))
+        if not nodes and snapshot is None:
+            nodes = (node(),)
+        self.step(*(ev.NodeUp(node=n) for n in nodes))
 
     def step(self, *events: ev.Event) -> Step:
         step = self.kernel.step(list(events), self.clock.now())
         self.kernel.state.check()
         self.steps.append(step)
+        self.usage.update(step.changes.usage)
+        for account in step.changes.deleted_usage:
+            self.usage.pop(account, None)
         for action in step.actions:
             if isinstance(action, StartWorker):
                 self.started.append(action.task)
@@ -60,14 +81,17 @@ class Harness:
                 self.stopped.append(action)
             elif isinstance(action, PauseWorker | ResumeWorker):
                 self.told.append(action)
+            elif isinstance(action, MakeRoom):
+                self.wanted.append(action)
         return step
 
-    def ask(self, event: ev.Event) -> Task | Deployment:
+    def ask(self, event: ev.Event) -> Task | Array | Batch | Deployment:
         """Send a request and return its answer, or raise it."""
         for action in self.step(event).actions:
             if isinstance(action, Reply):
                 if isinstance(action.result, ZenosError):
                     raise action.result
+                assert isinstance(action.result, Task | Array | Batch | Deployment)
                 return action.result
         raise AssertionError("no answer")
 
@@ -75,6 +99,13 @@ class Harness:
         self._requests += 1
         answer = self.ask(ev.Submit(request=self._requests, spec=task, **more))  # type: ignore[arg-type]
         assert isinstance(answer, Task)
+        return answer
+
+    def submit_array(self, task: TaskSpec, indices: str, **more: object) -> Array:
+        self._requests += 1
+        wanted = ArraySpec(task=task, indices=parse_indices(indices))
+        answer = self.ask(ev.SubmitArray(request=self._requests, spec=wanted, **more))  # type: ignore[arg-type]
+        assert isinstance(answer, Array)
         return answer
 
     def cancel(self, task: Task) -> Task:
@@ -93,6 +124,19 @@ class Harness:
 
     def nice(self, task: Task, priority: int) -> Task:
         return self._asked(ev.Nice(request=0, task=task.id, priority=priority))
+
+    def cordon(self, name: str, how: Cordon | None) -> Node:
+        """Cordon, drain or (None) uncordon a node."""
+        for action in self.step(ev.SetCordon(request=0, node=name, cordon=how)).actions:
+            if isinstance(action, Reply):
+                if isinstance(action.result, ZenosError):
+                    raise action.result
+                assert isinstance(action.result, Node)
+                return action.result
+        raise AssertionError("no answer")
+
+    def pool(self, name: str) -> Pool:
+        return self.kernel.state.resources.pools[name]
 
     def _asked(self, event: ev.Event) -> Task:
         answer = self.ask(event)
@@ -124,17 +168,27 @@ class Harness:
         return self.step()
 
     def restarted(self) -> Harness:
-        """A new kernel from what this one has remembered."""
-        state = self.kernel.state
-        return Harness(
-            *(pool.node for pool in state.resources.pools.values()),
+        """A new kernel from what this one has remembered; who was there says so."""
+        there = (pool.node for pool in self.kernel.state.resources.pools.values())
+        return type(self)(
+            # As they are seen by who finds them: what people have said of them is remembered.
+            *(replace(node, cordon=None) for node in there if node.lost is None),
             config=self.config,
-            snapshot=Snapshot(
-                now=self.clock.now(),
-                next_task=state.next_task,
-                next_seq=state.next_seq,
-                tasks=state.tasks,
-                deployments=state.deployments,
-                keys=list(state.keys.values()),
-            ),
+            snapshot=self.snapshot(),
+        )
+
+    def snapshot(self) -> Snapshot:
+        """What this kernel has remembered."""
+        state = self.kernel.state
+        return Snapshot(
+            now=self.clock.now(),
+            next_task=state.next_task,
+            next_seq=state.next_seq,
+            tasks=state.tasks,
+            deployments=state.deployments,
+            nodes=state.nodes,
+            keys=list(state.keys.values()),
+            estimates=dict(state.estimates.known),
+            arrays=state.arrays,
+            usage=self.usage,
         )

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from tests.kernel.harness import TRAIN, Harness, node, spec
 from zenos.core import events as ev
+from zenos.core import limits
 from zenos.core.clock import SystemClock
 from zenos.core.config import Config
 from zenos.core.errors import StorageError
@@ -14,7 +15,7 @@ from zenos.core.specs import DeploymentSpec
 from zenos.core.task import Outcome, State
 from zenos.kernel import loop
 from zenos.kernel.control import Inbox
-from zenos.kernel.scheduler import SIGNATURES_MAX, Estimates
+from zenos.kernel.estimates import Estimates
 from zenos.kernel.step import Kernel
 
 
@@ -94,10 +95,10 @@ def test_run_times_are_remembered_of_so_many_kinds_of_work() -> None:
     h = Harness()
     task = h.submit(spec())
     estimates = Estimates(60.0)
-    for number in range(SIGNATURES_MAX + 10):
+    for number in range(limits.SIGNATURES_MAX + 10):
         estimates.learn(replace(task, spec=spec(name=f"n{number}")), 5.0)
     known = [
         estimates.expected_s(replace(task, spec=spec(name=f"n{number}")))
-        for number in (0, 9, 10, SIGNATURES_MAX + 9)
+        for number in (0, 9, 10, limits.SIGNATURES_MAX + 9)
     ]
     assert known == pytest.approx([60.0, 60.0, 5.0, 5.0])

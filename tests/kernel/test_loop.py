@@ -86,7 +86,7 @@ async def test_a_caller_hears_accepted_after_the_commit() -> None:
 
 
 async def test_a_failing_commit_is_tried_again_with_the_same_batch_and_callers_get_503(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(loop, "COMMIT_RETRY_S", 0.0)
     async with System() as system:
@@ -103,6 +103,7 @@ async def test_a_failing_commit_is_tried_again_with_the_same_batch_and_callers_g
         assert len(tries) == 4
         assert all(changes is tries[0] for changes in tries)
         assert await system.control.submit(spec(), ME, None)
+        assert [r.getMessage() for r in caplog.records].count("the store works again") == 1
 
 
 async def test_requests_in_flight_are_answered_when_the_loop_ends() -> None:

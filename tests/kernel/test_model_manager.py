@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from tests.kernel.harness import Harness, node, spec
 from zenos.core import events as ev
 from zenos.core import limits
+from zenos.core.config import Config
 from zenos.core.errors import NotFoundError, UnfittableError
 from zenos.core.specs import DeploymentSpec, ServeSpec
 from zenos.core.task import Deployment, State, Task
@@ -59,7 +60,12 @@ def test_a_request_for_a_model_that_no_node_can_hold_is_refused_and_leaves_nothi
     with pytest.raises(UnfittableError, match=r"cannot ever fit: wants 4\.7 GiB of memory"):
         h.ask(big)
     state = h.kernel.state
-    assert (state.deployments, state.tasks, state.in_flight, state.used_at) == ({}, {}, {}, {})
+    assert (state.deployments, state.tasks, state.asking.in_flight, state.asking.used_at) == (
+        {},
+        {},
+        {},
+        {},
+    )
     # One that was deployed when the node was larger.
     deploy(h, replace(SPEC, memory="3GB"))
     task = make_ready(h)
@@ -185,12 +191,13 @@ def test_a_replica_gets_the_memory_that_its_model_needs_unless_somebody_says() -
 
 
 def serve_ready(h: Harness, name: str, keep_alive_s: float = 300.0, **more: object) -> Task:
-    """A replica of `name`, loaded for a request that has been answered."""
+    """A replica of `name`, loaded for a request that was answered after its minimum time."""
     spec_ = DeploymentSpec(model=name, keep_alive_s=keep_alive_s, memory="500MB", **more)  # type: ignore[arg-type]
     h.step(ev.Demand(name=name, spec=spec_))
     task = replicas(h, name)[-1]
     h.run(task)
     h.step(ev.WorkerReady(task=task.id, generation=1))
+    h.wait(h.config.model_residence_s)
     h.step(ev.Used(name=name, in_flight=0))
     return h.now(task)
 
@@ -254,6 +261,25 @@ def test_a_replica_that_waits_for_room_goes_with_its_clients() -> None:
     assert not h.kernel.state.deployments
 
 
+def test_nothing_is_loaded_for_clients_that_have_gone_though_the_model_is_deployed() -> None:
+    h = Harness(node(cpu=1))
+    deploy(h)
+    task = make_ready(h)
+    h.wait(60)
+    h.exit(task)
+    running = h.submit(spec(cpu=1))
+    h.run(running)
+    h.step(ev.Demand(name="m"))
+    h.step(ev.Used(name="m", in_flight=2, waiting=2))
+    waiting = replicas(h)[-1]
+    h.step(ev.Used(name="m", in_flight=1, waiting=1))
+    assert h.now(waiting).state is State.QUEUED
+    h.step(ev.Used(name="m", in_flight=0))
+    assert h.now(waiting).state is State.CANCELLED
+    h.exit(running)
+    assert replicas(h) == []
+
+
 def test_a_change_is_made_without_a_gap() -> None:
     h = Harness(node(cpu=4))
     deploy(h, DeploymentSpec(model="m", min_replicas=1, memory="500MB"))
@@ -295,3 +321,15 @@ def test_a_change_that_only_fails_leaves_what_answers() -> None:
     deploy(h, DeploymentSpec(model="m", min_replicas=1, memory="500MB"))
     assert h.kernel.state.deployments["m"].error is None
     assert h.kernel.state.deployments["m"].replicas == [old.id]  # it is what was asked for again
+
+
+def test_a_replica_that_is_needed_no_more_has_as_long_for_its_answers_as_one_that_gives_way() -> (
+    None
+):
+    h = Harness(node(cpu=4))
+    spec = DeploymentSpec(model="m", min_replicas=1, max_replicas=2, slots=1, memory="100MB")
+    h.ask(ev.Deploy(request=1, spec=spec))
+    h.step(ev.Used(name="m", in_flight=2))
+    assert len(h.started) == 2
+    h.step(ev.Used(name="m", in_flight=1))
+    assert [stop.grace_s for stop in h.stopped] == [Config().model_drain_s]

@@ -147,6 +147,8 @@ def test_a_suspended_task_is_held_until_it_is_resumed(work: Work, while_paused: 
     assert h.suspend(task).state is State.SUSPENDING
     assert [(a.save, a.grace_s) for a in h.stopped] == [(True, 9)]
     h.exit(task, exit_code=75)
+    told = [event.detail for event in h.steps[-1].changes.events if event.type == "suspended"]
+    assert told == ["it has saved its state"]
     now = h.now(task)
     assert (now.state, now.held, now.allocation) == (State.QUEUED, "suspend", None)
     h = h.restarted()

@@ -1,8 +1,10 @@
 """The worked case: two tasks on one machine."""
 
+import re
+
 import pytest
 
-from examples.two_tasks import run
+from examples.two_tasks import main, run
 from zenos.core.resources import Resources
 
 
@@ -36,3 +38,28 @@ def test_b_then_a_where_only_one_fits() -> None:
         (10.0, "B ends, A starts"),
         (70.0, "A ends"),
     ]
+
+
+def test_the_timeline_is_printed_as_a_table(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    main()
+    large, small = capsys.readouterr().out.split("1 CPU, 1 GPU, 1 GB: one fits at a time")
+    assert large.startswith("2 CPUs, 2 GPUs, 4 GB: both fit")
+    assert cells(large)[0] == ["time", "what happens", "CPU", "GPU", "memory", "P(A)", "P(B)"]
+    # P(T) = waited / (waited + expected): A takes 60 s, B 10 s.
+    assert cells(large)[3:6] == [
+        ["1 s", "a second later", "75.0 %", "75.0 %", "37.5 %", "0.016", "0.091"],
+        ["10 s", "B ends", "50.0 %", "50.0 %", "25.0 %", "0.143", ""],
+        ["60 s", "A ends", "0.0 %", "0.0 %", "0.0 %", "", ""],
+    ]
+    assert cells(small)[4] == [
+        *("10 s", "B ends, A starts", "100.0 %", "100.0 %", "100.0 %", "0.143", "")
+    ]
+
+
+def cells(table: str) -> list[list[str]]:
+    """The lines of a printed table, the titles first."""
+    lines = [line for line in table.splitlines() if line[:1] in "┃│" and line]
+    return [[cell.strip() for cell in re.split("[┃│]", line)[1:-1]] for line in lines]

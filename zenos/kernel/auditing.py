@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 from zenos.core import audit
 from zenos.core import events as ev
 from zenos.core.actions import Reply
+from zenos.core.arrays import Array
+from zenos.core.batches import Batch
 from zenos.core.errors import ZenosError
-from zenos.core.task import IdempotencyKey, Principal, Task
+from zenos.core.node import Node
+from zenos.core.task import Deployment, IdempotencyKey, Once, Principal, Task
 from zenos.kernel import supervision
 
 if TYPE_CHECKING:
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
 
 Requested = (
     ev.Submit
+    | ev.SubmitArray
+    | ev.SubmitBatch
+    | ev.CancelArray
     | ev.Cancel
     | ev.Pause
     | ev.Suspend
@@ -24,6 +30,7 @@ Requested = (
     | ev.Deploy
     | ev.Undeploy
     | ev.Rollback
+    | ev.SetCordon
 )
 
 
@@ -53,10 +60,14 @@ class Audit:
             kernel.state.asker = None
         reply = kernel.actions[-1]
         result = reply.result if isinstance(reply, Reply) else None
+        once = getattr(event, "once", None)
+        if once is not None and isinstance(result, Task | Deployment | Node):
+            subject = result.id if isinstance(result, Task) else result.name
+            self._remember(event.principal, once, subject, now)
         if kernel.unchanged:
             return
-        key = getattr(event, "key", None)
-        if isinstance(result, Task):
+        key = once.key if once is not None else getattr(event, "key", None)
+        if isinstance(result, Task | Array | Batch):
             self.add(event.principal, action, result.id, now, key=key)
         elif isinstance(result, ZenosError):
             subject, reason = _subject(event), str(result)
@@ -67,7 +78,9 @@ class Audit:
     def record(self, event: ev.Record, now: float) -> None:
         """What was done beside the kernel; under one key the same thing has one row."""
         key, known = None, None
-        if event.key is not None and event.accepted:
+        if event.once is not None and event.accepted:
+            self._remember(event.principal, event.once, event.result, now)
+        elif event.key is not None and event.accepted:
             # A newline stands in no header: users' own keys are never such.
             key = f"{event.action}\n{event.subject}\n{event.key}"
             held = self._kernel.state.keys.get((event.principal.user, key))
@@ -102,6 +115,13 @@ class Audit:
             )
         self._kernel.actions.append(Reply(request=event.request, result=row))
 
+    def _remember(self, principal: Principal, once: Once, subject: str, now: float) -> None:
+        self._kernel.state.put_key(
+            IdempotencyKey(
+                user=principal.user, key=once.key, fingerprint=once.asked, subject=subject, at=now
+            )
+        )
+
     def add(
         self,
         principal: Principal,
@@ -134,6 +154,14 @@ def _subject(event: Requested) -> str:
     match event:
         case ev.Submit():
             return event.spec.name
+        case ev.SubmitArray():
+            return event.spec.task.name
+        case ev.SubmitBatch():
+            return event.spec.tasks[0].name if event.spec.tasks else ""
+        case ev.CancelArray():
+            return event.array
+        case ev.SetCordon():
+            return event.node
         case ev.Deploy():
             return event.spec.model
         case ev.Undeploy() | ev.Rollback():

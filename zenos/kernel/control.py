@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,17 +18,33 @@ from msgspec.structs import replace
 
 from zenos.core import events as ev
 from zenos.core.actions import Changes, Reply, Snapshot
+from zenos.core.arrays import Array, ArraySpec
 from zenos.core.audit import AuditRow
-from zenos.core.errors import StorageError, UnavailableError, ZenosError
+from zenos.core.batches import Batch, BatchSpec
+from zenos.core.config import Config
+from zenos.core.errors import NotFoundError, StorageError, UnavailableError, ZenosError
+from zenos.core.node import Cordon, Node
+from zenos.core.outlook import Picture
+from zenos.core.predictions import Estimate
 from zenos.core.resources import Resources
-from zenos.core.specs import DeploymentSpec
-from zenos.core.task import HOLDING, Deployment, Node, Principal, Task, TaskEvent, TaskSpec
+from zenos.core.task import (
+    HOLDING,
+    Deployment,
+    IdempotencyKey,
+    Once,
+    Principal,
+    Task,
+    TaskEvent,
+    TaskSpec,
+)
 from zenos.core.wire import Progress
+from zenos.kernel import accounts
 from zenos.kernel.shown_threads import ShownThreads
 
 REPLY_TIMEOUT_S = 10.0
 SUBSCRIBER_EVENTS_MAX = 4096
-Answer = Task | Deployment | AuditRow
+ENDED_STAGE = "ended"
+Answer = Task | Array | Batch | Deployment | Node | AuditRow | IdempotencyKey | Picture
 
 
 class Inbox:
@@ -73,26 +89,53 @@ class TaskProgress(msgspec.Struct, frozen=True, kw_only=True):
 class View:
     """What is remembered, and live progress, for readers; with subscriptions to what changes."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, config: Config | None = None) -> None:
+        self.accounts = accounts.restore(config or Config(), snapshot)
         self.tasks: dict[str, Task] = dict(snapshot.tasks)
+        self.arrays: dict[str, Array] = dict(snapshot.arrays)
         self.deployments: dict[str, Deployment] = dict(snapshot.deployments)
         self.nodes: dict[str, Node] = dict(snapshot.nodes)
+        self.estimates: dict[str, Estimate] = dict(snapshot.estimates)
         self.progress: dict[str, Progress] = {}
         self.threads = ShownThreads()
         self._subscribers: set[asyncio.Queue[TaskEvent | TaskProgress | None]] = set()
         self._changed = asyncio.Event()
         self._holding = {task.id for task in self.tasks.values() if task.state in HOLDING}
 
+    def boots_on(self, node: Node) -> ev.NodeUp:
+        """That this machine is there. Readers know it at once: the API is up before a step."""
+        known = self.nodes.get(node.name)
+        self._put_nodes({node.name: replace(node, cordon=known.cordon if known else None)})
+        return ev.NodeUp(node=node)
+
+    def _put_nodes(self, nodes: Mapping[str, Node]) -> None:
+        self.nodes.update(nodes)
+        if nodes:
+            self.accounts.resize(sum((n.capacity for n in self.nodes.values()), Resources()))
+
     def apply(self, changes: Changes) -> None:
         """Take over what one step has committed."""
+        self.accounts.begin(max(changes.now, self.accounts.now))
+        for task in changes.tasks.values():
+            self.accounts.change(self.tasks.get(task.id), task)
         self.tasks.update(changes.tasks)
         for task in changes.tasks.values():
             (self._holding.add if task.state in HOLDING else self._holding.discard)(task.id)
             if task.state not in HOLDING:
                 self.threads.forget(task.id)
+            if task.is_ended and task.id in self.progress:
+                # How far it came stays; it does nothing of it any more.
+                last = replace(self.progress[task.id], stage=ENDED_STAGE, left_s=None)
+                self.progress[task.id] = last
         self._holding.difference_update(changes.deleted_tasks)
+        self.arrays.update(changes.arrays)
+        for array in changes.deleted_arrays:
+            self.arrays.pop(array, None)
         self.deployments.update(changes.deployments)
-        self.nodes.update(changes.nodes)
+        self._put_nodes(changes.nodes)
+        self.estimates.update(changes.estimates)
+        for signature in changes.deleted_estimates:
+            self.estimates.pop(signature, None)
         for task_id in changes.deleted_tasks:
             self.tasks.pop(task_id, None)
             self.progress.pop(task_id, None)
@@ -117,9 +160,8 @@ class View:
         """What tasks hold, by node."""
         used = {name: Resources() for name in self.nodes}
         for task in (self.tasks[task_id] for task_id in self._holding):
-            if task.allocation is not None:
-                node = task.allocation.node
-                used[node] = used.get(node, Resources()) + task.allocation.resources
+            for part in task.allocation.parts if task.allocation is not None else ():
+                used[part.node] = used.get(part.node, Resources()) + part.resources
         return used
 
     def _publish(self, event: TaskEvent | TaskProgress) -> None:
@@ -171,64 +213,105 @@ class Control:
         principal: Principal,
         key: str | None,
         asked: TaskSpec | None = None,
+        warning: str = "",
     ) -> Task:
         """Submit a task; returns when it is accepted, that is, remembered. asked: see Submit."""
         number = next(self._numbers)
-        event = ev.Submit(request=number, spec=spec, asked=asked, principal=principal, key=key)
+        event = ev.Submit(
+            request=number, spec=spec, asked=asked, warning=warning, principal=principal, key=key
+        )
         return _task(await self._ask(number, event))
 
-    async def cancel(self, task: str, principal: Principal) -> Task:
+    async def cancel(self, task: str, principal: Principal, once: Once | None = None) -> Task:
         """Cancel a task; one that runs is ended within the grace time, after the return."""
         number = next(self._numbers)
-        return _task(
-            await self._ask(number, ev.Cancel(request=number, task=task, principal=principal))
-        )
-
-    async def pause(self, task: str, principal: Principal) -> Task:
-        """Have a task give its CPU back; it has done so when it is `paused`."""
-        number = next(self._numbers)
-        event = ev.Pause(request=number, task=task, principal=principal)
+        event = ev.Cancel(request=number, task=task, principal=principal, once=once)
         return _task(await self._ask(number, event))
 
-    async def suspend(self, task: str, principal: Principal) -> Task:
-        """Have a task save and give everything back; it has done so when it is `queued`."""
+    async def submit_array(self, spec: ArraySpec, principal: Principal, key: str | None) -> Array:
+        """Submit an array; returns when all of it is remembered."""
         number = next(self._numbers)
-        event = ev.Suspend(request=number, task=task, principal=principal)
-        return _task(await self._ask(number, event))
+        event = ev.SubmitArray(request=number, spec=spec, principal=principal, key=key)
+        return _array(await self._ask(number, event))
 
-    async def resume(self, task: str, principal: Principal, *, inexact: bool) -> Task:
-        """Let a paused or held task go on; inexact: see Resume."""
-        number = next(self._numbers)
-        event = ev.Resume(request=number, task=task, inexact=inexact, principal=principal)
-        return _task(await self._ask(number, event))
-
-    async def nice(self, task: str, priority: int, principal: Principal) -> Task:
-        """Give a task another priority."""
-        number = next(self._numbers)
-        event = ev.Nice(request=number, task=task, priority=priority, principal=principal)
-        return _task(await self._ask(number, event))
-
-    async def deploy(
+    async def submit_batch(
         self,
-        spec: DeploymentSpec,
+        spec: BatchSpec,
         principal: Principal,
         key: str | None,
-        version: str = "",
-        memory: int = 0,
-        build: str = "",
-    ) -> Deployment:
-        """Deploy a model, or change its deployment; version, memory and build: see Deploy."""
+        asked: BatchSpec | None = None,
+        warnings: dict[str, str] | None = None,
+    ) -> Batch:
+        """Submit several tasks as one; returns when all are remembered. Others: see SubmitBatch."""
         number = next(self._numbers)
-        event = ev.Deploy(
+        event = ev.SubmitBatch(
             request=number,
             spec=spec,
-            version=version,
-            memory=memory,
-            build=build,
+            asked=asked,
             principal=principal,
             key=key,
+            warnings=warnings or {},
         )
-        return _deployment(await self._ask(number, event))
+        answer = await self._ask(number, event)
+        if not isinstance(answer, Batch):
+            raise TypeError("the kernel answered with another type")
+        return answer
+
+    async def cancel_array(self, array: str, principal: Principal) -> Array:
+        """Cancel all tasks of an array."""
+        number = next(self._numbers)
+        event = ev.CancelArray(request=number, array=array, principal=principal)
+        return _array(await self._ask(number, event))
+
+    async def pause(self, task: str, principal: Principal, once: Once | None = None) -> Task:
+        """Have a task give its CPU back; it has done so when it is `paused`."""
+        number = next(self._numbers)
+        event = ev.Pause(request=number, task=task, principal=principal, once=once)
+        return _task(await self._ask(number, event))
+
+    async def suspend(self, task: str, principal: Principal, once: Once | None = None) -> Task:
+        """Have a task save and give everything back; it has done so when it is `queued`."""
+        number = next(self._numbers)
+        event = ev.Suspend(request=number, task=task, principal=principal, once=once)
+        return _task(await self._ask(number, event))
+
+    async def resume(
+        self, task: str, principal: Principal, once: Once | None = None, *, inexact: bool
+    ) -> Task:
+        """Let a paused or held task go on; inexact: see Resume."""
+        number = next(self._numbers)
+        event = ev.Resume(
+            request=number, task=task, inexact=inexact, principal=principal, once=once
+        )
+        return _task(await self._ask(number, event))
+
+    async def nice(
+        self, task: str, priority: int, principal: Principal, once: Once | None = None
+    ) -> Task:
+        """Give a task another priority."""
+        number = next(self._numbers)
+        event = ev.Nice(
+            request=number, task=task, priority=priority, principal=principal, once=once
+        )
+        return _task(await self._ask(number, event))
+
+    async def set_cordon(
+        self, node: str, cordon: Cordon | None, principal: Principal, once: Once | None = None
+    ) -> Node:
+        """Have nothing new start on a node; None: let things start there again."""
+        number = next(self._numbers)
+        event = ev.SetCordon(
+            request=number, node=node, cordon=cordon, principal=principal, once=once
+        )
+        answer = await self._ask(number, event)
+        if not isinstance(answer, Node):
+            raise TypeError("the kernel answered with another type")
+        return answer
+
+    async def deploy(self, event: ev.Deploy) -> Deployment:
+        """Deploy a model, or change its deployment."""
+        number = next(self._numbers)
+        return _deployment(await self._ask(number, replace(event, request=number)))
 
     async def undeploy(self, name: str, principal: Principal) -> Deployment:
         """Stop a deployment."""
@@ -250,6 +333,24 @@ class Control:
         """Write a row of what was done beside the kernel; returns when it is remembered."""
         number = next(self._numbers)
         await self._ask(number, replace(event, request=number))
+
+    async def look(self, task: str | None = None) -> Picture:
+        """A picture of the state, with that task in it."""
+        number = next(self._numbers)
+        answer = await self._ask(number, ev.Look(request=number, task=task))
+        if not isinstance(answer, Picture):
+            raise TypeError("the kernel answered with another type")
+        return answer
+
+    async def recall(self, principal: Principal, once: Once) -> str | None:
+        """What a request that was carried out already is remembered with; ConflictError."""
+        number = next(self._numbers)
+        event = ev.Recall(request=number, principal=principal, once=once)
+        try:
+            answer = await self._ask(number, event)
+        except NotFoundError:
+            return None
+        return answer.subject if isinstance(answer, IdempotencyKey) else None
 
     def resolve(self, reply: Reply) -> None:
         """Give a caller its answer."""
@@ -297,5 +398,11 @@ def _task(answer: Answer) -> Task:
 
 def _deployment(answer: Answer) -> Deployment:
     if not isinstance(answer, Deployment):
+        raise TypeError("the kernel answered with another type")
+    return answer
+
+
+def _array(answer: Answer) -> Array:
+    if not isinstance(answer, Array):
         raise TypeError("the kernel answered with another type")
     return answer

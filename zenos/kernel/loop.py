@@ -63,5 +63,7 @@ async def _commit(store: Remember, changes: Changes, inbox: Inbox) -> bool:
                 return False
             await asyncio.sleep(COMMIT_RETRY_S)
         else:
+            if inbox.storage_error is not None:
+                log.warning("the store works again")
             inbox.storage_error = None
             return True

@@ -7,7 +7,7 @@ One idempotent verb, `reconcile`, after every batch of events. Replicas are ordi
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -19,7 +19,7 @@ from zenos.core.names import ModelRef
 from zenos.core.resources import Resources
 from zenos.core.specs import DeploymentSpec, ServeSpec
 from zenos.core.task import HOLDING, Deployment, State, Task, TaskSpec
-from zenos.kernel import scheduler, supervision
+from zenos.kernel import supervision
 
 if TYPE_CHECKING:
     from zenos.kernel.step import Kernel
@@ -63,10 +63,6 @@ def replica_spec(deployment: Deployment) -> TaskSpec:
     return TaskSpec(work=work, resources=resources, priority=spec.priority)
 
 
-# A replica that is to stay for ever in that way stays for its keep-alive.
-IDLE_DOUBLINGS_MAX: Final = 10
-
-
 class ModelManager:
     """Deployments and their replicas."""
 
@@ -86,6 +82,7 @@ class ModelManager:
             return state.deployments[known]
         if self._kernel.draining:
             raise UnavailableError("cannot deploy: the daemon is going down")
+        state.accounts.check_ever(event.principal, replica_resources(event.spec, event.memory))
         state.resources.check_fits_ever(replica_resources(event.spec, event.memory))
         deployment = self._put(name, event, event.spec, now, implicit=False)
         self._kernel.remember(event.principal, event.key, event.spec, name, now)
@@ -102,7 +99,8 @@ class ModelManager:
     ) -> Deployment:
         state = self._kernel.state
         old = state.deployments.get(name)
-        state.used_at[name] = now
+        state.asking.used_at[name] = now
+        state.asking.unloaded.discard(name)
         made = Deployment(
             name=name,
             spec=spec,
@@ -114,6 +112,7 @@ class ModelManager:
             replicas=old.replicas if old else [],
             implicit=implicit,
             build=event.build,
+            warning=event.warning if isinstance(event, ev.Deploy) else "",
         )
         if old is None or not old.turn:
             return state.put_deployment(made)
@@ -161,7 +160,7 @@ class ModelManager:
             raise RefusedError(f"cannot roll back {event.name}: it belongs to another project")
         if deployment.pinned and deployment.version == event.version:
             return deployment
-        self._kernel.state.used_at[event.name] = now
+        self._kernel.state.asking.used_at[event.name] = now
         return self._turn(
             replace(
                 deployment,
@@ -201,20 +200,30 @@ class ModelManager:
                 raise NotFoundError(f"cannot find a deployment of {event.name!r}: it isn't served")
             state.resources.check_fits_ever(replica_resources(event.spec, event.memory))
             deployment = self._put(event.name, event, event.spec, now, implicit=True)
-        elif not any(task.state in HOLDING for task in self._live(deployment)):
+        elif not any(task.state in HOLDING for task in self.live(deployment)):
             state.resources.check_fits_ever(replica_resources(deployment.spec, deployment.memory))
         if deployment.error is not None:
             # A new request is a new chance.
             deployment = state.put_deployment(replace(deployment, error=None, failures=0))
-        state.used_at[event.name] = now
-        state.in_flight[event.name] = max(state.in_flight.get(event.name, 0), 1)
+        asking, name = state.asking, event.name
+        asking.used_at[name] = now
+        asking.in_flight[name] = max(asking.in_flight.get(name, 0), 1)
+        asking.unanswered[name] = max(asking.unanswered.get(name, 0), 1)
+        asking.asked_at.setdefault(name, now)
         return deployment
 
     def used(self, event: ev.Used, now: float) -> None:
-        """How many requests are in flight."""
-        if event.name in self._kernel.state.deployments:
-            self._kernel.state.in_flight[event.name] = event.in_flight
-            self._kernel.state.used_at[event.name] = now
+        """How many requests are in flight, and how many of them wait for a replica."""
+        asking, name = self._kernel.state.asking, event.name
+        if name not in self._kernel.state.deployments:
+            return
+        asking.in_flight[name] = event.in_flight
+        asking.used_at[name] = now
+        asking.unanswered[name] = event.waiting
+        if event.waiting:
+            asking.asked_at.setdefault(name, now)
+        else:
+            asking.asked_at.pop(name, None)
 
     def ready(self, event: ev.WorkerReady, now: float) -> None:
         """A replica has loaded its model and can answer."""
@@ -226,12 +235,16 @@ class ModelManager:
             supervision.started(self._kernel, started, now)
             task = self._kernel.state.tasks[task.id]
         self._kernel.state.put(task, replace(task, ready=True), now, "ready")
+        self._kernel.state.asking.ready_at[task.id] = now
         deployment = self._deployment_of(task)
+        if deployment is not None:
+            self._kernel.state.asking.unloaded.discard(deployment.name)
         if deployment is not None and deployment.failures:
             self._kernel.state.put_deployment(replace(deployment, failures=0, error=None))
 
     def replica_ended(self, task: Task, now: float) -> None:
         """A replica has ended; one that wasn't told to counts as a failure of its deployment."""
+        self._kernel.state.asking.ready_at.pop(task.id, None)
         deployment = self._deployment_of(task)
         if deployment is None:
             return
@@ -242,7 +255,7 @@ class ModelManager:
             not task.stopping and _is_final(task) and not task.ready
         ):
             error = task.outcome.describe() if task.outcome else "cannot serve: its workers fail"
-        self._kernel.state.used_at.setdefault(deployment.name, now)
+        self._kernel.state.asking.used_at.setdefault(deployment.name, now)
         self._kernel.state.put_deployment(
             replace(deployment, replicas=replicas, failures=failures, error=error)
         )
@@ -261,17 +274,19 @@ class ModelManager:
         for name in sorted(state.deployments):
             deployment = state.deployments[name]
             wanted = self.wanted(deployment, now)
-            live, before = self._live(deployment), self._of_before(deployment)
+            live, before = self.live(deployment), self.of_before(deployment)
             if len(live) > wanted:
-                self._stop_replicas(live, wanted, now, "idle")
+                if wanted == 0:
+                    state.asking.unloaded.add(name)
+                self.stop_replicas(live, wanted, now, "idle")
             elif len(live) < wanted and not self._kernel.draining:
                 self._start_replicas(deployment, wanted - len(live), now)
             # What answers stays until what replaces it can; for good, when that only fails.
             done = any(task.ready for task in live) or (wanted == 0 and deployment.error is None)
             gone = [task for task in before if done or not task.ready]
-            self._stop_replicas(gone, 0, now, "replaced")
+            self.stop_replicas(gone, 0, now, "replaced")
             deployment = state.deployments[name]
-            used = deployment.error is not None and state.in_flight.get(name, 0) > 0
+            used = deployment.error is not None and state.asking.in_flight.get(name, 0) > 0
             idle = deployment.implicit and wanted == 0 and not used
             if (deployment.stopping or idle) and not deployment.replicas:
                 state.delete_deployment(name)
@@ -280,26 +295,31 @@ class ModelManager:
         """How many replicas there should be.
 
         1. None while stopping, or after too many failures.
-        2. One for each full set of slots in use, and one while used within the keep-alive.
+        2. One for each full set of slots in use, and one while used within the keep-alive. One
+           that was unloaded is loaded again for requests that wait, and for as long as they do:
+           what is being answered by a replica that ends needs none.
         3. Within min_replicas and max_replicas.
         """
         state, spec = self._kernel.state, deployment.spec
         if deployment.stopping or deployment.error is not None:  # 1
             return 0
-        in_flight = state.in_flight.get(deployment.name, 0)
+        away = deployment.name in state.asking.unloaded
+        in_flight = (state.asking.unanswered if away else state.asking.in_flight).get(
+            deployment.name, 0
+        )
         wanted = math.ceil(in_flight / spec.slots)  # 2
-        used_at = state.used_at.setdefault(deployment.name, now)
+        used_at = state.asking.used_at.setdefault(deployment.name, now)
         if wanted == 0 and now - used_at < spec.keep_alive_s:
             # One that waits for room still is there for requests that nobody waits for any more.
-            loaded = sum(task.state is not State.QUEUED for task in self._live(deployment))
-            wanted = min(1, loaded) if deployment.implicit else 1
+            loaded = sum(task.state is not State.QUEUED for task in self.live(deployment))
+            wanted = min(1, loaded) if deployment.implicit or away else 1
         return min(max(wanted, spec.min_replicas), spec.max_replicas)  # 3
 
-    def _live(self, deployment: Deployment) -> list[Task]:
+    def live(self, deployment: Deployment) -> list[Task]:
         """Its replicas, without those that end and those of what it was before."""
         return self._those(deployment, current=True)
 
-    def _of_before(self, deployment: Deployment) -> list[Task]:
+    def of_before(self, deployment: Deployment) -> list[Task]:
         return self._those(deployment, current=False)
 
     def _those(self, deployment: Deployment, *, current: bool) -> list[Task]:
@@ -315,6 +335,16 @@ class ModelManager:
             and _holds(task.spec, spec, takes_turns(deployment)) is current
         ]
 
+    def next_wake(self, now: float) -> float:
+        """When the next keep-alive ends."""
+        state = self._kernel.state
+        ends = [
+            state.asking.used_at.get(d.name, now) + d.spec.keep_alive_s
+            for d in state.deployments.values()
+            if d.replicas and not state.asking.in_flight.get(d.name) and d.spec.min_replicas == 0
+        ]
+        return min((end for end in ends if end > now), default=math.inf)
+
     def _start_replicas(self, deployment: Deployment, count: int, now: float) -> None:
         state = self._kernel.state
         new: list[str] = []
@@ -329,7 +359,7 @@ class ModelManager:
             new.append(task.id)
         state.put_deployment(replace(deployment, replicas=[*deployment.replicas, *new]))
 
-    def _stop_replicas(self, tasks: list[Task], keep: int, now: float, why: str) -> None:
+    def stop_replicas(self, tasks: list[Task], keep: int, now: float, why: str) -> None:
         """Stop all but `keep` of these: waiting ones first, then the newest."""
         state = self._kernel.state
         live = sorted(tasks, key=lambda t: (t.ready, -t.submitted), reverse=True)
@@ -343,116 +373,6 @@ class ModelManager:
             if deployment is not None:
                 replicas = [replica for replica in deployment.replicas if replica != task.id]
                 state.put_deployment(replace(deployment, replicas=replicas))
-
-    # -- making room
-
-    def give_way(self, now: float) -> None:
-        """After scheduling: idle replicas that need not stay end for what waits for their room.
-
-        1. A deployment's replicas of what it was before, when the new ones have no room.
-        2. Idle ones above `min_replicas`, the longest unused first: at once for what has at least
-           their priority, else when they have been unused for long enough (`_patience_s`). No more
-           than it takes, counting what is coming back already.
-        """
-        state = self._kernel.state
-        if not len(state.scheduler.queue) or self._kernel.draining:
-            return
-        for deployment in list(state.deployments.values()):  # 1
-            before = self._of_before(deployment)
-            if before and any(t.state is State.QUEUED for t in self._live(deployment)):
-                self._stop_replicas(before, 0, now, "replaced")
-        idle = self._idle()  # 2
-        if not idle:
-            return
-        waiting = [ranked.entry for ranked in state.scheduler.ranking(now)]
-        coming = self._coming()
-        for entry in [*state.scheduler.queue.overdue, *waiting]:
-            patience_s = self._patience_s(entry.task, now)
-            enough, rest = self._enough(entry.key, idle, coming, now, patience_s)
-            for task in enough:
-                work = task.spec.work
-                assert isinstance(work, ServeSpec)  # noqa: S101 - replicas do nothing else
-                # Its keep-alive is over: it isn't loaded again before somebody asks.
-                state.used_at[work.deployment] = -math.inf
-                self._stop_replicas([task], 0, now, "gives way")
-            idle = rest
-
-    def _idle(self) -> list[Task]:
-        """Replicas that nobody asks and that need not stay, the longest unused first."""
-        state = self._kernel.state
-        found: list[Task] = []
-        for deployment in state.deployments.values():
-            if not state.in_flight.get(deployment.name):
-                live = [t for t in self._live(deployment) if t.state is not State.QUEUED]
-                found += live[deployment.spec.min_replicas :]
-        return sorted(found, key=lambda t: (self._unused_since(t), scheduler.order_of(t.id)))
-
-    def _unused_since(self, task: Task) -> float:
-        work = task.spec.work
-        name = work.deployment if isinstance(work, ServeSpec) else ""
-        return self._kernel.state.used_at.get(name, task.submitted)
-
-    def _patience_s(self, task_id: str, now: float) -> float:
-        """How long a replica must have been idle to end for a task of a lower priority.
-
-        Twice as long for each time that the task has given way within the last hour: where requests
-        come every now and then, the model stays and the training is not sent away at each of them.
-        """
-        times = self._kernel.preemption.times_given_way(task_id, now)
-        return limits.IDLE_YIELDS_S * float(2.0 ** min(times, IDLE_DOUBLINGS_MAX))
-
-    def _coming(self) -> dict[str, Resources]:
-        """What is free on each node, and what tasks that end already will give back."""
-        state = self._kernel.state
-        room = {name: pool.free for name, pool in state.resources.pools.items()}
-        for task_id in state.holding:
-            task = state.tasks[task_id]
-            if task.stopping and task.allocation is not None and task.allocation.node in room:
-                room[task.allocation.node] += task.allocation.resources
-        return room
-
-    def _enough(
-        self,
-        key: scheduler.BucketKey,
-        idle: list[Task],
-        coming: dict[str, Resources],
-        now: float,
-        patience_s: float,
-    ) -> tuple[list[Task], list[Task]]:
-        """The idle replicas whose end makes room for such a task on one node, and the others."""
-        for name, free in coming.items():
-            room = free
-            taken: list[Task] = []
-            for task in idle:
-                if key.request.fits_in(room):
-                    break
-                held = task.allocation
-                patient = now - self._unused_since(task) >= patience_s
-                if held is None or held.node != name:
-                    continue
-                if key.priority >= task.spec.priority or patient:
-                    room, taken = room + held.resources, [*taken, task]
-            if key.request.fits_in(room):
-                coming[name] = room - key.request  # that much is spoken for
-                return taken, [task for task in idle if task not in taken]
-        return [], idle
-
-    def next_wake(self, now: float) -> float:
-        """When the next keep-alive ends, or an idle replica has to give way to what waits."""
-        state = self._kernel.state
-        unused = [
-            (state.used_at.get(d.name, now), d.spec.keep_alive_s)
-            for d in state.deployments.values()
-            if d.replicas and not state.in_flight.get(d.name) and d.spec.min_replicas == 0
-        ]
-        ends = [since + keep_s for since, keep_s in unused]
-        if len(state.scheduler.queue):
-            ends += [
-                since + limits.IDLE_YIELDS_S * 2.0**times
-                for since, _ in unused
-                for times in range(IDLE_DOUBLINGS_MAX + 1)
-            ]
-        return min((end for end in ends if end > now), default=math.inf)
 
 
 def _holds(held: TaskSpec, wanted: TaskSpec, takes_turns: bool) -> bool:

@@ -39,6 +39,7 @@ def pause(kernel: Kernel, event: ev.Pause, now: float) -> Task:
     """Have a running task give its CPU back.
 
     1. A replica is not paused: its requests would wait for nothing. Nor is the making of a model.
+       A gang on several nodes isn't either: one node's CPU would wait for another's.
     2. One that waits to go on after a pause stays paused.
     3. A running one is told; until it says that it has paused it counts as running. If it says
        nothing within `pause_grace_s`, it goes on (`expire`).
@@ -47,6 +48,10 @@ def pause(kernel: Kernel, event: ev.Pause, now: float) -> Task:
     task = _find(kernel, event.task, event.principal, "pause")
     if task.kind not in PAUSABLE:  # 1
         raise RefusedError(_not_for(task, "pause"))
+    if task.allocation is not None and task.allocation.others:
+        raise RefusedError(
+            f"cannot pause {task.id}: it runs on several nodes; 'zenos suspend {task.id}' saves it"
+        )
     if task.state is State.PAUSED and task.resuming is not None and not task.stopping:  # 2
         stays = replace(task, held="pause", resuming=None)
         return kernel.state.put(task, stays, now, "held", _by(event.principal))
@@ -111,7 +116,9 @@ def resume(kernel: Kernel, event: ev.Resume, now: float) -> Task:
     if task.state is State.SUSPENDING and task.held and task.stopping == "suspend":  # 2
         return kernel.state.put(task, free, now, "resuming", by)
     if task.state is State.QUEUED and task.held:  # 3
-        return kernel.state.put(task, replace(free, queued=now), now, "resumed", by)
+        return kernel.state.put(
+            task, replace(free, queued=max(now, task.not_before)), now, "resumed", by
+        )
     if task.state is State.PAUSING and not task.stopping:  # 4
         _tell_to_resume(kernel, task)
         on = replace(free, state=State.RUNNING, yield_by=None)
@@ -174,7 +181,7 @@ def paused(kernel: Kernel, event: ev.WorkerPaused, now: float) -> None:
 
 def expire(kernel: Kernel, now: float) -> None:
     """Who has not paused within its grace time goes on, and is not held."""
-    for task_id in sorted(kernel.state.holding):
+    for task_id in sorted(kernel.state.pausing):
         task = kernel.state.tasks[task_id]
         if task.yield_by is not None and task.yield_by <= now and not task.stopping:
             _tell_to_resume(kernel, task)
@@ -193,7 +200,7 @@ def go_on(kernel: Kernel, now: float) -> None:
     kept: dict[str, Resources] = {}
     for task in waiting(kernel):
         assert task.allocation is not None  # noqa: S101 - it holds one
-        node, cpu = task.allocation.node, task.spec.resources.cpu
+        node, cpu = task.allocation.node, task.granted.cpu
         before = kept.get(node, Resources())
         if cpu == 0 or state.resources.has_cpu(node, before.cpu + cpu):  # 1
             _tell_to_resume(kernel, task)
@@ -207,7 +214,7 @@ def go_on(kernel: Kernel, now: float) -> None:
 
 def waiting(kernel: Kernel) -> list[Task]:
     """Paused tasks that wait for their CPU, in the order in which they were asked to go on."""
-    tasks = (kernel.state.tasks[task_id] for task_id in sorted(kernel.state.holding))
+    tasks = (kernel.state.tasks[task_id] for task_id in sorted(kernel.state.resuming))
     return sorted((t for t in tasks if _waits(t)), key=lambda t: t.resuming or 0.0)
 
 
@@ -227,7 +234,7 @@ def tell_again(kernel: Kernel, task: Task, now: float) -> None:
 
 def next_wake(kernel: Kernel) -> float:
     """When the next grace time of a pause is over; infinity when none runs."""
-    tasks = (kernel.state.tasks[task_id] for task_id in kernel.state.holding)
+    tasks = (kernel.state.tasks[task_id] for task_id in kernel.state.pausing)
     return min((t.yield_by for t in tasks if t.yield_by and not t.stopping), default=math.inf)
 
 
@@ -282,6 +289,11 @@ def _not_for(task: Task, verb: str) -> str:
         return (
             f"cannot {verb} {task.id}: it is a replica, and requests would wait for it; "
             f"'zenos stop {_deployment(task)}' ends the deployment"
+        )
+    if task.kind is Kind.CALL:
+        return (
+            f"cannot {verb} {task.id}: programs wait for its functions, and it ends by itself "
+            "when there are none; 'zenos cancel' ends it now"
         )
     return f"cannot {verb} {task.id}: making a model takes seconds; 'zenos cancel' ends it"
 

@@ -1,242 +1,103 @@
-"""The queue of waiting tasks and the order in which they are tried.
+"""What starts: the order in which waiting tasks are tried, and what is held back for whom.
 
-Ranks by score cross over time and so fit no heap. Hence buckets: all tasks of one priority, user,
-power-of-two class of expected time, resource request and half (see `demoted`), the longest waiting
-first. Only the heads of buckets are scored. Tasks of one bucket want the same: when its head does
-not fit, none of it does.
+The queue itself is in `queue.py`. Only what fits somewhere is scored and put into order: how many
+wait for what is not there makes no difference.
 """
 
 from __future__ import annotations
 
 import heapq
-import math
-from collections.abc import Iterator
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 from msgspec.structs import replace
 
-from zenos.core import priority
 from zenos.core.config import Config
 from zenos.core.resources import Resources
-from zenos.core.task import Allocation, Kind, Task
+from zenos.core.task import Allocation
+from zenos.kernel.line import Line
+from zenos.kernel.pool import NOTHING
+from zenos.kernel.queue import (
+    BucketKey,
+    Entry,
+    Queue,
+    Rank,
+    Ranked,
+    Shape,
+    by_wait,
+    is_demoted,
+    order_of,
+    time_class,
+)
 from zenos.kernel.resource_manager import ResourceManager
 
-SIGNATURES_MAX: Final = 4096
+__all__ = [
+    "BucketKey",
+    "Claim",
+    "Entry",
+    "Queue",
+    "Ranked",
+    "Reservation",
+    "Scheduler",
+    "is_demoted",
+    "order_of",
+    "time_class",
+]
 
 
-class BucketKey(NamedTuple):
-    """What the tasks of one bucket have in common."""
+class Place(NamedTuple):
+    """What is held back on one node. coming: what those that give way to it there hold still: only
+    the rest is held back of what is free.
+    """
 
-    priority: int
-    user: str
-    time_class: int
+    node: str
     request: Resources
-    demoted: bool = False
-
-
-class Entry(NamedTuple):
-    """A waiting task as the queue sees it. Times in kernel seconds.
-
-    queued: since when it would have waited had it done so all at once: a task that was suspended
-    has waited before.
-    """
-
-    task: str
-    order: int
-    queued: float
-    expected_s: float
-    key: BucketKey
-
-
-class Ranked(NamedTuple):
-    """An entry with the numbers it is ordered by; a smaller `rank` comes first."""
-
-    rank: tuple[float, float, int]
-    entry: Entry
-    p: float
-    score: float
-
-
-def time_class(expected_s: float) -> int:
-    """The power of two of the expected time: 0 for up to 1 s, 1 for up to 2 s, and so on."""
-    return max(0, math.ceil(math.log2(max(expected_s, 1.0))))
-
-
-def order_of(task_id: str) -> int:
-    """The number in a task's id: the order of submission."""
-    return int(task_id[1:])
-
-
-class Queue:
-    """Waiting tasks: the buckets, and the overdue ones in the order in which they were queued.
-
-    That order, and not the one in which they became overdue, keeps the bound under a flood: tasks
-    of a high priority that arrive faster than they can run become overdue too, and sooner, but all
-    that were queued after a low one stand behind it.
-    """
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        # Heaps by time; who isn't there any more is found out at the top.
-        self._buckets: dict[BucketKey, list[tuple[float, int, str]]] = {}
-        # By request, each in its order: when the first of a request does not fit, none of it does.
-        self._overdue: dict[Resources, dict[str, Entry]] = {}
-        self._entries: dict[str, Entry] = {}
-
-    def configure(self, config: Config) -> None:
-        """Go on with other settings; who is overdue stays so."""
-        self._config = config
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __contains__(self, task_id: object) -> bool:
-        return task_id in self._entries
-
-    @property
-    def overdue(self) -> list[Entry]:
-        """Overdue tasks, the longest waiting first."""
-        waiting = (entry for group in self._overdue.values() for entry in group.values())
-        return sorted(waiting, key=_by_wait)
-
-    def add(self, task: Task, expected_s: float) -> None:
-        """Put a queued task at the end of its bucket."""
-        request = task.spec.resources
-        demoted = is_demoted(task, task.ran_s, self._config)
-        key = BucketKey(
-            task.spec.priority, task.principal.user, time_class(expected_s), request, demoted
-        )
-        queued = task.queued - task.waited_s
-        entry = Entry(task.id, order_of(task.id), queued, expected_s, key)
-        self._entries[task.id] = entry
-        heapq.heappush(self._buckets.setdefault(key, []), (queued, entry.order, task.id))
-
-    def remove(self, task_id: str) -> None:
-        """Take a task out; it is no error when it isn't in."""
-        entry = self._entries.pop(task_id, None)
-        if entry is None:
-            return
-        _take(self._overdue, entry.key.request, task_id)
-
-    def heads(self) -> Iterator[Entry]:
-        """The first of each bucket."""
-        for key in list(self._buckets):
-            entry = self.head(key)
-            if entry is not None:
-                yield entry
-
-    def head(self, key: BucketKey) -> Entry | None:
-        """The first of one bucket."""
-        bucket = self._buckets.get(key, [])
-        while bucket:
-            queued, _, task_id = bucket[0]
-            entry = self._entries.get(task_id)
-            there = entry is not None and (entry.key, entry.queued) == (key, queued)
-            if there and task_id not in self._overdue.get(key.request, ()):
-                return entry
-            heapq.heappop(bucket)
-        self._buckets.pop(key, None)
-        return None
-
-    def overdue_at(self, entry: Entry) -> float:
-        """The kernel time at which a waiting task becomes overdue."""
-        return entry.queued + priority.wait_s_max(entry.key.priority, self._config.overdue_wait_s)
-
-    def overdue_heads(self) -> list[Entry]:
-        """The first overdue task of each request, the longest waiting first."""
-        heads = (next(iter(group.values())) for group in self._overdue.values())
-        return sorted(heads, key=_by_wait)
-
-    def overdue_head(self, request: Resources) -> Entry | None:
-        """The first overdue task of one request."""
-        group = self._overdue.get(request)
-        return next(iter(group.values())) if group else None
-
-    def collect_overdue(self, now: float) -> None:
-        """Move tasks that have waited too long from the buckets to the overdue queue."""
-        due: list[Entry] = []
-        for key in list(self._buckets):
-            entry = self.head(key)
-            while entry is not None and self.overdue_at(entry) <= now:
-                due.append(entry)
-                self._overdue.setdefault(key.request, {})[entry.task] = entry
-                entry = self.head(key)
-        for request in {entry.key.request for entry in due}:
-            waiting = sorted(self._overdue[request].values(), key=_by_wait)
-            self._overdue[request] = {entry.task: entry for entry in waiting}
-
-    def late_at(self, entry: Entry) -> float:
-        """The kernel time from which on an overdue task may take more of the machine."""
-        wait_s = priority.wait_s_max(entry.key.priority, self._config.overdue_wait_s)
-        return entry.queued + self._config.overdue_late * wait_s
-
-    def next_overdue(self, now: float) -> float:
-        """When the next task becomes overdue, or late; infinity when none waits for that."""
-        times = [self.overdue_at(entry) for entry in self.heads()]
-        late = (self.late_at(entry) for entry in self.overdue_heads())
-        return min([*times, *(at for at in late if at > now)], default=math.inf)
-
-    def rank(self, entry: Entry, now: float, contention: float) -> Ranked:
-        """Score, then the shorter expected time, then the earlier submission."""
-        expected_s = priority.execution_s(entry.expected_s, contention)
-        waited_s = now - entry.queued
-        value = priority.score(entry.key.priority, self._config.ageing, waited_s, expected_s)
-        if entry.key.demoted:  # however long it has waited, behind all of its priority that are not
-            value -= self._config.ageing
-        return Ranked(
-            (-value, entry.expected_s, entry.order),
-            entry,
-            priority.p_of(waited_s, expected_s),
-            value,
-        )
-
-
-K = TypeVar("K")
-
-
-def _take(groups: dict[K, dict[str, Entry]], key: K, task_id: str) -> None:
-    """Take a task out of its group, and the group away when nothing is left in it."""
-    group = groups.get(key)
-    if group is not None:
-        group.pop(task_id, None)
-        if not group:
-            del groups[key]
-
-
-def is_demoted(task: Task, ran_s: float, config: Config) -> bool:
-    """Whether a task that has run for `ran_s` seconds stands in the second half of its equals.
-
-    There are two halves: those that have had less service than `slice_s`, and those that have had
-    it. Most jobs are short and nobody knows which, so what has had little goes first (multi-level
-    feedback). Only what can be suspended is demoted: else a retry would be punished.
-    """
-    if not config.slice_s or not task.can_save:
-        return False
-    return priority.service_s(ran_s, task.spec.resources) >= config.slice_s
-
-
-def _by_wait(entry: Entry) -> tuple[float, int]:
-    return entry.queued, entry.order
+    coming: Resources = NOTHING
 
 
 class Reservation(NamedTuple):
-    """What is held back on a node for the overdue task that stands first and does not fit."""
+    """What is held back for the overdue task that stands first and does not fit.
+
+    places: one, or of a gang that takes several nodes one on each.
+    """
 
     task: str
-    node: str
-    request: Resources
+    shape: Shape
+    places: tuple[Place, ...]
+
+    @property
+    def node(self) -> str:
+        """Where, of a gang the first node."""
+        return self.places[0].node
+
+    @property
+    def request(self) -> Resources:
+        """How much on that node."""
+        return self.places[0].request
 
 
 class Claim(NamedTuple):
-    """What is held back on a node for a task, until those that give way to it have ended.
+    """What is held back for a task, until those that give way to it have ended.
 
-    coming: what they hold still. Only the rest of the request is held back of what is free.
+    victims: who they are, with their generations.
     """
 
-    node: str
-    request: Resources
-    victims: frozenset[tuple[str, int]]  # with their generations
-    coming: Resources
+    places: tuple[Place, ...]
+    victims: frozenset[tuple[str, int]]
+
+    @property
+    def node(self) -> str:
+        """Where, of a gang the first node."""
+        return self.places[0].node
+
+    @property
+    def request(self) -> Resources:
+        """How much on that node."""
+        return self.places[0].request
+
+    @property
+    def coming(self) -> Resources:
+        """What those that give way hold still."""
+        return sum((place.coming for place in self.places), NOTHING)
 
 
 class Start(Protocol):
@@ -257,6 +118,7 @@ class Scheduler:
         self.queue = Queue(config)
         self.reservation: Reservation | None = None
         self.claims: dict[str, Claim] = {}
+        self._held: dict[str, Resources] | None = None  # see `_held_back`; until a claim ends
         # By node, what paused tasks wait for that are to go on: nobody else gets it.
         self.resuming: dict[str, Resources] = {}
 
@@ -285,18 +147,20 @@ class Scheduler:
         may be one of them that has it. ahead: of what there will be once all who end have ended.
         """
         sums = dict(self.resuming)
-        held = [
-            (claim.node, claim.request if ahead else claim.request.without(claim.coming))
-            for task, claim in self.claims.items()
-            if task != task_id
-        ]
-        own, first = self.claims.get(task_id), self.reservation
-        if first is not None and not overdue and first.task != task_id:
-            given = own is not None and own.node == first.node and own.coming == Resources()
-            if not given:
-                held.append((first.node, first.request))
-        for node, request in held:
-            sums[node] = sums.get(node, Resources()) + request
+        for task, claim in self.claims.items():
+            if task == task_id:
+                continue
+            for node, request, coming in claim.places:
+                held = request if ahead else request.without(coming)
+                sums[node] = sums.get(node, NOTHING) + held
+        first = self.reservation
+        if first is None or overdue or first.task == task_id:
+            return sums
+        own = self.claims.get(task_id)
+        given = own is not None and own.coming == NOTHING
+        for place in first.places:
+            if not (given and own is not None and any(p.node == place.node for p in own.places)):
+                sums[place.node] = sums.get(place.node, NOTHING) + place.request
         return sums
 
     def schedule(self, now: float, overdue_running: Resources, start: Start) -> None:
@@ -314,65 +178,149 @@ class Scheduler:
         """
         self.queue.collect_overdue(now)  # 1
         self._start_ahead(overdue_running, now, start)  # 2
-        waiting = self.ranking(now)  # 3
-        contention = self.contention()
-        while waiting:
-            entry = heapq.heappop(waiting).entry
-            if self._start_beside(entry, start):
-                following = self.queue.head(entry.key)
-                if following is not None:
-                    heapq.heappush(waiting, self.queue.rank(following, now, contention))
-        left = [(_by_wait(entry), entry) for entry in self.queue.overdue_heads()]  # 4
+        self._held = None
+        self._start_by_score(now, start)  # 3
+        self._start_left_over(start)  # 4
+
+    def _start_by_score(self, now: float, start: Start) -> None:
+        """Only heads of what fits somewhere are looked at, and those that have claims.
+
+        Among those that have none, what doesn't fit for one fits for none that wants the same.
+        Room that a claim of one that starts elsewhere gives back is for those that stand behind it.
+        """
+        line = Line(self.queue, now, self.contention())
+        tried: set[Shape] = set()  # what is in line
+        self._line_up(line, tried)
+        for entry in self._heads_with_claims():
+            if entry.key.shape not in tried:
+                line.add_one(entry)
+        vain: set[Shape] = set()
+        while (popped := line.pop()) is not None:
+            entry, want = popped
+            shape, claims = entry.key.shape, entry.task in self.claims
+            if shape in vain and not claims:
+                continue
+            rank = line.rank(entry) if claims else None
+            if not self._start_beside(entry, start):
+                line.passed.add(entry.task)
+                if not claims:
+                    vain.add(shape)
+                    for other in self._heads_with_claims():
+                        if other.key.shape == shape:
+                            line.add_one(other)
+                elif want is not None:
+                    line.add(want)
+                continue
+            if rank is not None:
+                tried -= vain
+                vain.clear()
+                self._line_up(line, tried, rank)
+            if want is not None:
+                line.add(want)
+            following = self.queue.head(entry.key)
+            if following is not None and (shape in tried or following.task in self.claims):
+                line.follow(following, want)
+
+    def _heads_with_claims(self) -> list[Entry]:
+        entries = [self.queue.entry(task) for task in self.claims]
+        return [e for e in entries if e is not None and self.queue.head(e.key) is e]
+
+    def _line_up(self, line: Line, tried: set[Shape], behind: Rank | None = None) -> None:
+        """Add all that fits somewhere, and isn't in line yet."""
+        wants = self.queue.wants()
+        held = self._held_back()
+        for shape in self._resources.may_fit(wants):
+            if shape not in tried and self._resources.fits(shape, held):
+                tried.add(shape)
+                for want in wants[shape]:
+                    line.add(want, behind)
+
+    def _start_left_over(self, start: Start) -> None:
+        first = self.reservation.task if self.reservation is not None else None
+        shapes = [entry.key.shape for entry in self.queue.overdue_heads()]
+        roomy = set(self._resources.may_fit(shapes))
+        left = [
+            (by_wait(entry), entry)
+            for entry in self.queue.overdue_heads()
+            if entry.key.shape in roomy or entry.task in self.claims or entry.task == first
+        ]
         while left:
             _, entry = heapq.heappop(left)
-            if self._start_beside(entry, start):
-                following = self.queue.overdue_head(entry.key.request)
+            if self.queue.is_open(entry.key) and self._start_beside(entry, start):
+                following = self.queue.overdue_head(entry.key)
                 if following is not None:
-                    heapq.heappush(left, (_by_wait(following), following))
+                    heapq.heappush(left, (by_wait(following), following))
 
     def _start_beside(self, entry: Entry, start: Start) -> bool:
-        """Start a task in what is free and not held back; whether it fits there."""
-        if not self._resources.has_free(entry.key.request):
-            return False  # what is held back need not be counted
-        allocation = self._resources.allocate(entry.key.request, self.reserved(entry.task))
+        """Start a task in what is free and not held back; whether it fits there.
+
+        One with a claim goes where that is, if there is room by now.
+        """
+        request, workers = entry.key.request, entry.key.workers
+        own = self.claims.get(entry.task)
+        first = self.reservation is not None and self.reservation.task == entry.task
+        held = self._held_back() if own is None and not first else self.reserved(entry.task)
+        allocation = None
+        if own is not None and len(own.places) == 1:
+            allocation = self._resources.allocate_on(own.node, request, held)
+        allocation = allocation or self._resources.allocate(request, held, workers)
         if allocation is None:
             return False
         self._begin(entry, allocation, start, overdue=False)
         return True
 
+    def _held_back(self) -> dict[str, Resources]:
+        """From those that have neither a claim nor the reservation."""
+        if self._held is None:
+            self._held = self.reserved()
+        return self._held
+
     def _begin(self, entry: Entry, allocation: Allocation, start: Start, *, overdue: bool) -> None:
         self.queue.remove(entry.task)
-        self.claims.pop(entry.task, None)
+        if self.claims.pop(entry.task, None) is not None:
+            self._held = None
         start(entry.task, allocation, overdue=overdue)
 
     def _start_ahead(self, running: Resources, now: float, start: Start) -> None:
         before, self.reservation = self.reservation, None
-        waiting = [(_by_wait(entry), entry) for entry in self.queue.overdue_heads()]
+        waiting = [(by_wait(entry), entry) for entry in self.queue.overdue_heads()]
         while waiting:
             _, entry = heapq.heappop(waiting)
+            if not self.queue.is_open(entry.key):
+                continue  # since one of its owner's has just started
             request = entry.key.request
             late = self.queue.late_at(entry) <= now
             share = self._config.overdue_late_share if late else self._config.overdue_share
-            if running != Resources() and not self._within(share, running + request):
+            if running != NOTHING and not self._within(share, running + request):
                 return
             held = self.reserved(entry.task, overdue=True)
-            allocation = self._resources.allocate(request, held)
+            allocation = self._resources.allocate(request, held, entry.key.workers)
             if allocation is None:
-                if not self._resources.could_ever_hold(request):
+                if not self._resources.could_ever_hold(request, entry.key.workers):
                     continue  # its node came back smaller: nobody else waits for it
                 self.reservation = self._reserve(entry, before)
                 return
             running = running + request
             self._begin(entry, allocation, start, overdue=True)
-            following = self.queue.overdue_head(request)
+            following = self.queue.overdue_head(entry.key)
             if following is not None:
-                heapq.heappush(waiting, (_by_wait(following), following))
+                heapq.heappush(waiting, (by_wait(following), following))
+
+    def promised(self, entry: Entry) -> list[tuple[str, str, Resources]]:
+        """What others have a claim or the reservation for, by owner: quotas count it as held."""
+        tasks = dict.fromkeys(self.claims)
+        if self.reservation is not None:
+            tasks[self.reservation.task] = None
+        entries = (self.queue.entry(task) for task in tasks if task != entry.task)
+        return [(e.key.user, e.key.project, e.key.request) for e in entries if e is not None]
 
     def _within(self, share: float, wanted: Resources) -> bool:
         capacity = self._resources.capacity()
-        return all(
-            getattr(wanted, name) <= share * getattr(capacity, name)
-            for name in ("cpu", "gpu", "memory", "gpu_memory")
+        return (
+            wanted.cpu <= share * capacity.cpu
+            and wanted.gpu <= share * capacity.gpu
+            and wanted.memory <= share * capacity.memory
+            and wanted.gpu_memory <= share * capacity.gpu_memory
         )
 
     def _reserve(self, entry: Entry, before: Reservation | None) -> Reservation:
@@ -383,53 +331,18 @@ class Scheduler:
         enough and some are shared, all GPUs are held back: else small shares could keep them in
         pieces for ever.
         """
-        request = entry.key.request
-        able = {pool.node.name: pool for pool in self._resources.able(request)}
+        resources, shape = self._resources, entry.key.shape
         had = before if before is not None and before.task == entry.task else None
         known = had or self.claims.get(entry.task)
-        if known is not None and known.node in able:
-            node = able[known.node]
-        else:
-            node = max(able.values(), key=lambda p: (p.free.cpu, p.free.gpu, p.free.memory))
-        if node.is_in_pieces and not node.has_devices(request):
-            capacity = node.node.capacity
-            request = replace(request, gpu=capacity.gpu, gpu_memory=capacity.gpu_memory)
-        return Reservation(entry.task, node.node.name, request)
-
-
-def signature(task: Task) -> str:
-    """Tasks of one signature are expected to run equally long: kind, user and what they do."""
-    work = task.spec.work
-    what = getattr(work, "argv", [""])[0] or getattr(work, "model", "") or getattr(work, "arch", "")
-    return f"{task.kind}/{task.principal.user}/{task.spec.name or what}"
-
-
-class Estimates:
-    """Run times learned from finished tasks of the same signature.
-
-    A geometric mean with exponential forgetting (weight 1/2 for the newest): run times are spread
-    over orders of magnitude, so their logarithms are averaged.
-    """
-
-    def __init__(self, default_s: float) -> None:
-        self._default_s = default_s
-        self._log_s: dict[str, float] = {}
-
-    def learn(self, task: Task, ran_s: float) -> None:
-        """A task of this signature has finished after `ran_s` seconds."""
-        if task.kind is Kind.SERVE:
-            return
-        new = math.log(max(ran_s, 1e-3))
-        key = signature(task)
-        old = self._log_s.pop(key, None)
-        self._log_s[key] = new if old is None else (old + new) / 2
-        if len(self._log_s) > SIGNATURES_MAX:
-            del self._log_s[next(iter(self._log_s))]  # the one that has not run for longest
-
-    def expected_s(self, task: Task) -> float:
-        """Expected remaining seconds: the user's word, else what was learned, else the default."""
-        total = task.spec.expected_s
-        if total is None:
-            learned = self._log_s.get(signature(task))
-            total = self._default_s if learned is None else math.exp(learned)
-        return priority.remaining_s(total, task.ran_s)
+        nodes = [place.node for place in known.places] if known is not None else []
+        places: list[Place] = []
+        for part in resources.parts(shape):
+            there = {place.node for place in places}
+            able = (n for n in nodes if n not in there and resources.is_able(n, part))
+            node = next(able, None)
+            pool = resources.pools[node] if node is not None else resources.freest(part, there)
+            if pool.is_in_pieces and not pool.has_devices(part):
+                capacity = pool.node.capacity
+                part = replace(part, gpu=capacity.gpu, gpu_memory=capacity.gpu_memory)
+            places.append(Place(pool.node.name, part.plain))
+        return Reservation(entry.task, shape, tuple(places))

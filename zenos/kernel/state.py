@@ -4,30 +4,49 @@ from __future__ import annotations
 
 import heapq
 import math
+from typing import Final
 
 from msgspec.structs import replace
 
+from zenos.core import limits, priority
 from zenos.core.actions import Changes, Snapshot
+from zenos.core.arrays import Array
 from zenos.core.audit import AuditRow
 from zenos.core.config import Config
+from zenos.core.node import Node
+from zenos.core.predictions import Estimate
 from zenos.core.resources import Resources
 from zenos.core.task import (
     HOLDING,
     Deployment,
     IdempotencyKey,
-    Node,
+    Kind,
     Principal,
     State,
     Task,
     TaskEvent,
     check_transition,
 )
-from zenos.kernel.resource_manager import ResourceManager, memory_each
-from zenos.kernel.scheduler import Estimates, Scheduler, order_of
+from zenos.kernel import accounts, gate, invariants
+from zenos.kernel.asking import Asking
+from zenos.kernel.estimates import Estimates, signature
+from zenos.kernel.resource_manager import ResourceManager
+from zenos.kernel.scheduler import Scheduler, order_of
+
+# What ends by then is looked at: a sum of times may be off by as much as that.
+ROUNDING_S: Final = 1e-3
 
 
-class InvariantError(AssertionError):
-    """An invariant of the kernel's state does not hold: a bug in zenos."""
+def ran_s(task: Task, now: float) -> float:
+    """Seconds that a task has run: not those in which it was paused."""
+    return task.ran_s + (now - task.running if task.running is not None else 0.0)
+
+
+def time_limit_at(task: Task) -> float:
+    """When a running task's time limit is over; infinity where there is none."""
+    if task.spec.time_limit_s is None or task.running is None:
+        return math.inf
+    return task.running + task.spec.time_limit_s - task.ran_s
 
 
 class KernelState:
@@ -40,6 +59,7 @@ class KernelState:
     def __init__(self, config: Config, snapshot: Snapshot, expected_default_s: float) -> None:
         self.config = config
         self.tasks: dict[str, Task] = dict(snapshot.tasks)
+        self.arrays: dict[str, Array] = dict(snapshot.arrays)
         self.deployments: dict[str, Deployment] = dict(snapshot.deployments)
         self.keys: dict[tuple[str, str], IdempotencyKey] = {
             (key.user, key.key): key for key in sorted(snapshot.keys, key=lambda k: k.at)
@@ -52,56 +72,116 @@ class KernelState:
         # Who asked for what is being decided; None for the kernel itself.
         self.asker: Principal | None = None
         self.resources = ResourceManager()
+        # All that are remembered; `heard`: when those with a lease last said that they are there.
+        self.nodes: dict[str, Node] = dict(snapshot.nodes)
+        self.heard: dict[str, float] = {}
+        self.drained: set[str] = set()
         self.scheduler = Scheduler(config, self.resources)
-        self.estimates = Estimates(expected_default_s)
+        self.accounts = accounts.restore(config, snapshot)
+        self.scheduler.queue.gate = self.accounts
+        self.estimates = Estimates(expected_default_s, snapshot.estimates)
         # Tasks that wait for the end of their backoff, and holders that were overdue when started.
         self.delayed: set[str] = set()
         self._delays: list[
             tuple[float, int, str]
         ] = []  # a heap; who isn't delayed any more as well
+        # When waiting tasks are raised next, by their deadlines: a heap; only the newest counts.
+        self._raises: list[tuple[float, int, str]] = []
+        self._raised_at: dict[str, float] = {}
         self.holding: set[str] = set()
+        self.hosts: set[str] = set()  # of calls, among them
         self.held: set[str] = set()  # queued, but nobody's turn until somebody resumes them
+        # Those that come after others; by parent, who does; what ended and isn't settled yet.
+        self.blocked: set[str] = set()
+        self.children: dict[str, dict[str, None]] = {}
+        self.ended_now: list[str] = []
+        # Of arrays with a limit: which tasks are in the queue or at work, who waits for such a
+        # place (heaps; who doesn't any more as well), and which arrays may have places.
+        self.active: dict[str, set[str]] = {}
+        self.crowded: set[str] = set()
+        self.crowds: dict[str, list[tuple[int, str]]] = {}
+        self.uncrowded: set[str] = set()
         self.overdue_running: set[str] = set()
+        self._overdue_sum = Resources()  # what they hold
+        # Of those that hold something: by node; with a time limit, and until when, as a heap; whose
+        # pause isn't confirmed; that wait to go on after one; that end.
+        self.on_node: dict[str, dict[str, None]] = {}
+        self._time_limits: list[tuple[float, int, str]] = []
+        self.pausing: set[str] = set()
+        self.elastic: set[str] = set()  # that hold something
+        self.resuming: set[str] = set()
+        self.stopping: set[str] = set()
+        # Nodes on which something has changed that decides who gives way there; see victims.py.
+        self.touched: dict[str, None] = {}
         self.ended: dict[str, None] = {}
-        # Serving: requests in flight and the time of the last one, by deployment; not stored.
-        self.in_flight: dict[str, int] = {}
-        self.used_at: dict[str, float] = {}
+        self.asking = Asking()
         self.changes = Changes()
+        self._learned: dict[str, Estimate] = {}  # at boot; written with the first step
+        self._recall(snapshot)
+
+    def _recall(self, snapshot: Snapshot) -> None:
+        """File what is remembered, as if it had just come to be so."""
         # Ended ones in the order of their ends; waiting ones in that in which they came to wait.
         for task in sorted(
-            self.tasks.values(), key=lambda t: (t.ended or t.queued, order_of(t.id))
-        ):
-            if task.state is State.SUCCEEDED:
-                self.estimates.learn(task, task.ran_s)
+            self.tasks.values(),
+            key=lambda t: (t.state not in HOLDING, t.ended or t.queued, order_of(t.id)),
+        ):  # who is at work takes a place of its array first
+            # Of a database from before run times were stored themselves.
+            if task.state is State.SUCCEEDED and signature(task) not in snapshot.estimates:
+                made, _ = self.estimates.learn(task, task.ran_s, task.ended or 0.0)
+                if made is not None:
+                    self._learned[made.signature] = made
             self._file(task, snapshot.now)
+        self.accounts.touch = self.scheduler.queue.reconsider
+        self.ended_now.clear()  # what followed from those is remembered with them
+        for node in snapshot.nodes.values():
+            # Of one without a lease the daemon says by itself what it has by now.
+            if node.lease_s is not None or node.lost is not None:
+                self._put_pool(node)
 
     def configure(self, config: Config) -> None:
         """Go on with other settings."""
         self.config = config
+        self.accounts.configure(config)
         self.scheduler.configure(config)
 
     def begin(self, now: float) -> None:
         """Begin a step: nothing is changed yet."""
-        self.changes = Changes(now=now)
+        self.changes = Changes(now=now, estimates=self._learned)
+        self._learned = {}
+        self.accounts.begin(now)
 
     def finish(self) -> Changes:
         """End a step: all that it changed."""
         self.changes.next_task = self.next_task
         self.changes.next_seq = self.next_seq
         self.changes.next_audit = self.next_audit
+        self.changes.usage = self.accounts.written()
+        self.changes.deleted_usage = self.accounts.forgotten()
         return self.changes
 
     # -- tasks
 
     def put(self, old: Task | None, new: Task, now: float, event: str, detail: str = "") -> Task:
-        """Replace `old` by `new`, checked against the table of transitions, with a history line."""
+        """Replace `old` by `new`, checked against the table of transitions, with a history line.
+
+        event: what happened; empty: nothing that its history should tell.
+        """
         if old is not None and old.state is not new.state:
             check_transition(old.state, new.state)
+        if old is not None and new.array is not None and new.spec is not old.spec:
+            new = replace(new, array=replace(new.array, own=True))
         if old is not None:
             self._unfile(old, new)
         self.tasks[new.id] = new
         self.changes.tasks[new.id] = new
+        self.accounts.change(old, new)
         self._file(new, now)
+        if event:
+            self._note(new, now, event, detail)
+        return new
+
+    def _note(self, new: Task, now: float, event: str, detail: str) -> None:
         self.changes.events.append(
             TaskEvent(
                 seq=self.next_seq,
@@ -115,34 +195,144 @@ class KernelState:
             )
         )
         self.next_seq += 1
-        return new
 
     def _unfile(self, old: Task, new: Task) -> None:
         self.delayed.discard(old.id)
         self.held.discard(old.id)
+        self.blocked.discard(old.id)
+        self.crowded.discard(old.id)
+        if old.array is not None and old.array.limit is not None:
+            self.active.setdefault(old.array.id, set()).discard(old.id)
+            self.uncrowded.add(old.array.id)
         if (old.state, old.spec, old.held) != (new.state, new.spec, new.held):
             self.scheduler.queue.remove(old.id)
         if old.allocation is not None and old.allocation != new.allocation:
             self.resources.release(old.allocation)
             if new.allocation is not None:  # paused, or going on: the CPU alone
                 self.resources.occupy(new.allocation)
+                if old.id in self.overdue_running:
+                    self._overdue_sum += new.allocation.total - old.allocation.total
             else:
-                self.overdue_running.discard(old.id)
-        self.holding.discard(old.id)
+                self._overdue_no_more(old)
+        if old.id in self.holding:
+            self._let_go(old)
+
+    def _overdue_no_more(self, task: Task) -> None:
+        if task.id in self.overdue_running and task.allocation is not None:
+            self.overdue_running.discard(task.id)
+            self._overdue_sum = self._overdue_sum - task.allocation.total
+
+    def _let_go(self, task: Task) -> None:
+        self.holding.discard(task.id)
+        self.elastic.discard(task.id)
+        for those in (self.hosts, self.pausing, self.resuming, self.stopping):
+            those.discard(task.id)
+        for part in task.allocation.parts if task.allocation is not None else ():
+            here = self.on_node[part.node]
+            del here[task.id]
+            if not here:
+                del self.on_node[part.node]
+            self.touched[part.node] = None
+
+    def _take_hold(self, task: Task) -> None:
+        self.holding.add(task.id)
+        if task.spec.is_elastic:
+            self.elastic.add(task.id)
+        if task.kind is Kind.CALL:
+            self.hosts.add(task.id)
+        if task.stopping:
+            self.stopping.add(task.id)
+        else:
+            if task.yield_by is not None:
+                self.pausing.add(task.id)
+            if task.state is State.PAUSED and task.resuming is not None:
+                self.resuming.add(task.id)
+            limit_at = time_limit_at(task)
+            if limit_at < math.inf:
+                heapq.heappush(self._time_limits, (limit_at, order_of(task.id), task.id))
+        for part in task.allocation.parts if task.allocation is not None else ():
+            self.on_node.setdefault(part.node, {})[task.id] = None
+            self.touched[part.node] = None
 
     def _file(self, task: Task, now: float) -> None:
         if task.state is State.QUEUED:
+            before = gate.unmet(task, self.tasks, self.arrays)
+            for parent in before:
+                self.children.setdefault(parent, {})[task.id] = None
             if task.held is not None:
                 self.held.add(task.id)
+            elif before:
+                self.blocked.add(task.id)
+                self.scheduler.queue.remove(task.id)
             elif task.not_before > now:
                 self.delayed.add(task.id)
                 heapq.heappush(self._delays, (task.not_before, order_of(task.id), task.id))
-            elif task.id not in self.scheduler.queue:
-                self.scheduler.queue.add(task, self.estimates.expected_s(task))
+            else:
+                self._enqueue(task, now)
         elif task.state in HOLDING:
-            self.holding.add(task.id)
+            self._take_hold(task)
+            if task.array is not None and task.array.limit is not None:
+                self.active.setdefault(task.array.id, set()).add(task.id)
         else:
+            if task.id not in self.ended:
+                self.ended_now.append(task.id)
             self.ended[task.id] = None
+
+    def _enqueue(self, task: Task, now: float) -> None:
+        """Into the queue, or to those that wait until fewer of their array are there."""
+        place = task.array
+        if place is not None and place.limit is not None:
+            active = self.active.setdefault(place.id, set())
+            if len(active) >= place.limit:
+                self.crowded.add(task.id)
+                self.scheduler.queue.remove(task.id)
+                heapq.heappush(self.crowds.setdefault(place.id, []), (order_of(task.id), task.id))
+                return
+            active.add(task.id)
+        if task.id not in self.scheduler.queue:
+            self._put_into_queue(task, now)
+
+    def _put_into_queue(self, task: Task, now: float, points: int = 0) -> None:
+        """points: by which its deadline raises it at least."""
+        expected_s = self.estimates.expected_s(task)
+        rank, deadline = task.spec.priority, task.spec.deadline
+        points = max(points, priority.raised(rank, deadline, expected_s, now))
+        self.scheduler.queue.add(task, expected_s, points)
+        then = priority.raised_next(rank, deadline, expected_s, points)
+        if then < math.inf:
+            heapq.heappush(self._raises, (then, order_of(task.id), task.id))
+            self._raised_at[task.id] = then
+        else:
+            self._raised_at.pop(task.id, None)
+
+    def raise_due(self, now: float) -> None:
+        """Raise waiting tasks whose deadlines have come nearer."""
+        while self.next_raise() <= now:
+            _, _, task_id = heapq.heappop(self._raises)
+            task, key = self.tasks[task_id], self.scheduler.queue.key(task_id)
+            self.scheduler.queue.remove(task_id)
+            room = limits.PRIORITY_MAX - task.spec.priority
+            self._put_into_queue(task, now, min(key.raised + limits.DEADLINE_STEP, room))
+
+    def next_raise(self) -> float:
+        """When the next waiting task is raised; infinity when none is to be."""
+        while self._raises:
+            at, _, task_id = self._raises[0]
+            if task_id in self.scheduler.queue and self._raised_at.get(task_id) == at:
+                return at
+            heapq.heappop(self._raises)
+        return math.inf
+
+    def waiting_count(self) -> int:
+        """How many tasks are queued, in the scheduler's queue or out of it."""
+        outside = (self.delayed, self.held, self.blocked, self.crowded)
+        return len(self.scheduler.queue) + sum(map(len, outside))
+
+    def waiting_for(self, task: Task) -> str:
+        """What keeps a queued task out of the scheduler's queue, in words; empty without it."""
+        if task.id in self.crowded:
+            return gate.in_its_array(task)
+        return gate.waiting_for(task, self.tasks, self.arrays)
 
     def release_delayed(self, now: float) -> None:
         """Queue the tasks whose backoff is over."""
@@ -150,7 +340,7 @@ class KernelState:
             _, _, task_id = heapq.heappop(self._delays)
             task = self.tasks[task_id]
             self.delayed.discard(task_id)
-            self.scheduler.queue.add(task, self.estimates.expected_s(task))
+            self._enqueue(task, now)
 
     def next_delayed(self) -> float:
         """When the next backoff ends; infinity when none is waited for."""
@@ -161,23 +351,88 @@ class KernelState:
             heapq.heappop(self._delays)
         return math.inf
 
+    def next_time_limit(self) -> float:
+        """When the next time limit ends; infinity when none runs."""
+        while self._time_limits:
+            at, _, task_id = self._time_limits[0]
+            runs = task_id in self.holding and task_id not in self.stopping
+            if runs and time_limit_at(self.tasks[task_id]) == at:
+                return at
+            heapq.heappop(self._time_limits)
+        return math.inf
+
+    def over_time_limit(self, now: float) -> list[str]:
+        """Running tasks whose time limit is over."""
+        found: list[str] = []
+        left: list[tuple[float, int, str]] = []
+        while self.next_time_limit() <= now + ROUNDING_S:
+            item = heapq.heappop(self._time_limits)
+            if item[2] in found:
+                continue
+            if ran_s(self.tasks[item[2]], now) >= (self.tasks[item[2]].spec.time_limit_s or 0.0):
+                found.append(item[2])
+            left.append(item)
+        for item in left:
+            heapq.heappush(self._time_limits, item)
+        return sorted(found)
+
+    def learn(self, task: Task, now: float) -> None:
+        """A task has finished: what its run time teaches is remembered, however long it is kept."""
+        made, gone = self.estimates.learn(task, task.ran_s, now)
+        if made is not None:
+            self.changes.estimates[made.signature] = made
+            if made.signature in self.changes.deleted_estimates:
+                self.changes.deleted_estimates.remove(made.signature)
+        if gone:
+            self.changes.estimates.pop(gone, None)
+            self.changes.deleted_estimates.append(gone)
+
     def delete(self, task_id: str) -> None:
         """Forget an ended task."""
-        del self.tasks[task_id]
+        task = self.tasks.pop(task_id)
         del self.ended[task_id]
         self.changes.deleted_tasks.append(task_id)
+        if task.array is not None:
+            self._forget_of_array(self.arrays[task.array.id], task.state)
+
+    def put_array(self, array: Array) -> Array:
+        """Add or replace an array."""
+        self.arrays[array.id] = self.changes.arrays[array.id] = array
+        return array
+
+    def _forget_of_array(self, array: Array, state: State) -> None:
+        """One of its tasks is forgotten; with the last one, so is the array."""
+        forgotten = {**array.forgotten, state: array.forgotten.get(state, 0) + 1}
+        if sum(forgotten.values()) < array.indices.count:
+            self.put_array(replace(array, forgotten=forgotten))
+            return
+        del self.arrays[array.id]
+        self.active.pop(array.id, None)
+        self.crowds.pop(array.id, None)
+        self.uncrowded.discard(array.id)
+        self.changes.arrays.pop(array.id, None)
+        self.changes.deleted_arrays.append(array.id)
 
     # -- nodes, deployments, keys
 
-    def put_node(self, node: Node) -> None:
+    def put_node(self, node: Node) -> Node:
         """A node is there, or has changed."""
+        self._put_pool(node)
+        self.nodes[node.name] = self.changes.nodes[node.name] = node
+        return node
+
+    def _put_pool(self, node: Node) -> None:
         held = [
-            task.allocation
-            for task in (self.tasks[task_id] for task_id in self.holding)
-            if task.allocation is not None and task.allocation.node == node.name
+            part
+            for task in (self.tasks[task_id] for task_id in self.on_node.get(node.name, ()))
+            if task.allocation is not None
+            for part in task.allocation.parts
+            if part.node == node.name
         ]
         self.resources.add(node, held)
-        self.changes.nodes[node.name] = node
+        self.accounts.resize(self.resources.capacity())
+        self.touched[node.name] = None
+        (self.drained.add if node.cordon == "drain" else self.drained.discard)(node.name)
 
     def put_deployment(self, deployment: Deployment) -> Deployment:
         """Add or replace a deployment."""
@@ -188,8 +443,7 @@ class KernelState:
     def delete_deployment(self, name: str) -> None:
         """Forget a deployment."""
         del self.deployments[name]
-        self.in_flight.pop(name, None)
-        self.used_at.pop(name, None)
+        self.asking.forget(name)
         self.changes.deployments.pop(name, None)
         self.changes.deleted_deployments.append(name)
 
@@ -204,10 +458,15 @@ class KernelState:
         del self.keys[user, key]
         self.changes.deleted_keys.append((user, key))
 
+    def started_overdue(self, task: Task) -> None:
+        """A task that was overdue has an allocation now."""
+        if task.allocation is not None and task.id not in self.overdue_running:
+            self.overdue_running.add(task.id)
+            self._overdue_sum = self._overdue_sum + task.allocation.total
+
     def overdue_resources(self) -> Resources:
         """What tasks hold that were overdue when they started."""
-        held = (self.tasks[task_id].allocation for task_id in self.overdue_running)
-        return sum((a.resources for a in held if a is not None), Resources())
+        return self._overdue_sum
 
     # -- who did what
 
@@ -218,75 +477,6 @@ class KernelState:
         self.changes.audit.append(row)
         return row
 
-    # -- invariants
-
     def check(self) -> None:
-        """Raises InvariantError unless every invariant holds.
-
-        1. A task holds an allocation exactly while its state says so.
-        2. What a pool counts as used, in sum and by device, is the sum of the allocations on it.
-        3. Nothing is negative; nothing is over capacity, devices included.
-        4. Every queued task is in the queue, delayed or held, once, and nothing else is.
-        5. A starting or running task has a generation of at least 1; an ended one has an end.
-        6. Replicas of deployments are serving tasks that exist.
-        7. A paused task holds no CPU, and what else it asked for; any other that holds something
-           holds all of it, unless it is ended or saved out of a pause.
-        """
-        for task in self.tasks.values():
-            if (task.allocation is not None) != (task.state in HOLDING):  # 1
-                raise InvariantError(f"{task.id}: {task.state} with allocation {task.allocation}")
-            waits = (task.id in self.scheduler.queue) + (task.id in self.delayed)  # 4
-            waits += task.id in self.held
-            if waits != (task.state is State.QUEUED):
-                raise InvariantError(f"{task.id}: {task.state}, and waits in {waits} queues")
-            self._check_paused(task)
-            if task.state in HOLDING and task.generation < 1:  # 5
-                raise InvariantError(f"{task.id}: {task.state} without a generation")
-            if task.is_ended != (task.ended is not None) or task.is_ended != (
-                task.id in self.ended
-            ):
-                raise InvariantError(f"{task.id}: {task.state} with end {task.ended}")
-        if len(self.scheduler.queue) + len(self.delayed) > len(self.tasks):
-            raise InvariantError("the queue holds tasks that don't exist")
-        self._check_pools()
-        for deployment in self.deployments.values():  # 6
-            for replica in deployment.replicas:
-                if replica not in self.tasks:
-                    raise InvariantError(f"{deployment.name}: replica {replica} is no task")
-
-    def _check_paused(self, task: Task) -> None:
-        if task.allocation is None:  # 7
-            return
-        held, whole = task.allocation.resources, task.spec.resources
-        idle = replace(whole, cpu=0)
-        if task.state is State.PAUSED:
-            right = held == idle
-        elif task.state is State.SUSPENDING:
-            right = held in (idle, whole)
-        else:
-            right = held == whole
-        if not right:
-            raise InvariantError(f"{task.id}: {task.state}, and holds {held} of {whole}")
-
-    def _check_pools(self) -> None:
-        held: dict[str, list[str]] = {name: [] for name in self.resources.pools}
-        for task in self.tasks.values():
-            if task.allocation is not None and task.allocation.node in held:
-                held[task.allocation.node].append(task.id)
-        for name, pool in self.resources.pools.items():
-            allocations = [a for a in (self.tasks[t].allocation for t in held[name]) if a]
-            total = sum((a.resources for a in allocations), Resources())
-            if pool.used != total:  # 2
-                raise InvariantError(f"{name}: counts {pool.used}, tasks hold {total}")
-            devices = [0] * pool.node.gpus
-            memory = [0] * pool.node.gpus
-            for allocation in allocations:
-                for device, share in allocation.shares.items():
-                    devices[device] += share
-                    memory[device] += memory_each(allocation)
-            if devices != pool.gpu_used or memory != pool.gpu_memory_used:
-                raise InvariantError(f"{name}: counts GPUs {pool.gpu_used}, tasks hold {devices}")
-            if not pool.used.is_valid or not pool.free.is_valid:  # 3
-                raise InvariantError(f"{name}: {pool.used} of {pool.node.capacity} given out")
-            if any(not 0 <= share <= 1000 for share in devices):
-                raise InvariantError(f"{name}: GPU shares {devices}")
+        """Raises InvariantError unless every invariant holds (see invariants.py)."""
+        invariants.check(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -26,6 +27,7 @@ from zenos.core.errors import (
     KEY_TAKEN,
     BusyError,
     ConflictError,
+    InvalidError,
     NotFoundError,
     RefusedError,
     UnavailableError,
@@ -33,6 +35,7 @@ from zenos.core.errors import (
 )
 from zenos.core.task import (
     Allocation,
+    ArrayPlace,
     IdempotencyKey,
     Kind,
     Principal,
@@ -40,9 +43,12 @@ from zenos.core.task import (
     Task,
     TaskSpec,
 )
-from zenos.kernel import preemption, supervision
+from zenos.kernel import arrays, batches, elastic, exclusive, gate, nodes, preemption, supervision
 from zenos.kernel.auditing import Audit
+from zenos.kernel.giving_way import GivingWay
+from zenos.kernel.hosts import Hosts
 from zenos.kernel.model_manager import ModelManager
+from zenos.kernel.picture import take
 from zenos.kernel.state import KernelState
 from zenos.kernel.victims import Preemption
 
@@ -66,12 +72,17 @@ class Kernel:
     def __init__(self, config: Config, snapshot: Snapshot | None = None) -> None:
         self.state = KernelState(config, snapshot or Snapshot(), limits.EXPECTED_S_DEFAULT)
         self.models = ModelManager(self)
+        self.giving_way = GivingWay(self)
         self.audit = Audit(self)
         self.preemption = Preemption(self)
+        self.hosts = Hosts(self)
         self.config = config
         self.actions: list[Action] = []
         self.draining: str | None = None
         self._recovering = True
+        self.fresh_leases = True  # none of the nodes could be heard until now
+        # A million waiting tasks don't hold a million of them.
+        self._principals: dict[Principal, Principal] = {}
         # The request at hand changes nothing: it was made before, or what it wants is so already.
         self.unchanged = False
 
@@ -79,20 +90,30 @@ class Kernel:
         """Take events in order, then enforce time limits, reconcile deployments and schedule."""
         self.state.begin(now)
         self.actions = []
+        looks = [event for event in events if isinstance(event, ev.Look)]
         for event in events:
-            self._take(event, now)
+            if not isinstance(event, ev.Look):  # answered when all is decided
+                self._take(event, now)
         self._enforce_times(now)
+        nodes.enforce(self, now)
         preemption.expire(self, now)
         self.state.release_delayed(now)
+        self.state.raise_due(now)
         self.models.reconcile(now)
+        gate.settle(self.state, now)
+        gate.admit(self.state, now)
         self.preemption.renew_claims()
         self._schedule(now)
         if self.preemption.drop_claims():
             self._schedule(now)
-        self.models.give_way(now)
+        self.giving_way.make_room(now)
+        self.hosts.give_way(now)
         self.preemption.make_room(now)
+        elastic.grow(self, now)
         self._discard()
         self._retain(now)
+        for look in looks:
+            self.actions.append(Reply(request=look.request, result=take(self, now, look.task)))
         return Step(self.state.finish(), self.actions, self._next_wake(now))
 
     def recovering(self) -> list[Task]:
@@ -107,8 +128,16 @@ class Kernel:
                 self.audit.answer(event, "submit", lambda: self._submit(event, now), now)
             case ev.Cancel():
                 self.audit.answer(event, "cancel", lambda: self._cancel(event, now), now)
-            case ev.Pause() | ev.Suspend() | ev.Resume() | ev.Nice():
-                self._take_of_yielding(event, now)
+            case (
+                ev.Pause()
+                | ev.Suspend()
+                | ev.Resume()
+                | ev.Nice()
+                | ev.SubmitArray()
+                | ev.SubmitBatch()
+                | ev.CancelArray()
+            ):
+                self._take_of_tasks(event, now)
             case ev.Deploy():
                 action: audit.Action = (
                     "change" if event.spec.model in self.state.deployments else "deploy"
@@ -120,15 +149,14 @@ class Kernel:
                 self.answer(event.request, lambda: self.models.demand(event, now))
             case ev.Used():
                 self.models.used(event, now)
-            case ev.Record():
-                self.audit.record(event, now)
+            case ev.Record() | ev.Recall():
+                self._take_from_beside(event, now)
             case ev.Published():
                 self.models.published(event)
             case ev.Rollback():
                 self.audit.answer(event, "rollback", lambda: self.models.roll_back(event, now), now)
-            case ev.NodeUp():
-                self.state.put_node(event.node)
-                self._tell_again(now)
+            case ev.NodeUp() | ev.NodeBeat() | ev.NodeDown() | ev.SetCordon() | ev.Measured():
+                nodes.take(self, event, now)
             case ev.Configured():
                 self.config = event.config
                 self.state.configure(event.config)
@@ -138,10 +166,22 @@ class Kernel:
             case _:
                 self._take_of_worker(event, now)
 
-    def _take_of_yielding(
-        self, event: ev.Pause | ev.Suspend | ev.Resume | ev.Nice, now: float
+    def _take_of_tasks(
+        self,
+        event: ev.Pause
+        | ev.Suspend
+        | ev.Resume
+        | ev.Nice
+        | ev.SubmitArray
+        | ev.SubmitBatch
+        | ev.CancelArray,
+        now: float,
     ) -> None:
         match event:
+            case ev.SubmitBatch():
+                batches.take(self, event, now)
+            case ev.SubmitArray() | ev.CancelArray():
+                arrays.take(self, event, now)
             case ev.Pause():
                 self.audit.answer(event, "pause", lambda: preemption.pause(self, event, now), now)
             case ev.Suspend():
@@ -185,38 +225,83 @@ class Kernel:
                 raise ConflictError("cannot answer that idempotency key again: its task is gone")
             self.unchanged = True
             return self.state.tasks[known]
+        spec = exclusive.whole(event.spec, self.state.nodes.values())
+        self.check_takes([spec], event.principal, now)
+        after = gate.resolve(self.state, spec.after, event.principal)
+        task = self.new_task(spec, event.principal, now, after, warning=event.warning)
+        self.remember(event.principal, event.key, asked, task.id, now)
+        return gate.end_if_spoilt(self.state, task, now)
+
+    def check_takes(
+        self, specs: Sequence[TaskSpec], principal: Principal, now: float, count: int = 1
+    ) -> None:
+        """Raises what keeps so many new tasks of each from being taken."""
+        if any(spec.deadline is not None and spec.deadline <= now for spec in specs):
+            raise InvalidError("cannot end in time: the deadline is in the past; give a later one")
         if self.draining:
             raise UnavailableError("cannot take new tasks: the daemon is going down")
-        if len(self.state.scheduler.queue) >= limits.QUEUED_TASKS_MAX:
+        if self.state.waiting_count() + count * len(specs) > limits.QUEUED_TASKS_MAX:
             raise BusyError("cannot queue more tasks: wait until some have ended", retry_after_s=10)
-        self.state.resources.check_fits_ever(event.spec.resources)
-        task = self.new_task(event.spec, event.principal, now)
-        self.remember(event.principal, event.key, asked, task.id, now)
-        return task
+        self.state.accounts.check(principal, [(spec, count) for spec in specs])
+        for spec in specs:
+            self.state.resources.check_fits_ever(spec.request, spec.workers)
 
-    def new_task(self, spec: TaskSpec, principal: Principal, now: float) -> Task:
-        """Put a new task into the queue."""
+    def new_task(
+        self,
+        spec: TaskSpec,
+        principal: Principal,
+        now: float,
+        after: tuple[str, ...] = (),
+        array: ArrayPlace | None = None,
+        line: tuple[str, str] = ("submitted", ""),
+        warning: str = "",
+    ) -> Task:
+        """Queue a new task. after: what it comes after, by ids; line: of its history."""
         task = Task(
             id=f"t{self.state.next_task}",
             spec=spec,
-            principal=principal,
+            principal=self._principals.setdefault(principal, principal),
             submitted=now,
-            queued=now,
+            queued=max(now, spec.start_at or 0.0),
+            not_before=spec.start_at or 0.0,
             kind=spec.kind,
+            after=after,
+            array=array,
         )
+        late = gate.warning(task, self.state.estimates, now)
+        task = replace(task, warning="; ".join(filter(None, (late, warning))))
         self.state.next_task += 1
-        return self.state.put(None, task, now, "submitted")
+        return self.state.put(None, task, now, *line)
 
     def remembered(
         self, principal: Principal, key: str | None, spec: msgspec.Struct, now: float
     ) -> str | None:
         """What a request with this key was answered with, if it was made before."""
-        known = self.state.keys.get((principal.user, key)) if key else None
-        if known is None or now - known.at > limits.IDEMPOTENCY_KEPT_S:
+        known = self._known(principal, key, now)
+        if known is None:
             return None
         if known.fingerprint != fingerprint(spec):
             raise ConflictError(KEY_TAKEN)
         return known.subject
+
+    def _known(self, principal: Principal, key: str | None, now: float) -> IdempotencyKey | None:
+        known = self.state.keys.get((principal.user, key)) if key else None
+        fresh = known is not None and now - known.at <= limits.IDEMPOTENCY_KEPT_S
+        return known if fresh else None
+
+    def _take_from_beside(self, event: ev.Record | ev.Recall, now: float) -> None:
+        if isinstance(event, ev.Record):
+            self.audit.record(event, now)
+            return
+        known = self._known(event.principal, event.once.key, now)
+        result: IdempotencyKey | ZenosError
+        if known is None:
+            result = NotFoundError("cannot find that Idempotency-Key: it is new")
+        elif known.fingerprint != event.once.asked:
+            result = ConflictError(KEY_TAKEN)
+        else:
+            result = known
+        self.actions.append(Reply(request=event.request, result=result))
 
     def remember(
         self, principal: Principal, key: str | None, spec: msgspec.Struct, subject: str, now: float
@@ -272,23 +357,29 @@ class Kernel:
         return self.state.put(task, until, now, event, detail or why)
 
     def _tell_to_stop(self, task: Task) -> StopWorker:
-        """What is to be saved gets more time for it."""
-        save = supervision.saves(task)
-        grace_s = self.config.suspend_grace_s if save else self.config.cancel_grace_s
+        save, grace_s = supervision.saves(task), supervision.grace_s(task, self.config)
         told = StopWorker(task=task.id, generation=task.generation, grace_s=grace_s, save=save)
         self.actions.append(told)
         return told
 
-    def _tell_again(self, now: float) -> None:
+    def told_again(self) -> None:
+        """Nobody needs to be told again: this is a copy of a kernel that runs (`rebuilt`)."""
+        self._recovering = False
+
+    def tell_again(self, now: float) -> None:
         """Once after a restart: workers are told again to stop, to pause or to go on."""
         if not self._recovering:
             return
         self._recovering = False
         for task in self.recovering():
-            if task.stopping:
-                self._tell_to_stop(task)
-            else:
-                preemption.tell_again(self, task, now)
+            self.tell(task, now)
+
+    def tell(self, task: Task, now: float) -> None:
+        """Tell a task's worker again what it is to do."""
+        if task.stopping:
+            self._tell_to_stop(task)
+        else:
+            preemption.tell_again(self, task, now)
 
     def _schedule(self, now: float) -> None:
         if self.draining != "suspend":
@@ -296,8 +387,12 @@ class Kernel:
         if self.draining:
             return
 
+        starting: list[str] = []
+
         def start(task_id: str, allocation: Allocation, *, overdue: bool) -> None:
             task = self.state.tasks[task_id]
+            # What is predicted at the first start stays, to be compared with what it takes.
+            total_s, source = self.state.estimates.total(task)
             # The allocation was counted by the scheduler as it was made.
             started = self.state.put(
                 task,
@@ -305,34 +400,31 @@ class Kernel:
                     task,
                     state=State.STARTING,
                     generation=task.generation + 1,
-                    allocation=allocation,
+                    allocation=elastic.least(task.spec, allocation),
                     started=now,
                     waited_s=task.waited_s + max(0.0, now - task.queued),
                     running=None,
                     stopping=None,
                     stop_at=None,
                     ready=False,
+                    predicted_s=total_s if task.predicted_s is None else task.predicted_s,
+                    predicted_by=task.predicted_by or source,
                 ),
                 now,
                 "starting",
             )
             if overdue:
-                self.state.overdue_running.add(task_id)
-            self.actions.append(StartWorker(task=started))
+                self.state.started_overdue(started)
+            starting.append(task_id)
 
         self.state.scheduler.schedule(now, self.state.overdue_resources(), start)
+        for task_id in starting:
+            elastic.extend(self, task_id, now)
+            self.actions.append(StartWorker(task=self.state.tasks[task_id]))
 
     def _enforce_times(self, now: float) -> None:
-        for task_id in sorted(self.state.holding):
-            task = self.state.tasks[task_id]
-            limit_s = task.spec.time_limit_s
-            if (
-                limit_s is not None
-                and task.running is not None
-                and not task.stopping
-                and task.ran_s + (now - task.running) >= limit_s
-            ):
-                self.stop(task, "time limit", now)
+        for task_id in self.state.over_time_limit(now):
+            self.stop(self.state.tasks[task_id], "time limit", now)
 
     def _shut_down(self, event: ev.Shutdown, now: float) -> None:
         """Start nothing more. With `suspend`, workers that can save do so; replicas end."""
@@ -341,7 +433,8 @@ class Kernel:
             return
         for task_id in sorted(self.state.holding):
             task = self.state.tasks[task_id]
-            if not task.stopping and task.kind in (Kind.TRAIN, Kind.SERVE, Kind.PREPROCESS):
+            goes_on = not task.stopping or task.stopping in supervision.ANSWERING
+            if goes_on and task.kind in (Kind.TRAIN, Kind.SERVE, Kind.PREPROCESS):
                 self.stop(task, "suspend", now)
 
     # -- housekeeping
@@ -388,15 +481,18 @@ class Kernel:
         """The earliest time at which something is due without an event."""
         times = [
             self.models.next_wake(now),
+            self.giving_way.next_wake(now),
             self.preemption.next_wake(now),
             preemption.next_wake(self),
+            elastic.next_wake(self, now),
+            nodes.next_wake(self),
         ]
         if not self.draining:
             times.append(self.state.scheduler.queue.next_overdue(now))
-        times.append(self.state.next_delayed())
-        for task_id in self.state.holding:
-            task = self.state.tasks[task_id]
-            limit_s = task.spec.time_limit_s
-            if limit_s is not None and task.running is not None and not task.stopping:
-                times.append(task.running + limit_s - task.ran_s)
+            times.append(self.state.accounts.next_wake())
+        times += (
+            self.state.next_delayed(),
+            self.state.next_raise(),
+            self.state.next_time_limit(),
+        )
         return min(times, default=math.inf)

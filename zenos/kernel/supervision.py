@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
 from zenos.core import events as ev
 from zenos.core import limits
+from zenos.core.arrays import Array
+from zenos.core.batches import Batch
+from zenos.core.config import Config
+from zenos.core.node import Node
 from zenos.core.task import Deployment, Kind, Outcome, State, Task
+from zenos.kernel.state import ran_s as ran_s
 
 if TYPE_CHECKING:
     from zenos.kernel.step import Kernel
 
-Work = Callable[[], Task | Deployment]
+Work = Callable[[], Task | Array | Batch | Deployment | Node]
 
+# Kinds that go on from what they have saved, or written down, whatever became of their worker.
+SAVING: Final = (Kind.TRAIN, Kind.PREPROCESS, Kind.CALL)
 # A worker that was told to save its state and end, and did (EX_TEMPFAIL of sysexits.h).
 EXIT_SUSPENDED = 75
+# Why a replica is being stopped that has to make room.
+GIVES_WAY: Final = "gives way"
+# Why one is that ends when it has answered what it was sent.
+ANSWERING: Final = (GIVES_WAY, "idle", "replaced")
 
 
 def current(kernel: Kernel, task_id: str, generation: int) -> Task | None:
@@ -34,6 +46,17 @@ def current(kernel: Kernel, task_id: str, generation: int) -> Task | None:
 def saves(task: Task) -> bool:
     """Whether a task that is being stopped is to save its state first."""
     return task.stopping == "suspend" and task.can_save and task.state is not State.STARTING
+
+
+def grace_s(task: Task, config: Config) -> float:
+    """How long a task that is being stopped has before it is ended by force.
+
+    What is to be saved gets more time for it, and so do the answers of a replica that gives way, or
+    that its deployment needs no more.
+    """
+    if saves(task):
+        return config.suspend_grace_s
+    return config.model_drain_s if task.stopping in ANSWERING else config.cancel_grace_s
 
 
 def started(kernel: Kernel, event: ev.WorkerStarted, now: float) -> None:
@@ -69,7 +92,7 @@ def exited(kernel: Kernel, event: ev.WorkerExited, now: float) -> None:
     elif outcome.exit_code == EXIT_SUSPENDED and (  # 2
         task.kind is Kind.TRAIN or saves(task)
     ):
-        _requeue(kernel, task, outcome, now, "suspended")
+        _requeue(kernel, task, outcome, now, "suspended", reason="it has saved its state")
     elif outcome.code == "numerics" and task.kind is Kind.TRAIN:
         _requeue(kernel, replace(task, held="numerics"), outcome, now, "held")
     elif (task.kind is Kind.SERVE and task.stopping) or outcome.ok:  # 3
@@ -102,6 +125,22 @@ def lost(kernel: Kernel, event: ev.WorkerLost, now: float) -> None:
         _failed(kernel, task, outcome, now, State.LOST, event.saved_step, fault=True)
 
 
+def node_lost(kernel: Kernel, task: Task, node: str, reason: str, now: float) -> None:
+    """The node is gone on which a task's worker ran, or a part of it.
+
+    As with a lost worker (`lost`); but it is no fault of the task. So what goes on from what it has
+    saved does so at once, and nothing is counted.
+    """
+    if task.stopping == "cancel" or task.kind not in SAVING:
+        event = ev.WorkerLost(
+            task=task.id, generation=task.generation, reason=f"the node {node} was lost: {reason}"
+        )
+        lost(kernel, event, now)
+        return
+    outcome = Outcome(error=f"cannot say how it ended: the node {node} was lost: {reason}")
+    _requeue(kernel, task, outcome, now, "restarting")
+
+
 def start_failed(kernel: Kernel, event: ev.StartFailed, now: float) -> None:
     """The worker could not be started, and nothing of it runs: so it may always be tried again.
 
@@ -110,7 +149,7 @@ def start_failed(kernel: Kernel, event: ev.StartFailed, now: float) -> None:
     task = current(kernel, event.task, event.generation)
     if task is None:
         return
-    outcome = Outcome(error=f"cannot start: {event.reason}")
+    outcome = Outcome(error=f"cannot start: {event.reason}"[: limits.ERROR_CHARS_MAX])
     if task.stopping == "cancel":
         _end(kernel, task, State.CANCELLED, outcome, now)
     elif task.stopping == "suspend" and task.kind is not Kind.SERVE:
@@ -122,7 +161,7 @@ def start_failed(kernel: Kernel, event: ev.StartFailed, now: float) -> None:
         if failed.start_failures > start_failures_max(task):
             _end(kernel, failed, State.FAILED, outcome, now)
         else:
-            delay_s = backoff_s(failed.start_failures)
+            delay_s = backoff_s(failed.start_failures, task.id)
             _requeue(kernel, failed, outcome, now, "restarting", delay_s=delay_s)
 
 
@@ -136,17 +175,24 @@ def restarts(task: Task, *, fault: bool) -> int:
     """How often a task is started again.
 
     A failure that the work itself reports comes again, so only `retries` counts. After a fault
-    (a signal, a lost worker) training and model creation go on from what they saved.
+    (a signal, a lost worker) training and model creation go on from what they saved, and a host of
+    calls from what it has written down.
     """
     allowed = task.spec.retries
-    if fault and task.kind in (Kind.TRAIN, Kind.PREPROCESS):
+    if fault and task.kind in SAVING:
         allowed = max(allowed, limits.TRAIN_RESTARTS_MAX)
     return allowed
 
 
-def backoff_s(failures: int) -> float:
-    """Seconds before the next try after so many failures in a row."""
-    return min(limits.RETRY_BACKOFF_S * 2.0 ** min(failures - 1, 30), limits.RETRY_BACKOFF_S_MAX)
+def backoff_s(failures: int, task_id: str) -> float:
+    """Seconds before the next try after so many failures in a row.
+
+    Doubled each time, to a bound, less up to RETRY_JITTER of it: tasks that failed together don't
+    all come again together. How much less is told from task and failures: the same each time.
+    """
+    doubled_s = limits.RETRY_BACKOFF_S * 2.0 ** min(failures - 1, 30)
+    share = zlib.crc32(f"{task_id}/{failures}".encode()) / 2**32
+    return min(doubled_s, limits.RETRY_BACKOFF_S_MAX) * (1 - limits.RETRY_JITTER * share)
 
 
 def _failed(
@@ -174,13 +220,8 @@ def _failed(
     if failed.attempts > restarts(task, fault=fault):  # 2
         _end(kernel, failed, final, outcome, now)
     else:
-        delay_s = backoff_s(failed.attempts)
+        delay_s = backoff_s(failed.attempts, task.id)
         _requeue(kernel, failed, outcome, now, "restarting", delay_s=delay_s)
-
-
-def ran_s(task: Task, now: float) -> float:
-    """Seconds that a task has run: not those in which it was paused."""
-    return task.ran_s + (now - task.running if task.running is not None else 0.0)
 
 
 def _requeue(
@@ -191,6 +232,7 @@ def _requeue(
     event: str,
     *,
     delay_s: float = 0.0,
+    reason: str = "",
 ) -> None:
     queued = replace(
         task,
@@ -207,7 +249,7 @@ def _requeue(
         ready=False,
         outcome=outcome,
     )
-    kernel.state.put(task, queued, now, event, outcome.describe())
+    kernel.state.put(task, queued, now, event, reason or outcome.describe())
 
 
 def _end(kernel: Kernel, task: Task, state: State, outcome: Outcome, now: float) -> None:
@@ -225,6 +267,6 @@ def _end(kernel: Kernel, task: Task, state: State, outcome: Outcome, now: float)
     )
     kernel.state.put(task, ended, now, str(state), outcome.describe())
     if state is State.SUCCEEDED:
-        kernel.state.estimates.learn(ended, ended.ran_s)
+        kernel.state.learn(ended, now)
     if task.kind is Kind.SERVE:
         kernel.models.replica_ended(ended, now)

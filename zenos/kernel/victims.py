@@ -1,42 +1,55 @@
-"""Preemption: who gives way to what waits, and when."""
+"""Preemption: who gives way to what waits, and when.
+
+What found no room anywhere finds none until something changes on some node. So it is remembered of
+each need which nodes would do, and at what cost, and only nodes that were touched are looked at.
+"""
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from zenos.core import priority
 from zenos.core.resources import Resources
-from zenos.core.task import Kind, State, Task
-from zenos.kernel import preemption, scheduler
-from zenos.kernel.resource_manager import Pool
-from zenos.kernel.scheduler import BucketKey, Claim, Entry
+from zenos.core.task import Allocation, State, Task
+from zenos.kernel import preemption
+from zenos.kernel.candidates import ROUNDING_S, Candidate, Candidates, Need
+from zenos.kernel.line import Line
+from zenos.kernel.pool import NOTHING
+from zenos.kernel.queue import Entry, Want, is_demoted
+from zenos.kernel.scheduler import Claim, Place, Reservation
 
 if TYPE_CHECKING:
     from zenos.kernel.step import Kernel
 
-HOUR_S = 3600.0
-ROUNDING_S = 0.001
+NEEDS_KEPT: Final = 2048
+
+Chosen = list[tuple[str, Resources, list[Candidate]]]  # node, what it is to give, who gives way
 
 
-class Candidate(NamedTuple):
-    """A running task that can be suspended, with what decides whether it is. Smaller goes first.
+class _Found:
+    """Which nodes have room for a need without anybody's giving way, and which if some do.
 
-    priority: its base priority; service_s: what it has had, negative so that most goes first.
-    guarded: it started as overdue, or has given way too often of late: it doesn't give way to
-    equals, nor, for a while, to tasks of a higher priority; to requests for a model it does.
+    seen: up to which touch nodes have been looked at. The costs are in a heap, those that count are
+    in `costs`; who would give way on a node can change with time alone, so each has its end.
     """
 
-    priority: int
-    service_s: float
-    order: int
-    task: Task
-    demoted: bool
-    since_s: float  # the length of its present stay
-    guarded: bool = False
+    __slots__ = ("costs", "ends", "fits", "heap", "seen")
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self.fits: set[str] = set()
+        self.costs: dict[str, float] = {}
+        self.heap: list[tuple[float, str]] = []
+        self.ends: list[tuple[float, str]] = []
+
+    @property
+    def helps(self) -> bool:
+        """Whether it takes somebody's giving way, and that is enough."""
+        return bool(self.costs) and not self.fits
 
 
 class Preemption:
@@ -48,27 +61,56 @@ class Preemption:
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
-        self.given_way: dict[str, deque[float]] = {}
-        self._wake = math.inf
-        self._rooms: dict[str, Pool] = {}
+        self._candidates = Candidates(kernel)
+        self._config = kernel.state.config
+        self._found: dict[Need, _Found] = {}
+        self._waits = False
+        # For what there was a look at the reservation's nodes, and after which touch of any.
+        self._reserved: tuple[Reservation | None, Task | None, int] = (None, None, 0)
+
+    @property
+    def given_way(self) -> dict[str, deque[float]]:
+        """When each task has given way within the last hour."""
+        return self._candidates.given_way
+
+    def times_given_way(self, task_id: str, now: float) -> int:
+        """How often a task has given way within the last hour."""
+        return self._candidates.times_given_way(task_id, now)
+
+    def note_given_way(self, task_id: str, now: float) -> None:
+        """It ends to start again."""
+        self.given_way.setdefault(task_id, deque()).append(now)
+
+    def guards(self, task_id: str, now: float) -> bool:
+        """Whether a running task need not give way to equals (`Candidate.guarded`)."""
+        often = self.times_given_way(task_id, now) >= self._kernel.config.preemptions_per_hour
+        return often or task_id in self._kernel.state.overdue_running
 
     def renew_claims(self) -> None:
-        """Before scheduling: claims end with their task's, and count what is still to come back."""
+        """Before scheduling: claims end with their task's, and count what is still to come back.
+
+        One on a node that takes no work any more is in vain.
+        """
         state = self._kernel.state
         for task_id, claim in list(state.scheduler.claims.items()):
-            if task_id not in state.scheduler.queue:
+            if task_id not in state.scheduler.queue or not self._is_open(claim):
                 del state.scheduler.claims[task_id]
                 continue
-            still = (
-                state.tasks[task].allocation
-                for task, generation in claim.victims
-                if task in state.holding and state.tasks[task].generation == generation
-            )
-            coming = sum((a.resources for a in still if a is not None), Resources())
-            state.scheduler.claims[task_id] = claim._replace(coming=coming)
-        for task in state.changes.tasks.values():
-            if task.is_ended:
-                self.given_way.pop(task.id, None)
+            coming: dict[str, Resources] = {}
+            for task, generation in claim.victims:
+                if task not in state.holding or state.tasks[task].generation != generation:
+                    continue
+                for part in _parts(state.tasks[task]):
+                    coming[part.node] = coming.get(part.node, NOTHING) + part.resources
+            places = tuple(p._replace(coming=coming.get(p.node, NOTHING)) for p in claim.places)
+            state.scheduler.claims[task_id] = claim._replace(places=places)
+        for task_id, changed in state.changes.tasks.items():
+            if changed.is_ended:
+                self.given_way.pop(task_id, None)
+
+    def _is_open(self, claim: Claim) -> bool:
+        pools = self._kernel.state.resources.pools
+        return all(p.node in pools and pools[p.node].node.takes_work for p in claim.places)
 
     def drop_claims(self) -> bool:
         """After scheduling: drop claims of who hasn't started although all who gave way are gone.
@@ -76,7 +118,7 @@ class Preemption:
         Whether there were any: what they held back is for others.
         """
         claims = self._kernel.state.scheduler.claims
-        spent = [task_id for task_id, claim in claims.items() if claim.coming == Resources()]
+        spent = [task_id for task_id, claim in claims.items() if claim.coming == NOTHING]
         for task_id in spent:
             del claims[task_id]
         return bool(spent)
@@ -92,278 +134,248 @@ class Preemption:
            its node, that would give way to it in the queue.
         3. Then the overdue task with the reservation: any candidate gives way to it that will not
            stand before it again at once, having waited for longer.
-        4. Then the heads of the queue by score: those of a lower base priority give way to it, and
-           among equals the ones that have had their share of service (`slice_s`) to it if it has
-           not. That is the hysteresis: no task ever gives way to one that has had as much.
+        4. Then the heads of the queue, overdue ones first, then by score: those of a lower base
+           priority give way to it, and among equals the ones that have had their share of service
+           (`slice_s`) to it if it has not. That is the hysteresis: no task ever gives way to one
+           that has had as much.
         5. On the node where the fewest devices are taken back; there the lowest priority first,
            then who has had most service; nobody who turns out not to be needed.
         """
         state = self._kernel.state
-        self._wake = math.inf
         waiting = preemption.waiting(self._kernel)
-        if self._kernel.draining or not (waiting or len(state.scheduler.queue)):
+        self._waits = not self._kernel.draining and bool(waiting or len(state.scheduler.queue))
+        if not self._waits:
             return
-        reservation = state.scheduler.reservation
-        entries = self._entries(now)
-        if reservation is None and not entries and not waiting:
-            return
-        candidates = self._candidates(now)  # 1
-        self._rooms = self._come()
-        candidates = self._let_go_on(waiting, candidates, now)  # 2
-        if reservation is not None and candidates:  # 3
-            first = state.tasks[reservation.task]
-            held = state.scheduler.reserved(first.id, ahead=True)
-            behind = _by_node(self._behind(first, candidates, now)).get(reservation.node, [])
-            kept = held.get(reservation.node, Resources())
-            chosen = self._enough(reservation.node, first.spec.resources, behind, kept)
-            if chosen:
-                candidates = self._suspend(chosen, first.id, candidates, now)
-        self._make_room_for(entries, candidates, now)  # 4
+        if self._config is not self._kernel.config:
+            self._config = self._kernel.config
+            self._found.clear()
+            self._reserved = (None, None, 0)
+        self._candidates.begin(now, state.scheduler.reserved(ahead=True))  # 1
+        self._let_go_on(waiting, now)  # 2
+        self._make_room_reserved(now)  # 3
+        vain: set[Want] = set()
+        self._make_room_overdue(vain, now)  # 4
+        self._make_room_by_score(vain, now)
 
     def next_wake(self, now: float) -> float:
         """When somebody who may have to give way has stayed long enough.
 
         What should be over by now and isn't, is so by rounding alone: a moment later it is.
         """
-        return max(self._wake, now + ROUNDING_S)
+        return max(self._candidates.wake() if self._waits else math.inf, now + ROUNDING_S)
 
-    # -- who may have to
-
-    def _candidates(self, now: float) -> list[Candidate]:
-        state, config = self._kernel.state, self._kernel.config
-        found: list[Candidate] = []
-        for task_id in state.holding:
-            task = state.tasks[task_id]
-            if not task.can_save or task.state is not State.RUNNING or task.stopping:
-                continue
-            if task.running is None or not config.preemptions_per_hour:
-                continue
-            if task.allocation is None or task.allocation.node not in state.resources.pools:
-                continue  # left running by a daemon of another node's name
-            since_s = now - task.running
-            guarded = self._too_often(task_id, now) or task_id in state.overdue_running
-            if since_s < config.residence_s:
-                self._wake = min(self._wake, task.running + config.residence_s)
-                continue
-            had_s = priority.service_s(task.ran_s + since_s, task.spec.resources)
-            demoted = bool(config.slice_s) and had_s >= config.slice_s
-            order = scheduler.order_of(task_id)
-            found.append(
-                Candidate(task.spec.priority, -had_s, order, task, demoted, since_s, guarded)
-            )
-        return sorted(found, key=lambda c: c[:3])
-
-    def _let_go_on(
-        self, waiting: list[Task], candidates: list[Candidate], now: float
-    ) -> list[Candidate]:
-        """Make room for the CPU of paused tasks; it is held back for them. Who is left."""
+    def _let_go_on(self, waiting: list[Task], now: float) -> None:
+        """Make room for the CPU of paused tasks; it is held back for them."""
         kept: dict[str, Resources] = {}
         for task in waiting:
-            if task.allocation is None or task.allocation.node not in self._rooms:
+            if (
+                task.allocation is None
+                or task.allocation.node not in self._kernel.state.resources.pools
+            ):
                 continue
-            node, wants = task.allocation.node, Resources(cpu=task.spec.resources.cpu)
-            demoted = scheduler.is_demoted(task, task.ran_s, self._kernel.config)
-            key = BucketKey(task.spec.priority, task.principal.user, 0, wants, demoted)
-            able = _by_node(self._able(key, candidates, now)).get(node, [])
-            chosen = self._enough(node, wants, able, kept.get(node, Resources()))
+            node, wants = task.allocation.node, Resources(cpu=task.granted.cpu)
+            demoted = is_demoted(task, task.ran_s, self._kernel.config)
+            able = self._candidates.able(node, Need(task.spec.priority, demoted, False, wants))
+            chosen = self._candidates.enough(node, wants, able, kept.get(node, NOTHING))
             if chosen:
-                candidates = self._suspend(chosen, task.id, candidates, now)
-            kept[node] = kept.get(node, Resources()) + wants
-        return candidates
+                self._suspend(chosen, task.id, now)
+            kept[node] = kept.get(node, NOTHING) + wants
 
-    def _behind(self, first: Task, candidates: list[Candidate], now: float) -> list[Candidate]:
-        """Those that stand behind an overdue task when they wait again, by what they had waited."""
-        since = first.queued - first.waited_s
-        found: list[Candidate] = []
-        for candidate in candidates:
-            if candidate.guarded:
-                stays = now - candidate.since_s + self._kernel.config.slice_residence_s
-                higher = candidate.priority < first.spec.priority
-                replica = higher and first.kind is Kind.SERVE
-                if not higher or not (replica or not self._is_guarded(candidate, stays, now)):
-                    continue
-            if candidate.task.waited_s < now - since:
-                found.append(candidate)
-            else:
-                self._wake = min(self._wake, since + candidate.task.waited_s)
+    def _make_room_reserved(self, now: float) -> None:
+        """On all the nodes that it takes, or on none. Not again until something changes there."""
+        state, here = self._kernel.state, self._candidates
+        reservation = state.scheduler.reservation
+        before, first_before, seen = self._reserved
+        if reservation is None:
+            self._reserved = (None, None, 0)
+            return
+        first = state.tasks[reservation.task]
+        self._reserved = (reservation, first, here.count)
+        nodes = [place.node for place in reservation.places]
+        same = before == reservation and first_before is first
+        if same and all(here.touched_at(node) <= seen for node in nodes):
+            return
+        held = state.scheduler.reserved(first.id, ahead=True)
+        parts = state.resources.parts(reservation.shape)
+        found: Chosen = []
+        for node, part in zip(nodes, parts, strict=True):
+            those = here.enough(node, part, here.behind(node, first), held.get(node, NOTHING))
+            if those is None:
+                return
+            found.append((node, part, those))
+        self._suspend(_once(found), first.id, now)
+
+    # -- what the queue needs
+
+    def _make_room_overdue(self, vain: set[Want], now: float) -> None:
+        """For the first overdue task of each kind: who is beyond the share of such work has no
+        fewer rights than it had before.
+        """
+        scheduler = self._kernel.state.scheduler
+        first = scheduler.reservation.task if scheduler.reservation is not None else None
+        for entry in scheduler.queue.overdue_heads():
+            waits = entry.task not in scheduler.claims and entry.task != first
+            if waits and self._may_have(entry):
+                self._make_room_for(entry, vain, now)
+
+    def _make_room_by_score(self, vain: set[Want], now: float) -> None:
+        """In order. What found no room for one finds none for another that wants the same.
+
+        Only what can be helped is put into order. What somebody gives back beyond what it gave way
+        for may help those that come later in the order.
+        """
+        scheduler = self._kernel.state.scheduler
+        line = Line(scheduler.queue, now, scheduler.contention())
+        line.passed.update(scheduler.claims)
+        lined_up: set[Want] = set()
+        for want in self._helped(lined_up, vain):
+            line.add(want)
+        while (popped := line.pop()) is not None:
+            entry, want = popped[0], popped[0].key.want
+            rank = line.rank(entry)
+            if not self._may_have(entry):
+                line.passed.add(entry.task)
+                line.add(want)
+                continue
+            if not self._make_room_for(entry, vain, now):
+                continue
+            line.passed.add(entry.task)
+            line.add(want)
+            for other in self._helped(lined_up, vain):
+                first = line.first(other)
+                if first is not None and line.rank(first) > rank:
+                    line.add(other)
+                else:
+                    vain.add(other)
+
+    def _may_have(self, entry: Entry) -> bool:
+        """Whether its owner's quotas have room for it beside what others make room for already."""
+        state, key = self._kernel.state, entry.key
+        if not state.scheduler.queue.gate.concerns(key.user, key.project):
+            return True
+        beside = state.scheduler.promised(entry)
+        return state.accounts.lack(key.user, key.project, key.request, beside) is None
+
+    def _helped(self, lined_up: set[Want], vain: set[Want]) -> list[Want]:
+        """All that can be helped and isn't in line yet."""
+        wants = self._kernel.state.scheduler.queue.groups()
+        found = [w for w in wants if w not in lined_up and w not in vain and self._helps(w)]
+        lined_up.update(found)
         return found
 
-    def times_given_way(self, task_id: str, now: float) -> int:
-        """How often a task has given way within the last hour."""
-        return sum(at > now - HOUR_S for at in self.given_way.get(task_id, ()))
+    def _helps(self, want: Want) -> bool:
+        parts = self._kernel.state.resources.parts(want.shape)
+        found = [self._look(want, part) for part in {*parts}]
+        if len(parts) == 1:
+            return found[0].helps
+        return any(one.costs for one in found)
 
-    def _too_often(self, task_id: str, now: float) -> bool:
-        times = self.given_way.get(task_id)
-        if times is None:
+    def _make_room_for(self, entry: Entry, vain: set[Want], now: float) -> bool:
+        """Whether somebody gives way to it."""
+        want = entry.key.want
+        if want in vain:
             return False
-        while times and times[0] <= now - HOUR_S:
-            times.popleft()
-        if not times:
-            del self.given_way[task_id]
+        chosen = self._choose(want)
+        if not any(those for _, _, those in chosen):
+            vain.add(want)
             return False
-        if len(times) < self._kernel.config.preemptions_per_hour:
-            return False
-        self._wake = min(self._wake, times[0] + HOUR_S)
+        those = _once(chosen)
+        self._claim(chosen, those, entry)
+        self._suspend(those, entry.task, now)
         return True
 
-    def _able(
-        self, key: BucketKey, candidates: list[Candidate], now: float, *, replica: bool = False
-    ) -> list[Candidate]:
-        """Who gives way to a task with such a key; the others may do so later."""
-        config = self._kernel.config
-        found: list[Candidate] = []
-        for candidate in candidates:
-            if candidate.priority > key.priority:
-                break  # they are in order
-            stays = now - candidate.since_s + config.slice_residence_s
-            if candidate.priority < key.priority:
-                if replica or not self._is_guarded(candidate, stays, now):
-                    found.append(candidate)
-                continue
-            if key.demoted or not config.slice_s:
-                break
-            if candidate.guarded:
-                continue
-            devices = priority.service_s(1.0, candidate.task.spec.resources)
-            if candidate.demoted and stays <= now:
-                found.append(candidate)
-            elif candidate.demoted:
-                self._wake = min(self._wake, stays)
-            elif devices > 0:
-                short_s = (config.slice_s + candidate.service_s) / devices
-                self._wake = min(self._wake, max(stays, now + short_s))
-        return found
-
-    def _is_guarded(self, candidate: Candidate, stays: float, now: float) -> bool:
-        """Whether it needn't give way to a higher priority yet; stays: until when at least."""
-        if not candidate.guarded:
-            return False
-        if candidate.task.id not in self._kernel.state.overdue_running:
-            return True  # too often: `_too_often` has set when that is over
-        if stays > now:
-            self._wake = min(self._wake, stays)
-        return stays > now or self._too_often(candidate.task.id, now)
-
-    # -- who has to
-
-    def _entries(self, now: float) -> list[Entry]:
-        """The heads of the queue that somebody might give way to: overdue ones, then by score.
-
-        Who is overdue and beyond the share of such work has no fewer rights than it had before.
-        """
-        state = self._kernel.state
-        lowest = min((state.tasks[task_id].spec.priority for task_id in state.holding), default=0)
-        reservation = state.scheduler.reservation
-        first = reservation.task if reservation is not None else None
-        ranked = (ranked.entry for ranked in state.scheduler.ranking(now))
-        return [
-            entry
-            for entry in (*state.scheduler.queue.overdue_heads(), *ranked)
-            if (not entry.key.demoted or entry.key.priority > lowest)
-            and entry.task not in state.scheduler.claims
-            and entry.task != first
-        ]
-
-    def _make_room_for(self, entries: list[Entry], candidates: list[Candidate], now: float) -> None:
-        """In order. What found no room for one request finds none for another that is the same."""
-        able: dict[tuple[int, bool, bool], dict[str, list[Candidate]]] = {}
-        vain: set[tuple[int, bool, bool, Resources]] = set()
-        gone: set[str] = set()
-        held = self._kernel.state.scheduler.reserved(ahead=True)
-        for entry in entries:
-            replica = self._kernel.state.tasks[entry.task].kind is Kind.SERVE
-            kind = (entry.key.priority, entry.key.demoted, replica)
-            if (*kind, entry.key.request) in vain:
-                continue
-            if kind not in able:
-                left = [c for c in candidates if c.task.id not in gone]
-                able[kind] = _by_node(self._able(entry.key, left, now, replica=replica))
-            node, chosen = self._for(entry, able[kind], held)
-            if not chosen:
-                vain.add((*kind, entry.key.request))
-                continue
-            self._claim(node, chosen, entry)
-            held[node] = held.get(node, Resources()) + entry.key.request
-            self._suspend(chosen, entry.task, candidates, now)
-            gone.update(c.task.id for c in chosen)
-            for those in able.values():
-                those[node] = [c for c in those.get(node, []) if c.task.id not in gone]
-
-    def _for(
-        self, entry: Entry, able: dict[str, list[Candidate]], held: dict[str, Resources]
-    ) -> tuple[str, list[Candidate]]:
+    def _choose(self, want: Want) -> Chosen:
         """Who gives way to one waiting task, and where: nobody where that doesn't help.
 
-        Nor where what it needs comes back on some node without anybody's giving way.
+        Nor where what it needs comes back on some node without anybody's giving way. A gang takes
+        the nodes that have room for a part of it already, then the cheapest.
         """
-        if not any(able.values()):
-            return "", []
-        best: tuple[float, str, list[Candidate]] | None = None
-        for name in sorted(self._rooms):
-            kept = held.get(name, Resources())
-            chosen = self._enough(name, entry.key.request, able.get(name, []), kept)
-            if chosen is None:
-                continue
-            if not chosen:
-                return name, []
-            cost = sum(priority.service_s(1.0, c.task.spec.resources) for c in chosen)
-            if best is None or cost < best[0]:
-                best = (cost, name, chosen)
-        return best[1:] if best is not None else ("", [])
-
-    def _claim(self, node: str, chosen: list[Candidate], entry: Entry) -> None:
-        victims = frozenset((c.task.id, c.task.generation) for c in chosen)
-        coming = sum((c.task.spec.resources for c in chosen), Resources())
-        claim = Claim(node, entry.key.request, victims, coming)
-        self._kernel.state.scheduler.claims[entry.task] = claim
-
-    def _come(self) -> dict[str, Pool]:
-        """The nodes as they will be when all have ended that end already."""
-        state = self._kernel.state
-        rooms = {name: pool.copy() for name, pool in state.resources.pools.items()}
-        for task in (state.tasks[task_id] for task_id in state.holding):
-            if task.stopping and task.allocation is not None and task.allocation.node in rooms:
-                rooms[task.allocation.node].release(task.allocation)
-        return rooms
-
-    def _enough(
-        self, name: str, request: Resources, there: list[Candidate], held: Resources
-    ) -> list[Candidate] | None:
-        """Those whose end makes room for `request` on a node: none needed, or None if impossible.
-
-        Counted is what is free, and what those that end already will give back, less what is held
-        back for others.
-        """
-        base = self._rooms[name]
-        total = sum((c.task.spec.resources for c in there), base.free)
-        if not request.fits_in(total.without(held)):
-            return None
-        room = base.copy()
-        chosen: list[Candidate] = []
-        for candidate in there:
-            if room.would_fit(request, held):
-                break
-            assert candidate.task.allocation is not None  # noqa: S101 - those there have one
-            room.release(candidate.task.allocation)
-            chosen.append(candidate)
-        if not room.would_fit(request, held):
-            return None
-        for candidate in sorted(chosen, key=lambda c: c.task.spec.resources.gpu):
-            assert candidate.task.allocation is not None  # noqa: S101 - as above
-            room.occupy(candidate.task.allocation)
-            if room.would_fit(request, held):
-                chosen.remove(candidate)
-            else:
-                room.release(candidate.task.allocation)
+        parts = self._kernel.state.resources.parts(want.shape)
+        chosen: Chosen = []
+        taken: set[str] = set()
+        for part in parts:
+            found = self._look(want, part)
+            if len(parts) == 1 and found.fits:
+                return []
+            node = min(found.fits - taken, default=None) or self._cheapest(found, taken)
+            if node is None:
+                return []
+            taken.add(node)
+            chosen.append((node, part, self._on(node, want, part) or []))
         return chosen
 
-    def _suspend(
-        self, chosen: list[Candidate], waiting: str, candidates: list[Candidate], now: float
-    ) -> list[Candidate]:
+    def _cheapest(self, found: _Found, taken: set[str]) -> str | None:
+        passed: list[tuple[float, str]] = []
+        best: str | None = None
+        while found.heap:
+            cost, node = found.heap[0]
+            if found.costs.get(node) != cost:
+                heapq.heappop(found.heap)
+            elif node in taken:
+                passed.append(heapq.heappop(found.heap))
+            else:
+                best = node
+                break
+        for item in passed:
+            heapq.heappush(found.heap, item)
+        return best
+
+    def _on(self, node: str, want: Want, part: Resources) -> list[Candidate] | None:
+        here = self._candidates
+        able = here.able(node, Need(want.priority, want.demoted, want.replica, part))
+        return here.enough(node, part, able, here.held.get(node, NOTHING))
+
+    def _look(self, want: Want, part: Resources) -> _Found:
+        """What is known of a need, after a look at the nodes that have been touched since."""
+        need = Need(want.priority, want.demoted, want.replica, part)
+        found = self._found.get(need)
+        if found is None:
+            if len(self._found) >= NEEDS_KEPT:
+                self._found.clear()
+            found = self._found[need] = _Found()
+        here = self._candidates
+        here.take_touched()
+        if found.seen != here.count:
+            for node in here.since(found.seen):
+                self._look_at(node, want, part, found)
+            found.seen = here.count
+        over: set[str] = set()
+        while found.ends and found.ends[0][0] <= here.now:
+            over.add(heapq.heappop(found.ends)[1])
+        for node in over & found.costs.keys():
+            self._look_at(node, want, part, found)
+        return found
+
+    def _look_at(self, node: str, want: Want, part: Resources, found: _Found) -> None:
+        chosen = self._on(node, want, part)
+        found.fits.discard(node)
+        found.costs.pop(node, None)
+        if chosen is None:
+            return
+        if not chosen:
+            found.fits.add(node)
+            return
+        cost = found.costs[node] = sum(candidate.cost for candidate in chosen)
+        heapq.heappush(found.heap, (cost, node))
+        need = Need(want.priority, want.demoted, want.replica, part)
+        end = self._candidates.order_until(node, need)
+        if end < math.inf:
+            heapq.heappush(found.ends, (end, node))
+
+    # -- what follows
+
+    def _claim(self, chosen: Chosen, those: list[Candidate], entry: Entry) -> None:
+        places = []
+        for node, part, _ in chosen:
+            there = (p for c in those for p in _parts(c.task) if p.node == node)
+            places.append(Place(node, part.plain, sum((p.resources for p in there), NOTHING)))
+            self._candidates.hold(node, part)
+        victims = frozenset((c.task.id, c.task.generation) for c in those)
+        self._kernel.state.scheduler.claims[entry.task] = Claim(tuple(places), victims)
+
+    def _suspend(self, chosen: list[Candidate], waiting: str, now: float) -> None:
         for candidate in chosen:
-            assert candidate.task.allocation is not None  # noqa: S101 - as above
-            self._rooms[candidate.task.allocation.node].release(candidate.task.allocation)
-            self.given_way.setdefault(candidate.task.id, deque()).append(now)
+            self.note_given_way(candidate.task.id, now)
             saving = replace(candidate.task, state=State.SUSPENDING)
             self._kernel.stop(
                 candidate.task,
@@ -373,12 +385,17 @@ class Preemption:
                 event="suspending",
                 detail=f"gives way to {waiting}",
             )
-        return [c for c in candidates if c not in chosen]
+        self._candidates.take_touched()
 
 
-def _by_node(candidates: list[Candidate]) -> dict[str, list[Candidate]]:
-    found: dict[str, list[Candidate]] = {}
-    for candidate in candidates:
-        assert candidate.task.allocation is not None  # noqa: S101 - candidates have one
-        found.setdefault(candidate.task.allocation.node, []).append(candidate)
-    return found
+def _parts(task: Task) -> tuple[Allocation, ...]:
+    return task.allocation.parts if task.allocation is not None else ()
+
+
+def _once(chosen: Chosen) -> list[Candidate]:
+    """All who give way; a gang that does on several nodes once."""
+    found: dict[str, Candidate] = {}
+    for _, _, those in chosen:
+        for candidate in those:
+            found.setdefault(candidate.task.id, candidate)
+    return list(found.values())

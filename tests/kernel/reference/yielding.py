@@ -1,0 +1,347 @@
+"""Who gives way, told from all running tasks and all nodes, each time."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from tests.kernel.reference.quotas import ReferenceQuotas
+from zenos.core import priority
+from zenos.core.resources import Resources
+from zenos.core.task import Allocation, Kind, State, Task
+from zenos.kernel import elastic, preemption
+from zenos.kernel.pool import Pool
+from zenos.kernel.queue import BucketKey, Entry, is_demoted, order_of
+from zenos.kernel.scheduler import Claim, Place
+from zenos.kernel.step import Kernel
+from zenos.kernel.victims import Preemption
+
+HOUR_S = 3600.0
+ROUNDING_S = 0.001
+
+
+class Candidate(NamedTuple):
+    """As the kernel's, without a node."""
+
+    priority: int
+    service_s: float
+    order: int
+    task: Task
+    demoted: bool
+    since_s: float
+    guarded: bool = False
+    lent: Allocation | None = None  # what alone it gives up of what it holds
+
+    @property
+    def part(self) -> Allocation:
+        assert self.task.allocation is not None
+        return self.lent or self.task.allocation
+
+
+class ReferencePreemption(Preemption):
+    """Suspends tasks that can yield for others that wait.
+
+    A claim holds what they give back for whom they gave way to. Claims, and how often a task has
+    given way, are not stored: after a restart both are decided anew.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__(kernel)
+        self.times = self.given_way
+        self._wake = math.inf
+        self._rooms: dict[str, Pool] = {}
+
+    def renew_claims(self) -> None:
+        state = self._kernel.state
+        for task_id, claim in list(state.scheduler.claims.items()):
+            pool = state.resources.pools.get(claim.node)
+            there = pool is not None and pool.node.takes_work
+            if task_id not in state.scheduler.queue or not there:
+                del state.scheduler.claims[task_id]
+                continue
+            still = (
+                state.tasks[task].allocation
+                for task, generation in claim.victims
+                if task in state.holding and state.tasks[task].generation == generation
+            )
+            coming = sum((a.resources for a in still if a is not None), Resources())
+            place = claim.places[0]._replace(coming=coming)
+            state.scheduler.claims[task_id] = claim._replace(places=(place,))
+        for task in state.changes.tasks.values():
+            if task.is_ended:
+                self.times.pop(task.id, None)
+
+    def make_room(self, now: float) -> None:
+        state = self._kernel.state
+        self._wake = math.inf
+        waiting = preemption.waiting(self._kernel)
+        if self._kernel.draining or not (waiting or len(state.scheduler.queue)):
+            return
+        reservation = state.scheduler.reservation
+        entries = self._entries(now)
+        if reservation is None and not entries and not waiting:
+            return
+        candidates = self._all_candidates(now)  # 1
+        self._rooms = self._come()
+        candidates = self._let_go_on(waiting, candidates, now)  # 2
+        if reservation is not None and candidates:  # 3
+            first = state.tasks[reservation.task]
+            held = state.scheduler.reserved(first.id, ahead=True)
+            behind = _by_node(self._behind(first, candidates, now)).get(reservation.node, [])
+            kept = held.get(reservation.node, Resources())
+            chosen = self._enough(reservation.node, first.spec.request, behind, kept)
+            if chosen:
+                candidates = self._suspend(chosen, first.id, candidates, now)
+        self._make_room_for(entries, candidates, now)  # 4
+
+    def next_wake(self, now: float) -> float:
+        return max(self._wake, now + ROUNDING_S)
+
+    # -- who may have to
+
+    def _all_candidates(self, now: float) -> list[Candidate]:
+        state, config = self._kernel.state, self._kernel.config
+        found: list[Candidate] = []
+        for task_id in state.holding:
+            task = state.tasks[task_id]
+            if not task.can_save or task.state is not State.RUNNING or task.stopping:
+                continue
+            if task.running is None or not config.preemptions_per_hour:
+                continue
+            if task.allocation is None or task.allocation.node not in state.resources.pools:
+                continue  # left running by a daemon of another node's name
+            since_s = now - task.running
+            guarded = self._too_often(task_id, now) or task_id in state.overdue_running
+            if since_s < config.residence_s:
+                self._wake = min(self._wake, task.running + config.residence_s)
+                continue
+            had_s = priority.service_s(task.ran_s + since_s, task.spec.resources)
+            demoted = bool(config.slice_s) and had_s >= config.slice_s
+            order = order_of(task_id)
+            found.append(
+                Candidate(task.spec.priority, -had_s, order, task, demoted, since_s, guarded)
+            )
+        return sorted(found, key=lambda c: c[:3])
+
+    def _let_go_on(
+        self, waiting: list[Task], candidates: list[Candidate], now: float
+    ) -> list[Candidate]:
+        kept: dict[str, Resources] = {}
+        for task in waiting:
+            if task.allocation is None or task.allocation.node not in self._rooms:
+                continue
+            node, wants = task.allocation.node, Resources(cpu=task.granted.cpu)
+            demoted = is_demoted(task, task.ran_s, self._kernel.config)
+            key = BucketKey(task.spec.priority, task.principal.user, 0, wants, demoted)
+            able = _by_node(self._able(key, candidates, now)).get(node, [])
+            chosen = self._enough(node, wants, able, kept.get(node, Resources()))
+            if chosen:
+                candidates = self._suspend(chosen, task.id, candidates, now)
+            kept[node] = kept.get(node, Resources()) + wants
+        return candidates
+
+    def _behind(self, first: Task, candidates: list[Candidate], now: float) -> list[Candidate]:
+        since = first.queued - first.waited_s
+        found: list[Candidate] = []
+        for candidate in candidates:
+            if candidate.guarded:
+                stays = now - candidate.since_s + self._kernel.config.slice_residence_s
+                higher = candidate.priority < first.spec.priority
+                replica = higher and first.kind is Kind.SERVE
+                if not higher or not (replica or not self._is_guarded(candidate, stays, now)):
+                    continue
+            if candidate.task.waited_s < now - since:
+                found.append(candidate)
+            else:
+                self._wake = min(self._wake, since + candidate.task.waited_s)
+        return found
+
+    def times_given_way(self, task_id: str, now: float) -> int:
+        return sum(at > now - HOUR_S for at in self.times.get(task_id, ()))
+
+    def _too_often(self, task_id: str, now: float) -> bool:
+        times = self.times.get(task_id)
+        if times is None:
+            return False
+        while times and times[0] <= now - HOUR_S:
+            times.popleft()
+        if not times:
+            del self.times[task_id]
+            return False
+        if len(times) < self._kernel.config.preemptions_per_hour:
+            return False
+        self._wake = min(self._wake, times[0] + HOUR_S)
+        return True
+
+    def _able(
+        self, key: BucketKey, candidates: list[Candidate], now: float, *, replica: bool = False
+    ) -> list[Candidate]:
+        config = self._kernel.config
+        found: list[Candidate] = []
+        for candidate in candidates:
+            if candidate.priority > key.priority:
+                break  # they are in order
+            stays = now - candidate.since_s + config.slice_residence_s
+            if candidate.priority < key.priority:
+                if replica or not self._is_guarded(candidate, stays, now):
+                    found.append(candidate)
+                continue
+            lent = None if candidate.guarded else elastic.lent(candidate.task)
+            if lent is not None:
+                found.append(candidate._replace(lent=lent))
+                continue
+            if key.demoted or not config.slice_s or candidate.guarded:
+                continue
+            devices = priority.service_s(1.0, candidate.task.granted)
+            if candidate.demoted and stays <= now:
+                found.append(candidate)
+            elif candidate.demoted:
+                self._wake = min(self._wake, stays)
+            elif devices > 0:
+                short_s = (config.slice_s + candidate.service_s) / devices
+                self._wake = min(self._wake, max(stays, now + short_s))
+        return found
+
+    def _is_guarded(self, candidate: Candidate, stays: float, now: float) -> bool:
+        if not candidate.guarded:
+            return False
+        if candidate.task.id not in self._kernel.state.overdue_running:
+            return True  # too often: `_too_often` has set when that is over
+        if stays > now:
+            self._wake = min(self._wake, stays)
+        return stays > now or self._too_often(candidate.task.id, now)
+
+    # -- who has to
+
+    def _entries(self, now: float) -> list[Entry]:
+        state = self._kernel.state
+        lowest = min((state.tasks[task_id].spec.priority for task_id in state.holding), default=0)
+        reservation = state.scheduler.reservation
+        first = reservation.task if reservation is not None else None
+        ranked = (ranked.entry for ranked in state.scheduler.ranking(now))
+        return [
+            entry
+            for entry in (*state.scheduler.queue.overdue_heads(), *ranked)
+            if (not entry.key.demoted or entry.key.priority > lowest)
+            and entry.task not in state.scheduler.claims
+            and entry.task != first
+        ]
+
+    def _make_room_for(self, entries: list[Entry], candidates: list[Candidate], now: float) -> None:
+        able: dict[tuple[int, bool, bool], dict[str, list[Candidate]]] = {}
+        vain: set[tuple[int, bool, bool, Resources]] = set()
+        gone: set[str] = set()
+        held = self._kernel.state.scheduler.reserved(ahead=True)
+        for entry in entries:
+            replica = self._kernel.state.tasks[entry.task].kind is Kind.SERVE
+            kind = (entry.key.priority, entry.key.demoted, replica)
+            if (*kind, entry.key.request) in vain or not self._may_have(entry):
+                continue
+            if kind not in able:
+                left = [c for c in candidates if c.task.id not in gone]
+                able[kind] = _by_node(self._able(entry.key, left, now, replica=replica))
+            node, chosen = self._for(entry, able[kind], held)
+            if not chosen:
+                vain.add((*kind, entry.key.request))
+                continue
+            self._claim(node, chosen, entry)
+            held[node] = held.get(node, Resources()) + entry.key.request
+            self._suspend(chosen, entry.task, candidates, now)
+            gone.update(c.task.id for c in chosen)
+            for those in able.values():
+                those[node] = [c for c in those.get(node, []) if c.task.id not in gone]
+
+    def _may_have(self, entry: Entry) -> bool:
+        state = self._kernel.state
+        first = state.scheduler.reservation
+        promised = {*state.scheduler.claims, *([first.task] if first is not None else [])}
+        beside = [state.tasks[task] for task in promised - {entry.task}]
+        owner = state.tasks[entry.task].principal
+        quotas = ReferenceQuotas(self._kernel)
+        waiting = [task for task in beside if task.id in state.scheduler.queue]
+        return quotas.fits(owner.user, owner.project, entry.key.request, waiting)
+
+    def _for(
+        self, entry: Entry, able: dict[str, list[Candidate]], held: dict[str, Resources]
+    ) -> tuple[str, list[Candidate]]:
+        if not any(able.values()):
+            return "", []
+        best: tuple[float, str, list[Candidate]] | None = None
+        for name in sorted(self._rooms):
+            kept = held.get(name, Resources())
+            chosen = self._enough(name, entry.key.request, able.get(name, []), kept)
+            if chosen is None:
+                continue
+            if not chosen:
+                return name, []
+            cost = sum(priority.service_s(1.0, c.task.granted) for c in chosen)
+            if best is None or cost < best[0]:
+                best = (cost, name, chosen)
+        return best[1:] if best is not None else ("", [])
+
+    def _claim(self, node: str, chosen: list[Candidate], entry: Entry) -> None:
+        victims = frozenset((c.task.id, c.task.generation) for c in chosen)
+        coming = sum((c.task.granted for c in chosen), Resources())
+        claim = Claim((Place(node, entry.key.request.plain, coming),), victims)
+        self._kernel.state.scheduler.claims[entry.task] = claim
+
+    def _come(self) -> dict[str, Pool]:
+        state = self._kernel.state
+        rooms = {name: pool.copy() for name, pool in state.resources.pools.items()}
+        for task in (state.tasks[task_id] for task_id in state.holding):
+            if task.stopping and task.allocation is not None and task.allocation.node in rooms:
+                rooms[task.allocation.node].release(task.allocation)
+        return rooms
+
+    def _enough(
+        self, name: str, request: Resources, there: list[Candidate], held: Resources
+    ) -> list[Candidate] | None:
+        base = self._rooms[name]
+        total = sum((c.part.resources for c in there), base.free)
+        if not request.fits_in(total.without(held)):
+            return None
+        room = base.copy()
+        chosen: list[Candidate] = []
+        for candidate in there:
+            if room.would_fit(request, held):
+                break
+            room.release(candidate.part)
+            chosen.append(candidate)
+        if not room.would_fit(request, held):
+            return None
+        for candidate in sorted(chosen, key=lambda c: c.part.resources.gpu):
+            room.occupy(candidate.part)
+            if room.would_fit(request, held):
+                chosen.remove(candidate)
+            else:
+                room.release(candidate.part)
+        return chosen
+
+    def _suspend(
+        self, chosen: list[Candidate], waiting: str, candidates: list[Candidate], now: float
+    ) -> list[Candidate]:
+        for candidate in chosen:
+            assert candidate.task.allocation is not None
+            self._rooms[candidate.task.allocation.node].release(candidate.task.allocation)
+            self.times.setdefault(candidate.task.id, deque()).append(now)
+            saving = replace(candidate.task, state=State.SUSPENDING)
+            self._kernel.stop(
+                candidate.task,
+                "suspend",
+                now,
+                into=saving,
+                event="suspending",
+                detail=f"gives way to {waiting}",
+            )
+        return [c for c in candidates if c not in chosen]
+
+
+def _by_node(candidates: list[Candidate]) -> dict[str, list[Candidate]]:
+    found: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        assert candidate.task.allocation is not None
+        found.setdefault(candidate.task.allocation.node, []).append(candidate)
+    return found

@@ -1,0 +1,254 @@
+"""Why a task waits: what is told is what the kernel does."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from msgspec.structs import replace
+
+from tests.kernel.harness import PROGRAM, TRAIN, YIELDING, Harness, node, spec
+from tests.kernel.test_forecast import STEPS, acted, picture
+from zenos.core import events as ev
+from zenos.core.outlook import Remedy, Why
+from zenos.core.resources import Resources
+from zenos.core.specs import DeploymentSpec
+from zenos.core.task import HOLDING, Outcome, State, Task
+from zenos.kernel.explanation import ended, explain
+from zenos.kernel.supervision import EXIT_SUSPENDED, saves
+
+
+def why(h: Harness, task: Task) -> Why:
+    return explain(picture(h, task), task.id)
+
+
+def test_place_score_and_expected_start_of_a_task_that_waits() -> None:
+    h = Harness(node(cpu=1))
+    running = h.submit(spec(expected_s=100.0, name="first"))
+    h.run(running)
+    waiting = h.submit(spec(expected_s=60.0))
+    short, urgent = h.submit(spec(expected_s=5.0)), h.submit(spec(priority=60, expected_s=9.0))
+    h.wait(30)
+    made = why(h, waiting)
+    assert made.reason == "it waits for 1 CPU more on local"
+    assert (made.ahead, made.waiting, made.exact) == (2, 3, True)
+    assert why(h, urgent).ahead == 0
+    assert why(h, short).ahead == 1
+    score = made.score
+    assert score is not None
+    # All CPUs are in use: it is expected to take twice as long.
+    assert (score.waited_s, score.expected_s, score.contention) == (30.0, 120.0, 1.0)
+    assert score.total == pytest.approx(50 + 25.0 * 30 / 150)
+    assert (made.expected_s, made.expected_by) == (60.0, "user")
+    assert made.starts_at == h.clock.now() + 70 + 9 + 5
+    assert made.overdue_at == 1000.0 + 3600.0
+    (lack,) = made.lacks
+    assert (lack.node, lack.lacks) == ("local", Resources(cpu=1000))
+    (holder,) = lack.holders
+    assert (holder.task, holder.label, holder.until) == (running.id, "first", h.clock.now() + 70)
+    # Who stands before it would get what comes free, and a little more of it.
+    assert [(r.kind, r.priority) for r in made.remedies] == []
+    assert [r.tasks for r in why(h, urgent).remedies if r.kind == "end"] == [[running.id]]
+
+
+def test_a_higher_priority_that_would_preempt() -> None:
+    h = Harness(node(cpu=2))
+    training = h.submit(spec(TRAIN, cpu=2, priority=50))
+    h.run(training)
+    h.wait(6)
+    waiting = h.submit(spec(cpu=1, priority=40))
+    made = why(h, waiting)
+    (remedy,) = [r for r in made.remedies if r.kind == "priority"]
+    assert (remedy.priority, remedy.yields) == (51, [training.id])
+    assert remedy.text == f"priority 51: {training.id} gives way"
+    h.nice(waiting, 51)
+    h.exit(training, exit_code=EXIT_SUSPENDED)
+    assert h.now(waiting).state is State.STARTING
+    # A program that cannot save gives way to nobody.
+    h = Harness(node(cpu=2))
+    h.run(h.submit(spec(PROGRAM, cpu=2)))
+    h.wait(6)
+    assert not [r for r in why(h, h.submit(spec())).remedies if r.kind == "priority"]
+
+
+def test_several_have_to_end_where_one_is_not_enough() -> None:
+    h = Harness(node(cpu=3))
+    small = [h.submit(spec(cpu=1, priority=p)) for p in (10, 50, 90)]
+    for task in small:
+        h.run(task)
+    made = why(h, h.submit(spec(cpu=2)))
+    (remedy,) = [r for r in made.remedies if r.kind == "end"]
+    assert remedy.tasks == [small[0].id, small[1].id]
+
+
+def test_what_is_held_back_for_others_is_told_with_whom_for() -> None:
+    h = Harness(node(cpu=2))
+    h.run(h.submit(spec(cpu=1)))
+    large = h.submit(spec(cpu=2, expected_s=1.0))
+    h.wait(4000)
+    small = h.submit(spec(cpu=1))
+    made = why(h, small)
+    assert [(row.kind, row.task) for row in made.held_back] == [("reservation", large.id)]
+    assert made.lacks[0].held_back == Resources(cpu=1000, memory=1_000_000_000)
+    assert "is held back for others" in made.reason
+    (remedy,) = [r for r in made.remedies if r.kind == "cancel"]
+    assert remedy.tasks == [large.id]
+    first = why(h, large)
+    assert (first.overdue, first.ahead) == (True, 0)
+    h.cancel(large)
+    assert h.now(small).state is State.STARTING
+
+
+def test_gpus_in_pieces() -> None:
+    h = Harness(node(cpu=8, gpu=2))
+    for _ in range(2):
+        h.run(h.submit(spec(gpu=0.6, cpu=0)))
+    made = why(h, h.submit(spec(gpu=0.5, cpu=0)))
+    assert made.lacks[0].in_pieces
+    assert "given out in pieces" in made.reason
+    assert {r.kind for r in made.remedies} == {"end", "node"}
+
+
+def test_running_tasks_and_what_could_send_them_away() -> None:
+    h = Harness(node(cpu=2), node(cpu=4, name="second"))
+    task = h.submit(spec(TRAIN, expected_s=100.0))
+    h.run(task)
+    h.wait(2)
+    made = why(h, task)
+    assert made.reason.startswith("it runs on local")
+    stay = made.stay
+    assert stay is not None
+    assert (stay.node, stay.ran_s, stay.ends_at) == ("local", 2.0, h.clock.now() + 98)
+    assert (stay.may_yield, stay.residence_until) == (True, h.clock.now() + 3)
+    assert (stay.others, stay.guarded, stay.demoted) == (["second"], False, False)
+    h.wait(10)
+    after = why(h, task).stay
+    assert after is not None
+    assert after.residence_until is None
+
+
+def test_held_paused_delayed_and_ended_tasks() -> None:
+    h = Harness(node(cpu=1))
+    task = h.submit(spec(YIELDING, retries=3))
+    h.run(task)
+    h.pause(task)
+    assert "gives its CPU back" in why(h, task).reason
+    h.paused(task)
+    made = why(h, task)
+    assert made.reason.startswith("somebody paused it")
+    assert [r.text for r in made.remedies] == [f"zenos resume {task.id}"]
+    assert made.starts_note == "when somebody resumes it"
+    other = h.submit(spec())
+    h.resume(task)
+    made = why(h, task)
+    assert "waits for its CPU" in made.reason
+    assert made.lacks[0].holders[0].task == other.id
+    assert made.starts_at is not None
+    assert [r.tasks for r in made.remedies if r.kind == "end"] == [[other.id]]
+    h.run(other)
+    h.exit(other)
+    h.suspend(task)
+    h.exit(task, exit_code=EXIT_SUSPENDED)
+    assert "suspended" in why(h, task).reason
+    h.resume(task)
+    h.run(task)
+    h.exit(task, exit_code=1)
+    made = why(h, task)
+    assert "exit code 1" in made.reason
+    assert made.until == h.now(task).not_before
+    assert made.starts_at == h.now(task).not_before
+    h.wait(2)
+    h.run(task)
+    h.exit(task)
+    over = ended(h.now(task), h.clock.now())
+    assert over.reason == "succeeded: its worker ended with exit code 0"
+    gone = h.submit(spec(cpu=1))
+    h.cancel(gone)
+    h.exit(gone, signal=15, exit_code=None)
+    assert ended(h.now(gone), 0.0).reason == "cancelled"
+
+
+def test_a_task_that_no_node_can_hold_any_more() -> None:
+    h = Harness(node(cpu=2))
+    h.run(h.submit(spec(cpu=1)))
+    task = h.submit(spec(cpu=2))
+    h.step(ev.NodeUp(node=node(cpu=1)))
+    made = why(h, task)
+    assert made.reason == "cannot ever fit: wants 2 CPUs, the largest node has 1"
+    assert (made.starts_at, made.starts_note, made.remedies) == (None, made.reason, [])
+
+
+def test_a_replica_that_waits() -> None:
+    h = Harness(node(cpu=1))
+    h.run(h.submit(spec()))
+    model = DeploymentSpec(model="m", min_replicas=1, max_replicas=1, memory="100MB", cpu=1)
+    h.ask(ev.Deploy(request=1, spec=model))
+    (replica,) = [t for t in h.kernel.state.tasks.values() if t.kind == "serve"]
+    made = why(h, replica)
+    assert made.expected_s is None
+    assert made.remedies
+    assert made.starts_at is not None
+
+
+def do(h: Harness, task: Task, remedy: Remedy) -> None:
+    """What a remedy says, and what follows at once."""
+    match remedy.kind:
+        case "resume":
+            h.resume(task, inexact=h.now(task).held == "numerics")
+        case "priority":
+            assert remedy.priority is not None
+            h.nice(task, remedy.priority)
+        case "end":
+            exits = [h.kernel.state.tasks[name] for name in remedy.tasks]
+            h.step(*(leaves(t, Outcome(exit_code=0)) for t in exits))
+        case "cancel":
+            for name in remedy.tasks:
+                h.cancel(h.kernel.state.tasks[name])
+        case "node":
+            pool = h.kernel.state.resources.pools[remedy.node]
+            gpus = pool.node.gpus + remedy.resources.gpu // 1000
+            capacity = pool.node.capacity + remedy.resources
+            h.step(ev.NodeUp(node=replace(pool.node, capacity=capacity, gpus=gpus)))
+    for _ in range(20):
+        live = [h.kernel.state.tasks[name] for name in sorted(h.kernel.state.holding)]
+        due: list[ev.Event] = []
+        for one in live:
+            if one.stopping:
+                code = Outcome(exit_code=EXIT_SUSPENDED) if saves(one) else Outcome(signal=15)
+                due.append(leaves(one, code))
+            elif one.state is State.PAUSING:
+                due.append(ev.WorkerPaused(task=one.id, generation=one.generation))
+        if not due:
+            return
+        h.step(*due)
+
+
+def leaves(task: Task, outcome: Outcome) -> ev.Event:
+    return ev.WorkerExited(task=task.id, generation=task.generation, outcome=outcome)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=STEPS)
+def test_whatever_the_state_it_is_explained_and_what_is_said_to_help_does(
+    steps: list[tuple[str, int, int, int]],
+) -> None:
+    def replayed() -> tuple[Harness, list[Task]]:
+        h = Harness(node(cpu=3), node(cpu=2, gpu=1, name="second"))
+        return h, acted(h, steps)
+
+    h, tasks = replayed()
+    for task in tasks:
+        if h.now(task).is_ended:
+            assert ended(h.now(task), h.clock.now()).reason
+            continue
+        made = why(h, task)
+        assert made.reason
+        assert (made.score is None) == (task.id not in h.kernel.state.scheduler.queue)
+        if made.score is not None:
+            s = made.score
+            assert s.total == pytest.approx(s.priority + s.raised + s.ageing * s.p - s.penalty)
+        for remedy in made.remedies:
+            other, _ = replayed()
+            do(other, task, remedy)
+            state = other.now(task).state
+            assert state in HOLDING, (made.reason, remedy)
+            assert state not in (State.PAUSED, State.PAUSING), (made.reason, remedy)

@@ -1,0 +1,326 @@
+"""Who could give way on a node, to whom, and what that would make room for.
+
+All that decides it is looked up node by node, and only where something has changed: by an event
+(`touch`), or because somebody has stayed, or run, for long enough by now (`later`).
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from zenos.core import priority
+from zenos.core.resources import Resources
+from zenos.core.task import Allocation, Kind, State, Task
+from zenos.kernel import elastic
+from zenos.kernel.pool import Pool
+from zenos.kernel.queue import order_of
+
+if TYPE_CHECKING:
+    from zenos.kernel.step import Kernel
+
+HOUR_S = 3600.0
+ROUNDING_S = 0.001
+
+
+class Candidate(NamedTuple):
+    """A running task that can be suspended, with what decides whether it is. Smaller goes first.
+
+    priority: its base priority; service_s: what it has had, negative so that most goes first.
+    guarded: it started as overdue, or has given way too often of late: it doesn't give way to
+    equals, nor, for a while, to tasks of a higher priority; to requests for a model it does.
+    part: what it holds on the node in question.
+    """
+
+    priority: int
+    service_s: float
+    order: int
+    task: Task
+    demoted: bool
+    since_s: float  # the length of its present stay
+    guarded: bool
+    part: Allocation
+
+    @property
+    def cost(self) -> float:
+        """Devices that are taken back, on all its nodes: cores where it has no GPU."""
+        return priority.service_s(1.0, self.task.granted)
+
+
+class Need(NamedTuple):
+    """Something that is wanted of one node, and by what right."""
+
+    priority: int
+    demoted: bool
+    replica: bool
+    request: Resources
+
+
+class _Here:
+    """What is known of one node in the present step."""
+
+    __slots__ = ("able", "candidates", "room")
+
+    def __init__(self, candidates: list[Candidate], room: Pool) -> None:
+        self.candidates = candidates
+        self.room = room
+        self.able: dict[tuple[int, bool, bool], list[Candidate]] = {}
+
+
+class Candidates:
+    """By node, who could give way. `held`: what is held back there for others."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self.given_way: dict[str, deque[float]] = {}
+        self.held: dict[str, Resources] = {}
+        self.now = 0.0
+        self._here: dict[str, _Here] = {}
+        # Nodes by when they were last touched, the latest last: by whom that was seen is counted.
+        self._touched: dict[str, int] = {}
+        self._count = 0
+        # When who on a node has stayed long enough: a heap, one item of each node counts.
+        self._later: list[tuple[float, str]] = []
+        self._later_of: dict[str, float] = {}
+
+    # -- what has changed
+
+    def begin(self, now: float, held: dict[str, Resources]) -> None:
+        """A step: nothing is known of any node, and of some something has changed."""
+        self.now = now
+        self._here.clear()
+        while self._later and self._later[0][0] <= now:
+            at, node = heapq.heappop(self._later)
+            if self._later_of.get(node) == at:
+                del self._later_of[node]
+                self._touch(node)
+        for node in held.keys() | self.held.keys():
+            if held.get(node) != self.held.get(node):
+                self._touch(node)
+        self.held = held
+        self.take_touched()
+
+    def take_touched(self) -> None:
+        """Note what events, and what has been decided, have changed since."""
+        touched = self._kernel.state.touched
+        for node in touched:
+            self._touch(node)
+        touched.clear()
+
+    def hold(self, node: str, request: Resources) -> None:
+        """Hold that much more back on a node."""
+        self.held[node] = self.held.get(node, Resources()) + request
+        self._touch(node)
+
+    def _touch(self, node: str) -> None:
+        self._count += 1
+        self._touched.pop(node, None)
+        self._touched[node] = self._count
+        self._here.pop(node, None)
+
+    def since(self, count: int) -> Iterator[str]:
+        """Nodes that were touched after so many touches, the latest first."""
+        for node in reversed(self._touched):
+            if self._touched[node] <= count:
+                return
+            if node in self._kernel.state.resources.pools:
+                yield node
+
+    @property
+    def count(self) -> int:
+        """How many touches there have been."""
+        return self._count
+
+    def touched_at(self, node: str) -> int:
+        """The last touch of a node."""
+        return self._touched.get(node, 0)
+
+    def wake(self) -> float:
+        """When somebody will have stayed long enough; infinity where nobody is waited for."""
+        return self._later[0][0] if self._later else math.inf
+
+    def _not_before(self, node: str, at: float) -> None:
+        """Look at a node again then."""
+        if at < self._later_of.get(node, math.inf):
+            self._later_of[node] = at
+            heapq.heappush(self._later, (at, node))
+
+    # -- who
+
+    def on(self, node: str) -> list[Candidate]:
+        """Those on a node, the first to go first: the lowest priority, then most service."""
+        return self._look(node).candidates
+
+    def _look(self, node: str) -> _Here:
+        here = self._here.get(node)
+        if here is None:
+            here = self._here[node] = _Here(self._find(node), self._room(node))
+        return here
+
+    def _find(self, node: str) -> list[Candidate]:
+        state, config, now = self._kernel.state, self._kernel.config, self.now
+        found: list[Candidate] = []
+        for task_id in state.on_node.get(node, ()) if config.preemptions_per_hour else ():
+            task = state.tasks[task_id]
+            if not task.can_save or task.state is not State.RUNNING or task.stopping:
+                continue
+            if task.running is None or task.allocation is None:
+                continue
+            since_s = now - task.running
+            guarded = self._too_often(task_id, node) or task_id in state.overdue_running
+            if since_s < config.residence_s:
+                self._not_before(node, task.running + config.residence_s)
+                continue
+            had_s = priority.service_s(task.ran_s + since_s, task.spec.resources)
+            demoted = bool(config.slice_s) and had_s >= config.slice_s
+            order = order_of(task_id)
+            part = next(part for part in task.allocation.parts if part.node == node)
+            base = task.spec.priority
+            found.append(Candidate(base, -had_s, order, task, demoted, since_s, guarded, part))
+        return sorted(found, key=lambda c: c[:3])
+
+    def _room(self, node: str) -> Pool:
+        """A node as it will be when all have ended that end already."""
+        state = self._kernel.state
+        pool = state.resources.pools[node]
+        if not state.stopping:
+            return pool
+        room: Pool | None = None
+        for task_id in state.on_node.get(node, ()):
+            allocation = state.tasks[task_id].allocation
+            if task_id in state.stopping and allocation is not None:
+                room = room or pool.copy()
+                for part in allocation.parts:
+                    if part.node == node:
+                        room.release(part)
+        return room or pool
+
+    def behind(self, node: str, first: Task) -> list[Candidate]:
+        """Those on a node that stand behind an overdue task when they wait again, by their wait."""
+        since = first.queued - first.waited_s
+        found: list[Candidate] = []
+        for candidate in self.on(node):
+            if candidate.guarded:
+                higher = candidate.priority < first.spec.priority
+                replica = higher and first.kind is Kind.SERVE
+                if not higher or not (replica or not self._is_guarded(candidate)):
+                    continue
+            if candidate.task.waited_s < self.now - since:
+                found.append(candidate)
+            else:
+                self._not_before(node, since + candidate.task.waited_s)
+        return found
+
+    def times_given_way(self, task_id: str, now: float) -> int:
+        """How often a task has given way within the last hour."""
+        return sum(at > now - HOUR_S for at in self.given_way.get(task_id, ()))
+
+    def _too_often(self, task_id: str, node: str) -> bool:
+        times = self.given_way.get(task_id)
+        if times is None:
+            return False
+        while times and times[0] <= self.now - HOUR_S:
+            times.popleft()
+        if not times:
+            del self.given_way[task_id]
+            return False
+        if len(times) < self._kernel.config.preemptions_per_hour:
+            return False
+        self._not_before(node, times[0] + HOUR_S)
+        return True
+
+    def able(self, node: str, need: Need) -> list[Candidate]:
+        """Who on a node gives way to such a need; the others may do so later."""
+        here = self._look(node)
+        kind = need[:3]
+        if kind not in here.able:
+            here.able[kind] = self._able(node, need, here.candidates)
+        return here.able[kind]
+
+    def _able(self, node: str, need: Need, candidates: list[Candidate]) -> list[Candidate]:
+        config, now = self._kernel.config, self.now
+        found: list[Candidate] = []
+        for candidate in candidates:
+            if candidate.priority > need.priority:
+                break  # they are in order
+            if candidate.priority < need.priority:
+                if need.replica or not self._is_guarded(candidate):
+                    found.append(candidate)
+                continue
+            lent = None if candidate.guarded else elastic.lent(candidate.task)
+            if lent is not None and lent.node == node:
+                found.append(candidate._replace(part=lent))
+                continue
+            if need.demoted or not config.slice_s or candidate.guarded:
+                continue
+            stays = now - candidate.since_s + config.slice_residence_s
+            if candidate.demoted and stays <= now:
+                found.append(candidate)
+            elif candidate.demoted:
+                self._not_before(node, stays)
+            elif candidate.cost > 0:
+                short_s = (config.slice_s + candidate.service_s) / candidate.cost
+                self._not_before(node, max(stays, now + short_s))
+        return found
+
+    def _is_guarded(self, candidate: Candidate) -> bool:
+        """Whether it needn't give way to a higher priority yet."""
+        if not candidate.guarded:
+            return False
+        node = candidate.part.node
+        if candidate.task.id not in self._kernel.state.overdue_running:
+            return True  # too often: `_too_often` has noted when that is over
+        stays = self.now - candidate.since_s + self._kernel.config.slice_residence_s
+        if stays > self.now:
+            self._not_before(node, stays)
+        return stays > self.now or self._too_often(candidate.task.id, node)
+
+    def order_until(self, node: str, need: Need) -> float:
+        """Until when those who give way to a need do so in the same order: who has more devices
+        overtakes who has had more service.
+        """
+        end = math.inf
+        able = self.able(node, need)
+        for before, after in itertools.pairwise(able):
+            faster = after.cost - before.cost
+            if before.priority == after.priority and faster > 0:
+                had_more = after.service_s - before.service_s
+                end = min(end, self.now + had_more / faster - ROUNDING_S)
+        return max(end, self.now)
+
+    # -- what for
+
+    def enough(
+        self, node: str, request: Resources, there: list[Candidate], held: Resources
+    ) -> list[Candidate] | None:
+        """Those whose end makes room for `request` on a node: none needed, or None if impossible.
+
+        Counted is what is free, and what those that end already will give back, less what is held
+        back for others.
+        """
+        base = self._look(node).room
+        if not there:
+            return [] if base.would_fit(request, held) else None
+        total = sum((c.part.resources for c in there), base.free)
+        if not request.fits_in(total.without(held)):
+            return None
+        room = base.copy()
+        chosen: list[Candidate] = []
+        for candidate in there:
+            if room.would_fit(request, held):
+                break
+            room.release(candidate.part)
+            chosen.append(candidate)
+        if not room.would_fit(request, held):
+            return None
+        for candidate in sorted(chosen, key=lambda c: c.part.resources.gpu):
+            room.occupy(candidate.part)
+            if room.would_fit(request, held):
+                chosen.remove(candidate)
+            else:
+                room.release(candidate.part)
+        return chosen

@@ -1,0 +1,131 @@
+"""Elastic trainings: they grow into what is idle, and give it back when somebody wants it.
+
+A batch is cut into as many shards as there may be workers, whoever computes them: with any number
+of workers the result is the same (`runtime/train/gang.py`). So a training changes their number by
+saving its state and starting again, and is never in between.
+
+What it has beyond its fewest workers is lent: who waits with the same base priority gets it back
+(`candidates.py`), who has a higher one may take all, as from any other training.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from zenos.core.resources import Resources
+from zenos.core.task import Allocation, State, Task, TaskSpec
+from zenos.kernel.pool import NOTHING
+
+if TYPE_CHECKING:
+    from zenos.kernel.step import Kernel
+
+
+def least(spec: TaskSpec, allocation: Allocation) -> Allocation:
+    """An allocation with how many workers it is for."""
+    return replace(allocation, workers=spec.workers) if spec.is_elastic else allocation
+
+
+def extend(kernel: Kernel, task_id: str, now: float) -> None:
+    """Give a training that has just been given its least as many workers as there is room for.
+
+    Others that could start have started; what is held back for somebody stays so.
+    """
+    state = kernel.state
+    task = state.tasks[task_id]
+    held = task.allocation
+    if not task.spec.is_elastic or held is None:
+        return
+    count = held.workers
+    if not held.others:  # a gang that lies on several nodes stays as it was cut
+        count += _more(kernel, task, count, state.scheduler.reserved(task_id).get(held.node))
+    larger = replace(held, workers=count, resources=task.spec.of_workers(count))
+    state.put(task, replace(task, allocation=larger), now, "")
+
+
+def grow(kernel: Kernel, now: float) -> None:
+    """Have trainings start again where there is room for more of their workers.
+
+    1. Only one that has run for `grow_s`, and has given way or grown less than half as often in
+       the last hour as a training may: growing costs a start.
+    2. Into what is free and held back for nobody, in the order in which they started.
+    """
+    if kernel.draining:
+        return
+    taken: dict[str, Resources] = {}
+    kept = kernel.state.scheduler.reserved(ahead=True)
+    for task in _growing(kernel):
+        if not _may(kernel, task, now):  # 1
+            continue
+        assert task.allocation is not None  # noqa: S101 - it runs
+        node = task.allocation.node
+        held = kept.get(node, NOTHING) + taken.get(node, NOTHING)
+        more = _more(kernel, task, task.workers, held)
+        if more == 0:
+            continue
+        after = task.spec.of_workers(task.workers + more)
+        taken[node] = taken.get(node, NOTHING) + (after - task.granted)  # 2
+        kernel.preemption.note_given_way(task.id, now)
+        kernel.stop(
+            task,
+            "suspend",
+            now,
+            into=replace(task, state=State.SUSPENDING),
+            event="suspending",
+            detail=f"grows from {task.workers} to {task.workers + more} workers",
+        )
+
+
+def next_wake(kernel: Kernel, now: float) -> float:
+    """When a training will have run for long enough to grow, if there is room then."""
+    times = (
+        (task.running or 0.0) + kernel.config.grow_s
+        for task in _growing(kernel)
+        if task.running is not None
+    )
+    return min((at for at in times if at > now), default=math.inf)
+
+
+def lent(task: Task) -> Allocation | None:
+    """What a running training has beyond its fewest workers."""
+    held = task.allocation
+    if held is None or held.others or not task.spec.is_elastic:
+        return None
+    beyond = task.granted - task.spec.of_workers(task.spec.workers)
+    return None if beyond == NOTHING else Allocation(node=held.node, resources=beyond)
+
+
+def _growing(kernel: Kernel) -> list[Task]:
+    tasks = (kernel.state.tasks[task_id] for task_id in sorted(kernel.state.elastic))
+    return [
+        task
+        for task in tasks
+        if task.state is State.RUNNING
+        and not task.stopping
+        and task.workers < task.spec.workers_max
+        and task.allocation is not None
+        and not task.allocation.others
+    ]
+
+
+def _may(kernel: Kernel, task: Task, now: float) -> bool:
+    times = kernel.preemption.times_given_way(task.id, now)
+    stayed = task.running is not None and now - task.running >= kernel.config.grow_s
+    return stayed and 2 * times < kernel.config.preemptions_per_hour
+
+
+def _more(kernel: Kernel, task: Task, count: int, held: Resources | None) -> int:
+    """How many more workers than `count` there is room for on its node, beside what is held."""
+    assert task.allocation is not None  # noqa: S101 - it has one
+    pool = kernel.state.resources.pools.get(task.allocation.node)
+    if pool is None or not pool.node.takes_work:
+        return 0
+    free, now = pool.free.without(held or NOTHING), task.spec.of_workers(count)
+    who, accounts = task.principal, kernel.state.accounts
+    for larger in range(task.spec.workers_max, count, -1):
+        more = task.spec.of_workers(larger) - now
+        if more.fits_in(free) and accounts.admits(who.user, who.project, more):
+            return larger - count
+    return 0

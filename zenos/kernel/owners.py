@@ -1,0 +1,44 @@
+"""What the queue asks about the owners of tasks."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from zenos.core.resources import Resources
+
+
+class Gate(Protocol):
+    """What matters of tasks' owners: quotas, and what they have had already.
+
+    uneven: whether anybody may have had more than another.
+    """
+
+    @property
+    def uneven(self) -> bool: ...
+
+    def concerns(self, user: str, project: str) -> bool:
+        """Whether what an owner holds is bounded."""
+        ...
+
+    def admits(self, user: str, project: str, request: Resources) -> bool:
+        """Whether an owner may have so much more."""
+        ...
+
+    def cost(self, user: str, project: str) -> float:
+        """Points of score, 0 or more, that it costs a task what its owners have had."""
+        ...
+
+
+class Open:
+    """Without owners."""
+
+    uneven = False
+
+    def cost(self, user: str, project: str) -> float:
+        return 0.0
+
+    def concerns(self, user: str, project: str) -> bool:
+        return False
+
+    def admits(self, user: str, project: str, request: Resources) -> bool:
+        return True

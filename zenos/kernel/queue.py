@@ -1,0 +1,496 @@
+"""The queue of waiting tasks: buckets, their heads, and who is overdue.
+
+Ranks by score cross over time and so fit no heap. Hence buckets: all tasks of one priority, user,
+power-of-two class of expected time, resource request and half (see `is_demoted`), the longest
+waiting first. Only the heads of buckets are scored. Tasks of one bucket want the same: when its
+head does not fit, none of it does. Nothing here looks at every task: what one event costs grows
+with the logarithm of how many wait.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Collection, Iterator, Mapping
+from typing import Final, NamedTuple
+
+from zenos.core import priority
+from zenos.core.config import Config
+from zenos.core.quotas import accounts_of
+from zenos.core.resources import Resources
+from zenos.core.task import Kind, Task
+from zenos.kernel.owners import Gate, Open
+
+# Of a heap's items that are not there any more, so many are left before it is made anew.
+LEFT_OVER_MIN: Final = 64
+BOUND_ROUNDING: Final = 1e-6
+
+
+class Shape(NamedTuple):
+    """What is wanted: so much in all, in so many equal parts that may lie on several nodes."""
+
+    request: Resources
+    workers: int = 1
+
+
+class Want(NamedTuple):
+    """What decides where a task may start and who gives way to it: all but its place in line.
+
+    raised: see BucketKey; it bounds the scores of a group.
+    """
+
+    priority: int
+    shape: Shape
+    demoted: bool
+    replica: bool
+    raised: int = 0
+
+
+class BucketKey(NamedTuple):
+    """What the tasks of one bucket have in common. raised: by how much a deadline raises them."""
+
+    priority: int
+    user: str
+    time_class: int
+    request: Resources
+    demoted: bool = False
+    workers: int = 1
+    replica: bool = False
+    raised: int = 0
+    project: str = "default"
+
+    @property
+    def shape(self) -> Shape:
+        """What they ask for."""
+        return Shape(self.request, self.workers)
+
+    @property
+    def want(self) -> Want:
+        """The group of buckets that fit, or don't, together."""
+        return Want(self.priority, self.shape, self.demoted, self.replica, self.raised)
+
+
+class Entry(NamedTuple):
+    """A waiting task as the queue sees it. Times in kernel seconds.
+
+    queued: since when it would have waited had it done so all at once: a task that was suspended
+    has waited before.
+    """
+
+    task: str
+    order: int
+    queued: float
+    expected_s: float
+    key: BucketKey
+
+
+# Score, negative; expected seconds; order of submission: a smaller one comes first.
+Rank = tuple[float, float, int]
+
+
+class Ranked(NamedTuple):
+    """An entry with the numbers it is ordered by; a smaller `rank` comes first."""
+
+    rank: Rank
+    entry: Entry
+    p: float
+    score: float
+    cost: float = 0.0
+
+
+def time_class(expected_s: float) -> int:
+    """The power of two of the expected time: 0 for up to 1 s, 1 for up to 2 s, and so on."""
+    return max(0, math.ceil(math.log2(max(expected_s, 1.0))))
+
+
+def order_of(task_id: str) -> int:
+    """The number in a task's id: the order of submission."""
+    return int(task_id[1:])
+
+
+def is_demoted(task: Task, ran_s: float, config: Config) -> bool:
+    """Whether a task that has run for `ran_s` seconds stands in the second half of its equals.
+
+    There are two halves: those that have had less service than `slice_s`, and those that have had
+    it. Most jobs are short and nobody knows which, so what has had little goes first (multi-level
+    feedback). Only what can be suspended is demoted: else a retry would be punished.
+    """
+    if not config.slice_s or not task.can_save:
+        return False
+    return priority.service_s(ran_s, task.spec.resources) >= config.slice_s
+
+
+def by_wait(entry: Entry) -> tuple[float, int]:
+    """Sorts the longest waiting first."""
+    return entry.queued, entry.order
+
+
+class _Line:
+    """Tasks in the order in which they were queued: a heap; who has left is found out at its top.
+
+    live: how many of its items are of tasks that wait here.
+    """
+
+    __slots__ = ("items", "live")
+
+    def __init__(self) -> None:
+        self.items: list[tuple[float, int, str]] = []
+        self.live = 0
+
+    def push(self, entry: Entry) -> None:
+        heapq.heappush(self.items, (entry.queued, entry.order, entry.task))
+        self.live += 1
+
+
+class _Bucket(_Line):
+    """The waiting tasks of one key, and its head as it was last looked up.
+
+    is_open: their owner's quotas have room for one of them.
+    """
+
+    __slots__ = ("due_at", "head", "is_open", "key")
+
+    def __init__(self, key: BucketKey) -> None:
+        super().__init__()
+        self.key = key
+        self.head: Entry | None = None
+        self.due_at = math.inf  # when its head becomes overdue
+        self.is_open = True
+
+
+# What overdue tasks have in common that stand in one line: what they want and, where quotas bound
+# it, who they belong to.
+LineKey = tuple[Shape, str, str]
+
+
+class Queue:
+    """Waiting tasks: the buckets, and the overdue ones in the order in which they were queued.
+
+    That order, and not the one in which they became overdue, keeps the bound under a flood: tasks
+    of a high priority that arrive faster than they can run become overdue too, and sooner, but all
+    that were queued after a low one stand behind it.
+
+    gate: closes buckets, whose tasks are then nobody's turn. They grow older meanwhile.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._entries: dict[str, Entry] = {}
+        self._buckets: dict[BucketKey, _Bucket] = {}
+        self._groups: dict[Want, dict[BucketKey, Entry]] = {}  # the heads of buckets
+        self._wants: dict[Shape, dict[Want, None]] = {}
+        self._stale: dict[BucketKey, None] = {}  # buckets whose head is to be looked up again
+        self._late: set[str] = set()  # who is overdue
+        # By what they want, each in its order: when the first does not fit, none of it does.
+        self._overdue: dict[LineKey, _Line] = {}
+        self.gate: Gate = Open()
+        # By user (`user/NAME`) and project (`project/NAME`): whose buckets they are.
+        self._owned: dict[str, dict[BucketKey, None]] = {}
+        # When heads become overdue: a heap; an item counts when its bucket still says so.
+        self._due: list[tuple[float, int, BucketKey]] = []
+        self._numbers = itertools.count()  # so that no two items of that are alike
+
+    def configure(self, config: Config) -> None:
+        """Go on with other settings; who is overdue stays so."""
+        self._config = config
+        self._due.clear()
+        for key, bucket in self._buckets.items():
+            bucket.due_at = math.inf
+            self._stale[key] = None
+        self._overdue.clear()
+        for entry in self.overdue:  # quotas may bound others now
+            self._overdue_line(entry.key).push(entry)
+
+    def reconsider(self, account: str) -> None:
+        """The gate may have opened, or closed, for tasks of a user or a project."""
+        for key in self._owned.get(account, ()):
+            self._stale[key] = None
+
+    def is_open(self, key: BucketKey) -> bool:
+        """Whether the gate lets tasks of that bucket start."""
+        return self.gate.admits(key.user, key.project, key.request)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, task_id: object) -> bool:
+        return task_id in self._entries
+
+    def entry(self, task_id: str) -> Entry | None:
+        """A waiting task's entry."""
+        return self._entries.get(task_id)
+
+    @property
+    def overdue(self) -> list[Entry]:
+        """Overdue tasks, the longest waiting first."""
+        return sorted((self._entries[task] for task in self._late), key=by_wait)
+
+    def add(self, task: Task, expected_s: float, raised: int = 0) -> None:
+        """Put a queued task at the end of its bucket; raised: see BucketKey."""
+        spec = task.spec
+        key = BucketKey(
+            spec.priority,
+            task.principal.user,
+            time_class(expected_s),
+            spec.request,
+            is_demoted(task, task.ran_s, self._config),
+            spec.workers,
+            task.kind is Kind.SERVE,
+            raised,
+            task.principal.project,
+        )
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = _Bucket(key)
+            for account in accounts_of(task.principal):
+                self._owned.setdefault(account, {})[key] = None
+        # All of a bucket share one key: a million waiting tasks don't hold a million of them.
+        entry = Entry(
+            task.id, order_of(task.id), task.queued - task.waited_s, expected_s, bucket.key
+        )
+        self._entries[task.id] = entry
+        bucket.push(entry)
+        if bucket.head is None or by_wait(entry) < by_wait(bucket.head):
+            self._stale[bucket.key] = None
+
+    def key(self, task_id: str) -> BucketKey:
+        """Which bucket a task that is in stands in."""
+        return self._entries[task_id].key
+
+    def remove(self, task_id: str) -> None:
+        """Take a task out; it is no error when it isn't in."""
+        entry = self._entries.pop(task_id, None)
+        if entry is None:
+            return
+        line: _Line
+        if task_id in self._late:
+            self._late.discard(task_id)
+            line = self._overdue[self._line_key(entry.key)]
+            line.live -= 1
+            if not line.live:
+                del self._overdue[self._line_key(entry.key)]
+            self._tidy(line, entry.key, late=True)
+            return
+        line = bucket = self._buckets[entry.key]
+        line.live -= 1
+        if bucket.head is entry or not line.live:
+            self._stale[entry.key] = None
+        self._tidy(line, entry.key, late=False)
+
+    def _tidy(self, line: _Line, key: BucketKey, *, late: bool) -> None:
+        """Make a heap anew when most of it is left over."""
+        if len(line.items) > 2 * line.live + LEFT_OVER_MIN:
+            line.items = list({item for item in line.items if self._is_in(item, key, late=late)})
+            heapq.heapify(line.items)
+
+    def _is_in(self, item: tuple[float, int, str], key: BucketKey, *, late: bool) -> bool:
+        """Whether an item of a bucket, or of an overdue line, is of a task that waits there."""
+        entry = self._entries.get(item[2])
+        if entry is None or entry.queued != item[0] or (item[2] in self._late) is not late:
+            return False
+        return self._line_key(entry.key) == self._line_key(key) if late else entry.key is key
+
+    def _line_key(self, key: BucketKey) -> LineKey:
+        if self.gate.concerns(key.user, key.project):
+            return key.shape, key.user, key.project
+        return key.shape, "", ""
+
+    def _overdue_line(self, key: BucketKey) -> _Line:
+        """Where overdue tasks of that bucket stand."""
+        return self._overdue.setdefault(self._line_key(key), _Line())
+
+    # -- heads
+
+    def heads(self) -> Iterator[Entry]:
+        """The first of each bucket."""
+        self._look_up()
+        for group in list(self._groups.values()):
+            yield from list(group.values())
+
+    def groups(self) -> Mapping[Want, Mapping[BucketKey, Entry]]:
+        """The heads by what they want. Changed by whatever starts: not to be kept."""
+        self._look_up()
+        return self._groups
+
+    def wants(self) -> Mapping[Shape, Mapping[Want, None]]:
+        """The groups that have heads, by shape."""
+        self._look_up()
+        return self._wants
+
+    def head(self, key: BucketKey) -> Entry | None:
+        """The first of one bucket; None of a closed one."""
+        self._look_up()
+        bucket = self._buckets.get(key)
+        return bucket.head if bucket is not None and bucket.is_open else None
+
+    def _look_up(self) -> None:
+        """Look up the heads of those buckets whose head may have changed."""
+        while self._stale:
+            key, _ = self._stale.popitem()
+            bucket = self._buckets.get(key)
+            if bucket is not None:
+                self._renew(bucket)
+
+    def _renew(self, bucket: _Bucket) -> None:
+        key, items = bucket.key, bucket.items
+        while items and not self._is_in(items[0], key, late=False):
+            heapq.heappop(items)
+        bucket.head = head = self._entries[items[0][2]] if items else None
+        if head is None:
+            del self._buckets[key]
+            self._show(key, None)
+            for account in (f"user/{key.user}", f"project/{key.project}"):
+                self._owned[account].pop(key)
+                if not self._owned[account]:
+                    del self._owned[account]
+            return
+        bucket.is_open = self.is_open(key)
+        self._show(key, head if bucket.is_open else None)
+        due_at = self.overdue_at(head)
+        if due_at != bucket.due_at:
+            bucket.due_at = due_at
+            heapq.heappush(self._due, (due_at, next(self._numbers), key))
+
+    def _show(self, key: BucketKey, head: Entry | None) -> None:
+        """Put the head of an open bucket among the others; take out what was there."""
+        want = key.want
+        group = self._groups.get(want)
+        if head is not None:
+            if group is None:
+                group = self._groups[want] = {}
+                self._wants.setdefault(want.shape, {})[want] = None
+            group[key] = head
+        elif group is not None and group.pop(key, None) is not None and not group:
+            del self._groups[want]
+            self._wants[want.shape].pop(want)
+            if not self._wants[want.shape]:
+                del self._wants[want.shape]
+
+    # -- overdue
+
+    def overdue_at(self, entry: Entry) -> float:
+        """The kernel time at which a waiting task becomes overdue."""
+        return entry.queued + priority.wait_s_max(entry.key.priority, self._config.overdue_wait_s)
+
+    def overdue_heads(self) -> list[Entry]:
+        """The first overdue task of each line that may start, the longest waiting first."""
+        heads = (self._overdue_head(key) for key in list(self._overdue))
+        return sorted((head for head in heads if head is not None), key=by_wait)
+
+    def overdue_head(self, key: BucketKey) -> Entry | None:
+        """The first overdue task of those that stand in line with that bucket's."""
+        return self._overdue_head(self._line_key(key))
+
+    def _overdue_head(self, line_key: LineKey) -> Entry | None:
+        line = self._overdue.get(line_key)
+        if line is None:
+            return None
+        while True:
+            entry = self._entries.get(line.items[0][2])
+            there = entry is not None and self._line_key(entry.key) == line_key
+            if entry is not None and there and self._is_in(line.items[0], entry.key, late=True):
+                return entry if self.is_open(entry.key) else None
+            heapq.heappop(line.items)
+
+    def is_overdue(self, task_id: str) -> bool:
+        """Whether a waiting task has waited too long."""
+        return task_id in self._late
+
+    def collect_overdue(self, now: float) -> None:
+        """Move tasks that have waited too long from the buckets to the overdue queue."""
+        while self._next_due() <= now:
+            key = self._due[0][2]
+            bucket = self._buckets[key]
+            head = bucket.head
+            assert head is not None  # noqa: S101 - `_next_due` has looked it up
+            self._overdue_line(key).push(head)
+            bucket.live -= 1
+            self._late.add(head.task)
+            self._stale[key] = None
+
+    def _next_due(self) -> float:
+        """When the next head becomes overdue; infinity when none waits."""
+        self._look_up()
+        while self._due:
+            at, _, key = self._due[0]
+            bucket = self._buckets.get(key)
+            if bucket is not None and bucket.due_at == at:
+                return at
+            heapq.heappop(self._due)
+        return math.inf
+
+    def late_at(self, entry: Entry) -> float:
+        """The kernel time from which on an overdue task may take more of the machine."""
+        wait_s = priority.wait_s_max(entry.key.priority, self._config.overdue_wait_s)
+        return entry.queued + self._config.overdue_late * wait_s
+
+    def next_overdue(self, now: float) -> float:
+        """When the next task becomes overdue, or late; infinity when none waits for that."""
+        late = (self.late_at(entry) for entry in self.overdue_heads())
+        return min([self._next_due(), *(at for at in late if at > now)])
+
+    # -- order
+
+    def rank(self, entry: Entry, now: float, contention: float) -> Ranked:
+        """Score, then the shorter expected time, then the earlier submission."""
+        expected_s = priority.execution_s(entry.expected_s, contention)
+        waited_s = now - entry.queued
+        base = entry.key.priority + entry.key.raised
+        value = priority.score(base, self._config.ageing, waited_s, expected_s)
+        if entry.key.demoted:
+            value -= self.behind_all
+        cost = self.gate.cost(entry.key.user, entry.key.project) if self.gate.uneven else 0.0
+        value -= cost
+        return Ranked(
+            (-value, entry.expected_s, entry.order),
+            entry,
+            priority.p_of(waited_s, expected_s),
+            value,
+            cost,
+        )
+
+    @property
+    def behind_all(self) -> float:
+        """Points that bring a task behind all of its priority, however long it has waited."""
+        return self._config.ageing + (self._config.fair_weight if self.gate.uneven else 0.0)
+
+    def bound(self, want: Want) -> float:
+        """No task of a group has a higher score than that."""
+        base = want.priority + want.raised
+        return base + (0.0 if want.demoted else self._config.ageing) + BOUND_ROUNDING
+
+    def best(
+        self,
+        want: Want,
+        now: float,
+        contention: float,
+        passed: Collection[str] = (),
+        behind: Rank | None = None,
+    ) -> Entry | None:
+        """Of a group's heads the first by `rank`: it does the same sums, in one loop.
+
+        passed: who doesn't count; behind: nor does who stands before that.
+        """
+        base, ageing, demoted = want.priority + want.raised, self._config.ageing, want.demoted
+        load, behind_all = 1.0 + contention, self.behind_all
+        cost = self.gate.cost if self.gate.uneven else None
+        best: Entry | None = None
+        best_rank = nobody = (math.inf, math.inf, 0)
+        for entry in self.groups().get(want, {}).values():
+            task, order, queued, expected_s, key = entry
+            waited_s = now - queued
+            if waited_s < 0.0:
+                waited_s = 0.0
+            time_s = expected_s * load
+            value = base + ageing * (waited_s / (waited_s + (time_s if time_s > 1e-9 else 1e-9)))
+            if demoted:
+                value -= behind_all
+            if cost is not None:
+                value -= cost(key.user, key.project)
+            if -value > best_rank[0]:
+                continue
+            rank = (-value, expected_s, order)
+            if rank < best_rank and task not in passed and (behind is None or rank > behind):
+                best, best_rank = entry, rank
+        return best if best_rank is not nobody else None
