@@ -10,14 +10,19 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.kernel.harness import TRAIN, node, spec
 from zenos.core.actions import Changes, Snapshot
+from zenos.core.arrays import Array, Indices
 from zenos.core.audit import AuditQuery, AuditRow
 from zenos.core.messages import Message, MessageChanges
+from zenos.core.predictions import Estimate, Past
+from zenos.core.quotas import Usage
 from zenos.core.specs import DeploymentSpec
 from zenos.core.task import (
     Allocation,
+    ArrayPlace,
     Deployment,
     IdempotencyKey,
     Kind,
@@ -26,6 +31,7 @@ from zenos.core.task import (
     State,
     Task,
     TaskEvent,
+    TaskSpec,
 )
 from zenos.store.base import Store
 from zenos.store.memory import MemoryStore
@@ -63,6 +69,15 @@ async def test_an_empty_store_has_an_empty_snapshot(store: Store) -> None:
     assert await store.events(0, 10) == []
 
 
+def estimate(signature: str) -> Estimate:
+    past = [Past(predicted_s=600.0, source="default", took_s=7.4)]
+    return Estimate(signature=signature, log_s=2.0, count=3, at=12.0, past=past)
+
+
+def usage(account: str) -> Usage:
+    return Usage(account=account, at=12.0, gpu_s=3.5, window_from=7.0, decayed_s=0.25)
+
+
 async def test_all_that_was_committed_comes_back(store: Store) -> None:
     key = IdempotencyKey(user="me", key="k", fingerprint="f", subject="t1", at=3.0)
     deployment = Deployment(
@@ -77,6 +92,8 @@ async def test_all_that_was_committed_comes_back(store: Store) -> None:
         deployments={"m": deployment},
         nodes={"local": node()},
         keys=[key],
+        estimates={name: estimate(name) for name in ("run/a", "run/b")},
+        usage={name: usage(name) for name in ("user/ann", "user/bob")},
     )
     await store.commit(changes)
     assert await store.load() == Snapshot(
@@ -87,10 +104,43 @@ async def test_all_that_was_committed_comes_back(store: Store) -> None:
         deployments=changes.deployments,
         nodes=changes.nodes,
         keys=[key],
+        estimates=changes.estimates,
+        usage=changes.usage,
     )
+    gone = Changes(now=13, deleted_estimates=["run/a"], deleted_usage=["user/bob"])
+    await store.commit(gone)
+    assert (await store.load()).estimates == {"run/b": estimate("run/b")}
+    assert (await store.load()).usage == {"user/ann": usage("user/ann")}
     assert await store.events(1, 10) == [event(2, "t2"), event(3)]
     assert await store.events(0, 1) == [event(1)]
     assert await store.events(0, 10, "t1") == [event(1), event(3)]
+
+
+async def test_arrays_come_back_with_tasks_that_share_their_specification(store: Store) -> None:
+    common = spec(name="sweep")
+    array = Array(
+        id="array-1",
+        spec=common,
+        indices=Indices(last=2, limit=1),
+        principal=Principal(),
+        submitted=1.0,
+        start=1,
+        forgotten={State.FAILED: 1},
+    )
+
+    def element(number: int, of: TaskSpec, *, own: bool = False) -> Task:
+        place = ArrayPlace(id=array.id, index=number, count=3, limit=1, own=own)
+        return replace(task(number), spec=of, kind=Kind.RUN, array=place)
+
+    urgent = replace(common, priority=90)
+    tasks = {"t2": element(2, common), "t3": element(3, urgent, own=True)}
+    await store.commit(Changes(tasks=tasks, arrays={array.id: array}))
+    found = await store.load()
+    assert found.tasks == tasks
+    assert found.arrays == {array.id: array}
+    assert found.tasks["t2"].spec is found.arrays[array.id].spec
+    await store.commit(Changes(deleted_tasks=["t2", "t3"], deleted_arrays=[array.id, "none"]))
+    assert await store.load() == replace(Snapshot(), next_task=1)
 
 
 def message(number: int, **fields: object) -> Message:

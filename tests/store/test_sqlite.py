@@ -20,7 +20,7 @@ from tests import disks
 from tests.store.test_contract import event, task
 from zenos.core.actions import Changes
 from zenos.core.errors import StorageError
-from zenos.store import sqlite, tables
+from zenos.store import rows, sqlite, tables
 from zenos.store.sqlite import SqliteStore, refuse_network_file_system
 
 
@@ -39,7 +39,7 @@ async def test_a_database_of_the_first_version_is_copied_and_goes_on(tmp_path: P
     migrate(path, "0001")
     engine = sa.create_engine(f"sqlite:///{path}")
     with engine.begin() as connection:
-        row = sqlite._task_row(task(7))
+        row = rows.task_row(task(7))
         record = json.loads(str(row["record"]))
         for later in ("start_failures", "saved_step"):  # fields that it didn't have yet
             del record[later]

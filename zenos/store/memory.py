@@ -28,7 +28,10 @@ class MemoryStore:
             tasks=dict(now.tasks),
             deployments=dict(now.deployments),
             nodes=dict(now.nodes),
+            arrays=dict(now.arrays),
             keys=list(self._keys.values()),
+            estimates=dict(now.estimates),
+            usage=dict(now.usage),
         )
 
     async def commit(self, changes: Changes) -> None:
@@ -40,6 +43,15 @@ class MemoryStore:
         state.tasks.update(changes.tasks)
         state.deployments.update(changes.deployments)
         state.nodes.update(changes.nodes)
+        state.estimates.update(changes.estimates)
+        for name in changes.deleted_estimates:
+            state.estimates.pop(name, None)
+        state.usage.update(changes.usage)
+        for account in changes.deleted_usage:
+            state.usage.pop(account, None)
+        state.arrays.update(changes.arrays)
+        for array in changes.deleted_arrays:
+            state.arrays.pop(array, None)
         for key in changes.keys:
             self._keys[key.user, key.key] = key
         for task in changes.deleted_tasks:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import sqlite3
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,16 +20,21 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 import sqlalchemy as sa
 from msgspec.structs import replace
+from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
 
 from zenos.core import durable, failpoints, limits
 from zenos.core.actions import Changes, Snapshot
+from zenos.core.arrays import Array
 from zenos.core.audit import AuditQuery, AuditRow
 from zenos.core.errors import StorageError
 from zenos.core.messages import Message, MessageChanges
-from zenos.core.task import Deployment, IdempotencyKey, Node, Task, TaskEvent
-from zenos.store import tables
+from zenos.core.node import Node
+from zenos.core.predictions import Estimate
+from zenos.core.quotas import Usage
+from zenos.core.task import Deployment, IdempotencyKey, Task, TaskEvent
+from zenos.store import rows, shared, tables
 
 T = TypeVar("T")
 
@@ -38,10 +44,6 @@ NETWORK_FILE_SYSTEMS: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "glusterfs"}
     | {"fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "fuse.rclone"}
 )
-
-
-def _json(record: msgspec.Struct) -> str:
-    return msgspec.json.encode(record).decode()
 
 
 def _engine(path: Path, *, read_only: bool) -> sa.Engine:
@@ -255,22 +257,26 @@ class SqliteStore:
             counters = _get_meta(connection)
 
             def records(table: sa.Table, kind: type[T]) -> list[T]:
-                rows = connection.execute(sa.select(table.c.record))
+                stored = connection.execute(sa.select(table.c.record))
                 decoder = msgspec.json.Decoder(kind)
-                return [decoder.decode(row.record) for row in rows]
+                return [decoder.decode(row.record) for row in stored]
 
             try:
+                arrays = {array.id: array for array in records(tables.arrays, Array)}
                 return Snapshot(
                     now=float(counters.get("now", "0")),
                     next_task=int(counters.get("next_task", "1")),
                     next_seq=int(counters.get("next_seq", "1")),
                     next_audit=int(counters.get("next_audit", "1")),
-                    tasks={task.id: task for task in records(tables.tasks, Task)},
+                    tasks=shared.with_specs(records(tables.tasks, Task), arrays),
                     deployments={d.name: d for d in records(tables.deployments, Deployment)},
                     nodes={node.name: node for node in records(tables.nodes, Node)},
                     keys=records(tables.idempotency_keys, IdempotencyKey),
+                    estimates={e.signature: e for e in records(tables.estimates, Estimate)},
+                    arrays=arrays,
+                    usage={u.account: u for u in records(tables.usage, Usage)},
                 )
-            except (msgspec.DecodeError, ValueError) as error:
+            except (msgspec.DecodeError, ValueError, KeyError) as error:
                 raise StorageError(
                     f"cannot read the database {self._path}: a record is damaged ({error})"
                 ) from error
@@ -278,14 +284,18 @@ class SqliteStore:
     def _commit(self, changes: Changes) -> None:
         failpoints.passing("store.commit.before")
         with self._write.begin() as connection:
-            _upsert(connection, tables.tasks, map(_task_row, changes.tasks.values()))
-            _upsert(connection, tables.task_events, map(_event_row, changes.events))
-            _upsert(connection, tables.nodes, map(_node_row, changes.nodes.values()))
+            _upsert(connection, tables.arrays, map(shared.row, changes.arrays.values()))
+            _upsert(connection, tables.tasks, map(rows.task_row, changes.tasks.values()))
+            _upsert(connection, tables.task_events, map(rows.event_row, changes.events))
+            _upsert(connection, tables.nodes, map(rows.node_row, changes.nodes.values()))
             _upsert(
-                connection, tables.deployments, map(_deployment_row, changes.deployments.values())
+                connection,
+                tables.deployments,
+                map(rows.deployment_row, changes.deployments.values()),
             )
-            _upsert(connection, tables.idempotency_keys, map(_key_row, changes.keys))
+            _upsert(connection, tables.idempotency_keys, map(rows.key_row, changes.keys))
             _delete(connection, tables.tasks.c.id, changes.deleted_tasks)
+            _delete(connection, tables.arrays.c.id, changes.deleted_arrays)
             _delete(connection, tables.deployments.c.name, changes.deleted_deployments)
             keys = tables.idempotency_keys
             for user, key in changes.deleted_keys:
@@ -295,10 +305,16 @@ class SqliteStore:
                 connection.execute(
                     events.delete().where(events.c.seq < changes.prune_events_before)
                 )
-            _upsert(connection, tables.audit, map(_audit_row, changes.audit))
+            _upsert(
+                connection, tables.estimates, map(rows.estimate_row, changes.estimates.values())
+            )
+            _delete(connection, tables.estimates.c.signature, changes.deleted_estimates)
+            _upsert(connection, tables.usage, map(rows.usage_row, changes.usage.values()))
+            _delete(connection, tables.usage.c.account, changes.deleted_usage)
+            _upsert(connection, tables.audit, map(rows.audit_row, changes.audit))
             if changes.prune_audit_before:
-                rows = tables.audit
-                connection.execute(rows.delete().where(rows.c.number < changes.prune_audit_before))
+                audit, before = tables.audit, changes.prune_audit_before
+                connection.execute(audit.delete().where(audit.c.number < before))
             _set_meta(
                 connection,
                 {
@@ -314,9 +330,9 @@ class SqliteStore:
     def _load_messages(self) -> list[Message]:
         table, decoder = tables.messages, msgspec.json.Decoder(Message)
         with self._write.connect() as connection:
-            rows = connection.execute(sa.select(table.c.record, table.c.body))
+            stored = connection.execute(sa.select(table.c.record, table.c.body))
             try:
-                found = [replace(decoder.decode(row.record), body=row.body) for row in rows]
+                found = [replace(decoder.decode(row.record), body=row.body) for row in stored]
             except (msgspec.DecodeError, ValueError) as error:
                 raise StorageError(
                     f"cannot read the database {self._path}: a message is damaged ({error})"
@@ -325,7 +341,7 @@ class SqliteStore:
 
     def _commit_messages(self, changes: MessageChanges) -> None:
         with self._write.begin() as connection:
-            _upsert(connection, tables.messages, map(_message_row, changes.put.values()))
+            _upsert(connection, tables.messages, map(rows.message_row, changes.put.values()))
             _delete(connection, tables.messages.c.number, changes.deleted)
             _set_meta(connection, {"now": repr(changes.now)})
 
@@ -337,25 +353,25 @@ class SqliteStore:
         decoder = msgspec.json.Decoder(TaskEvent)
         try:
             with self._read.connect() as connection:
-                rows = connection.execute(query.order_by(events.c.seq).limit(limit)).all()
+                stored = connection.execute(query.order_by(events.c.seq).limit(limit)).all()
         except DBAPIError as error:
             raise StorageError(f"cannot read the database {self._path}: {error.orig}") from error
-        return [decoder.decode(row.record) for row in rows]
+        return [decoder.decode(row.record) for row in stored]
 
     def _audit(self, query: AuditQuery) -> list[AuditRow]:
-        rows = tables.audit
-        chosen = sa.select(rows.c.record).order_by(rows.c.number.desc()).limit(query.limit)
+        audit = tables.audit
+        chosen = sa.select(audit.c.record).order_by(audit.c.number.desc()).limit(query.limit)
         for column, wanted in (
-            (rows.c.action, query.action),
-            (rows.c.user, query.user),
-            (rows.c.subject, query.subject),
+            (audit.c.action, query.action),
+            (audit.c.user, query.user),
+            (audit.c.subject, query.subject),
         ):
             if wanted is not None:
                 chosen = chosen.where(column == wanted)
         if query.before is not None:
-            chosen = chosen.where(rows.c.number < query.before)
+            chosen = chosen.where(audit.c.number < query.before)
         if query.since is not None:
-            chosen = chosen.where(rows.c.at >= query.since)
+            chosen = chosen.where(audit.c.at >= query.since)
         decoder = msgspec.json.Decoder(AuditRow)
         try:
             with self._read.connect() as connection:
@@ -367,15 +383,22 @@ class SqliteStore:
 def _upsert(
     connection: sa.Connection, table: sa.Table, rows: Iterable[Mapping[str, object]]
 ) -> None:
-    values = list(rows)
-    if not values:
-        return
+    statement, order = _upsert_statement(table)
+    values = [tuple(row[name] for name in order) for row in rows]
+    if values:
+        connection.exec_driver_sql(statement, values)
+
+
+@functools.cache
+def _upsert_statement(table: sa.Table) -> tuple[str, tuple[str, ...]]:
+    """The SQL, and the columns in the order of its parameters. Made once: for each row and commit
+    it would take more time than SQLite needs to write it."""
     statement = insert(table)
     keys = {column.name for column in table.primary_key}
     changed = {c.name: statement.excluded[c.name] for c in table.c if c.name not in keys}
-    connection.execute(
-        statement.on_conflict_do_update(index_elements=sorted(keys), set_=changed), values
-    )
+    made = statement.on_conflict_do_update(index_elements=sorted(keys), set_=changed)
+    compiled = made.compile(dialect=sqlite_dialect())
+    return str(compiled), tuple(compiled.positiontup or ())
 
 
 def _delete(
@@ -391,64 +414,6 @@ def _get_meta(connection: sa.Connection) -> dict[str, str]:
 
 def _set_meta(connection: sa.Connection, values: Mapping[str, str]) -> None:
     _upsert(connection, tables.meta, [{"name": n, "value": v} for n, v in values.items()])
-
-
-def _task_row(task: Task) -> dict[str, object]:
-    return {
-        "id": task.id,
-        "user": task.principal.user,
-        "project": task.principal.project,
-        "kind": task.kind.value,
-        "state": task.state.value,
-        "generation": task.generation,
-        "submitted": task.submitted,
-        "ended": task.ended,
-        "record": _json(task),
-    }
-
-
-def _event_row(event: TaskEvent) -> dict[str, object]:
-    return {"seq": event.seq, "at": event.at, "task": event.task, "record": _json(event)}
-
-
-def _audit_row(row: AuditRow) -> dict[str, object]:
-    return {
-        "number": row.number,
-        "at": row.at,
-        "user": row.principal.user,
-        "project": row.principal.project,
-        "action": row.action,
-        "subject": row.subject,
-        "record": _json(row),
-    }
-
-
-def _node_row(node: Node) -> dict[str, object]:
-    return {"name": node.name, "record": _json(node)}
-
-
-def _deployment_row(deployment: Deployment) -> dict[str, object]:
-    return {
-        "name": deployment.name,
-        "user": deployment.principal.user,
-        "project": deployment.principal.project,
-        "record": _json(deployment),
-    }
-
-
-def _key_row(key: IdempotencyKey) -> dict[str, object]:
-    return {"user": key.user, "key": key.key, "at": key.at, "record": _json(key)}
-
-
-def _message_row(message: Message) -> dict[str, object]:
-    state = "dead" if message.dead is not None else "done" if message.is_done else "live"
-    return {
-        "number": message.number,
-        "topic": message.topic,
-        "state": state,
-        "record": _json(replace(message, body=b"")),
-        "body": message.body,
-    }
 
 
 def refuse_network_file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 import sqlalchemy as sa
 
 # The newest migration in migrations/versions. A database of a later one is refused.
-REVISION: Final = "0003"
+REVISION: Final = "0006"
 
 metadata = sa.MetaData()
 
@@ -85,5 +85,30 @@ audit = sa.Table(
     sa.Column("project", sa.String, nullable=False),
     sa.Column("action", sa.String, nullable=False),
     sa.Column("subject", sa.String, nullable=False, index=True),
+    sa.Column("record", sa.Text, nullable=False),
+)
+
+estimates = sa.Table(
+    "estimates",
+    metadata,
+    sa.Column("signature", sa.String, primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("record", sa.Text, nullable=False),
+)
+
+arrays = sa.Table(
+    "arrays",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("user", sa.String, nullable=False),
+    sa.Column("project", sa.String, nullable=False),
+    sa.Column("record", sa.Text, nullable=False),
+)
+
+usage = sa.Table(
+    "usage",
+    metadata,
+    sa.Column("account", sa.String, primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
     sa.Column("record", sa.Text, nullable=False),
 )
