@@ -39,7 +39,8 @@ async def daemon(directory: Path) -> None:
     from zenos.store.sqlite import SqliteStore
 
     store = await SqliteStore.open(directory / "db")
-    settings = TopicSettings(deliveries=1000)
+    # So few that the sender is there for as long as the receiver is.
+    settings = TopicSettings(deliveries=1000, messages=64)
     messages = await store.load_messages()
     topics = DurableTopics(store, SystemClock(), messages, lambda _: settings)
     broker = Broker(lambda *_: True, lambda *_: None, durable=topics)

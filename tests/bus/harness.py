@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from zenos.bus.broker import Broker
 from zenos.bus.durable_topics import DurableTopics
 from zenos.bus.envelope import Envelope, Hello
+from zenos.bus.stream import Heartbeat
 from zenos.bus.sync import Bus
 from zenos.core.clock import SystemClock
 from zenos.core.messages import TopicSettings
@@ -25,8 +26,12 @@ GRANTS = {("t1", "shared")}
 class Station:
     """A broker with durable topics in memory. Any token but `wrong` is right."""
 
-    def __init__(self, path: Path, **settings: TopicSettings) -> None:
+    def __init__(
+        self, path: Path, heartbeat: Heartbeat | None = None, **settings: TopicSettings
+    ) -> None:
         self.path = path
+        self.heartbeat = heartbeat
+        self.paused: set[str] = set()  # tasks that may be frozen
         self.store = MemoryStore()
         self.heard: list[tuple[str, Envelope]] = []  # what the daemon was told
         self.gone: list[tuple[str, str]] = []
@@ -73,7 +78,8 @@ class Station:
         self.loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
         messages = await self.store.load_messages()
-        topics = DurableTopics(self.store, SystemClock(), messages, self.settings)
+        clock = SystemClock(floor=(await self.store.load()).now)
+        topics = self.topics = DurableTopics(self.store, clock, messages, self.settings)
         looping = asyncio.create_task(topics.run())
         self.broker = Broker(
             lambda task, generation, token: token != "wrong",
@@ -82,6 +88,8 @@ class Station:
             durable=topics,
             may_use=lambda task, topic: (task, topic) in GRANTS,
             settings=self.settings,
+            heartbeat=self.heartbeat,
+            is_paused=lambda task: task in self.paused,
         )
         await self.broker.start(self.path)
         self._ready.set_result(None)
@@ -99,9 +107,11 @@ class Station:
 
 
 @contextmanager
-def station(path: Path, **settings: TopicSettings) -> Iterator[Station]:
+def station(
+    path: Path, heartbeat: Heartbeat | None = None, **settings: TopicSettings
+) -> Iterator[Station]:
     """A broker while the block runs; afterwards nobody is connected, and nothing is left of it."""
-    made = Station(path, **settings)
+    made = Station(path, heartbeat, **settings)
     try:
         yield made
     finally:

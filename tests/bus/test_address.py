@@ -28,8 +28,8 @@ def task_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 def test_a_program_is_its_task_in_the_home_of_that_task(
     task_home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, hello = address.find()
-    assert (path, hello.task, hello.token) == (task_home.bus, "t1", "of the task")
+    where, hello = address.find()
+    assert (where(), hello.task, hello.token) == (task_home.bus, "t1", "of the task")
     (tmp_path / "link").symlink_to(task_home.root)
     monkeypatch.setenv("ZENOS_HOME", str(tmp_path / "link"))
     assert address.find()[1].task == "t1"
@@ -47,8 +47,8 @@ def test_in_a_home_of_its_own_it_is_the_user(
     with pytest.raises(NoDaemonError, match="zenos up"):
         address.find()
     other.token.write_text("of the other")
-    path, hello = address.find()
-    assert (path, hello.task, hello.token) == (other.bus, "", "of the other")
+    where, hello = address.find()
+    assert (where(), hello.task, hello.token) == (other.bus, "", "of the other")
 
 
 @pytest.mark.parametrize("name", OWN_VARIABLES)

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.bus.fuzz_frames import SEEDS, check, mutations
 from tests.bus.harness import in_thread, station
 from tests.processes import until
 from zenos.bus.codec import Codec, Encoded, register
@@ -81,6 +82,13 @@ def test_mutations_never_crash_and_what_is_kept_is_bounded(changes: list[tuple[i
         decoder.feed(bytes(frame) * 50)
     assert len(decoder.room()) <= CHUNK_BYTES
     assert decoder.waiting_bytes <= CHUNK_BYTES
+
+
+def test_what_fuzzes_the_decoders_reads_frames_and_finds_nothing() -> None:
+    """`make fuzz` for a moment; and it would find something, if that were there."""
+    assert [check(b"\xff" + seed) for seed in SEEDS] == [1] * len(SEEDS)
+    for _, data in zip(range(3000), mutations(7), strict=False):
+        check(data)
 
 
 def test_absurd_lengths_are_refused_before_anything_is_kept() -> None:

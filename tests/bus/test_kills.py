@@ -59,6 +59,11 @@ class Part:
             assert code == 0, f"the {self.name} has failed"
         return code == 0
 
+    @property
+    def is_running(self) -> bool:
+        """Whether there is something to kill."""
+        return self.process.poll() is None
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -117,8 +122,12 @@ def test_a_storm_of_kills(tmp_path: Path, seed: int) -> None:
     try:
         for number in range(kills):
             until(partial(done, 45 * (number + 1)), WAIT_S)
-            chance.choice(list(exchange.parts.values())).process.kill()
+            running = [part for part in exchange.parts.values() if part.is_running]
+            chance.choice(running).kill()
+            exchange.is_over()  # which counts it, and starts it again
         until(exchange.is_over, WAIT_S)
     finally:
         exchange.close()
     exchange.check()
+    assert sum(exchange.kills().values()) == kills
+    assert min(exchange.kills().values()) > kills / 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -18,8 +19,9 @@ class _StartFile(msgspec.Struct):
     token: str = ""
 
 
-def find(home: str | Path | None = None) -> tuple[Path, Hello]:
-    """The socket, and what to say first: as the task in which this runs, else as the user.
+def find(home: str | Path | None = None) -> tuple[Callable[[], Path], Hello]:
+    """Where the socket is now, and what to say first: as the task in which this runs, else as the
+    user.
 
     home: by default `ZENOS_HOME`; one that is given is used as the user, and so is another than
     that of the task (`ZENOS_TASK_HOME`). Raises NoDaemonError where
@@ -32,12 +34,13 @@ def find(home: str | Path | None = None) -> tuple[Path, Hello]:
         if generation.isdecimal() and task.isalnum():
             token = _task_token(place, task, int(generation))
             hello = Hello(task=task, generation=int(generation), token=token, program=True)
-            return place.bus, hello
+            return lambda: place.bus, hello
     if not place.token.exists():
         raise NoDaemonError(
             f"cannot reach a daemon: none has run on {place.root}; start it with 'zenos up'"
         )
-    return place.bus, Hello(task="", generation=0, token=_read(place.token).strip(), program=True)
+    token = _read(place.token).strip()
+    return lambda: place.bus, Hello(task="", generation=0, token=token, program=True)
 
 
 def _is_the_tasks(place: Home) -> bool:

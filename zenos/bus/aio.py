@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from zenos.bus import address
 from zenos.bus.aio_topics import Topic
-from zenos.bus.bodies import Encoded, Own
-from zenos.bus.codec import encode_value
+from zenos.bus.bodies import Own
 from zenos.bus.envelope import WELCOME, FrameError, Hello, body_of, with_body
 from zenos.bus.inbox import Slot
 from zenos.bus.session import Session, Steps
-from zenos.bus.stream import FrameReader, FrameWriter, Welcome, hello_of
+from zenos.bus.stream import FrameReader, FrameWriter, Heartbeat, Welcome, hello_of
 from zenos.bus.sync import BACKOFF_S, BACKOFF_S_MAX, CONNECT_S
 from zenos.core import limits
 from zenos.core.errors import NoDaemonError, UnauthorizedError, UnavailableError
@@ -34,8 +32,8 @@ async def connect_async(
     shared_bytes_max: int = limits.SHARED_BYTES_MAX,
 ) -> AsyncBus:
     """As `connect`, for the event loop that runs. Used in `async with await connect_async()`."""
-    path, hello = address.find(home)
-    bus = AsyncBus(path, hello, shared_bytes_max=shared_bytes_max)
+    where, hello = address.find(home)
+    bus = AsyncBus(where, hello, shared_bytes_max=shared_bytes_max)
     try:
         await bus.run(bus.session.arrive(time.monotonic() + timeout_s))
     except BaseException as error:
@@ -53,9 +51,14 @@ class AsyncBus:
     """A connection that comes back by itself. Belongs to one event loop."""
 
     def __init__(
-        self, path: Path, hello: Hello, *, shared_bytes_max: int = limits.SHARED_BYTES_MAX
+        self,
+        path: Path | Callable[[], Path],
+        hello: Hello,
+        *,
+        shared_bytes_max: int = limits.SHARED_BYTES_MAX,
     ) -> None:
-        self._path = str(path)
+        # Asked for at each connection: the next daemon may listen elsewhere.
+        self._where = path if callable(path) else lambda: path
         self._hello = hello
         self._loop = asyncio.get_running_loop()
         self.session = Session(hello.generation, self._mark)
@@ -65,6 +68,9 @@ class AsyncBus:
         self._reader: FrameReader | None = None
         self._writer: FrameWriter | None = None
         self._marked = False
+        self._unheard = 0  # beats since the broker was heard last
+        self._beating: asyncio.TimerHandle | None = None
+        self._doing: set[asyncio.Task[None]] = set()
         self._lost = asyncio.Event()
         self._connecting = self._loop.create_task(self._connect_for_ever())
 
@@ -100,10 +106,11 @@ class AsyncBus:
         self._write()
         self.own.close()
         self.session.close(UnavailableError("cannot use the bus: it was closed"))
-        self._connecting.cancel()
         self._drop_connection()
-        with suppress(asyncio.CancelledError):
-            await self._connecting
+        ending = [self._connecting, *self._doing]
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
 
     async def run(self, steps: Steps[T]) -> T:
         """Do the steps of an operation, waiting where they wait."""
@@ -117,12 +124,24 @@ class AsyncBus:
         finally:
             steps.close()
 
-    def encode(self, body: Any) -> Encoded:
-        """A value as it is sent, without waiting. BusyError when shared memory is full."""
-        made = encode_value(body)
-        if isinstance(made, Encoded):
-            return made
-        return made.inline() if made.is_small else made.share(self.own.pool, 0.0)
+    def begin(self, doing: Coroutine[Any, Any, None]) -> Awaitable[None]:
+        """Do something that goes on whether it is awaited or not; at most until the bus closes."""
+        task = self._loop.create_task(doing)
+        self._doing.add(task)
+
+        def end(task: asyncio.Task[None]) -> None:
+            self._doing.discard(task)
+            if not task.cancelled():
+                task.exception()  # for who awaits it; nobody else need hear
+
+        task.add_done_callback(end)
+        return task
+
+    def done(self) -> Awaitable[None]:
+        """What needn't be waited for."""
+        future: asyncio.Future[None] = self._loop.create_future()
+        future.set_result(None)
+        return future
 
     async def in_thread(
         self, make: Callable[..., T], *arguments: Any, drop: Callable[[T], object]
@@ -172,13 +191,16 @@ class AsyncBus:
             wait_s = BACKOFF_S
             self.session.connect(welcome.name, welcome.policy)
             self._write()
+            if welcome.heartbeat is not None:
+                self._unheard = 0
+                self._beat(welcome.heartbeat)
             await self._lost.wait()
 
     async def _enter(self) -> Welcome:
         connection = self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.setblocking(False)
-        await self._loop.sock_connect(connection, self._path)
-        await self._loop.sock_sendall(connection, hello_of(self._hello))
+        await self._loop.sock_connect(connection, str(self._where()))
+        await self._loop.sock_sendall(connection, hello_of(self._hello, beats=True))
         reader = self._reader = FrameReader(connection)
         self._writer = FrameWriter(connection, self.session.output)
         welcomed: asyncio.Future[Welcome] = self._loop.create_future()
@@ -193,6 +215,7 @@ class AsyncBus:
             frames = reader.read()
             if frames is None:
                 raise FrameError("cannot go on: the connection has ended")
+            self._unheard = 0
             for frame in frames:
                 if frame[0].topic == WELCOME and not welcomed.done():
                     welcomed.set_result(body_of(with_body(*frame[:2]), Welcome))
@@ -209,6 +232,20 @@ class AsyncBus:
             if self._socket is not None:
                 self._loop.remove_reader(self._socket)
 
+    def _beat(self, heartbeat: Heartbeat) -> None:
+        """Say that we are there, and ask whether the broker is. Gives up one that never answers.
+
+        Beats are counted, and not the time: were we stopped ourselves, that is not its silence.
+        """
+        self._beating = None
+        if self._unheard * heartbeat.every_s > heartbeat.silent_s:
+            self._end()
+            return
+        self._unheard += 1
+        if not self.session.output:  # else enough is said anyway
+            self.session.emit("beat", "", kind="command", to=1)
+        self._beating = self._loop.call_later(heartbeat.every_s, self._beat, heartbeat)
+
     def _end(self) -> None:
         """The connection has ended: another one is looked for."""
         self._drop_connection()
@@ -216,6 +253,9 @@ class AsyncBus:
         self._lost.set()
 
     def _drop_connection(self) -> None:
+        if self._beating is not None:
+            self._beating.cancel()
+            self._beating = None
         if self._socket is not None:
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)

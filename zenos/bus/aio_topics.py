@@ -8,13 +8,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from zenos.bus import operations
-from zenos.bus.bodies import ArrayBuffer, Encoded, stored
+from zenos.bus.bodies import AnyDraft, ArrayBuffer, Encoded, stored
 from zenos.bus.codec import encode_value
 from zenos.bus.inbox import Inbox, Received
 from zenos.bus.message import Answerable, BaseMessage, reason_of
 from zenos.bus.operations import TIMEOUT_S, Sending
+from zenos.bus.session import EndedError
 from zenos.core import limits
-from zenos.core.errors import DeadlineError, InvalidError, UnavailableError
+from zenos.core.errors import DeadlineError, InvalidError, UnavailableError, ZenosError
 
 if TYPE_CHECKING:
     from zenos.bus.aio import AsyncBus
@@ -45,6 +46,31 @@ class Message(Answerable):
             await self.ack()
         else:
             await self.nack(reason=reason_of(error))
+
+    def reply(self, body: Any) -> Awaitable[None]:
+        """Answer a call. Nobody hears it who has stopped waiting.
+
+        What is small has gone when this returns. Arrays and many bytes are copied into shared
+        memory in a thread, and go then; who wants to know of it, or of an error, awaits it.
+        """
+        self._check_call()
+        made = encode_value(body)
+        if isinstance(made, Encoded) or made.is_small:
+            self._answer(made if isinstance(made, Encoded) else made.inline())
+            return self._bus.done()
+        self._settled = True
+        return self._bus.begin(self._reply_shared(made))
+
+    async def _reply_shared(self, made: AnyDraft) -> None:
+        encoded = error = None
+        try:
+            pool = self._bus.own.pool
+            encoded = await self._bus.in_thread(made.share, pool, TIMEOUT_S, drop=Encoded.close)
+        except ZenosError as raised:
+            error = raised
+        self._bus.act(operations.reply, self.received, encoded, error)
+        if error is not None:
+            raise error
 
     async def ack(self) -> None:
         """It was processed. Durable: returns after the commit, ConflictError if the lease ended."""
@@ -100,10 +126,13 @@ class Subscription:
     async def __anext__(self) -> BaseMessage:
         deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
         steps = self._bus.session.next_of(self._inbox, deadline, subscribed=True)
-        return BaseMessage(await self._bus.run(steps))
+        try:
+            return BaseMessage(await self._bus.run(steps))
+        except EndedError:
+            raise StopAsyncIteration from None
 
     def close(self) -> None:
-        """Take part no more."""
+        """Take part no more. Whoever iterates, in whatever coroutine, comes to the end."""
         self._bus.act(operations.unsubscribe, self._inbox)
 
 

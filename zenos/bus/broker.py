@@ -40,7 +40,7 @@ from zenos.bus.envelope import Kind as MessageKind
 from zenos.bus.exchange import Exchange, MayUse
 from zenos.bus.order import Policy
 from zenos.bus.peer import Peer
-from zenos.bus.stream import Frame
+from zenos.bus.stream import Frame, Heartbeat
 from zenos.core import limits
 from zenos.core.errors import StorageError, ZenosError
 from zenos.core.messages import TopicSettings
@@ -56,6 +56,7 @@ Authenticate = Callable[[str, int, str], bool]
 OnMessage = Callable[[str, int, Envelope], None]
 OnChange = Callable[[str, int], None]
 OnGone = Callable[[str, str], None]
+IsPaused = Callable[[str], bool]
 
 
 def make_private_directory(path: Path) -> None:
@@ -72,6 +73,11 @@ def make_private_directory(path: Path) -> None:
 
 def no_grants(task: str, topic: str) -> bool:
     """Tasks may use their own topics alone."""
+    return False
+
+
+def never_paused(task: str) -> bool:
+    """Nobody is frozen on purpose."""
     return False
 
 
@@ -98,10 +104,13 @@ class Broker:
         may_use: MayUse = no_grants,
         settings: Callable[[str], TopicSettings] = usual_settings,
         on_program_gone: OnGone | None = None,
+        heartbeat: Heartbeat | None = None,
+        is_paused: IsPaused = never_paused,
     ) -> None:
         """authenticate: of a peer outside any task with an empty task. may_use: whether a task was
         granted a topic beside its own. durable: without them, only transient topics can be used.
         on_program_gone: the task and the name of one of its programs, which has disconnected.
+        is_paused: whether a task's programs may be frozen, and so need not be heard.
         """
         self._policy = policy or Policy()
         self._authenticate = authenticate
@@ -109,6 +118,8 @@ class Broker:
         self._on_connect = on_connect
         self._on_disconnect = on_disconnect
         self._on_program_gone = on_program_gone
+        self._heartbeat = heartbeat or Heartbeat()
+        self._is_paused = is_paused
         self._loop = asyncio.get_running_loop()
         self._exchange = Exchange(may_use, settings, durable)
         self._workers: dict[str, Peer] = {}  # by task
@@ -117,6 +128,8 @@ class Broker:
         self._flushing = False
         self._listener: socket.socket | None = None
         self._path: Path | None = None
+        self._looked = self._loop.time()
+        self._looking = self._loop.call_later(self._heartbeat.every_s, self._look)
         self._ids = itertools.count(1)
         self._numbers = itertools.count(1)
 
@@ -193,6 +206,8 @@ class Broker:
     async def close(self) -> None:
         """Cut all connections and stop listening."""
         self._stop_listening()
+        self._looking.cancel()
+        self._exchange.keep_leases()
         for peer in list(self._peers):
             self._cut(peer)
         self._exchange.close()
@@ -244,6 +259,10 @@ class Broker:
             if frames is None:
                 self._cut(peer)
                 return
+            peer.heard = self._loop.time()
+            if peer.is_silent:
+                peer.is_silent = False
+                self._resume(peer)
             self._take_all(peer, frames)
         except BlockingIOError:
             return
@@ -279,6 +298,10 @@ class Broker:
                     if envelope.verb == "tell":
                         close_all(descriptors)
                         self._hear(peer, envelope, frame)
+                    elif envelope.verb == "beat":
+                        close_all(descriptors)
+                        if envelope.to:
+                            peer.answer(envelope.id, "")
                     elif envelope.sender != sender:
                         raise FrameError("cannot take a message in the name of somebody else")
                     else:
@@ -306,18 +329,18 @@ class Broker:
             timer.cancel()
         self._peers[peer] = None
         peer.reader.decoder.frame_bytes_max = limits.FRAME_BYTES_MAX
-        peer.task, peer.generation = hello.task, hello.generation
+        peer.task, peer.generation, peer.beats = hello.task, hello.generation, hello.beats
         peer.is_program = hello.program or not hello.task
         if peer.is_program:
             peer.name = f"{hello.task or USER}.{next(self._numbers)}"
-            peer.welcome()
+            peer.welcome(self._heartbeat)
             return True
         peer.name = hello.task
         old = self._workers.get(peer.task)
         if old is not None:
             self._cut(old)
         self._workers[peer.task] = peer
-        peer.welcome()
+        peer.welcome(self._heartbeat)
         if self._on_connect is not None:
             self._on_connect(peer.task, peer.generation)
         return True
@@ -364,6 +387,31 @@ class Broker:
             if self._on_disconnect is not None:
                 self._on_disconnect(peer.task, peer.generation)
 
+    def _look(self) -> None:
+        """End the connections of those who are not heard any more: what they held is given back.
+
+        1. Were we stopped ourselves, nobody is blamed for it: all have their time once more.
+        2. Who is frozen on purpose keeps its connection, and is given nothing until it is heard.
+        3. Everybody else can connect again, should it go on.
+        """
+        now, every_s = self._loop.time(), self._heartbeat.every_s
+        late, self._looked = now - self._looked > 2 * every_s, now
+        self._looking = self._loop.call_later(every_s, self._look)
+        for peer in list(self._peers):
+            if late:  # 1
+                peer.heard = now
+            if not peer.beats or now - peer.heard <= self._heartbeat.silent_s:
+                continue
+            if peer.is_program and peer.task and self._is_paused(peer.task):  # 2
+                peer.is_silent, peer.heard = True, now
+                continue
+            log.warning(  # 3
+                "a connection was closed: nothing was heard of %s for %d s",
+                peer.name,
+                now - peer.heard,
+            )
+            self._cut(peer)
+
     # -- writing
 
     def _mark(self, peer: Peer) -> None:
@@ -402,6 +450,10 @@ class Broker:
                 self._loop.remove_writer(peer.socket)
             else:
                 self._loop.add_writer(peer.socket, self._writable, peer)
+        self._resume(peer)
+
+    def _resume(self, peer: Peer) -> None:
+        """Go on with who was passed over, if it may be sent something again."""
         if peer.is_stalled and peer.has_room:
             peer.is_stalled = False
             self._exchange.resume(peer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import queue
+import select
 import socket
 import threading
 import time
@@ -29,7 +30,7 @@ from zenos.bus.envelope import (
     with_body,
 )
 from zenos.bus.order import Item, Link, Policy, SendQueue
-from zenos.bus.stream import FrameReader, FrameWriter, Welcome, greet
+from zenos.bus.stream import FrameReader, FrameWriter, Heartbeat, Welcome, greet
 from zenos.core import limits
 
 BACKOFF_S: Final = 0.05
@@ -56,6 +57,8 @@ class Channel:
         self._opening: socket.socket | None = None
         self._closed = threading.Event()
         self._drained = True
+        self._heartbeat: Heartbeat | None = Heartbeat()  # as the daemon wants it
+        self._beat_due = 0.0
         self._lost_at = time.monotonic()
         self._ids = itertools.count(1)
         self._threads = [
@@ -163,7 +166,7 @@ class Channel:
     def _connect(self) -> socket.socket | None:
         hello = Hello(task=self._task, generation=self._generation, token=self._token)
         try:
-            return greet(str(self._where()), hello)
+            return greet(str(self._where()), hello, beats=True)
         except OSError:
             return None
 
@@ -187,23 +190,46 @@ class Channel:
     def _read(self, connection: socket.socket) -> bool:
         """Until the connection ends; whether we were welcome."""
         reader, welcome = FrameReader(connection), False
+        self._heartbeat, self._beat_due = Heartbeat(), 0.0
         with suppress(OSError, FrameError):
-            while (frames := reader.read()) is not None:
+            while self._heard(connection) and (frames := reader.read()) is not None:
                 for header, frame, descriptors in frames:
                     close_all(descriptors)
                     envelope = with_body(header, frame)
                     if envelope.topic == WELCOME:
-                        self._welcomed(connection, body_of(envelope, Welcome).policy)
+                        self._welcomed(connection, body_of(envelope, Welcome))
                         welcome = True
-                    else:
+                    elif envelope.verb != "answer":  # to a beat
                         self._incoming.put(envelope)
         reader.close()
         return welcome
 
-    def _welcomed(self, connection: socket.socket, policy: Policy) -> None:
+    def _heard(self, connection: socket.socket) -> bool:
+        """Wait until there is something to read, saying meanwhile that we are there.
+
+        False when nothing is heard of the daemon for too long.
+        """
+        poll = select.poll()
+        poll.register(connection, select.POLLIN)
+        rounds = 0  # and not the time: were we stopped ourselves, that is not the daemon's silence
+        while (heartbeat := self._heartbeat) is not None:
+            left_s = max(0.0, self._beat_due - time.monotonic())
+            there = bool(poll.poll(1000 * left_s))
+            if time.monotonic() >= self._beat_due:
+                self._beat_due = time.monotonic() + heartbeat.every_s
+                self._beat()
+                rounds += 1
+            if there:
+                return True
+            if rounds * heartbeat.every_s > heartbeat.silent_s:
+                return False
+        return True
+
+    def _welcomed(self, connection: socket.socket, welcome: Welcome) -> None:
         """Say again what is so: a daemon that died may have taken what it was told with it."""
         with self._changed:
-            self._outgoing.use(policy)
+            self._heartbeat, self._beat_due = welcome.heartbeat, 0.0
+            self._outgoing.use(welcome.policy)
             for topic, item in self._states.items():
                 self._outgoing.drop("state", topic)
                 self._outgoing.put(item, time.monotonic(), always=True)
@@ -235,6 +261,22 @@ class Channel:
                 writer.written(time.monotonic())
             with self._changed:
                 self._drained = not self._outgoing
+                self._changed.notify_all()
+
+    def _beat(self) -> None:
+        """Say that we are there, and ask whether the daemon is."""
+        beat = Envelope(
+            id=next(self._ids),
+            kind="command",
+            verb="beat",
+            generation=self._generation,
+            sent=time.time(),
+            to=1,
+        )
+        with self._changed:
+            if self.connected and not self._outgoing:  # else enough is said anyway
+                item = Item("command", beat.priority, self._task, "", encode(beat))
+                self._outgoing.put(item, time.monotonic())
                 self._changed.notify_all()
 
     def _cut(self, connection: socket.socket | None) -> None:

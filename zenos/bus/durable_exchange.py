@@ -13,7 +13,7 @@ from zenos.bus.terms import Nacked, Want
 from zenos.bus.topic import Delivery
 from zenos.core import failpoints, limits
 from zenos.core.errors import BusyError, InvalidError, UnavailableError, ZenosError
-from zenos.core.messages import Message
+from zenos.core.messages import Message, check_public_topic
 
 
 class DurableExchange:
@@ -88,6 +88,10 @@ class DurableExchange:
         self._there().withdraw(request)
         return 1
 
+    def close(self) -> None:
+        """Ask no more. What peers have stays theirs: after a restart they may acknowledge it."""
+        self._topics = None
+
     def gone(self, peer: Peer) -> None:
         """A peer has gone away: what it was given goes to others."""
         if self._topics is None:
@@ -103,7 +107,7 @@ class DurableExchange:
         return self._topics
 
     def _post(self, peer: Peer, envelope: Envelope, event: ev.Event) -> None:
-        number, topic = envelope.id, envelope.topic
+        number, topic = envelope.id, check_public_topic(envelope.topic)
         if number in peer.requests or len(peer.requests) >= limits.PEER_REQUESTS_MAX:
             raise BusyError(
                 f"cannot ask for more than {limits.PEER_REQUESTS_MAX} things at once: wait for some"

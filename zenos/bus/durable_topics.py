@@ -242,6 +242,8 @@ class DurableTopics:
                     return False
                 await asyncio.sleep(COMMIT_RETRY_S)
             else:
+                if self.storage_error is not None:
+                    log.warning("messages are stored again")
                 self.storage_error = None
                 return True
 

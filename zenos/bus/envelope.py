@@ -29,9 +29,9 @@ WELCOME: Final = "welcome"  # the topic of the broker's first message
 
 # What a message asks for. Of the peers: `tell` concerns the daemon itself; `send`, `call` and
 # `publish` are for one receiver of the topic, for one that answers, and for all subscribers;
-# `reply` answers a call; the rest is about topics and leases (see exchange.py). Of the broker:
-# `answer` ends a request, `taken` says how many messages a topic has taken, `missed` how many a
-# subscriber was too slow for.
+# `reply` answers a call; `beat` says that a peer is there (to: 1 when it wants an answer); the rest
+# is about topics and leases (see exchange.py). Of the broker: `answer` ends a request, `taken` says
+# how many messages a topic has taken, `missed` how many a subscriber was too slow for.
 Verb = Literal[
     "tell",
     "send",
@@ -46,6 +46,7 @@ Verb = Literal[
     "ack",
     "nack",
     "extend",
+    "beat",
     "answer",
     "taken",
     "missed",
@@ -104,12 +105,14 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
 
     A task and its token, or no task and the home's token. program: it is one of the task's
     programs, of which there may be several; else the task's worker, which the daemon talks to.
+    beats: it says so often as the welcome wants that it is there.
     """
 
     task: str
     generation: int
     token: str
     program: bool = False
+    beats: bool = False
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -85,6 +85,8 @@ class Exchange:
         try:
             if envelope.topic not in peer.topics:
                 self._allow(peer, envelope.topic)
+            if verb != "call" and not envelope.durable:
+                peer.only_calls(envelope.topic)
             if verb in ("send", "call", "publish"):
                 self._send(peer, envelope, frame, descriptors)
                 return
@@ -130,6 +132,10 @@ class Exchange:
                 self._serve(topic)
             if peer in topic.subscriptions:
                 self._feed(topic, peer, topic.subscriptions[peer])
+
+    def keep_leases(self) -> None:
+        """It is the broker that goes: who has durable messages is not to blame."""
+        self._durable.close()
 
     def close(self) -> None:
         """Drop everything."""

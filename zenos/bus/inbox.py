@@ -97,7 +97,7 @@ class Inbox:
 
     credit: how many more the broker may send. waiters: who waits for a message; of a durable topic,
     each has asked for some. followers: who waits for those that are `coming`, and has not asked.
-    cost: what the newest message counted of the credit.
+    cost: what the newest message counted of the credit. is_over: of a subscription that was closed.
     """
 
     def __init__(self, topic: str, prefetch: int) -> None:
@@ -110,6 +110,7 @@ class Inbox:
         self.arrived = 0
         self.missed = 0
         self.cost = 1
+        self.is_over = False
         self._rest: dict[int, int] = {}  # by request, how many of its messages are on their way
 
     @property

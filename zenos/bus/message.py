@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from zenos.bus import operations
 from zenos.bus.bodies import ARRAYS, SHARED, Encoded
-from zenos.bus.codec import CONTENT_TYPE
+from zenos.bus.codec import CONTENT_TYPE, MESSAGEPACK
 from zenos.bus.envelope import close_all
 from zenos.bus.inbox import Received
 from zenos.bus.session import Session
 from zenos.core.errors import InvalidError, UnavailableError
 
 _UNREAD: Any = object()
+NOTHING: Final = Encoded(b"\xc0", MESSAGEPACK)  # None
 
 
 class BaseMessage:
@@ -56,6 +57,7 @@ class BaseMessage:
 
     @property
     def topic(self) -> str:
+        """Where it was sent to."""
         return self.received.envelope.topic
 
     @property
@@ -70,10 +72,12 @@ class BaseMessage:
 
     @property
     def priority(self) -> int:
+        """0 to 100, higher first."""
         return self.received.envelope.priority
 
     @property
     def headers(self) -> dict[str, str]:
+        """Its sender's, and `content-type`: how its body is encoded."""
         return self.received.envelope.headers
 
     @property
@@ -83,10 +87,12 @@ class BaseMessage:
 
     @property
     def missed(self) -> int:
+        """Of a subscription: how many before this one were dropped, since they came too fast."""
         return self.received.missed
 
     @property
     def is_durable(self) -> bool:
+        """Whether it was kept by a durable topic, and is leased."""
         return self.received.envelope.durable
 
     @property
@@ -111,10 +117,6 @@ class Acting(Protocol):
         """Do something with the session that needn't be waited for."""
         ...
 
-    def encode(self, body: Any) -> Encoded:
-        """A value as it is sent in a reply."""
-        ...
-
 
 class Answerable(BaseMessage):
     """A message that may be a call."""
@@ -123,22 +125,16 @@ class Answerable(BaseMessage):
         super().__init__(received)
         self._acting = bus
 
-    def reply(self, body: Any) -> None:
-        """Answer a call. Nobody hears it who has stopped waiting.
-
-        Arrays are copied into shared memory; when that is full, the blocking bus waits, and the
-        asynchronous one raises BusyError.
-        """
-        self._answer(body)
-
     def fail(self, error: Exception) -> None:
         """Answer a call with an error: it is raised where the call was made."""
         self._answer(error=error)
 
-    def _answer(self, body: Any = None, error: Exception | None = None) -> None:
+    def _check_call(self) -> None:
         if not self.is_call:
             raise InvalidError("cannot reply to a message that is no call")
-        encoded = self._acting.encode(body) if error is None else None
+
+    def _answer(self, encoded: Encoded | None = None, error: Exception | None = None) -> None:
+        self._check_call()
         self._acting.act(operations.reply, self.received, encoded, error)
         self._settled = True
 
@@ -147,7 +143,7 @@ class Answerable(BaseMessage):
         if not self.is_call:
             return
         if verb == "ack":
-            self._answer()
+            self._answer(NOTHING)
         else:
             self._answer(error=UnavailableError(f"cannot answer: {reason or 'it was given back'}"))
 

@@ -356,6 +356,10 @@ def subscribe(session: Session, topic: str, timeout_s: float) -> Steps[Inbox]:
 
 def unsubscribe(session: Session, inbox: Inbox) -> None:
     """No more of that topic."""
-    if session.subscribed.pop(inbox.topic, None) is not None and session.is_connected:
-        session.emit("unsubscribe", inbox.topic, kind="command")
+    if session.subscribed.get(inbox.topic) is inbox:
+        del session.subscribed[inbox.topic]
+        if session.is_connected:
+            session.emit("unsubscribe", inbox.topic, kind="command")
+    inbox.is_over = True
     inbox.clear()
+    inbox.lose()

@@ -13,9 +13,10 @@ import msgspec
 
 from zenos.bus.envelope import WELCOME, Envelope, encode
 from zenos.bus.order import Item, Link, Policy, SendQueue
-from zenos.bus.stream import FrameReader, FrameWriter, Welcome
+from zenos.bus.stream import FrameReader, FrameWriter, Heartbeat, Welcome
 from zenos.core import limits
-from zenos.core.errors import ZenosError
+from zenos.core.errors import RefusedError, ZenosError
+from zenos.core.names import is_internal
 
 HELLO_BYTES_MAX: Final = 4 * limits.KIB  # of frames, until it is known who sends them
 _CREDENTIALS: Final = struct.Struct("iII")  # pid, uid, gid
@@ -38,6 +39,8 @@ class Peer:
         self.is_closed = False
         self.is_writing = False  # its socket took no more; it is told when it does
         self.is_stalled = False  # it was passed over since it doesn't read
+        self.beats = False  # it says regularly that it is there
+        self.is_silent = False  # it doesn't, with leave: it is given nothing meanwhile
         self.reader = FrameReader(connection, HELLO_BYTES_MAX)
         self.waiting = SendQueue(policy, Link())
         self.writer = FrameWriter(connection, self.waiting)
@@ -48,6 +51,7 @@ class Peer:
         self.held = 0  # of its messages, those that wait for room
         self.held_bytes = 0
         self._clock = asyncio.get_running_loop().time
+        self.heard = self._clock()  # when anything came from it
         self._on_dirty = on_dirty
 
     @property
@@ -55,7 +59,7 @@ class Peer:
         """Whether more may be sent to it. One that hasn't is told of later."""
         queue = self.waiting
         if queue.count < limits.SEND_QUEUE_FRAMES_MAX // 2 and (
-            queue.waiting_bytes < limits.SEND_QUEUE_BYTES_MAX // 4
+            queue.waiting_bytes < limits.SEND_QUEUE_BYTES_MAX // 4 and not self.is_silent
         ):
             return True
         self.is_stalled = True
@@ -77,9 +81,16 @@ class Peer:
         raw = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         return bool(_CREDENTIALS.unpack(raw)[1] == uid)
 
-    def welcome(self) -> None:
+    def only_calls(self, topic: str) -> None:
+        """Raises RefusedError: whom an internal topic doesn't belong to may call there, no more."""
+        if not self.task and is_internal(topic):
+            raise RefusedError(f"cannot use {topic}: it belongs to a task, and can only be called")
+
+    def welcome(self, heartbeat: Heartbeat) -> None:
         """Send the policy and its name, before everything else."""
-        body = msgspec.msgpack.encode(Welcome(policy=self.waiting.policy, name=self.name))
+        body = msgspec.msgpack.encode(
+            Welcome(policy=self.waiting.policy, name=self.name, heartbeat=heartbeat)
+        )
         welcome = Envelope(kind="command", topic=WELCOME, sent=time.time(), body=body)
         first = Item("command", limits.PRIORITY_MAX + 1, "", WELCOME, encode(welcome))
         self.put(first, always=True)

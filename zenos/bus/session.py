@@ -37,6 +37,10 @@ QUEUE_MESSAGES: Final = 1_000_000  # bounded by windows and requests; the bytes 
 Steps = Generator[tuple[Slot, float | None], bool, T]
 
 
+class EndedError(Exception):
+    """No more comes of a subscription. Whoever iterates ends."""
+
+
 class Session:
     """One program's side of its connection, over as many connections as it takes.
 
@@ -277,8 +281,13 @@ class Session:
         return found
 
     def next_of(self, inbox: Inbox, deadline: float | None, *, subscribed: bool) -> Steps[Received]:
-        """The next message of a transient inbox. DeadlineError when none came in time."""
+        """The next message of a transient inbox. DeadlineError when none came in time.
+
+        EndedError of a subscription that was closed, maybe while it was waited for.
+        """
         while True:
+            if inbox.is_over:
+                raise EndedError
             if inbox.messages:
                 found = inbox.messages.popleft()
                 self.top_up(inbox, subscribed=subscribed)

@@ -13,6 +13,7 @@ from collections import deque
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from zenos.bus.envelope import (
     HELLO,
@@ -37,26 +38,39 @@ _TRUNCATED: Final = int(socket.MSG_CTRUNC)
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(4 * limits.FRAME_DESCRIPTORS_MAX)
 
 
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
+    """How often each end of a connection is heard, and after what silence the other gives it up."""
+
+    every_s: float = limits.HEARTBEAT_S
+    silent_s: float = limits.SILENT_S
+
+
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of the broker's first message: how to order what is sent, and one's name."""
+    """The body of the broker's first message: how to order what is sent, and one's name.
+
+    heartbeat: none of a broker of an older version, which would not understand a beat.
+    """
 
     policy: Policy = Policy()
     name: str = ""
+    heartbeat: Heartbeat | None = None
 
 
-def hello_of(hello: Hello) -> bytes:
-    """The first frame of a connection."""
-    body = msgspec.msgpack.encode(hello)
+def hello_of(hello: Hello, *, beats: bool = False) -> bytes:
+    """The first frame of a connection. beats: see Hello."""
+    body = msgspec.msgpack.encode(replace(hello, beats=beats))
     return encode(Envelope(kind="command", topic=HELLO, generation=hello.generation, body=body))
 
 
-def greet(path: str, hello: Hello, timeout_s: float | None = None) -> socket.socket:
+def greet(
+    path: str, hello: Hello, timeout_s: float | None = None, *, beats: bool = False
+) -> socket.socket:
     """Connect to the broker at `path` and say who one is. Raises OSError."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.settimeout(timeout_s)
         connection.connect(path)
-        connection.sendall(hello_of(hello))
+        connection.sendall(hello_of(hello, beats=beats))
     except OSError:
         connection.close()
         raise

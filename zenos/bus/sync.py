@@ -19,14 +19,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from zenos.bus import address
+from zenos.bus import address, beating
 from zenos.bus.bodies import Encoded, Own
 from zenos.bus.codec import encode_value
 from zenos.bus.envelope import WELCOME, FrameError, Hello, body_of, with_body
 from zenos.bus.inbox import Received, Slot
 from zenos.bus.operations import TIMEOUT_S
 from zenos.bus.session import Session, Steps
-from zenos.bus.stream import FrameReader, FrameWriter, Welcome, greet
+from zenos.bus.stream import FrameReader, FrameWriter, Heartbeat, Welcome, greet
 from zenos.bus.sync_topics import Topic
 from zenos.core import limits
 from zenos.core.errors import InvalidError, NoDaemonError, UnauthorizedError, UnavailableError
@@ -54,8 +54,8 @@ def connect(
     Raises NoDaemonError when no daemon lets it in within `timeout_s` seconds, UnauthorizedError for
     a token that it doesn't know.
     """
-    path, hello = address.find(home)
-    return Bus(path, hello, timeout_s=timeout_s, shared_bytes_max=shared_bytes_max)
+    where, hello = address.find(home)
+    return Bus(where, hello, timeout_s=timeout_s, shared_bytes_max=shared_bytes_max)
 
 
 class Bus:
@@ -63,13 +63,14 @@ class Bus:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | Callable[[], Path],
         hello: Hello,
         *,
         timeout_s: float = CONNECT_S,
         shared_bytes_max: int = limits.SHARED_BYTES_MAX,
     ) -> None:
-        self._path = str(path)
+        # Asked for at each connection: the next daemon may listen elsewhere.
+        self._where = path if callable(path) else lambda: path
         self._hello = hello
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -87,7 +88,13 @@ class Bus:
         self._flush_due = threading.Event()
         self._flusher: threading.Thread | None = None
         self._wake_read, self._wake_write = socket.socketpair()
+        self._woken = False  # there is a byte to be read there
+        self._heartbeat: Heartbeat | None = None  # as the broker wants it
+        self._beat_due = 0.0
+        self._asked = False  # the broker has to answer a beat; whoever reads will see
+        self._unheard_s = 0.0  # for which whoever reads has waited for that
         _all.add(self)
+        beating.begin(self)
         try:
             self.run(self.session.arrive(time.monotonic() + timeout_s))
         except BaseException as error:
@@ -146,6 +153,7 @@ class Bus:
             with suppress(OSError):
                 self._wake_write.send(b"x")
             self._flush_due.set()
+            beating.end(self)
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._leading)
             self._wake_read.close()
@@ -166,7 +174,7 @@ class Bus:
                 result: T = end.value
             finally:
                 steps.close()  # here, where the lock is held
-            self._write_soon()
+                self._write_soon()  # also what takes back what was asked for
             return result
 
     def send_now(self, topic: str, body: bytes, priority: int) -> bool:
@@ -212,6 +220,38 @@ class Bus:
         with self._lock:
             return do(self.session, *arguments)
 
+    def wake(self) -> None:
+        """Let those who wait look whether they still have to."""
+        with self._changed:
+            self._changed.notify_all()
+            if self._leading and not self._woken and self.session.closed is None:
+                self._woken = True
+                self._wake_write.send(b"x")
+
+    def _wake_up(self) -> None:
+        """Whoever led has been woken: take the byte away, for others lead later."""
+        if self._woken and self.session.closed is None:
+            self._woken = False
+            self._wake_read.recv(1)
+
+    def beat(self) -> float:
+        """Say that we are there, if it is time; in how many seconds it will be again.
+
+        The broker is asked to answer only if somebody reads.
+        """
+        with self._changed:
+            heartbeat, now = self._heartbeat, time.monotonic()
+            if heartbeat is None or not self.session.is_connected:
+                return limits.HEARTBEAT_S
+            if now < self._beat_due:
+                return self._beat_due - now
+            self._beat_due = now + heartbeat.every_s
+            if not self.session.output:  # else enough is said anyway
+                self.session.emit("beat", "", kind="command", to=int(self._leading))
+                self._asked = self._asked or self._leading
+                self._write_now()
+            return heartbeat.every_s
+
     def _wait(self, slot: Slot, deadline: float | None) -> bool:
         """Whether the slot was filled in time; the lock is held."""
         try:
@@ -242,10 +282,14 @@ class Bus:
             return
         reader = self._reader
         assert reader is not None  # noqa: S101 - there is one with each socket
+        wait_s, heartbeat = left_s, self._heartbeat
+        if heartbeat is not None and (wait_s is None or wait_s > heartbeat.every_s):
+            wait_s = heartbeat.every_s
         self._changed.release()
-        frames = None
+        frames, heard = None, True
         try:
-            frames = reader.read() if _polled(self._poll, left_s) else []
+            heard = _polled(self._poll, wait_s)
+            frames = reader.read() if heard else []
         except BlockingIOError:
             frames = []
         except (OSError, FrameError, ValueError):
@@ -254,7 +298,15 @@ class Bus:
             self._changed.acquire()
         if self.session.closed is not None:
             return
+        self._wake_up()
         try:
+            if frames:
+                self._asked, self._unheard_s = False, 0.0
+            elif self._asked and not heard and wait_s is not None and heartbeat is not None:
+                # What was waited, not the time: were we stopped ourselves, that is not its fault.
+                self._unheard_s += wait_s
+                if self._unheard_s > heartbeat.silent_s:
+                    frames = None
             if frames is None:
                 raise FrameError
             for frame in frames:
@@ -276,6 +328,7 @@ class Bus:
             _ready([self._wake_read], pause_s)
         finally:
             self._changed.acquire()
+        self._wake_up()
         if made is None:
             return
         connection, reader, welcome = made
@@ -288,11 +341,16 @@ class Bus:
         for one in (connection, self._wake_read):
             self._poll.register(one, select.POLLIN)
         self._writer = FrameWriter(connection, self.session.output)
+        self._heartbeat, self._beat_due = welcome.heartbeat, 0.0
+        self._asked, self._unheard_s = False, 0.0
         self.session.connect(welcome.name, welcome.policy)
         self._write_now()
+        if welcome.heartbeat is not None:
+            self._beat_due = time.monotonic() + welcome.heartbeat.every_s
+            beating.begin(self)  # it may have to beat sooner than was known
 
     def _enter(self, timeout_s: float) -> tuple[socket.socket, FrameReader, Welcome]:
-        connection = greet(self._path, self._hello, timeout_s)
+        connection = greet(str(self._where()), self._hello, timeout_s, beats=True)
         reader = FrameReader(connection)
         try:
             # The welcome is all that is said before something is asked for.

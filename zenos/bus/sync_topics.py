@@ -13,6 +13,7 @@ from zenos.bus.codec import encode_value
 from zenos.bus.inbox import Inbox, Received
 from zenos.bus.message import Answerable, BaseMessage, reason_of
 from zenos.bus.operations import TIMEOUT_S, Sending
+from zenos.bus.session import EndedError
 from zenos.core import limits
 from zenos.core.errors import DeadlineError, InvalidError, UnavailableError
 
@@ -45,6 +46,14 @@ class Message(Answerable):
             self.ack()
         else:
             self.nack(reason=reason_of(error))
+
+    def reply(self, body: Any) -> None:
+        """Answer a call. Nobody hears it who has stopped waiting.
+
+        Arrays and many bytes are copied into shared memory; when that is full, this waits.
+        """
+        self._check_call()
+        self._answer(self._bus.encode(body))
 
     def ack(self) -> None:
         """It was processed. Durable: returns after the commit, ConflictError if the lease ended."""
@@ -100,11 +109,15 @@ class Subscription:
     def __next__(self) -> BaseMessage:
         deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
         steps = self._bus.session.next_of(self._inbox, deadline, subscribed=True)
-        return BaseMessage(self._bus.run(steps))
+        try:
+            return BaseMessage(self._bus.run(steps))
+        except EndedError:
+            raise StopIteration from None
 
     def close(self) -> None:
-        """Take part no more."""
+        """Take part no more. Whoever iterates, in whatever thread, comes to the end."""
         self._bus.act(operations.unsubscribe, self._inbox)
+        self._bus.wake()
 
 
 class Topic:

@@ -89,10 +89,10 @@ class Teller:
         self._again_at = time.monotonic() + self._backoff_s
         self._backoff_s = min(2 * self._backoff_s, BACKOFF_S_MAX)
         try:
-            path, hello = address.find()
+            where, hello = address.find()
             if not hello.task:
                 return False  # it went to a home of its own, where it is no task
-            connection = greet(os.fspath(path), hello, TIMEOUT_S)
+            connection = greet(os.fspath(where()), hello, TIMEOUT_S)
         except (OSError, ZenosError):
             return False
         if not _is_welcome(connection):

@@ -12,7 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from zenos.core import limits
-from zenos.core.errors import ConflictError
+from zenos.core.errors import ConflictError, NotFoundError
 from zenos.core.messages import Message, MessageChanges, TopicSettings
 
 LATE: Final = "its deadline passed before it was delivered"
@@ -227,9 +227,18 @@ class Topic:
     # -- by hand
 
     def replay(self, ids: list[str] | None, changes: MessageChanges) -> int:
-        """Deliver dead messages again, as if they were new; returns how many."""
+        """Deliver dead messages again, as if they were new; returns how many.
+
+        NotFoundError when one of `ids` is not dead; then none is touched.
+        """
         chosen = None if ids is None else set(ids)
         again = [m for m in self.dead.values() if chosen is None or m.id in chosen]
+        unknown = sorted((chosen or set()) - {m.id for m in again})
+        if unknown:
+            raise NotFoundError(
+                f"cannot find a dead message {unknown[0][:64]!r} on {self.name}: 'zenos bus dead "
+                f"{self.name}' lists them"
+            )
         for message in again:
             del self.dead[message.number]
             fresh = replace(message, dead=None, ended=0.0, failures=0, due=0.0, deadline=0.0)

@@ -4,9 +4,10 @@ A frame is the length of its header (4 bytes, big-endian), the header (MessagePa
 bytes as the header's sizes say: a pickle, then the buffers that it refers to (pickle protocol 5,
 PEP 574), which are sent from where they lie and received where they are used.
 
-Pickles are loaded here and nowhere else in zenos, and only from the other end of a socket pair that
-the pool made for the process that it started: whoever could write there runs as the same user's
-program already, and executes its functions.
+Pickles are loaded here and nowhere else in zenos, and only from the other end of a socket pair: of
+that which a pool made for the process that it started, or of those between a program, its host of
+calls and a lane there (see zenos/calls, which loads through here). Whoever could write there runs
+as the same user's program already, and executes its functions.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import pickle
 import socket
 import struct
+import traceback
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
@@ -21,9 +23,11 @@ import cloudpickle
 import msgspec
 
 from zenos.core import limits
-from zenos.core.errors import InvalidError
+from zenos.core.errors import InvalidError, WorkerError
 
+PICKLER: Final = f"cloudpickle {cloudpickle.__version__}"
 LENGTH: Final = struct.Struct(">I")
+REASON_SHOWN_CHARS: Final = 200
 _BUFFERS_AT_ONCE: Final = 512  # sendmsg takes 1024 on Linux
 _BYTES: Final = (bytes, bytearray)
 Buffer = bytes | bytearray | memoryview
@@ -60,9 +64,39 @@ def dump(value: object) -> list[Buffer]:
     return [body, *(buffer.raw() for buffer in beside)]
 
 
+def dumps(value: object, *, simple: bool = False) -> bytes:
+    """The pickle of a value in one piece. simple: of built-in types that refer to nothing.
+
+    Raises whatever pickling raises.
+    """
+    make = pickle.dumps if simple else cloudpickle.dumps
+    made: bytes = make(value, protocol=5)
+    return made
+
+
 def load(parts: Sequence[Buffer]) -> Any:
     """The value. Raises whatever unpickling raises."""
     return pickle.loads(parts[0], buffers=parts[1:])  # noqa: S301 - see the module's words
+
+
+def sendable(error: BaseException, what: str) -> BaseException:
+    """The error of a thread or call, if it comes through unharmed; else one that tells of it."""
+    try:
+        copy = load(dump(error))
+        if type(copy) is type(error) and isinstance(error, Exception):
+            return error
+    except BaseException:  # noqa: BLE001, S110 - it is told below, in words
+        pass
+    said = traceback.format_exception_only(error)[-1].strip()
+    return WorkerError(f"cannot finish the {what}: its function raised {said}")
+
+
+def unsendable(reason: Exception) -> InvalidError:
+    """What is told in place of a result that can't be pickled."""
+    return InvalidError(
+        f"cannot send the result back ({type(reason).__name__}: "
+        f"{str(reason)[:REASON_SHOWN_CHARS]}): return something that can be pickled"
+    )
 
 
 def aside(items: Sequence[Any]) -> list[Any]:

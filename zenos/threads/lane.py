@@ -1,28 +1,21 @@
 """A lane's process: `python -P -m zenos.threads.lane SOCKET BOARD PARENT`.
 
-It takes functions and items from its socket, runs them, and answers. SOCKET and BOARD are
-descriptors that it inherits, PARENT is the process that it belongs to: it ends with it.
+It takes functions and items from its socket, runs them, and answers. See inherited.py.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import os
-import signal
 import socket
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
-from zenos.core.errors import InvalidError, WorkerError
-from zenos.core.processes import PR_SET_PDEATHSIG, prctl
-from zenos.threads import codec
+from zenos.threads import codec, inherited
 from zenos.threads.codec import Header
 from zenos.threads.current import Board, Ran, run
-
-RESULT_SHOWN_CHARS: Final = 200
 
 
 def call(work: Callable[..., Any], item: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
@@ -33,20 +26,8 @@ def call(work: Callable[..., Any], item: tuple[tuple[Any, ...], dict[str, Any]])
 
 def main() -> None:
     """Serve until the other end closes."""
-    parent = int(sys.argv[3])
-    if sys.platform == "linux":
-        # Asked for after the start, so the parent may have gone before.
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            sys.exit(0)
-    # Both are the parent's to decide on. Handlers, unlike SIG_IGN, aren't handed down to programs.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-    board_fd = int(sys.argv[2])
-    board = Board(board_fd)
-    os.close(board_fd)
-    with socket.socket(fileno=int(sys.argv[1])) as link:
-        os.set_inheritable(link.fileno(), False)  # else a program started here would hold it open
+    link, board, _ = inherited.take(sys.argv[1:])
+    with link:
         serve(link, board)
 
 
@@ -94,30 +75,15 @@ def _run(
 def _answer(link: socket.socket, serial: int, ran: Ran) -> None:
     header = Header(kind="ended", serial=serial)
     results = codec.aside(ran.results)
-    error = None if ran.error is None else _sendable(ran.error)
+    error = None if ran.error is None else codec.sendable(ran.error, "thread")
     try:
         said = (results, error, ran.text, ran.seconds, ran.stopped, ran.lasting)
         codec.send(link, header, codec.dump(said))
     except OSError:
         raise
     except Exception as reason:  # noqa: BLE001 - whatever pickling raises, or it is too large
-        unsent = InvalidError(
-            f"cannot send the result back ({type(reason).__name__}: "
-            f"{str(reason)[:RESULT_SHOWN_CHARS]}): return something that can be pickled"
-        )
-        codec.send(link, header, codec.dump(([], unsent, "", ran.seconds, ran.stopped, True)))
-
-
-def _sendable(error: BaseException) -> BaseException:
-    """The error, if it comes through unharmed; else one that says what it was."""
-    try:
-        copy = codec.load(codec.dump(error))
-        if type(copy) is type(error) and isinstance(error, Exception):
-            return error
-    except BaseException:  # noqa: BLE001, S110 - it is told below, in words
-        pass
-    said = traceback.format_exception_only(error)[-1].strip()
-    return WorkerError(f"cannot finish the thread: its function raised {said}")
+        said = ([], codec.unsendable(reason), "", ran.seconds, ran.stopped, True)
+        codec.send(link, header, codec.dump(said))
 
 
 if __name__ == "__main__":

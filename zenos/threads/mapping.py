@@ -7,7 +7,7 @@ import itertools
 import queue
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 from zenos.core import limits
 from zenos.core.errors import InvalidError
@@ -34,6 +34,25 @@ class Fold(Generic[T, R]):
         return functools.reduce(
             self._combine, map(self._each, items) if self._each is not None else items
         )
+
+
+class Piece(Protocol):
+    """A chunk that has ended."""
+
+    @property
+    def items(self) -> list[Any]:
+        """All of them."""
+        ...
+
+    @property
+    def seconds(self) -> float:
+        """How long they ran."""
+        ...
+
+    @property
+    def sent_bytes(self) -> int:
+        """How much was sent for them."""
+        ...
 
 
 class Chunks(Generic[T]):
@@ -80,7 +99,7 @@ class Chunks(Generic[T]):
             size = min(size, max(share, limits.CHUNK_S_MIN / each_s))
         return max(1, int(size))
 
-    def learn(self, job: Job) -> None:
+    def learn(self, job: Piece) -> None:
         """A chunk has ended. Recent ones count more."""
         count = len(job.items)
         if self._items_seen > 4 * count:
@@ -93,7 +112,67 @@ class Chunks(Generic[T]):
         self._largest = max(self._largest, count)
 
 
-class Results(Iterator[R]):
+class Mapped(Iterator[R]):
+    """What maps have in common, wherever their chunks run: reading the input, and counting.
+
+    done: how many items have ended; total: how many there are, where it is known.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[Any],
+        chunk: int | None,
+        window: int | None,
+        progress: Progress | None,
+    ) -> None:
+        for name, value in (("chunk", chunk), ("window", window)):
+            if value is not None and value < 1:
+                raise InvalidError(f"cannot use {name}={value}: it is 1 or more")
+        self._chunks: Chunks[Any] = Chunks(items, chunk)
+        self._window = window
+        self._progress = progress
+        self._exhausted = False
+        self._input_error: Exception | None = None
+        self.done = 0
+
+    @property
+    def total(self) -> int | None:
+        """The number of items, where it is known."""
+        return self._chunks.taken if self._exhausted else self._chunks.total
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel what has not ended."""
+        raise NotImplementedError
+
+    def _take(self, lanes: int, waiting: int) -> list[Any]:
+        """The next chunk, while there is room for one beside those that wait; else nothing.
+
+        An error of the input is kept: it is raised once all before it has been given out.
+        """
+        if self._exhausted or waiting >= (self._window or limits.CHUNKS_PER_LANE * lanes):
+            return []
+        try:
+            items = self._chunks.take(lanes)
+        except Exception as error:  # noqa: BLE001
+            self._input_error, items = error, []
+        self._exhausted = not items
+        return items
+
+    def _count(self, piece: Piece, done: int) -> None:
+        """A chunk has ended, and so many of its items."""
+        self._chunks.learn(piece)
+        self.done += done
+        if self._progress is not None:
+            self._progress(self.done, self.total)
+
+
+class Results(Mapped[R]):
     """The results of a map, to iterate over. Closing it, as a `with` does, cancels the rest."""
 
     def __init__(
@@ -108,33 +187,20 @@ class Results(Iterator[R]):
         progress: Progress | None = None,
         ordered: bool = True,
     ) -> None:
-        for name, value in (("chunk", chunk), ("window", window)):
-            if value is not None and value < 1:
-                raise InvalidError(f"cannot use {name}={value}: it is 1 or more")
         self._runner = runner
         self._options = (options or DEFAULTS).check()
         if chunk is None and self._options.timeout_s is not None:
             chunk = 1
-        self._chunks: Chunks[Any] = Chunks(items, chunk)
-        self._window = window
-        self._progress = progress
+        super().__init__(items, chunk, window, progress)
         self._ordered = ordered
         self._function = runner.function(function, single=False)
         self._group = runner.number()
         self._jobs: OrderedDict[int, Job] = OrderedDict()
         self._outcomes: dict[int, Outcome] = {}
         self._ended: queue.SimpleQueue[tuple[Job, Outcome]] = queue.SimpleQueue()
-        self._exhausted = False
-        self._input_error: Exception | None = None
-        self.done = 0
         self._fill()
         self._lists = self._results()
         self._stream = itertools.chain.from_iterable(self._lists)
-
-    @property
-    def total(self) -> int | None:
-        """The number of items, where it is known."""
-        return self._chunks.taken if self._exhausted else self._chunks.total
 
     def __iter__(self) -> Iterator[R]:
         return self._stream
@@ -146,12 +212,6 @@ class Results(Iterator[R]):
         """Cancel what has not ended."""
         self._lists.close()
         self._cancel()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _results(self) -> Generator[list[R]]:
         """The results of a chunk at a time."""
@@ -186,24 +246,11 @@ class Results(Iterator[R]):
 
     def _note(self, job: Job, outcome: Outcome) -> None:
         self._outcomes[job.number] = outcome
-        self._chunks.learn(job)
-        self.done += len(job.results)
-        if self._progress is not None:
-            self._progress(self.done, self.total)
+        self._count(job, len(job.results))
 
     def _fill(self) -> None:
         """Submit chunks while there is room for them."""
-        while not self._exhausted:
-            lanes = self._runner.lanes
-            if len(self._jobs) >= (self._window or limits.CHUNKS_PER_LANE * lanes):
-                return
-            try:
-                items = self._chunks.take(lanes)
-            except Exception as error:  # noqa: BLE001 - raised once all before it is given out
-                self._input_error, items = error, []
-            if not items:
-                self._exhausted = True
-                return
+        while items := self._take(self._runner.lanes, len(self._jobs)):
             job = Job(self._runner.number(), self._function, items, self._options, self._end)
             self._runner.prepare(job)
             self._runner.start(job, group=self._group)

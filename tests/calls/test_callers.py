@@ -1,0 +1,65 @@
+"""When a host tells a program what."""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from zenos.calls import wire
+from zenos.calls.callers import Caller
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Caller, socket.socket]]:
+    theirs, link = socket.socketpair()
+    caller = Caller(link)
+    theirs.setblocking(False)
+    yield caller, theirs
+    caller.close()
+    theirs.close()
+
+
+def said(caller: Caller, program: socket.socket) -> list[object]:
+    """What the host writes when it looks whether there is something to be told."""
+    if not caller.has_news():
+        return []
+    caller.flush()
+    found: list[object] = wire.Frames(wire.from_host).take(program.recv(65536))
+    return found
+
+
+def test_who_asks_hears_at_once_what_is_on_the_disk(pair: tuple[Caller, socket.socket]) -> None:
+    caller, program = pair
+    caller.accept(7)
+    assert said(caller, program) == []
+    caller.asks = True
+    assert said(caller, program) == [wire.Accepted([7])]
+    assert said(caller, program) == []
+    assert caller.wake == math.inf
+
+
+def test_others_hear_it_before_the_result_that_comes_next(
+    pair: tuple[Caller, socket.socket],
+) -> None:
+    caller, program = pair
+    caller.accept(7)
+    assert 0 < caller.wake < math.inf  # at the latest then
+    caller.tell(wire.Result(7, wire.DONE))
+    assert said(caller, program) == [
+        wire.Accepted([7]),
+        wire.Results([wire.Result(7, wire.DONE)]),
+    ]
+
+
+def test_who_reads_nothing_does_not_keep_the_host_awake(
+    pair: tuple[Caller, socket.socket],
+) -> None:
+    caller, _ = pair
+    caller.asks = True
+    caller.accept(7)
+    assert caller.wake == -math.inf
+    caller.is_writing = True
+    assert caller.wake == math.inf

@@ -1,0 +1,74 @@
+"""A call that ends as it is cancelled: both are done by threads of their own."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from typing import Any, cast
+
+import pytest
+
+from zenos.calls import values, wire
+from zenos.calls.future import CallFuture
+from zenos.calls.link import Link, settle
+
+
+class Forgets:
+    """A link that is told what isn't wanted any more."""
+
+    def __init__(self) -> None:
+        self.forgotten: list[int] = []
+
+    def cancel(self, number: int) -> None:
+        self.forgotten.append(number)
+
+
+def made() -> tuple[CallFuture[Any], wire.Result]:
+    future: CallFuture[Any] = CallFuture(cast("Link", Forgets()), 1, durable=False)
+    return future, wire.Result(1, wire.DONE, values.dump(7))
+
+
+def test_a_result_that_comes_after_it_was_cancelled_is_dropped() -> None:
+    future, result = made()
+    assert future.cancel()
+    settle(future, result, "f")
+    assert future.cancelled()
+
+
+def test_a_result_that_comes_as_it_is_cancelled_is_dropped() -> None:
+    """Between the two halves of cancelling."""
+    future, result = made()
+    assert concurrent.futures.Future.cancel(future)
+    settle(future, result, "f")
+    assert not future.takes_end()
+    assert future.cancelled()
+
+
+def test_what_has_ended_cannot_be_cancelled() -> None:
+    future, result = made()
+    settle(future, result, "f")
+    assert not future.cancel()
+    assert future.result() == 7
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whoever_comes_first_it_ends_once_and_nobody_fails(seed: int) -> None:
+    future, result = made()
+    failed: list[BaseException] = []
+    begin = threading.Barrier(2)
+
+    def do(work: Any) -> None:
+        begin.wait()
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the link's thread had died
+            failed.append(error)
+
+    both = [lambda: settle(future, result, "f"), future.cancel]
+    threads = [threading.Thread(target=do, args=(work,)) for work in both[:: 1 - 2 * (seed % 2)]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert future.cancelled() or future.result() == 7

@@ -1,0 +1,151 @@
+"""The journal of a host: what is found after an end of any kind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from zenos.calls import wire
+from zenos.calls.journal import Journal, Left
+from zenos.calls.lane import SERIAL
+from zenos.calls.lanes import Work
+from zenos.core import limits, processes
+from zenos.core.errors import ConflictError
+
+FUNCTION = wire.Function(b"f", "work", b"pickle")
+ME = b"me"
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Journal]:
+    made = Journal(tmp_path / "key")
+    made.read()
+    yield made
+    made.close()
+
+
+def keep(journal: Journal, *ids: int, size: int = 10) -> list[Work]:
+    calls = [wire.Call(id_, b"f", bytes(size), wire.DURABLE) for id_ in ids]
+    return journal.keep(ME, calls, {b"f": FUNCTION})
+
+
+def again(journal: Journal) -> Left:
+    """What the next host finds when this one is killed."""
+    journal._close_segment()
+    return _read(journal.directory)
+
+
+def _read(directory: Path) -> Left:
+    found = Journal.__new__(Journal)
+    found.directory, found.next_serial, found.segment = directory, 1, 0
+    found._open, found._paths = {}, []
+    return found.read()
+
+
+def test_what_was_kept_and_has_not_ended_is_found(opened: Journal) -> None:
+    opened.use(["/a", "/b"])
+    first, second, third = keep(opened, 1, 2, 3)
+    opened.end(second)
+    opened.flush()
+    (opened.directory / "00000001.begun").write_bytes(SERIAL.pack(third.serial) * 2)
+    left = again(opened)
+    assert left.paths == ["/a", "/b"]
+    assert [(w.call.id, w.attempts) for w in left.unfinished] == [(1, 0), (3, 2)]
+    assert left.unfinished[0].function.body == b"pickle"
+    assert left.ended == {(ME, 2)}
+    assert left.other_boot == set()
+    for work in (first, third):
+        opened.end(work)
+
+
+def test_a_torn_record_was_never_accepted(opened: Journal) -> None:
+    works = keep(opened, 1) + keep(opened, 2)
+    path = opened.directory / "00000001.calls"
+    whole = path.read_bytes()
+    for size in range(len(whole) - 1, len(whole) - 30, -1):
+        path.write_bytes(whole[:size])
+        assert [w.call.id for w in again(opened).unfinished] == [1]
+    path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+    assert [w.call.id for w in again(opened).unfinished] == [1]
+    path.write_bytes(whole)
+    for work in works:
+        opened.end(work)
+
+
+def test_another_boot_is_told(opened: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    (work,) = keep(opened, 1)
+    monkeypatch.setattr(processes, "boot_id", lambda: "another")
+    assert again(opened).other_boot == {work.serial}
+    opened.end(work)
+
+
+def test_segments_go_once_nobody_needs_them(
+    opened: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "CALLS_SEGMENT_BYTES", 100)
+    works = [keep(opened, id_, size=200)[0] for id_ in range(4)]
+
+    def names() -> list[str]:
+        return sorted(path.name for path in opened.directory.glob("*.calls"))
+
+    assert len(names()) == 4
+    for work in (works[1], works[2]):
+        opened.end(work)
+    opened.flush()
+    assert len(names()) == 4, "the first one is open: what later ones say of it is needed"
+    assert [w.call.id for w in again(opened).unfinished] == [0, 3]
+    opened.end(works[0])
+    opened.flush()
+    assert [w.call.id for w in _read(opened.directory).unfinished] == [3]
+    assert len(names()) <= 2
+    opened.end(works[3])
+    opened.flush()
+    assert _read(opened.directory).unfinished == []
+
+
+def test_two_hosts_never_have_one_journal(opened: Journal) -> None:
+    with pytest.raises(ConflictError, match="another host"):
+        Journal(opened.directory)
+
+
+def test_serials_go_on_where_the_last_host_was(tmp_path: Path) -> None:
+    first = Journal(tmp_path / "key")
+    first.read()
+    (kept,) = keep(first, 1)
+    first.close()
+    second = Journal(tmp_path / "key")
+    left = second.read()
+    (next_,) = keep(second, 2)
+    assert next_.serial > kept.serial
+    assert next_.segment > kept.segment
+    for work in [*left.unfinished, next_]:
+        second.end(work)
+    second.flush()
+    second.close()
+    assert not (tmp_path / "key").exists()
+
+
+def test_what_is_to_be_synced_is_all_that_was_kept_since(
+    opened: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def files() -> list[str]:
+        found = opened.to_sync()
+        names = [Path(f"/proc/self/fd/{fd}").readlink().name for fd in found]
+        for fd in found:
+            os.close(fd)
+        return names
+
+    monkeypatch.setattr(limits, "CALLS_SEGMENT_BYTES", 100)
+    assert files() == []
+    works = keep(opened, 1, size=200) + keep(opened, 2, size=200)  # a segment each
+    assert files() == ["00000001.calls", "00000002.calls"]
+    assert files() == []
+    works += keep(opened, 3, size=200)
+    assert files() == ["00000003.calls"]
+    for work in works:
+        opened.end(work)
+    opened.flush()
+    assert files() == []  # all has ended: nothing is left to be kept

@@ -1,0 +1,130 @@
+"""Who reads a connection: those who wait, and its thread where nobody does. Without any host."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.processes import until
+from zenos.calls import wire
+from zenos.calls.reading import Connection, Turns
+
+
+class Program:
+    """A connection with its thread, and what has come over it."""
+
+    def __init__(self) -> None:
+        self.host, ours = socket.socketpair()
+        self.turns = Turns()
+        self.connection = Connection(ours, self.turns.wake_fd)
+        self.came: dict[int, threading.Thread] = {}  # who has read it
+        self._arrived = threading.Condition()
+        self.thread = threading.Thread(target=self.turns.serve, args=(self.connection, self.take))
+        self.thread.start()
+
+    def take(self, message: object) -> bool:
+        with self._arrived:
+            if isinstance(message, wire.Accepted):
+                self.came |= dict.fromkeys(message.ids, threading.current_thread())
+            self._arrived.notify_all()
+        return isinstance(message, wire.Bye)
+
+    def say(self, *ids: int) -> None:
+        self.host.sendall(wire.frame(wire.Accepted(list(ids))))
+
+    def wait(self, id_: int, end: float | None = None) -> None:
+        """As a future's `result` does."""
+
+        def is_done() -> bool:
+            return id_ in self.came
+
+        self.turns.lead(self.connection, self.take, is_done, end)
+        if not is_done() and end is None:
+            with self.turns.following(is_done), self._arrived:
+                assert self._arrived.wait_for(is_done, 60)
+
+
+@pytest.fixture
+def program() -> Iterator[Program]:
+    made = Program()
+    try:
+        yield made
+    finally:
+        made.host.close()
+        made.thread.join(60)
+        made.connection.link.close()
+        assert not made.thread.is_alive()
+
+
+@contextmanager
+def waiting(program: Program, id_: int) -> Iterator[threading.Thread]:
+    thread = threading.Thread(target=program.wait, args=(id_,))
+    thread.start()
+    yield thread
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def lead(program: Program) -> int:
+    """Be asked so often that the thread stands aside; the first that nobody has said yet."""
+    for id_ in range(1, 1000):
+        program.say(id_)
+        program.wait(id_)
+        if program.came[id_] is threading.current_thread():
+            return id_ + 1
+    raise AssertionError("the thread reads all by itself")
+
+
+def test_what_nobody_waits_for_is_read_by_the_thread(program: Program) -> None:
+    program.say(1)
+    until(lambda: 1 in program.came)
+    lead(program)
+    program.say(2000)
+    until(lambda: 2000 in program.came)
+    assert program.came[2000] is program.thread
+
+
+def test_who_waits_again_and_again_reads_itself(program: Program) -> None:
+    assert lead(program) > 1
+
+
+def test_all_who_wait_hear_whoever_reads(program: Program) -> None:
+    first = lead(program)
+    with waiting(program, first), waiting(program, first + 1), waiting(program, first + 2):
+        program.say(first)
+        program.say(first + 1)
+        program.say(first + 2)
+    # The one that leads has its own, and leaves: the other must not wait for somebody to lead.
+    with waiting(program, first + 4):
+        with waiting(program, first + 3) as leader:
+            program.say(first + 3)
+        assert not leader.is_alive()
+        program.say(first + 4)
+
+
+def test_who_is_told_otherwise_stops_reading(program: Program) -> None:
+    first = lead(program)
+    with waiting(program, first):
+        until(lambda: program.turns.is_led)
+        program.came[first] = threading.current_thread()  # as a cancelled future
+        program.turns.wake()
+
+
+def test_the_end_reaches_who_leads_and_the_thread(program: Program) -> None:
+    first = lead(program)
+    program.host.sendall(wire.frame(wire.Accepted([first])) + wire.frame(wire.Bye()))
+    program.wait(first)
+    program.thread.join(60)
+    assert program.connection.over
+    assert program.connection.left
+
+
+def test_a_frame_that_makes_no_sense_ends_it(program: Program) -> None:
+    program.host.sendall(b"\0\0\0\1\xc1")
+    program.thread.join(60)
+    assert program.connection.over
+    assert not program.connection.left

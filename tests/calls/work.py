@@ -1,0 +1,73 @@
+"""Functions that run on lanes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import time
+from pathlib import Path
+
+from zenos.threads import cancelled
+
+
+def increment(number: int) -> int:
+    return number + 1
+
+
+def note(path: str, line: str = "") -> None:
+    """Append a line: that this ran is seen from outside."""
+    with Path(path).open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
+
+
+def note_and_wait(path: str, gate: str, line: str = "") -> str:
+    """Say that it has begun, and go on once the gate is there."""
+    note(path, line)
+    while not Path(gate).exists() and not cancelled():
+        time.sleep(0.005)
+    return line
+
+
+def note_and_die(path: str) -> None:
+    note(path)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_once(path: str) -> str:
+    """Die at the first time, succeed at the second."""
+    first = not Path(path).exists()
+    note(path)
+    if first:
+        os._exit(3)
+    return "done"
+
+
+def raise_value_error(text: str) -> None:
+    raise ValueError(text)
+
+
+def fail_at(number: int) -> int:
+    if number == 7:
+        raise ValueError("seven")
+    return number
+
+
+def sleep_deaf(path: str) -> None:
+    """Never look whether it should end."""
+    note(path)
+    time.sleep(600)
+
+
+def fork() -> int:
+    """Leave a child that returns, too."""
+    return os.fork()
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def import_and_ask(name: str) -> object:
+    """What a module says now that may be edited."""
+    return importlib.import_module(name).answer()

@@ -1,0 +1,111 @@
+"""A program, as its host has it: what it says, and what is to be told to it."""
+
+from __future__ import annotations
+
+import math
+import socket
+import time
+from collections import deque
+from contextlib import suppress
+from typing import Any, Final
+
+from zenos.calls import wire
+from zenos.core import limits
+
+READ_BYTES: Final = 256 * limits.KIB
+ACCEPTED_S: Final = 0.05  # at most, until a program hears of what it doesn't ask for
+RESULTS_AT_ONCE: Final = 4096
+RESULT_BYTES_AT_ONCE: Final = limits.MIB
+
+
+class Caller:
+    """A connection. name: the program's own, once it has said it."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self.link = link
+        link.setblocking(False)
+        self.fd = link.fileno()
+        self.name = b""
+        self.functions: dict[bytes, wire.Function] = {}
+        self.asks = False  # it waits until its calls are on the disk
+        self.is_closing = False
+        self.is_writing = False  # its socket took no more
+        self._frames = wire.Frames(wire.from_program)
+        self._results: list[wire.Result] = []
+        self._accepted: list[int] = []
+        self._due = math.inf  # when it is to be told of those
+        self._out: deque[memoryview] = deque()
+
+    def read(self) -> list[Any] | None:
+        """What it says; None at its end. Raises FrameError."""
+        try:
+            data = self.link.recv(READ_BYTES)
+        except BlockingIOError:
+            return []
+        except OSError:
+            return None
+        return self._frames.take(data) if data else None
+
+    def has_news(self) -> bool:
+        """Whether something is to be told now."""
+        return bool(self._results or self._out) or self.wake <= time.monotonic()
+
+    @property
+    def wake(self) -> float:
+        """When it is to be told of what is on the disk; monotonic. Not while it doesn't read."""
+        if self.is_writing:
+            return math.inf
+        return -math.inf if self._accepted and self.asks else self._due
+
+    def tell(self, result: wire.Result) -> None:
+        """A call of its has ended; it is told with the others of this turn."""
+        self._results.append(result)
+
+    def accept(self, id_: int) -> None:
+        """A call of its is on the disk. Unless it asks, that is told with results, or later."""
+        if not self._accepted:
+            self._due = time.monotonic() + ACCEPTED_S
+        self._accepted.append(id_)
+
+    def say(self, message: Any) -> None:
+        """After what is to be told already."""
+        self._encode()
+        self._out.append(memoryview(wire.frame(message)))
+
+    def flush(self) -> bool:
+        """Write; whether all of it could be. Raises OSError when it is gone."""
+        self._encode()
+        while self._out:
+            try:
+                sent = self.link.send(self._out[0])
+            except BlockingIOError:
+                return False
+            if sent < len(self._out[0]):
+                self._out[0] = self._out[0][sent:]
+            else:
+                self._out.popleft()
+        return True
+
+    def _encode(self) -> None:
+        if self._accepted:
+            accepted, self._accepted, self._due = self._accepted, [], math.inf
+            self._out.append(memoryview(wire.frame(wire.Accepted(accepted))))
+        if not self._results:
+            return
+        results, self._results = self._results, []
+        part: list[wire.Result] = []
+        size = 0
+        for result in results:
+            part.append(result)
+            size += len(result.payload)
+            if len(part) >= RESULTS_AT_ONCE or size >= RESULT_BYTES_AT_ONCE:
+                self._out.append(memoryview(wire.frame(wire.Results(part))))
+                part, size = [], 0
+        if part:
+            self._out.append(memoryview(wire.frame(wire.Results(part))))
+
+    def close(self) -> None:
+        """End the connection."""
+        with suppress(OSError):
+            self.link.shutdown(socket.SHUT_RDWR)
+        self.link.close()

@@ -1,0 +1,116 @@
+"""`zenos.call`: a function as a task of its own, on a warm lane."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, ParamSpec, TypeVar
+
+from zenos.calls import values, wire
+from zenos.calls.finding import Wanted
+from zenos.calls.future import CallFuture
+from zenos.calls.link import Link
+from zenos.core import limits
+from zenos.core.errors import InvalidError, ZenosError
+from zenos.core.home import Home
+
+P = ParamSpec("P")
+T = TypeVar("T")
+ACCEPT_S: Final = 10.0  # that the end of a program waits until its calls are accepted
+
+
+class _Links:
+    """The links of this process, by what they want of their host."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """In a fork: the parent's links are its own."""
+        self._lock = threading.Lock()
+        self._links: dict[tuple[Path, Wanted, tuple[str, ...]], Link] = {}  # and home, sys.path
+        self.functions = values.Functions()
+
+    def to(self, wanted: Wanted) -> Link:
+        """The link to such a host. NoDaemonError where no daemon runs."""
+        key = (Home.default().root, wanted, tuple(sys.path))
+        link = self._links.get(key)
+        if link is None:
+            with self._lock:
+                link = self._links.get(key)
+                if link is None:
+                    link = self._links[key] = Link(wanted)
+        return link
+
+    def close(self, wait_s: float = ACCEPT_S) -> None:
+        """The program ends: what was called durably is accepted first, if that can be."""
+        with self._lock:
+            gone, self._links = self._links, {}
+        for link in gone.values():
+            link.close(wait_s)
+
+
+links: Final = _Links()
+os.register_at_fork(after_in_child=links.forget)
+atexit.register(links.close)
+
+
+def call(
+    function: Callable[..., T],
+    /,
+    *args: Any,
+    cpu: float = 1,
+    gpu: float = 0,
+    memory: str | int | None = None,
+    lanes: int | None = None,
+    priority: int | str | None = None,
+    durable: bool = True,
+    idempotent: bool = False,
+    retries: int | None = None,
+    timeout_s: float | None = None,
+    keep_alive_s: float = limits.CALLS_KEEP_ALIVE_S,
+    kwargs: dict[str, Any] | None = None,
+) -> CallFuture[T]:
+    """Call a function on a warm lane, as a task; its result is to come.
+
+    cpu, gpu, memory, priority: of the *host* on which it runs, a task that is started for the first
+    call that wants such a one, shared by all that do, and ended `keep_alive_s` seconds after the
+    last. It has `lanes` processes, else one for each core. kwargs: the function's named arguments.
+
+    durable: once accepted (`wait_accepted`) the call is on the disk, and runs whatever dies.
+    idempotent: it may run again when its lane or host has died, at most `retries` times (3); else
+    it never runs twice, and ends with LaneError or WorkerError where nobody knows how far it came.
+    timeout_s: for its run. NoDaemonError where no daemon runs, BusyError when too many are in
+    flight, InvalidError for a function or arguments that can't be pickled.
+    """
+    again = retries_of(retries, idempotent=idempotent)
+    if timeout_s is not None and not timeout_s > 0:
+        raise InvalidError(f"cannot use a timeout of {timeout_s} s: it is above 0")
+    link = links.to(Wanted(cpu, gpu, memory, lanes, priority, keep_alive_s))
+    try:
+        arguments = values.arguments_of(args, kwargs or {})
+    except ZenosError:
+        raise
+    except Exception as error:
+        raise InvalidError(
+            f"cannot send the arguments of {getattr(function, '__name__', function)}: {error}; "
+            "give what can be pickled"
+        ) from error
+    flags = (wire.DURABLE if durable else 0) | (wire.IDEMPOTENT if idempotent else 0)
+    return link.submit(links.functions.of(function), arguments, flags, again, timeout_s or 0.0)
+
+
+def retries_of(retries: int | None, *, idempotent: bool) -> int:
+    """How often a call may begin again. InvalidError for one that may not."""
+    if retries is None:
+        return limits.CALL_RETRIES if idempotent else 0
+    if not (idempotent and 0 <= retries <= limits.RETRIES_MAX):
+        raise InvalidError(
+            f"cannot use retries={retries}: from 0 to {limits.RETRIES_MAX}, of a call with "
+            "idempotent=True"
+        )
+    return retries

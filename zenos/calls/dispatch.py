@@ -1,0 +1,448 @@
+"""Which call runs where, on a host: the queue, the lanes, and what follows when a lane dies.
+
+1. Programs take turns; each one's calls go in their order.
+2. A lane has some calls in advance, so that it never waits for the next. When another has nothing
+   left, what was not taken is taken back and shared out anew: nothing waits behind a long call.
+3. A call with a time limit has its lane for itself.
+4. When a lane dies, what it had not taken goes to others. The one that it had taken may have run:
+   it runs again if it is idempotent, at most `retries` times, and else ends with an error.
+5. A lane ends by itself before a call when files of modules that it has imported have changed.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import select
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from zenos.calls import wire
+from zenos.calls.journal import Journal, Left
+from zenos.calls.lanes import Lane, Work
+from zenos.core import limits
+from zenos.core.errors import DeadlineError, LaneError, WorkerError, ZenosError
+from zenos.core.thread_views import LaneView, PoolView, ThreadView
+from zenos.threads import allocation
+
+UNCERTAIN: Final = (
+    "cannot tell whether {name} ran to its end: {why}. It does not run again; with "
+    "idempotent=True it would"
+)
+Key = tuple[bytes, int]  # a program, its number of a call
+
+
+class Dispatch:
+    """Calls and lanes. Belongs to the host's thread, but for `snapshot`.
+
+    works: what has not ended, by program and number. on_end: is told of each end.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        journal: Journal,
+        poll: select.epoll,
+        on_end: Callable[[Work, wire.Result], None],
+    ) -> None:
+        self.works: dict[Key, Work] = {}
+        self.uncertain: dict[Key, wire.Result] = {}  # of earlier hosts, until they are asked for
+        self.held_bytes = 0
+        self._ended: set[Key] = set()  # of earlier hosts
+        self._count = count
+        self._journal = journal
+        self._poll = poll
+        self._on_end = on_end
+        self._queues: OrderedDict[bytes, deque[Work]] = OrderedDict()
+        self._lanes: dict[int, Lane] = {}  # by number
+        self._by_fd: dict[int, Lane] = {}  # by descriptor of link and process
+        self._numbers = itertools.count()
+        self._paths: list[str] = []
+        self._begun: set[int] = set()  # lanes that were told their sys.path
+        self._alarms: list[tuple[float, int, int, str]] = []  # when, lane, serial, what
+        self._failures = 0  # of lanes that ended before they were ready, in a row
+        self._restart = 0.0
+        self._succeeded = self._failed = self._cancelled = self._retried = self._died = 0
+        self._cores = allocation.cpus()
+
+    # -- lanes
+
+    def start(self) -> None:
+        """Start the lanes."""
+        while len(self._lanes) < self._count:
+            if not self._open():
+                return
+
+    def _open(self) -> bool:
+        environment = allocation.lane_environment(self._cores, self._count)
+        try:
+            lane = Lane(next(self._numbers), environment)
+        except (LaneError, OSError) as error:
+            self._unstarted(str(error))
+            return False
+        self._lanes[lane.number] = lane
+        for fd in (lane.link.fileno(), lane.pidfd):
+            self._by_fd[fd] = lane
+            self._poll.register(fd, select.EPOLLIN)
+        if self._paths:
+            lane.begin(self._paths, str(self._journal.directory))
+        return True
+
+    def use(self, paths: list[str]) -> None:
+        """What lanes have as their sys.path: of all programs of a host the same."""
+        if not self._paths:
+            self._paths = paths
+            for lane in self._lanes.values():
+                lane.begin(paths, str(self._journal.directory))
+
+    def hear(self, fd: int) -> None:
+        """Something has come from a lane, or its process has ended."""
+        lane = self._by_fd.get(fd)
+        if lane is None:
+            return
+        for said in lane.results():
+            if isinstance(said, wire.Ready):
+                lane.is_ready, self._failures = True, 0
+            else:
+                self._take(lane, said)
+        if fd == lane.pidfd:
+            self._bury(lane)
+
+    def _take(self, lane: Lane, result: wire.Result) -> None:
+        work = lane.given.pop(result.id, None)
+        if work is None:
+            return
+        work.lane = None
+        head = lane.head
+        if head is not None:
+            head.given = time.monotonic()
+        if lane.stopping == work.serial:
+            lane.stopping = 0
+        if result.outcome == wire.STALE:
+            self._leave(lane, work)
+        elif not work.is_over:
+            self._finish(work, result)
+
+    def _leave(self, lane: Lane, work: Work) -> None:
+        """A lane has imported what has changed since: it ends, and others run its calls."""
+        lane.is_leaving = True
+        for back in [*reversed(lane.take_back()), work]:
+            if not back.is_over:
+                self._put_back(back)
+
+    def _bury(self, lane: Lane) -> None:
+        """A lane is dead."""
+        self._died += 1
+        back = lane.take_back()
+        for fd in (lane.link.fileno(), lane.pidfd):
+            self._poll.unregister(fd)
+            del self._by_fd[fd]
+        del self._lanes[lane.number]
+        how = lane.close()
+        lost = list(lane.given.values())
+        for work in reversed(back):
+            if not work.is_over:
+                self._put_back(work)
+        for work in lost:
+            work.lane = None
+            if not work.is_over:
+                self._lost(work, f"its lane {how}")
+        if not lane.is_ready:
+            self._unstarted(f"it {how}; the task's log says why")
+
+    def _unstarted(self, why: str) -> None:
+        """A lane could not be started: after some in a row there is none to wait for."""
+        self._failures += 1
+        self._restart = time.monotonic() + limits.LANE_RESTART_S
+        if self._failures >= limits.LANE_STARTS_FAILED_MAX and not self._lanes:
+            self.refuse_all(LaneError(f"cannot run the call: no lane can be started ({why})"))
+
+    def _lost(self, work: Work, why: str) -> None:
+        """A call had begun, and nobody knows how far it came."""
+        name = work.function.name
+        work.attempts += 1
+        if not work.is_idempotent:
+            self.refuse(work, LaneError(UNCERTAIN.format(name=name, why=why)))
+        elif work.attempts > work.call.retries:
+            tries = f"{work.attempts} times"
+            self.refuse(work, LaneError(f"cannot finish {name}: {why}; it was begun {tries}"))
+        else:
+            self._retried += 1
+            self._put_back(work)
+
+    # -- calls
+
+    def add(self, work: Work) -> None:
+        """A call that needs no keeping."""
+        self.remember([work])
+        self.enqueue(work)
+
+    def remember(self, works: Iterable[Work]) -> None:
+        """Calls that are kept, as soon as they are synced."""
+        for work in works:
+            self.works[work.caller, work.call.id] = work
+            self.held_bytes += len(work.call.arguments)
+
+    def enqueue(self, work: Work) -> None:
+        """A call may run."""
+        if not work.is_over:
+            self._queue(work.caller).append(work)
+
+    def _queue(self, caller: bytes) -> deque[Work]:
+        queue = self._queues.get(caller)
+        if queue is None:
+            queue = self._queues[caller] = deque()
+        return queue
+
+    def _put_back(self, work: Work) -> None:
+        self._queue(work.caller).appendleft(work)
+
+    def step(self) -> None:
+        """Give lanes what waits, and do what is due."""
+        now = time.monotonic()
+        while self._alarms and self._alarms[0][0] <= now:
+            _, number, serial, what = heapq.heappop(self._alarms)
+            self._alarm(number, serial, what)
+        if (
+            len(self._lanes) < self._count
+            and now >= self._restart
+            and (self.works or not self._failures)
+        ):
+            self.start()
+        self._share()
+        while (work := self._next()) is not None:
+            lane = self._lane_for(work)
+            if lane is None or not lane.give(work):
+                self._put_back(work)
+                self._queues.move_to_end(work.caller, last=False)
+                return
+            if work.call.timeout_s:
+                self._watch(work.given + work.call.timeout_s, lane, work, "timeout")
+
+    def _next(self) -> Work | None:
+        """The next call that waits: of the program whose turn it is."""
+        while self._queues:
+            caller, queue = next(iter(self._queues.items()))
+            while queue:
+                work = queue.popleft()
+                if not work.is_over:
+                    self._queues.move_to_end(caller)
+                    return work
+            del self._queues[caller]
+        return None
+
+    def _lane_for(self, work: Work) -> Lane | None:
+        """The lane that has least to do, if it may have more."""
+        best: Lane | None = None
+        for lane in self._lanes.values():
+            if lane.takes_calls and (best is None or len(lane.given) < len(best.given)):
+                best = lane
+        if best is None or len(best.given) >= limits.CALLS_PER_LANE_MAX:
+            return None
+        head = best.head
+        if head is not None and (work.call.timeout_s or head.call.timeout_s or best.stopping):
+            return None
+        return best
+
+    def _share(self) -> None:
+        """A lane has nothing to do, and nothing waits: what another hasn't taken is taken back."""
+        if self._queues or not any(x.takes_calls and not x.given for x in self._lanes.values()):
+            return
+        most = max(self._lanes.values(), key=lambda lane: len(lane.given))
+        if len(most.given) > 1:
+            for work in reversed(most.take_back()):
+                self._put_back(work)
+
+    # -- ends
+
+    def _finish(self, work: Work, result: wire.Result) -> None:
+        """A call has ended, however: it is forgotten here, and told."""
+        work.is_over = True
+        self.works.pop((work.caller, work.call.id), None)
+        self.held_bytes -= len(work.call.arguments)
+        if work.segment:
+            self._journal.end(work)
+        if result.outcome == wire.DONE:
+            self._succeeded += 1
+        elif result.outcome == wire.CANCELLED:
+            self._cancelled += 1
+        else:
+            self._failed += 1
+        result.id = work.call.id
+        self._on_end(work, result)
+
+    def refuse(self, work: Work, error: ZenosError) -> None:
+        """A call ends with an error of ours."""
+        self._finish(work, _refused(error))
+
+    def refuse_all(self, error: ZenosError) -> None:
+        """All that have not ended do so."""
+        for work in list(self.works.values()):
+            self.refuse(work, error)
+
+    def cancel(self, caller: bytes, id_: int) -> None:
+        """Nobody wants a call any more. One that runs is told; its lane is killed later."""
+        work = self.works.get((caller, id_))
+        if work is None:
+            return
+        lane = work.lane
+        if lane is not None and lane.head is not work:
+            for other in reversed(lane.take_back()):
+                self._put_back(other)
+            lane = work.lane
+        self._finish(work, wire.Result(0, wire.CANCELLED))
+        if lane is not None:
+            self._stop(lane, work)
+
+    def abandon(self, caller: bytes) -> None:
+        """A program is gone: what was not accepted durably is nobody's."""
+        for work in [w for w in self.works.values() if w.caller == caller and not w.segment]:
+            self.cancel(caller, work.call.id)
+
+    def _stop(self, lane: Lane, work: Work) -> None:
+        lane.stop(work)
+        self._watch(time.monotonic() + limits.THREAD_GRACE_S, lane, work, "kill")
+
+    def _watch(self, when: float, lane: Lane, work: Work, what: str) -> None:
+        heapq.heappush(self._alarms, (when, lane.number, work.serial, what))
+
+    def _alarm(self, number: int, serial: int, what: str) -> None:
+        lane = self._lanes.get(number)
+        work = lane.given.get(serial) if lane is not None else None
+        if lane is None or work is None:
+            return
+        if what == "kill":
+            lane.kill()
+            return
+        if not work.is_over:
+            self.refuse(
+                work,
+                DeadlineError(
+                    f"cannot finish {work.function.name}: it ran longer than its time limit of "
+                    f"{work.call.timeout_s:g} s"
+                ),
+            )
+        self._stop(lane, work)
+
+    @property
+    def wake(self) -> float:
+        """When to step without an event, on the monotonic clock."""
+        wake = self._alarms[0][0] if self._alarms else math.inf
+        if len(self._lanes) < self._count and self.works:
+            wake = min(wake, self._restart)
+        return wake
+
+    # -- of earlier hosts
+
+    def take_over(self, left: Left) -> None:
+        """What may run goes into the queue; of the rest it is known that nobody knows."""
+        self._paths = left.paths
+        self._ended = left.ended
+        for work in left.unfinished:
+            self.remember([work])
+            rebooted = work.serial in left.other_boot
+            if rebooted and not work.is_idempotent:
+                why = "the machine was started anew since it was accepted"
+            elif work.attempts and not work.is_idempotent:
+                why = "its host died while it ran"
+            elif work.attempts > work.call.retries:
+                why = f"its host died under it {work.attempts} times"
+            else:
+                self.enqueue(work)
+                continue
+            error = WorkerError(UNCERTAIN.format(name=work.function.name, why=why))
+            self.uncertain[work.caller, work.call.id] = _refused(error, work.call.id)
+            self.refuse(work, error)
+
+    def knows(self, caller: bytes, id_: int) -> bool:
+        """Whether a call was accepted before: by this host, or an earlier one."""
+        key = (caller, id_)
+        return key in self.works or key in self.uncertain or key in self._ended
+
+    def is_kept(self, caller: bytes, id_: int) -> bool:
+        """Whether a call that has not ended is on the disk."""
+        work = self.works.get((caller, id_))
+        return work is not None and work.segment > 0
+
+    def resume(self, caller: bytes, id_: int) -> wire.Result | None:
+        """How a call has ended that an earlier host had accepted; None: it has not."""
+        key = (caller, id_)
+        if key in self.works:
+            return None
+        known = self.uncertain.pop(key, None)
+        if known is not None:
+            return known
+        why = "it has ended, and its host died before it could tell how"
+        if key not in self._ended:
+            why = "nothing is known of it any more"
+        return _refused(WorkerError(f"cannot tell how the call has ended: {why}"), id_)
+
+    def close(self) -> None:
+        """End all lanes."""
+        for lane in self._lanes.values():
+            lane.close()
+        self._lanes.clear()
+
+    # -- for people
+
+    def snapshot(self, threads_max: int) -> PoolView:
+        """As a pool is shown. Asked for from another thread: what it copies may be a bit old."""
+        now = time.monotonic()
+        lanes = list(self._lanes.values())
+        heads = [(lane, head) for lane in lanes if (head := lane.head) is not None]
+        running = {id(head) for _, head in heads}
+        waiting = [w for w in list(self.works.values()) if id(w) not in running and not w.is_over]
+        views = [self._view(head, now, lane) for lane, head in heads]
+        views += [self._view(work, now, None) for work in waiting[: threads_max - len(views)]]
+        return PoolView(
+            name="calls",
+            kind="process",
+            policy="fifo",
+            wanted=self._count,
+            queued=len(waiting),
+            running=len(heads),
+            submitted=len(self.works) + self._succeeded + self._failed + self._cancelled,
+            succeeded=self._succeeded,
+            failed=self._failed,
+            cancelled=self._cancelled,
+            retried=self._retried,
+            lanes_died=self._died,
+            lanes=[self._lane_view(lane) for lane in lanes],
+            threads=views[:threads_max],
+        )
+
+    def _lane_view(self, lane: Lane) -> LaneView:
+        state: Any = "opening" if not lane.is_ready else "busy" if lane.given else "idle"
+        if lane.stopping:
+            state = "stopping"
+        return LaneView(id=lane.number, state=state, pid=lane.pid, cpu_s=lane.cpu_s())
+
+    def _view(self, work: Work, now: float, lane: Lane | None) -> ThreadView:
+        fraction = 0.0
+        if lane is not None:
+            done, said = lane.progress()
+            if work.call.flags & wire.MANY:
+                fraction = min(1.0, (done + said) / max(1, work.call.items))
+            elif done == work.serial:
+                fraction = said
+        begun = work.given if lane is not None else now
+        return ThreadView(
+            id=work.serial & 0xFFFFFFFF,
+            name=work.function.name,
+            state="queued" if lane is None else "running",
+            priority=limits.PRIORITY_NORMAL,
+            attempt=work.attempts + (lane is not None),
+            items=work.call.items,
+            lane=None if lane is None else lane.number,
+            progress=fraction,
+            waited_s=max(0.0, begun - work.since),
+            ran_s=max(0.0, now - begun),
+        )
+
+
+def _refused(error: ZenosError, id_: int = 0) -> wire.Result:
+    code = wire.LANE if isinstance(error, LaneError) else error.code
+    return wire.Result(id_, wire.REFUSED, wire.encoder.encode((code, error.message)))

@@ -1,0 +1,207 @@
+"""Where calls run: a program finds its host, or has one started, and gets a socket to it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from zenos.bus import address, operations
+from zenos.bus.bodies import Encoded
+from zenos.bus.operations import Sending
+from zenos.bus.sync import Bus
+from zenos.calls import wire
+from zenos.core.errors import (
+    DeadlineError,
+    NoDaemonError,
+    StorageError,
+    UnavailableError,
+    WorkerError,
+    from_code,
+)
+from zenos.core.home import Home
+from zenos.core.names import calls_topic
+from zenos.core.specs import CallSpec
+from zenos.core.task import State, Task, TaskSpec
+from zenos.threads.allocation import lanes_for
+
+if TYPE_CHECKING:
+    from zenos.client import Client
+
+LOOK_S: Final = 2.0  # between two looks at a host that doesn't answer
+GREET_S: Final = 60.0
+HOLDING: Final = "queued,starting,running,pausing,paused,suspending"
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """What a program wants of a host, as people write it: see TaskOptions."""
+
+    cpu: float
+    gpu: float
+    memory: str | int | None
+    lanes: int | None
+    priority: int | str | None
+    keep_alive_s: float
+
+    @property
+    def lanes_or_default(self) -> int:
+        """So many as were asked for, else one for each core."""
+        return self.lanes if self.lanes is not None else lanes_for(self.cpu)
+
+    def spec(self) -> TaskSpec:
+        """The host, as a task. It is shared by who has the same interpreter, path and folder."""
+        from zenos.client import build
+
+        lanes = self.lanes_or_default
+        here = [wire.BUILD, sys.executable, paths(), str(Path.cwd())]
+        said = json.dumps([here, msgspec.to_builtins(self), lanes]).encode()
+        work = CallSpec(
+            lanes=lanes,
+            keep_alive_s=self.keep_alive_s,
+            python=sys.executable,
+            cwd=str(Path.cwd()),
+            key=hashlib.sha256(said).hexdigest()[:24],
+        )
+        return build.TaskOptions(
+            name="calls",
+            cpu=self.cpu,
+            gpu=self.gpu,
+            memory=self.memory,
+            priority=self.priority,
+        ).task(work)
+
+
+def paths() -> list[str]:
+    """This program's sys.path, as it means the same elsewhere."""
+    return [path or str(Path.cwd()) for path in sys.path]
+
+
+def home_of() -> Home:
+    """The home whose daemon is used. NoDaemonError where none runs on it."""
+    from zenos.client.address import find
+
+    home = Home.default()
+    find(home=home.root)
+    return home
+
+
+def come_in(
+    home: Home, spec: TaskSpec, caller: bytes, gave_up: Callable[[], bool]
+) -> socket.socket:
+    """A connection to the host, which is started if there is none.
+
+    Waits while the host waits for room. WorkerError when it can't be started, UnfittableError, what
+    it says against this program, UnavailableError when `gave_up`.
+    """
+    while not gave_up():
+        task = _host(home, spec)
+        link = _ask(home, task, gave_up)
+        if link is None:
+            ended = _look(home, task)
+            if ended.is_ended and ended.state is not State.SUCCEEDED:
+                raise WorkerError(_why(ended))
+            continue
+        try:
+            _greet(link, caller)
+        except (OSError, EOFError):
+            link.close()
+            continue
+        except BaseException:
+            link.close()
+            raise
+        return link
+    raise UnavailableError("cannot reach the host of calls: the program ends")
+
+
+def _why(task: Task) -> str:
+    said = task.outcome.describe() if task.outcome is not None else str(task.state)
+    return f"cannot run calls: their host {task.id} has ended ({said}); see 'zenos logs {task.id}'"
+
+
+@contextmanager
+def _client(home: Home) -> Iterator[Client]:
+    """The HTTP client. It takes long to import, and only who looks for a host needs it."""
+    from zenos.client import connect
+
+    with connect(home=home.root, retry_s=1.0) as client:
+        yield client
+
+
+def _host(home: Home, spec: TaskSpec) -> str:
+    """The id of the task. Of several programs that look at once, one submits it."""
+    assert isinstance(spec.work, CallSpec)  # noqa: S101 - it was made here
+    home.calls.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = home.calls / "finding.lock"
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageError(f"cannot open {path}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with _client(home) as client:
+            for view in client.tasks(kind="call", state=HOLDING):
+                task = view.task
+                work = task.spec.work
+                if isinstance(work, CallSpec) and work.key == spec.work.key and not task.stopping:
+                    return task.id
+            return client.submit(spec).id
+    finally:
+        os.close(lock)
+
+
+def _look(home: Home, task: str) -> Task:
+    with _client(home) as client:
+        return client.task(task).task
+
+
+def _ask(home: Home, task: str, gave_up: Callable[[], bool]) -> socket.socket | None:
+    """Send the host one end of a socket; the other, or None when it has ended."""
+    path, hello = address.find(home.root)  # as the user, also in a task
+    with Bus(path, hello) as bus:
+        while not gave_up():
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            body = Encoded(b"", descriptors=(theirs.detach(),))
+            try:
+                bus.run(
+                    operations.call(bus.session, calls_topic(task), body, Sending(timeout_s=LOOK_S))
+                )
+            except (DeadlineError, UnavailableError, NoDaemonError) as error:
+                ours.close()
+                with suppress(NoDaemonError):
+                    if _look(home, task).is_ended:
+                        return None
+                if not isinstance(error, DeadlineError):
+                    time.sleep(0.02)
+            except BaseException:
+                ours.close()
+                raise
+            else:
+                return ours
+    return None
+
+
+def _greet(link: socket.socket, caller: bytes) -> None:
+    link.settimeout(GREET_S)
+    link.sendall(wire.frame(wire.Hello(wire.BUILD, caller, paths())))
+    frames = wire.Frames(wire.from_host)
+    while True:
+        data = link.recv(65536)
+        if not data:
+            raise EOFError
+        for message in frames.take(data):
+            if isinstance(message, wire.Refused):
+                raise from_code(message.code, message.message)
+            if isinstance(message, wire.Ready):
+                link.settimeout(None)
+                return
+            raise EOFError

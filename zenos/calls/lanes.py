@@ -1,0 +1,213 @@
+"""A lane as its host has it: a process, what it was given, and what of that it has not taken."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any, Final
+
+from zenos.calls import wire
+from zenos.core import limits
+from zenos.core.errors import LaneError
+from zenos.threads.current import BOARD_BYTES, Board
+
+FUNCTIONS_MAX: Final = 256  # that a lane keeps
+END_WAIT_S: Final = 5.0
+_NOW: Final = int(socket.MSG_DONTWAIT)
+
+
+class Work:
+    """A call that has not ended.
+
+    serial: on this host; caller, id: of whom, and there. segment: of the journal; 0: it is not in
+    it. attempts: how often it has begun. given: when it was given to a lane, or came to be the
+    first there (monotonic). function: with its name and pickle.
+    """
+
+    __slots__ = (
+        "attempts",
+        "call",
+        "caller",
+        "function",
+        "given",
+        "is_over",
+        "lane",
+        "segment",
+        "serial",
+        "since",
+    )
+
+    def __init__(
+        self, serial: int, caller: bytes, call: wire.Call, function: wire.Function, segment: int
+    ) -> None:
+        self.serial = serial
+        self.caller = caller
+        self.call = call
+        self.function = function
+        self.segment = segment
+        self.attempts = 0
+        self.lane: Lane | None = None
+        self.given = 0.0
+        self.since = time.monotonic()
+        self.is_over = False
+
+    @property
+    def is_idempotent(self) -> bool:
+        """Whether it may run again."""
+        return bool(self.call.flags & wire.IDEMPOTENT)
+
+
+class Lane:
+    """One lane. number: as it is shown."""
+
+    def __init__(self, number: int, environment: dict[str, str]) -> None:
+        self.number = number
+        self.given: OrderedDict[int, Work] = OrderedDict()  # by serial; the first one runs
+        self.is_ready = False
+        self.is_leaving = False  # what it has imported has changed
+        self.stopping = 0  # the serial of what was told to end
+        self._known: OrderedDict[bytes, None] = OrderedDict()
+        # The lane's own end stays open here, to take back what it hasn't taken.
+        self.link, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        fd = os.memfd_create("zenos-lane", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, BOARD_BYTES)
+            self._board = Board(fd)
+            argv = [str(number) for number in (self._theirs.fileno(), fd, os.getpid())]
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "zenos.calls.lane", *argv],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **environment},
+                pass_fds=[self._theirs.fileno(), fd],
+            )
+        except OSError as error:
+            self.link.close()
+            self._theirs.close()
+            raise LaneError(f"cannot start a lane's process: {error}") from error
+        finally:
+            os.close(fd)
+        self.link.setblocking(False)
+        self.pid = self._process.pid
+        self.pidfd = os.pidfd_open(self.pid)
+
+    @property
+    def takes_calls(self) -> bool:
+        """Whether it may be given something."""
+        return self.is_ready and not self.is_leaving
+
+    @property
+    def head(self) -> Work | None:
+        """What it runs, or is about to."""
+        return next(iter(self.given.values()), None)
+
+    def begin(self, paths: list[str], journal: str) -> None:
+        """Tell it its sys.path; it answers that it is ready."""
+        wire.send_packet(self.link, wire.Paths(paths, journal))
+
+    def give(self, work: Work) -> bool:
+        """Give it a call; False when it takes no more at the moment."""
+        call = work.call
+        try:
+            if call.key not in self._known:
+                self._teach(work.function)
+            large = len(call.arguments) > limits.CALL_PACKET_BYTES_MAX
+            run = wire.Run(
+                work.serial, call.key, b"" if large else call.arguments, call.flags, work.segment
+            )
+            wire.send_packet(self.link, run, call.arguments if large else b"")
+        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+            return False
+        work.lane, work.given = self, time.monotonic()
+        self.given[work.serial] = work
+        return True
+
+    def _teach(self, function: wire.Function) -> None:
+        large = len(function.body) > limits.CALL_PACKET_BYTES_MAX
+        learn = wire.Learn(function.key, b"" if large else function.body)
+        wire.send_packet(self.link, learn, function.body if large else b"")
+        self._known[function.key] = None
+        if len(self._known) > FUNCTIONS_MAX:
+            oldest = next(iter(self._known))
+            wire.send_packet(self.link, wire.Forget(oldest))
+            del self._known[oldest]
+
+    def results(self) -> Iterable[wire.Result | wire.Ready]:
+        """What it has said since. Raises what is wrong with that."""
+        while True:
+            try:
+                packet = wire.receive_packet(self.link, _NOW)
+            except BlockingIOError:
+                return
+            if packet is None:
+                return
+            body, beside = packet
+            if body == _READY:
+                yield wire.Ready()
+                continue
+            result = wire.result_of.decode(body)
+            if beside:
+                result.payload = beside
+            yield result
+
+    def take_back(self) -> list[Work]:
+        """What it has not taken yet, in order: it will not run here."""
+        packets: list[Any] = []
+        with suppress(BlockingIOError):
+            while (packet := wire.receive_packet(self._theirs, _NOW)) is not None:
+                packets.append(wire.to_lane.decode(packet[0]))
+        found: list[Work] = []
+        for message in reversed(packets):
+            if isinstance(message, wire.Run):
+                work = self.given.pop(message.serial)
+                work.lane = None
+                found.append(work)
+            elif isinstance(message, wire.Learn):
+                self._known.pop(message.key, None)
+            elif isinstance(message, wire.Forget):
+                self._known[message.key] = None
+        found.reverse()
+        return found
+
+    def stop(self, work: Work) -> None:
+        """Tell what it runs to end."""
+        self.stopping = work.serial
+        self._board.begin(work.serial)
+        self._board.stop()
+
+    def kill(self) -> None:
+        """End it, with what it runs."""
+        self._process.kill()
+
+    def close(self) -> str:
+        """Its process has ended, or is to: how it has, in words."""
+        self._process.kill()
+        code = self._process.wait()
+        self.link.close()
+        self._theirs.close()
+        self._board.close()
+        os.close(self.pidfd)
+        if code < 0:
+            with suppress(ValueError):
+                return f"was ended by {signal.Signals(-code).name}"
+        return f"ended with exit code {code}"
+
+    def cpu_s(self) -> float:
+        """CPU time so far, in seconds; 0 when it can't be told."""
+        with suppress(OSError):
+            # The clock of another process's CPU time: clock_getcpuclockid(3), as Linux has it.
+            return time.clock_gettime((~self.pid << 3) | 2)
+        return 0.0
+
+    def progress(self) -> tuple[int, float]:
+        """What `report` said last."""
+        return self._board.progress()
+
+
+_READY: Final = wire.encoder.encode(wire.Ready())

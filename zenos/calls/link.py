@@ -1,0 +1,366 @@
+"""A program's connection to its host of calls, over as many hosts as it takes.
+
+Who calls alone, rarely, or waits, writes at once; else it is written together with what follows, at
+the latest FLUSH_S later. A thread finds the host, and another when that is gone; it reads where
+nobody waits (see reading.py).
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from typing import Any, Final
+
+import msgspec
+
+from zenos.calls import finding, values, wire
+from zenos.calls.finding import Wanted
+from zenos.calls.future import CallFuture
+from zenos.calls.reading import Connection, Turns
+from zenos.core import limits
+from zenos.core.errors import (
+    BusyError,
+    InvalidError,
+    LaneError,
+    NoDaemonError,
+    UnavailableError,
+    WorkerError,
+    ZenosError,
+    from_code,
+)
+from zenos.threads.lanes import RemoteTraceback
+
+FLUSH_S: Final = 0.0003
+FLUSH_CALLS: Final = 512  # that are written at once, and not waited with
+FRAME_BYTES: Final = limits.MIB  # of one frame, if its calls are small
+AGAIN_S: Final = 0.2  # between two tries to find a host
+PATIENCE_S: Final = 30.0  # for a daemon that is gone, while calls wait for a host
+LOST: Final = (
+    "cannot tell whether the call ran: its host died meanwhile; with idempotent=True it would run "
+    "again"
+)
+
+
+class Pending:
+    """A call that has not ended here."""
+
+    __slots__ = ("call", "function", "future", "size")
+
+    def __init__(self, future: CallFuture[Any], call: wire.Call, function: wire.Function) -> None:
+        self.future = future
+        self.call = call
+        self.function = function
+        self.size = len(call.arguments)
+
+
+class Link:
+    """Calls of this program to one host."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self._home = finding.home_of()
+        self._spec = wanted.spec()
+        self._name = secrets.token_bytes(12)
+        self._pending: dict[int, Pending] = {}
+        self._bytes = 0
+        self._outbox: list[Pending] = []
+        self._cancelled: list[int] = []
+        self._known: set[bytes] = set()  # functions that this connection has said
+        self._socket: socket.socket | None = None
+        self._connection: Connection | None = None
+        self._turns = Turns()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._flush_due = threading.Event()
+        self._flushed_at = 0.0
+        self._number = 0
+        self._ending = False
+        self._asks = False
+        self._threads = [
+            threading.Thread(target=self._run, name="calls-link", daemon=True),
+            threading.Thread(target=self._flush_for_ever, name="calls-flush", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    # -- calling
+
+    def submit(
+        self,
+        function: wire.Function,
+        arguments: bytes,
+        flags: int,
+        retries: int,
+        timeout_s: float,
+        items: int = 1,
+    ) -> CallFuture[Any]:
+        """A call on its way. BusyError when too many are."""
+        with self._lock:
+            if self._ending:
+                raise UnavailableError("cannot call any more: the program ends")
+            if (
+                len(self._pending) >= limits.CALLS_IN_FLIGHT_MAX
+                or self._bytes > limits.CALLS_BYTES_MAX
+            ):
+                raise BusyError(
+                    f"cannot have more calls in flight: {len(self._pending)} with {self._bytes} "
+                    "bytes wait already; wait for some of them, or use zenos.map"
+                )
+            self._number += 1
+            number = self._number
+            future: CallFuture[Any] = CallFuture(self, number, durable=bool(flags & wire.DURABLE))
+            call = wire.Call(number, function.key, arguments, flags, retries, timeout_s, items)
+            pending = Pending(future, call, function)
+            self._pending[number] = pending
+            self._bytes += pending.size
+            self._outbox.append(pending)
+            if self._socket is None:
+                self._changed.notify_all()
+            elif (
+                len(self._pending) == 1
+                or len(self._outbox) >= FLUSH_CALLS
+                or time.monotonic() - self._flushed_at > FLUSH_S
+            ):
+                self._flush()
+            elif not self._flush_due.is_set():
+                self._flush_due.set()
+        return future
+
+    def cancel(self, number: int) -> None:
+        """Nobody wants a call any more."""
+        with self._lock:
+            pending = self._forget(number)
+            if pending is None:
+                return
+            if pending in self._outbox:
+                self._outbox.remove(pending)
+            elif self._socket is not None:
+                self._cancelled.append(number)
+                self._flush()
+        self._turns.wake()
+
+    def lead(self, is_done: Callable[[], bool], timeout_s: float | None = None) -> float | None:
+        """Read until it is done, if nobody else reads; how long is still to be waited."""
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        if self._outbox:
+            with self._lock:
+                self._flush()
+        connection = self._connection
+        if connection is not None:
+            self._turns.lead(connection, self._take, is_done, end)
+        return None if end is None else max(0.0, end - time.monotonic())
+
+    def ask(self) -> None:
+        """Have it said at once, from now on, what is on the disk."""
+        if not self._asks:
+            with self._lock:
+                self._asks = True
+                if self._socket is not None:
+                    with suppress(OSError):
+                        self._socket.sendall(wire.frame(wire.Asking()))
+
+    def following(self, is_done: Callable[[], bool]) -> AbstractContextManager[None]:
+        """Wait in here for what another reads."""
+        return self._turns.following(is_done)
+
+    def attend(self) -> None:
+        """Somebody is to be told who doesn't wait here."""
+        self._turns.attend()
+
+    def _forget(self, number: int) -> Pending | None:
+        pending = self._pending.pop(number, None)
+        if pending is not None:
+            self._bytes -= pending.size
+        return pending
+
+    # -- writing, with the lock
+
+    def _flush(self) -> None:
+        connection = self._socket
+        if connection is None:
+            return
+        outbox, self._outbox = self._outbox, []
+        try:
+            at = 0
+            while at < len(outbox):
+                at = self._send_some(connection, outbox, at)
+            if self._cancelled:
+                cancelled, self._cancelled = self._cancelled, []
+                connection.sendall(wire.frame(wire.Cancel(cancelled)))
+        except OSError:
+            return  # the reader sees that too; what was not answered is still pending
+        self._flushed_at = time.monotonic()
+
+    def _send_some(self, connection: socket.socket, outbox: list[Pending], at: int) -> int:
+        """Send a frame's worth; where the next one begins."""
+        functions: list[wire.Function] = []
+        calls: list[wire.Call] = []
+        size = 0
+        while at < len(outbox) and (size < FRAME_BYTES or not calls):
+            pending = outbox[at]
+            at += 1
+            if pending.call.key not in self._known:
+                self._known.add(pending.call.key)
+                functions.append(pending.function)
+                size += len(pending.function.body)
+            calls.append(pending.call)
+            size += pending.size + 32
+        connection.sendall(wire.frame(wire.Calls(functions, calls)))
+        return at
+
+    def _flush_for_ever(self) -> None:
+        while not self._ending:
+            self._flush_due.wait()
+            time.sleep(FLUSH_S)
+            with self._lock:
+                self._flush_due.clear()
+                self._flush()
+
+    # -- the connection
+
+    def _run(self) -> None:
+        """Connect when there is something to do, and read until the connection ends."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._pending or self._ending)
+                if self._ending:
+                    return
+            link = self._connect()
+            if link is None:
+                continue
+            self._connection = connection = Connection(link, self._turns.wake_fd)
+            self._turns.serve(connection, self._take)
+            self._connection = None
+            self._disconnect(link, left=connection.left)
+
+    def _connect(self) -> socket.socket | None:
+        begun = time.monotonic()
+        while True:
+            try:
+                link = finding.come_in(self._home, self._spec, self._name, lambda: self._ending)
+                break
+            except (NoDaemonError, UnavailableError) as error:
+                if self._ending:
+                    return None
+                # What was accepted runs, whenever the daemon is back.
+                self._fail_all(
+                    error,
+                    lambda p: not p.future.is_accepted,
+                    late=time.monotonic() > begun + PATIENCE_S,
+                )
+                if not self._pending:
+                    return None
+                time.sleep(AGAIN_S)
+            except ZenosError as error:
+                self._fail_all(error)
+                return None
+            except Exception as error:  # noqa: BLE001 - whoever waits must hear
+                self._fail_all(WorkerError(f"cannot reach a host of calls: {error!r}"))
+                return None
+        with self._lock:
+            self._socket = link
+            self._known.clear()
+            waiting = list(self._pending.values())
+            accepted = [p.call.id for p in waiting if p.future.is_accepted]
+            self._outbox = [p for p in waiting if not p.future.is_accepted]
+            self._cancelled = []
+            with suppress(OSError):
+                if self._asks:
+                    link.sendall(wire.frame(wire.Asking()))
+                if accepted:
+                    link.sendall(wire.frame(wire.Resume(accepted)))
+            self._flush()
+        return link
+
+    def _take(self, message: Any) -> bool:
+        """What the host says; whether it is the last."""
+        if isinstance(message, wire.Results):
+            for result in message.results:
+                self._end(result)
+        elif isinstance(message, wire.Accepted):
+            for id_ in message.ids:
+                pending = self._pending.get(id_)
+                if pending is not None:
+                    pending.future.accept()
+        elif isinstance(message, wire.Refused):
+            self._fail_all(from_code(message.code, message.message))
+            return True
+        return isinstance(message, wire.Bye)
+
+    def _disconnect(self, link: socket.socket, *, left: bool) -> None:
+        """The connection has ended. left: the host had read nothing that it has not answered."""
+        with self._lock:
+            self._socket = None
+        link.close()
+        if not left:
+            self._fail_all(
+                WorkerError(LOST),
+                lambda p: not p.call.flags & (wire.DURABLE | wire.IDEMPOTENT),
+            )
+
+    def _end(self, result: wire.Result) -> None:
+        with self._lock:
+            pending = self._forget(result.id)
+        if pending is not None:
+            settle(pending.future, result, pending.function.name)
+
+    def _fail_all(self, error: ZenosError, which: Any = None, *, late: bool = True) -> None:
+        """Those calls end with that error."""
+        if not late:
+            return
+        with self._lock:
+            chosen = [p for p in self._pending.values() if which is None or which(p)]
+            for pending in chosen:
+                self._forget(pending.call.id)
+            self._outbox = [p for p in self._outbox if p.call.id in self._pending]
+        for pending in chosen:
+            if pending.future.takes_end():
+                pending.future.set_exception(type(error)(error.message))
+
+    # -- the end
+
+    def close(self, wait_s: float) -> None:
+        """Wait until what was called durably is accepted, for a while; then nothing more."""
+        end = time.monotonic() + wait_s
+        for pending in list(self._pending.values()):
+            if pending.future.durable:
+                pending.future.wait_accepted(max(0.0, end - time.monotonic()))
+        with self._changed:
+            self._ending = True
+            self._changed.notify_all()
+            if self._socket is not None:
+                with suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
+        self._flush_due.set()
+
+
+def settle(future: CallFuture[Any], result: wire.Result, name: str) -> None:
+    """Give a future what its call came to."""
+    future.seconds = result.seconds
+    if not future.takes_end():
+        return
+    try:
+        if result.outcome == wire.DONE:
+            future.set_result(values.load(result.payload))
+            return
+        future.set_exception(error_of(result, name))
+    except Exception as reason:  # noqa: BLE001 - whatever unpickling raises
+        told = InvalidError(f"cannot read the result of {name} here: {reason}")
+        told.__cause__ = reason
+        future.set_exception(told)
+
+
+def error_of(result: wire.Result, name: str) -> BaseException:
+    """The error that a call ended with."""
+    if result.outcome == wire.RAISED:
+        error: BaseException
+        error, text = values.load(result.payload)
+        error.__cause__ = RemoteTraceback(text)
+        return error
+    if result.outcome == wire.REFUSED:
+        code, message = msgspec.msgpack.decode(result.payload, type=tuple[str, str])
+        return LaneError(message) if code == wire.LANE else from_code(code, message)
+    return WorkerError(f"cannot finish {name}: it was cancelled")
