@@ -12,12 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from tests.workers.conftest import Rig, program
 from zenos.core import failpoints, shim
 from zenos.core.events import StartFailed, WorkerExited, WorkerLost, WorkerStarted
 from zenos.core.home import Home
-from zenos.workers import runs
+from zenos.workers import fork_server, runs
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,17 @@ async def test_variables_that_are_no_text_are_passed_on(
     await rig.executor.start(program("/bin/sh", "-c", 'printf %s "$LC_NAME"'))
     await rig.until(WorkerExited)
     assert (rig.home.run("t1", 1) / "log").read_bytes() == b"m\xfcller"
+
+
+async def test_a_gang_over_several_machines_is_not_started_in_part(rig: Rig) -> None:
+    task = program("/bin/true")
+    assert task.allocation is not None
+    there = replace(task.allocation, node="another")
+    await rig.executor.start(replace(task, allocation=replace(task.allocation, others=(there,))))
+    (event,) = await rig.until(StartFailed)
+    assert isinstance(event, StartFailed)
+    assert event.reason.startswith("cannot run t1 on 2 nodes")
+    assert not (rig.home.run("t1", 1) / "log").exists()
 
 
 async def stopped_launcher(rig: Rig) -> int:
@@ -107,6 +119,30 @@ async def test_a_start_after_the_launcher_was_closed_fails_at_once(rig: Rig) -> 
     await rig.launcher.close()
     await asyncio.wait_for(rig.executor.start(program("/bin/true")), 10)
     assert [type(event) for event in rig.events] == [StartFailed]
+
+
+async def test_what_a_launcher_that_dies_was_to_start_is_started_by_the_next(rig: Rig) -> None:
+    launcher = await stopped_launcher(rig)
+    await rig.executor.start(program("/bin/true", number=1))  # lies in its queue
+    os.kill(launcher, signal.SIGKILL)
+    await rig.executor.start(program("/bin/true", number=2))  # it is gone, and nobody knows yet
+    for event in await rig.until(WorkerExited, 2):
+        assert isinstance(event, WorkerExited)
+        assert (event.generation, event.outcome.exit_code) == (1, 0)
+    assert not [event for event in rig.events if isinstance(event, StartFailed)]
+
+
+async def test_who_kills_every_launcher_is_given_up(
+    rigs: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(failpoints.VARIABLE, "launcher.fork.before=kill@1")
+    monkeypatch.setattr(fork_server, "RESTART_S", 0.0)
+    rig = rigs()
+    await rig.executor.start(program("/bin/true"))
+    (event,) = await rig.until(StartFailed)
+    assert isinstance(event, StartFailed)
+    assert event.reason == "its shim ended before it began"
+    assert not rig.home.run("t1", 1).exists()
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from zenos.core import failpoints, limits, processes, shim
 from zenos.core.config import Config
+from zenos.core.errors import RefusedError
 from zenos.core.events import (
     Event,
     StartFailed,
@@ -25,7 +26,7 @@ from zenos.core.events import (
 )
 from zenos.core.home import Home
 from zenos.core.resources import parse_size
-from zenos.core.specs import ProgramSpec
+from zenos.core.specs import ProgramSpec, program_of
 from zenos.core.task import Task
 from zenos.core.watch import STOPPING
 from zenos.task import YIELD
@@ -37,6 +38,8 @@ from zenos.workers.runs import Found
 
 log = logging.getLogger(__name__)
 KILL_AGAIN_S: Final = 5.0
+# How often one generation is forked: a fork server may die as it forks, before anything has run.
+FORKS_MAX: Final = 4
 # A shim's pipe closes a moment before its lock; one that is locked for longer is another shim's.
 ENDING_LOOKS, ENDING_LOOK_S = 40, 0.005
 
@@ -51,46 +54,6 @@ def _odd(error: Exception) -> bool:
     return not isinstance(error, OSError | RuntimeError)
 
 
-class Executor(Protocol):
-    """Executes tasks: on this machine here, on a cluster's engine elsewhere."""
-
-    async def start(self, task: Task) -> None:
-        """Start the task's present generation. Idempotent; what comes of it is posted as events."""
-        ...
-
-    async def stop(self, task: str, generation: int, grace_s: float, save: bool) -> None:
-        """End a generation's whole process group: SIGTERM, after the grace time SIGKILL."""
-        ...
-
-    async def pause(self, task: str, generation: int, how: How, grace_s: float) -> None:
-        """Stop a program where it is; a WorkerPaused says when nothing of it runs any more."""
-        ...
-
-    async def resume(self, task: str, generation: int) -> None:
-        """Let a program go on that was paused, or is being so. Nothing to one that is not."""
-        ...
-
-    async def recover(self, tasks: Sequence[Task]) -> None:
-        """At boot: adopt, finish, start or report as lost each task that held an allocation."""
-        ...
-
-    def discard(self, tasks: Sequence[str]) -> None:
-        """Remove what ended trainings have saved to go on from."""
-        ...
-
-    def forget(self, tasks: Sequence[str]) -> None:
-        """Remove what ended tasks have left on the disk."""
-        ...
-
-    def authenticate(self, task: str, generation: int, token: str) -> bool:
-        """Whether that token is that generation's, which is its task's newest one here."""
-        ...
-
-    async def close(self) -> None:
-        """Stop watching. Workers go on."""
-        ...
-
-
 class Handle:
     """A generation that is being watched."""
 
@@ -101,6 +64,8 @@ class Handle:
         self.directory = directory
         self.pidfd: int | None = None
         self.notify: int | None = None
+        self.forked: tuple[ForkServer, Path] | None = None  # by whom, for which spec
+        self.forks = 0
         self.heard = b""
         self.failure = ""  # what its shim said of why it could not go on
         self.started = False
@@ -152,23 +117,56 @@ class LocalExecutor:
         failpoints.passing("worker.start.forked")
 
     async def _spawn(self, task: Task, handle: Handle) -> None:
-        groups = await asyncio.to_thread(
-            self.cgroups.make, task.id, task.generation, task.spec.resources
-        )
+        if task.allocation is not None and task.allocation.others:
+            raise RefusedError(
+                f"cannot run {task.id} on {len(task.allocation.parts)} nodes: the workers of one "
+                "training must lie on one machine; ask for fewer of them"
+            )
+        groups = await asyncio.to_thread(self.cgroups.make, task.id, task.generation, task.granted)
         spec = runs.make_spec(self._home, task, groups, self._cache_bytes_max)
         path = await asyncio.to_thread(runs.write_spec, self._home, task, spec)
         failpoints.passing("worker.start.spec")
+        program = program_of(task.spec.work) is not None
+        handle.forked = (self._launcher if program else self._zygote, path)
+        await self._fork(handle, *handle.forked)
+
+    async def _fork(self, handle: Handle, server: ForkServer, path: Path) -> None:
+        handle.forks += 1
         ours, theirs = os.pipe2(os.O_CLOEXEC)
         handle.notify = ours
         wait_s = limits.START_TIMEOUT_S if handle.stopping is None else handle.stopping[0]
         handle.timers.append(self._loop.call_later(wait_s, self._give_up, handle))
         try:
-            program = isinstance(task.spec.work, ProgramSpec)
-            await (self._launcher if program else self._zygote).fork(path, theirs)
+            await server.fork(path, theirs)
         finally:
             os.close(theirs)
         if handle.notify is not None:  # else it was given up meanwhile
             self._loop.add_reader(ours, self._hear, handle)
+
+    async def _forked_again(self, handle: Handle) -> bool:
+        """Fork once more where nothing was claimed, and nobody said why: the fork server has died.
+
+        So the task loses nothing by it: it is the same generation, of which nothing has run.
+        """
+        key = (handle.task, handle.generation)
+        if (
+            handle.forked is None
+            or handle.forks >= FORKS_MAX
+            or handle.failure
+            or handle.stopping is not None
+            or self._handles.get(key) is not handle
+            or runs.look(self._home, *key) is not Found.NOTHING
+        ):
+            return False
+        log.warning("%s was not started by a process that has died; trying again", handle.task)
+        for timer in handle.timers:
+            timer.cancel()
+        try:
+            await self._fork(handle, *handle.forked)
+        except OSError as error:
+            self._unwatch(handle)
+            handle.failure = str(error)
+        return handle.notify is not None
 
     def _give_up(self, handle: Handle) -> None:
         """No shim has come for it: take the directory, so that a late one finds it taken."""
@@ -212,7 +210,10 @@ class LocalExecutor:
             if runs.look(self._home, handle.task, handle.generation) is not Found.ALIVE:
                 break
             await asyncio.sleep(ENDING_LOOK_S)
-        self._conclude(handle, handle.failure or "its shim ended before it began")
+        if await self._forked_again(handle):
+            return
+        if self._handles.get((handle.task, handle.generation)) is handle:  # not given up meanwhile
+            self._conclude(handle, handle.failure or "its shim ended before it began")
 
     def _conclude(self, handle: Handle, reason: str) -> None:
         """A shim has ended: post what its directory says."""
@@ -331,6 +332,10 @@ class LocalExecutor:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def running(self) -> list[Path]:
+        """The run directories of all generations that are watched."""
+        return [handle.directory for handle in self._handles.values()]
+
     # -- pausing
 
     async def pause(self, task: str, generation: int, how: How, grace_s: float) -> None:
@@ -353,6 +358,12 @@ class LocalExecutor:
     def _thaw(self, handle: Handle) -> None:
         if freezing.thaw(self.cgroups, handle.directory, handle.task, handle.generation):
             log.info("%s goes on", handle.task)
+
+    def make_room(self, task: str, generation: int, *, on: bool) -> None:
+        """Tell a host of calls whether others wait for its room."""
+        handle = self._handles.get((task, generation))
+        if handle is not None:
+            runs.tell_wanted(handle.directory, on=on)
 
     # -- recovering
 

@@ -85,16 +85,17 @@ class ForkServer:
     async def fork(self, spec: Path, notify: int) -> None:
         """Have it fork a shim for `spec`, which talks on the descriptor `notify`.
 
-        Waits until it is ready. OSError when it died meanwhile, also before it was ready;
-        then nothing was forked.
+        Waits until it is ready, for the next one where it has just died. OSError when it died
+        before it was ready; then nothing was forked.
         """
         await self.start()
-        if not self._closing:
+        while not self._closing:
             await self._ready.wait()
-        while self._socket is not None and not self._closing:
+            if self._socket is None:
+                break
             try:
                 socket.send_fds(self._socket, [os.fsencode(spec)], [notify])
-            except BlockingIOError:  # hundreds wait there already
+            except (BlockingIOError, ConnectionError):  # hundreds wait there already; it has died
                 await asyncio.sleep(QUEUE_FULL_S)
             else:
                 return
@@ -155,10 +156,11 @@ class ForkServer:
         ours.setblocking(False)
         self._socket = ours
         loop = asyncio.get_running_loop()
-        while said := await loop.sock_recv(ours, 4096):
-            if said == b"ready":
-                log.info("the %s (pid %d) is ready", self._name, self._process.pid)
-                self._ready.set()
+        with suppress(ConnectionResetError):  # it died with a request that it hadn't read
+            while said := await loop.sock_recv(ours, 4096):
+                if said == b"ready":
+                    log.info("the %s (pid %d) is ready", self._name, self._process.pid)
+                    self._ready.set()
         if not self._closing:
             log.warning("the %s has died; starting another", self._name)
 

@@ -15,8 +15,8 @@ import psutil
 from zenos.core import limits, shim
 from zenos.core.cgroups import all_directories, cpus_usable
 from zenos.core.config import Config
+from zenos.core.node import Node
 from zenos.core.resources import Resources, parse_share, parse_size
-from zenos.core.task import Node
 from zenos.workers.limits import Cgroups
 
 log = logging.getLogger(__name__)
@@ -129,5 +129,6 @@ def detect(config: Config, cgroups: Cgroups) -> Node:
         gpus=devices.count,
         virtual_gpus=virtual,
         gpu_memory_each=devices.memory_each,
+        labels=sorted(f"{key}={value}" for key, value in config.labels.items()),
         enforcement={"memory": cgroups.method, "cpu": cgroups.cpu_method},
     )

@@ -8,11 +8,14 @@ replica is ready; its client sees nothing but time.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
+from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from zenos.bus.envelope import Kind as MessageKind
 from zenos.core import events as ev
@@ -34,6 +37,9 @@ from zenos.models.records import ModelVersion
 Send = Callable[[str, MessageKind, str, bytes, int], bool]  # task, kind, topic, body, priority
 
 
+RETRY_AFTER_S: Final = 5.0  # the turn of a model that was not loaded in time may come by then
+
+
 class Flight:
     """One request on its way: the chunks that have arrived and were not read yet, bounded."""
 
@@ -51,6 +57,35 @@ class Flight:
         if self.chunks.full():
             self.chunks.get_nowait()
         self.chunks.put_nowait(Chunk(request=self.request.id, error=error, code="unavailable"))
+
+
+class Stopwatch:
+    """Where the time of one request goes; see `Times`."""
+
+    def __init__(self) -> None:
+        self._arrived = time.monotonic()
+        self._load_s = 0.0
+        self._queue_s = math.inf
+
+    def loaded(self, begun: float) -> None:
+        """It has waited for a replica since then."""
+        self._load_s += time.monotonic() - begun
+
+    def complete(self, chunk: Chunk) -> Chunk:
+        """The chunk, with all of its times where the worker has said its own.
+
+        What is neither load nor compute is queue, until the first piece of what counts; together
+        they are never more than has passed. So what was computed in vain, because a replica ended
+        or a new version came, and the way to the worker are in it too.
+        """
+        if chunk.again:
+            self._queue_s = math.inf
+        times = chunk.times
+        if times is None:
+            return chunk
+        rest_s = time.monotonic() - self._arrived - self._load_s - times.compute_s
+        self._queue_s = max(0.0, min(self._queue_s, rest_s))
+        return replace(chunk, times=replace(times, queue_s=self._queue_s, load_s=self._load_s))
 
 
 class Router:
@@ -77,6 +112,7 @@ class Router:
         self._flights: dict[str, Flight] = {}
         self._per_replica: dict[str, int] = {}
         self._per_deployment: dict[str, int] = {}
+        self._waiting: dict[str, int] = {}  # of those, for a replica
 
     def configure(self, config: Config) -> None:
         """Go on with other settings."""
@@ -119,6 +155,7 @@ class Router:
         no replica is ready in time, and what the worker raised. Closing the iterator frees the
         slot.
         """
+        watch = Stopwatch()
         name = await self._deployment_name(model)
         if self._per_deployment.get(name, 0) >= self._requests_max(name):
             raise BusyError(
@@ -128,12 +165,14 @@ class Router:
         self._count(name, +1)
         try:
             while True:
+                begun = time.monotonic()
                 replica = await self._ready_replica(name, model, principal, deadline)
+                watch.loaded(begun)
                 flight = Flight(request, replica)
                 async with aclosing(self._fly(flight, deadline)) as chunks:
                     async for chunk in chunks:
                         flight.delivered = True
-                        yield chunk
+                        yield watch.complete(chunk)
                 if flight.delivered or not flight.lost:
                     return
         finally:
@@ -202,7 +241,11 @@ class Router:
 
         Raises UnfittableError at once where no node can ever hold one.
         """
+        replica = self._least_loaded(self._view.deployments.get(name))
+        if replica is not None:
+            return replica
         asked = False
+        self._wait(name, +1)
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 while True:
@@ -222,8 +265,12 @@ class Router:
                     await self._change()
         except TimeoutError:
             raise DeadlineError(
-                f"cannot answer in time: {name} was not loaded before the deadline"
+                f"cannot answer in time: {name} was not loaded before the deadline; try again, "
+                "or give it more time (timeout_s)",
+                retry_after_s=RETRY_AFTER_S,
             ) from None
+        finally:
+            self._wait(name, -1)
 
     async def _wanted(self, name: str, model: str, principal: Principal) -> ev.Demand:
         """That a model is wanted; with what it takes to make a deployment, should there be none.
@@ -260,12 +307,25 @@ class Router:
         return min(ready, key=lambda t: self._per_replica.get(t, 0)) if ready else None
 
     def _count(self, name: str, change: int) -> None:
-        count = self._per_deployment.get(name, 0) + change
-        if count:
-            self._per_deployment[name] = count
-        else:
-            del self._per_deployment[name]
-        self._post(ev.Used(name=name, in_flight=count))
+        _add(self._per_deployment, name, change)
+        self._tell(name)
+
+    def _wait(self, name: str, change: int) -> None:
+        _add(self._waiting, name, change)
+        self._tell(name)
+
+    def _tell(self, name: str) -> None:
+        """Have the kernel know how many there are: it makes room for those that wait."""
+        in_flight, waiting = self._per_deployment.get(name, 0), self._waiting.get(name, 0)
+        self._post(ev.Used(name=name, in_flight=in_flight, waiting=waiting))
+
+
+def _add(counts: dict[str, int], name: str, change: int) -> None:
+    count = counts.get(name, 0) + change
+    if count:
+        counts[name] = count
+    else:
+        del counts[name]
 
 
 def _can_answer(task: Task) -> bool:

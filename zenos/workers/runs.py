@@ -8,18 +8,21 @@ import fcntl
 import json
 import os
 import secrets
+import signal
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import msgspec
 
 from zenos import __version__
-from zenos.core import durable, limits, shim
+from zenos.core import durable, failpoints, limits, processes, shim
 from zenos.core.home import Home
+from zenos.core.names import WANTED
 from zenos.core.resources import parse_size, show_size
-from zenos.core.specs import ProgramSpec
-from zenos.core.task import Outcome, Task
+from zenos.core.specs import program_of
+from zenos.core.task import Kind, Outcome, Task
 from zenos.workers import nodes
 from zenos.workers.limits import OPEN_FILES
 
@@ -84,9 +87,11 @@ def environment(home: Home, task: Task) -> dict[str, str]:
         for name, value in os.environ.items()
         if name in KEPT_VARIABLES or name.startswith("LC_")
     }
-    work = task.spec.work
-    asked = work.env if isinstance(work, ProgramSpec) else {}
-    held = task.allocation.resources if task.allocation else task.spec.resources
+    program = program_of(task.spec.work)
+    asked = program.env if program is not None else {}
+    if task.kind is Kind.CALL and failpoints.VARIABLE in os.environ:  # zenos' own code, as shims
+        asked = {failpoints.VARIABLE: os.environ[failpoints.VARIABLE]}
+    held = task.allocation.resources if task.allocation else task.granted
     # Else each library starts as many as the machine has cores, in every task.
     threads = dict.fromkeys(THREAD_VARIABLES, str(max(1, -(-held.cpu // 1000))))
     shares = sorted(task.allocation.shares) if task.allocation else []
@@ -107,6 +112,17 @@ def environment(home: Home, task: Task) -> dict[str, str]:
         "ZENOS_TASK": task.id,
         "ZENOS_TASK_HOME": str(home.root),  # stays when the program goes to a home of its own
         "ZENOS_GENERATION": str(task.generation),
+        **_of_array(task),
+    }
+
+
+def _of_array(task: Task) -> dict[str, str]:
+    if task.array is None:
+        return {}
+    return {
+        "ZENOS_ARRAY": task.array.id,
+        "ZENOS_ARRAY_INDEX": str(task.array.index),
+        "ZENOS_ARRAY_COUNT": str(task.array.count),
     }
 
 
@@ -119,18 +135,17 @@ def make_spec(
     home: Home, task: Task, cgroups: list[str], cache_bytes_max: int = parse_size(limits.CACHE_SIZE)
 ) -> RunSpec:
     """The spec of a task's present generation."""
-    work = task.spec.work
-    program = isinstance(work, ProgramSpec)
+    program = program_of(task.spec.work)
     return RunSpec(
         home=str(home.root),
         directory=str(home.run(task.id, task.generation)),
         token=secrets.token_hex(16),
-        argv=work.argv if isinstance(work, ProgramSpec) else [],
+        argv=program.argv if program is not None else [],
         env=environment(home, task)
-        | ({} if program else {"TORCHINDUCTOR_CACHE_DIR": inductor(home)}),
-        cwd=(work.cwd or str(Path.home())) if isinstance(work, ProgramSpec) else None,
-        record=None if program else task,
-        memory_limit=task.spec.resources.memory,
+        | ({} if program is not None else {"TORCHINDUCTOR_CACHE_DIR": inductor(home)}),
+        cwd=(program.cwd or str(Path.home())) if program is not None else None,
+        record=None if program is not None else task,
+        memory_limit=task.granted.memory,
         cgroups=cgroups,
         cache_bytes_max=cache_bytes_max,
     )
@@ -193,6 +208,21 @@ def process(directory: Path, name: str) -> int | None:
     if not isinstance(pid, int) or shim.start_time(pid) != record.get("start_time"):
         return None
     return pid
+
+
+def tell_wanted(directory: Path, *, on: bool) -> None:
+    """Leave word in a run directory that others wait for its room, and wake who looks for that.
+
+    One that doesn't catch the signal yet looks before it does anything else.
+    """
+    with suppress(OSError):  # it is gone, or the disk is full: then it stays for its keep-alive
+        if on:
+            (directory / WANTED).touch(mode=0o600)
+        else:
+            (directory / WANTED).unlink(missing_ok=True)
+    pid = process(directory, "started")
+    if pid is not None and processes.handles(pid, signal.SIGUSR1):
+        processes.kill(pid, signal.SIGUSR1)
 
 
 def outcome(directory: Path) -> Outcome:

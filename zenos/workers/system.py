@@ -28,6 +28,7 @@ from zenos.core.actions import (
     Action,
     Discard,
     Forget,
+    MakeRoom,
     PauseWorker,
     Reply,
     ResumeWorker,
@@ -36,17 +37,23 @@ from zenos.core.actions import (
     StopWorker,
     Update,
 )
+from zenos.core.arrays import Array, ArraySpec
 from zenos.core.audit import AuditQuery, AuditRow
+from zenos.core.batches import Batch, BatchSpec
 from zenos.core.config import Config
-from zenos.core.errors import BusyError, InvalidError, NotFoundError
+from zenos.core.errors import BusyError, InvalidError, NotFoundError, ZenosError
 from zenos.core.home import Home
+from zenos.core.names import calls_topic, is_internal
+from zenos.core.node import Cordon, Node
+from zenos.core.outlook import Plan, Why
+from zenos.core.predictions import Estimate
 from zenos.core.resources import Resources, parse_size
 from zenos.core.specs import CreateSpec, DeploymentSpec, ProgramSpec, TrainSpec
 from zenos.core.task import (
     HOLDING,
     Deployment,
     Kind,
-    Node,
+    Once,
     Principal,
     State,
     Task,
@@ -55,17 +62,22 @@ from zenos.core.task import (
 )
 from zenos.core.thread_views import ProcessThreads
 from zenos.core.wire import Chunk, GenerateRequest, Pause, Progress, Published, Stop
+from zenos.kernel.accounts import Accounts
 from zenos.kernel.control import Control, Inbox, TaskProgress, View
-from zenos.kernel.supervision import saves
-from zenos.models.presets import check_arch
+from zenos.kernel.explanation import ended
+from zenos.kernel.supervision import grace_s, saves
+from zenos.models import footprint
+from zenos.models.presets import check_arch, check_train
 from zenos.models.registry import Registry
 from zenos.store.base import Store
-from zenos.workers.executor import Executor
+from zenos.workers.execution import Executor
+from zenos.workers.outlook import Outlook
 from zenos.workers.publishing import Publishing
 from zenos.workers.router import Router
 
 log = logging.getLogger(__name__)
 Mode = Literal["suspend", "drain", "leave"]
+SIGNAL_ROW_WAIT_S = 2.0  # a store that doesn't answer keeps nobody from ending the daemon
 
 
 class LocalSystem:
@@ -91,11 +103,13 @@ class LocalSystem:
         self.executor: Executor | None = None
         self.broker: Broker | None = None
         self.stop_requests: asyncio.Queue[Mode] = asyncio.Queue()
+        self.going_down: Mode | None = None
         self._store = store
         self._inbox = inbox
         self._zygote_ready = zygote_ready
         self._started = time.monotonic()
         self._effects: set[asyncio.Task[None]] = set()
+        self._outlook = Outlook()
         self.router = Router(
             config,
             view,
@@ -111,6 +125,7 @@ class LocalSystem:
         """Go on with other settings."""
         self.config = config
         self.router.configure(config)
+        self.view.accounts.configure(config)
         self._inbox.put(ev.Configured(config=config))
 
     # -- effects
@@ -126,7 +141,7 @@ class LocalSystem:
                 case StartWorker(task=task):
                     self._spawn(executor.start(task), f"start {task.id}")
                 case StopWorker(task=name, generation=generation, grace_s=grace_s, save=save):
-                    self._say_stop(name, save=save)
+                    self._say_stop(name, grace_s, save=save)
                     work = executor.stop(name, generation, grace_s, save)
                     self._spawn(work, f"stop {name}")
                 case PauseWorker(how="step", task=name) | ResumeWorker(how="step", task=name):
@@ -135,6 +150,8 @@ class LocalSystem:
                     self._spawn(executor.pause(name, generation, how, grace_s), f"pause {name}")
                 case ResumeWorker(task=name, generation=generation):
                     self._spawn(executor.resume(name, generation), f"resume {name}")
+                case MakeRoom(task=name, generation=generation, on=on):
+                    executor.make_room(name, generation, on=on)
                 case Update(deployment=deployment):
                     self.publishing.tell(deployment)
                 case Forget(tasks=tasks):
@@ -145,10 +162,11 @@ class LocalSystem:
                     raise TypeError(f"no effect for {type(action).__name__}")
             failpoints.passing("loop.action")
 
-    def _say_stop(self, task: str, *, save: bool) -> None:
+    def _say_stop(self, task: str, grace_s: float, *, save: bool) -> None:
         """To a worker that is connected, before it gets SIGTERM, which alone means to save."""
+        word = msgspec.msgpack.encode(Stop(save=save, grace_s=grace_s))
         with suppress(BusyError):  # a worker that reads nothing still gets the signal
-            self._send(task, "command", "stop", msgspec.msgpack.encode(Stop(save=save)), 100)
+            self._send(task, "command", "stop", word, 100)
 
     def _say_pause(self, task: str, *, on: bool) -> None:
         """To a worker that is connected; any other hears it when it connects."""
@@ -243,7 +261,8 @@ class LocalSystem:
         log.debug("%s generation %d connected", task, generation)
         known = self.view.tasks.get(task)
         if known is not None and known.generation == generation and known.stopping:
-            self._say_stop(task, save=saves(known))  # it was told before it could hear
+            # It was told before it could hear.
+            self._say_stop(task, grace_s(known, self.config), save=saves(known))
         elif known is not None and known.generation == generation and known.kind is Kind.TRAIN:
             self._say_pause(task, on=known.state in (State.PAUSING, State.PAUSED))
         if known is not None and known.kind is Kind.SERVE:
@@ -253,10 +272,19 @@ class LocalSystem:
     def may_use(self, task: str, topic: str) -> bool:
         """Whether a task was granted that topic of the bus, or one above it."""
         known = self.view.tasks.get(task)
-        if known is None or not isinstance(known.spec.work, ProgramSpec):
+        if known is None:
+            return False
+        if is_internal(topic):  # of a host of calls, its own alone
+            return known.kind is Kind.CALL and topic == calls_topic(task)
+        if not isinstance(known.spec.work, ProgramSpec):
             return False
         granted = known.spec.work.topics
         return any(topic == name or topic.startswith(f"{name}/") for name in granted)
+
+    def may_be_frozen(self, task: str) -> bool:
+        """Whether a task's programs may be stopped because somebody has paused it."""
+        known = self.view.tasks.get(task)
+        return known is not None and known.state in (State.PAUSING, State.PAUSED)
 
     def _connected(self, task: str) -> bool:
         return self.broker is not None and self.broker.connected(task)
@@ -269,37 +297,78 @@ class LocalSystem:
     # -- zenos.api.ports.System
 
     async def submit(self, spec: TaskSpec, principal: Principal, key: str | None) -> Task:
-        asked = spec
-        if isinstance(spec.work, TrainSpec | CreateSpec):
-            if spec.work.arch is not None:
-                check_arch(spec.work.arch, spec.work.settings)
-            work = await asyncio.to_thread(self._pinned, spec.work)
-            spec = msgspec.structs.replace(spec, work=work)
-        return await self.control.submit(spec, principal, key, asked)
+        exact, warning = await self._exact(spec)
+        return await self.control.submit(exact, principal, key, spec, warning)
 
-    def _pinned(self, work: TrainSpec | CreateSpec) -> TrainSpec | CreateSpec:
-        """With the versions that its models mean now: later ones are not what was asked for."""
-        exact = {}
-        for name in ("base", "tokenizer"):
-            ref = getattr(work, name, None)
-            if ref is not None:
-                exact[name] = self.registry.resolve(ref).ref
-        return msgspec.structs.replace(work, **exact) if exact else work
+    async def submit_batch(self, spec: BatchSpec, principal: Principal, key: str | None) -> Batch:
+        exact = [await self._exact(task) for task in spec.tasks]
+        made = BatchSpec(tasks=tuple(task for task, _ in exact))
+        warnings = {task.name: warning for task, warning in exact if warning}
+        return await self.control.submit_batch(made, principal, key, spec, warnings)
 
-    async def cancel(self, task: str, principal: Principal) -> Task:
-        return await self.control.cancel(task, principal)
+    async def _exact(self, spec: TaskSpec) -> tuple[TaskSpec, str]:
+        """A task with the versions that its models mean now, and what speaks against it."""
+        if not isinstance(spec.work, TrainSpec | CreateSpec):
+            return spec, ""
+        if isinstance(spec.work, TrainSpec):
+            check_train(spec.work)
+        else:
+            check_arch(spec.work.arch, spec.work.settings)
+        return await asyncio.to_thread(self._pinned, spec, spec.work)
 
-    async def pause(self, task: str, principal: Principal) -> Task:
-        return await self.control.pause(task, principal)
+    def _pinned(self, spec: TaskSpec, work: TrainSpec | CreateSpec) -> tuple[TaskSpec, str]:
+        """With the versions that its models mean now: later ones are not what was asked for.
 
-    async def suspend(self, task: str, principal: Principal) -> Task:
-        return await self.control.suspend(task, principal)
+        And what speaks against it, in words.
+        """
+        found = {
+            name: self.registry.resolve(ref)
+            for name in ("base", "tokenizer")
+            if (ref := getattr(work, name, None)) is not None
+        }
+        warning = ""
+        if isinstance(work, TrainSpec):
+            wants, base = spec.resources, found.get("base")
+            warning = footprint.training_warning(work, wants.memory, base, wants.gpu)
+        exact = {name: version.ref for name, version in found.items()}
+        return msgspec.structs.replace(spec, work=msgspec.structs.replace(work, **exact)), warning
 
-    async def resume(self, task: str, principal: Principal, *, inexact: bool) -> Task:
-        return await self.control.resume(task, principal, inexact=inexact)
+    async def cancel(self, task: str, principal: Principal, once: Once | None = None) -> Task:
+        return await self.control.cancel(task, principal, once)
 
-    async def nice(self, task: str, priority: int, principal: Principal) -> Task:
-        return await self.control.nice(task, priority, principal)
+    async def submit_array(self, spec: ArraySpec, principal: Principal, key: str | None) -> Array:
+        return await self.control.submit_array(spec, principal, key)
+
+    async def cancel_array(self, array: str, principal: Principal) -> Array:
+        return await self.control.cancel_array(array, principal)
+
+    def arrays(self) -> Mapping[str, Array]:
+        return self.view.arrays
+
+    async def pause(self, task: str, principal: Principal, once: Once | None = None) -> Task:
+        return await self.control.pause(task, principal, once)
+
+    async def suspend(self, task: str, principal: Principal, once: Once | None = None) -> Task:
+        return await self.control.suspend(task, principal, once)
+
+    async def resume(
+        self, task: str, principal: Principal, once: Once | None = None, *, inexact: bool
+    ) -> Task:
+        return await self.control.resume(task, principal, once, inexact=inexact)
+
+    async def nice(
+        self, task: str, priority: int, principal: Principal, once: Once | None = None
+    ) -> Task:
+        return await self.control.nice(task, priority, principal, once)
+
+    async def why(self, task: str) -> Why:
+        picture = await self.control.look(task)
+        if not any(one.id == task for one in picture.tasks):
+            return ended(self.view.tasks[task], picture.now)
+        return await self._outlook.why(picture, task)
+
+    async def plan(self, ahead_s: float) -> Plan:
+        return await self._outlook.plan(await self.control.look(), ahead_s)
 
     async def deploy(
         self, spec: DeploymentSpec, principal: Principal, key: str | None
@@ -308,13 +377,23 @@ class LocalSystem:
         version = await asyncio.to_thread(self.registry.resolve, spec.model)
         memory = parse_size(spec.memory) if spec.memory is not None else None
         version.check_servable(spec.context, memory)
-        return await self.control.deploy(
-            spec, principal, key, version.ref, version.serving_bytes, version.build
+        event = ev.Deploy(
+            request=0,
+            spec=spec,
+            version=version.ref,
+            memory=version.serving_bytes,
+            build=version.build,
+            warning=footprint.serving_warning(spec, version, memory),
+            principal=principal,
+            key=key,
         )
+        return await self.control.deploy(event)
 
-    async def roll_back(self, name: str, to: int | None, principal: Principal) -> Deployment:
+    async def roll_back(
+        self, name: str, to: int | None, principal: Principal, once: Once | None = None
+    ) -> Deployment:
         event = await self.publishing.rollback(name, to, principal)
-        return await self.control.roll_back(event)
+        return await self.control.roll_back(msgspec.structs.replace(event, once=once))
 
     async def undeploy(self, name: str, principal: Principal) -> Deployment:
         return await self.control.undeploy(name, principal)
@@ -328,8 +407,19 @@ class LocalSystem:
     def nodes(self) -> Mapping[str, Node]:
         return self.view.nodes
 
+    async def set_cordon(
+        self, node: str, cordon: Cordon | None, principal: Principal, once: Once | None = None
+    ) -> Node:
+        return await self.control.set_cordon(node, cordon, principal, once)
+
     def used(self) -> Mapping[str, Resources]:
         return self.view.used()
+
+    def accounts(self) -> Accounts:
+        return self.view.accounts
+
+    def estimates(self) -> Mapping[str, Estimate]:
+        return self.view.estimates
 
     def progress(self, task: str) -> Progress | None:
         return self.view.progress.get(task)
@@ -345,6 +435,9 @@ class LocalSystem:
 
     async def audit(self, query: AuditQuery) -> list[AuditRow]:
         return await self._store.audit(query)
+
+    async def recall(self, principal: Principal, once: Once) -> str | None:
+        return await self.control.recall(principal, once)
 
     async def record(self, event: ev.Record) -> None:
         await self.control.record(event)
@@ -370,6 +463,7 @@ class LocalSystem:
             "uptime_s": round(time.monotonic() - self._started, 3),
             "home": str(self.home.root),
             "zygote_ready": bool(self._zygote_ready()),
+            "going_down": self.going_down,
             "store": "failing" if self._inbox.storage_error else "ok",
             "tasks": states,
         }
@@ -382,6 +476,20 @@ class LocalSystem:
             async for chunk in chunks:
                 yield chunk
 
+    def end_by_signal(self) -> None:
+        """SIGTERM or SIGINT: as `shut_down`, after a row of it, if that can be written."""
+        self._spawn(self._end_by_signal(), "end by a signal")
+
+    async def _end_by_signal(self) -> None:
+        row = ev.Record(
+            request=0, principal=Principal(), action="down", subject="suspend", via="signal"
+        )
+        with suppress(ZenosError, TimeoutError):
+            async with asyncio.timeout(SIGNAL_ROW_WAIT_S):
+                await self.record(row)
+        self.shut_down("suspend")
+
     def shut_down(self, mode: Mode) -> None:
         """Ask the daemon to go down; returns at once. The last word counts: a drain can be cut."""
+        self.going_down = mode
         self.stop_requests.put_nowait(mode)
