@@ -108,6 +108,10 @@ def test_a_pool_is_as_large_as_makes_the_load() -> None:
 
 
 def test_a_job_that_no_node_can_hold_is_named() -> None:
-    jobs = [Job(submit_s=0.0, duration_s=1.0, gpu=g) for g in (1000, 16000)]
-    with pytest.raises(InvalidError, match="job 2: it wants 16 GPUs at once"):
-        cluster.check_fit(jobs, cluster.nodes("4x8gpu"))
+    nodes = cluster.nodes("4x8gpu")
+    jobs = [Job(submit_s=0.0, duration_s=1.0, gpu=g) for g in (1000, 16000, 33000)]
+    with pytest.raises(InvalidError, match=r"job 3: it wants 33 GPUs at once, all nodes have 32"):
+        cluster.check_fit(jobs, nodes)
+    program = Job(submit_s=0.0, duration_s=1.0, gpu=16000, kind="run")
+    with pytest.raises(InvalidError, match=r"job 1: it wants 16 GPUs at once, the largest node"):
+        cluster.check_fit([program], nodes)

@@ -5,8 +5,10 @@ It is a process of its own because the command line imports no part of the daemo
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,19 +16,27 @@ import msgspec
 
 from zenos.core.config import resolve
 from zenos.core.errors import InvalidError, ZenosError
-from zenos.core.task import Node
+from zenos.core.node import Node
 from zenos.core.wording import field_error
-from zenos.simulate import cluster, peers, plots, traces
+from zenos.simulate import cluster, failures, peers, plots, requests, traces
 from zenos.simulate.report import Meter, Ran, Summary, summarise
+from zenos.simulate.requests import Load, Replicas
+from zenos.simulate.serving import Serving
 from zenos.simulate.traces import Job
-from zenos.simulate.world import World
+from zenos.simulate.world import CHECKPOINT_S, World
 
 POLICIES: Final = ("zenos", *peers.POLICIES)
+MIXED: Final = "zenos with requests"  # the name of that run
 PROGRESS_EVERY: Final = 200  # jobs
 
 
 class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What is simulated. nodes or load: one of the two. Times in seconds; settings: see Config."""
+    """What is simulated. nodes or load: one of the two. Times in seconds; settings: see Config.
+
+    fail, or mtbf_s, mttr_s and seed: which nodes fail (see failures.py). requests: a CSV of
+    requests for a model, which begin anew every requests_every_s, and replica: what answers them;
+    the jobs then run with and without them.
+    """
 
     trace: str
     skip_bad: bool = False
@@ -39,6 +49,14 @@ class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     restart_s: float = 60.0
     settings: dict[str, Any] = {}
     plot: str | None = None
+    fail: list[str] = []
+    mtbf_s: float | None = None
+    mttr_s: float = 3600.0
+    seed: int = 0
+    checkpoint_s: float = CHECKPOINT_S
+    requests: str | None = None
+    requests_every_s: float | None = None
+    replica: Replicas = Replicas()
 
     def check(self) -> None:
         """Raises InvalidError."""
@@ -53,6 +71,21 @@ class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             raise InvalidError(f"cannot charge {self.restart_s:g} s: from 0 to 86400")
         if self.to_s is not None and not 0 <= self.from_s < self.to_s:
             raise InvalidError("cannot take days that end before they begin")
+        if (self.fail or self.mtbf_s is not None) and set(self.policies) != {"zenos"}:
+            raise InvalidError(
+                "cannot let nodes fail with other policies: only zenos knows nodes; use --policy "
+                "zenos"
+            )
+        if self.requests is not None and set(self.policies) != {"zenos"}:
+            raise InvalidError(
+                "cannot serve requests with other policies: only zenos knows models; use --policy "
+                "zenos"
+            )
+        stated = self.requests_every_s is not None or self.replica != Replicas()
+        if self.requests is None and stated:
+            raise InvalidError("cannot serve without requests: give --requests FILE")
+        if not 1 <= self.checkpoint_s < math.inf:
+            raise InvalidError(f"cannot checkpoint every {self.checkpoint_s:g} s: at least 1")
 
 
 def simulate(request: Request, say: Callable[[dict[str, Any]], None]) -> list[Summary]:
@@ -71,34 +104,57 @@ def simulate(request: Request, say: Callable[[dict[str, Any]], None]) -> list[Su
         raise InvalidError(f"cannot simulate: none of {len(trace.jobs):,} jobs is in that window")
     nodes = _nodes(request, jobs)
     cluster.check_fit(jobs, nodes)
+    made = partial(failures.made, request.fail, request.mtbf_s, request.mttr_s, request.seed, nodes)
+    made()  # says now what is wrong with it
+    load, left_out = _load(request, jobs, nodes)
     gpus = sum(node.gpus for node in nodes)
-    say({"type": "trace", "jobs": len(jobs), "gpus": gpus, "skipped": trace.skipped})
+    line = {"type": "trace", "jobs": len(jobs), "gpus": gpus, "skipped": trace.skipped}
+    say(line if load is None else line | {"requests_skipped": left_out})
     summaries: list[Summary] = []
     curves: dict[str, list[float]] = {}
-    for policy in request.policies:
+    for policy in [*request.policies, *([MIXED] if load is not None else [])]:
 
         def progress(done: int, policy: str = policy) -> None:
             if done % PROGRESS_EVERY == 0 or done == len(jobs):
                 say({"type": "progress", "policy": policy, "done": done, "of": len(jobs)})
 
         meter = Meter(jobs[-1].submit_s)
-        if policy == "zenos":
-            world = World(jobs, nodes, config, meter, request.restart_s)
+        if policy in ("zenos", MIXED):
+            serving = Serving(load, request.replica) if load and policy == MIXED else None
+            every_s = request.checkpoint_s
+            world = World(jobs, nodes, config, meter, request.restart_s, made(), every_s, serving)
             ran = world.run(progress)
-            steps, step_s = world.steps, world.step_s
+            summary = _with_steps(summarise(policy, jobs, ran, gpus, meter), world, serving)
         else:
-            ran, steps, step_s = peers.run(policy, jobs, gpus * 1000, meter, progress), 0, 0.0
-        summary = summarise(policy, jobs, ran, gpus, meter)
-        if steps:
-            summary = msgspec.structs.replace(
-                summary, steps=steps, step_mean_us=step_s / steps * 1e6
-            )
+            ran = peers.run(policy, jobs, gpus * 1000, meter, progress)
+            summary = summarise(policy, jobs, ran, gpus, meter)
         say({"type": "summary", "summary": msgspec.to_builtins(summary)})
         summaries.append(summary)
         curves[policy] = _completions(jobs, ran)
     if request.plot is not None:
         plots.write(curves, Path(request.plot))
     return summaries
+
+
+def _load(
+    request: Request, jobs: Sequence[Job], nodes: Sequence[Node]
+) -> tuple[Load | None, list[str]]:
+    """The requests until the last job has been submitted, if any, and which rows were left out."""
+    if request.requests is None:
+        return None, []
+    request.replica.check(nodes)
+    asked, left_out = requests.read(Path(request.requests), skip_bad=request.skip_bad)
+    return requests.load(asked, request.requests_every_s, jobs[-1].submit_s), left_out
+
+
+def _with_steps(summary: Summary, world: World, serving: Serving | None) -> Summary:
+    return msgspec.structs.replace(
+        summary,
+        steps=world.steps,
+        step_mean_us=world.step_s / world.steps * 1e6,
+        node_failures=world.node_failures,
+        requests=serving.served() if serving is not None else None,
+    )
 
 
 def _nodes(request: Request, jobs: Sequence[Job]) -> list[Node]:

@@ -8,8 +8,9 @@ from typing import Final
 
 from zenos.core import limits
 from zenos.core.errors import InvalidError
+from zenos.core.node import Node
 from zenos.core.resources import Resources
-from zenos.core.task import Node
+from zenos.kernel.resource_manager import ResourceManager
 from zenos.simulate.traces import Job
 
 NODES_MAX: Final = 100_000
@@ -58,11 +59,22 @@ def pool_for(jobs: Sequence[Job], load: float, span_s: float) -> list[Node]:
 
 
 def check_fit(jobs: Sequence[Job], cluster: Sequence[Node]) -> None:
-    """Raises InvalidError for a job that no node could ever hold."""
-    most = max(node.capacity.gpu for node in cluster)
+    """Raises InvalidError for a job that could never run: a training may lie on several nodes."""
+    resources = ResourceManager()
+    for node in cluster:
+        resources.add(node, [])
+    most, total = max(node.gpus for node in cluster), resources.capacity().gpu // 1000
     for number, job in enumerate(jobs, start=1):
-        if job.gpu > most:
-            raise InvalidError(
-                f"cannot simulate job {number}: it wants {job.gpu / 1000:g} GPUs at once, the"
-                f" largest node has {most // 1000}"
-            )
+        if resources.could_ever_hold(Resources(gpu=job.gpu), workers_of(job)):
+            continue
+        there = f"the largest node has {most}"
+        if job.kind == "train" and len(cluster) > 1:
+            there = f"all nodes have {total}, in pieces of at most {most}"
+        raise InvalidError(
+            f"cannot simulate job {number}: it wants {job.gpu / 1000:g} GPUs at once, {there}"
+        )
+
+
+def workers_of(job: Job) -> int:
+    """Of how many parts it is made that need not lie on one node: a training's GPUs."""
+    return max(1, job.gpu // 1000) if job.kind == "train" else 1

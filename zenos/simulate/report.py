@@ -16,11 +16,16 @@ SLOWDOWN_BOUND_S = 10.0
 
 
 class Ran(msgspec.Struct, gc=False):
-    """How one job went: when it ended, how often it was suspended, seconds lost by that."""
+    """How one job went: when it ended, how often it was suspended, seconds lost by that.
+
+    failures: how often it lost a node; redone_s: seconds of work that it had to do again for that.
+    """
 
     done_s: float = math.nan
     suspensions: int = 0
     lost_s: float = 0.0
+    failures: int = 0
+    redone_s: float = 0.0
 
 
 class Meter:
@@ -35,6 +40,29 @@ class Meter:
         self.worked += gpus * max(0.0, min(to_s, self.until_s) - min(from_s, self.until_s))
 
 
+class Served(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of requests. Times in seconds from arrival, over those that were answered.
+
+    first_token: until the first token; None where nothing was answered. replica_wait: until it was
+    sent to a replica, of all. late: not answered within their time; refused: too many waited
+    already; cut: their replica went while they were answered. cold_starts: how often a replica was
+    loaded; replicas_mean: how many there were on average until the last request was over, loading
+    and ending ones too.
+    """
+
+    arrived: int
+    answered: int
+    late: int
+    refused: int
+    cut: int
+    first_token_median_s: float | None
+    first_token_p99_s: float | None
+    first_token_longest_s: float | None
+    replica_wait_longest_s: float
+    cold_starts: int
+    replicas_mean: float
+
+
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """One policy on one trace. Times in seconds.
 
@@ -42,7 +70,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     included. slowdown: completion over run time, bounded below at 10 s. utilisation: the share of
     all GPU-seconds that did work, from the first submission to the last end; lost time is none.
     utilisation_arrivals: the same from the first to the last submission. fairness: Jain's index
-    over the users' mean slowdowns, 1 for all alike.
+    over the users' mean slowdowns, 1 for all alike. node_failures: how often a node was lost;
+    restarts: how often a job lost its worker by that; work_lost: GPU-seconds that were done again.
     """
 
     policy: str
@@ -62,8 +91,12 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     fairness: float
     suspensions: int
     suspensions_most: int
+    node_failures: int = 0
+    restarts: int = 0
+    work_lost: float = 0.0
     steps: int = 0
     step_mean_us: float = 0.0
+    requests: Served | None = None
 
 
 def summarise(
@@ -99,6 +132,8 @@ def summarise(
         fairness=jain([_mean(values) for values in by_user.values()]),
         suspensions=sum(r.suspensions for r in ran),
         suspensions_most=max(r.suspensions for r in ran),
+        restarts=sum(r.failures for r in ran),
+        work_lost=sum(r.redone_s * job.gpu / 1000 for job, r in zip(jobs, ran, strict=True)),
     )
 
 
