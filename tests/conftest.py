@@ -1,10 +1,14 @@
 """The suite leaves nothing behind: no process, no segment of memory, no temporary folder.
 
-It may run in several processes (pytest-xdist), each with temporary folders of its own.
+It may run in several processes (pytest-xdist), each with temporary folders of its own. They lie in
+memory where there is room: what is proved of a write is its order and its end, which no disk is
+needed for, and a disk takes milliseconds for each of the tens of thousands that are synced.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Generator, Iterator
@@ -12,15 +16,43 @@ from pathlib import Path
 
 import pytest
 
+from tests.crash import forked
 from tests.disks import called_elsewhere
 from tests.processes import mentioning, until
 
 SEGMENTS = Path("/dev/shm")
+ROOM_BYTES = 4 * 2**30
+TEMPORARY = "PYTEST_DEBUG_TEMPROOT"  # where pytest puts its temporary folders
+
+# Where tests take long, longest first. Begun last, one file would be what all others wait for.
+LONG = ("docs/test_pages.py", "system/", "crash/", "runtime/", "serving/", "calls/", "workers/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long is run first; else the order stays as it is."""
+    here = Path(__file__).parent
+
+    def rank(item: pytest.Item) -> int:
+        place = item.path.relative_to(here).as_posix()
+        return next((at for at, name in enumerate(LONG) if place.startswith(name)), len(LONG))
+
+    items.sort(key=rank)
+
+
+def pytest_configure() -> None:
+    """Temporary folders into memory, unless somebody has said where."""
+    if SEGMENTS.is_dir() and shutil.disk_usage(SEGMENTS).free > ROOM_BYTES and may_execute():
+        os.environ.setdefault(TEMPORARY, str(SEGMENTS))
+
+
+def may_execute() -> bool:
+    """Whether programs can be put there, as some tests do."""
+    return os.access(SEGMENTS, os.W_OK) and not os.statvfs(SEGMENTS).f_flag & os.ST_NOEXEC
 
 
 def segments() -> set[Path]:
-    """Segments of shared memory that have names."""
-    return set(SEGMENTS.iterdir()) if SEGMENTS.is_dir() else set()
+    """Segments of shared memory that have names; folders are none."""
+    return {p for p in SEGMENTS.iterdir() if not p.is_dir()} if SEGMENTS.is_dir() else set()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -53,5 +85,6 @@ def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr(tempfile, "tempdir", folder)
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(base / "inductor"))
         yield
+        forked.server.close()
         until(lambda: not mentioning(str(base)))
         assert list(Path(folder).iterdir()) == []

@@ -16,7 +16,7 @@ import pytest
 
 # Root of its own users and mounts; what it starts is in there too.
 _NAMESPACE: Final = ("unshare", "--user", "--map-root-user", "--mount")
-_WITHIN: Final = "ZENOS_TESTS_WITHIN"  # set where a test runs within one
+_WITHIN: Final = "_ZENOS_TESTS_WITHIN"  # set where a test runs within one
 _ELSEWHERE: Final = pytest.StashKey[bool]()
 
 

@@ -69,6 +69,14 @@ def test_a_token_that_anyone_could_guess_is_refused(tmp_path: Path) -> None:
         read_or_make_token(home)
 
 
+@pytest.mark.parametrize("content", [b"\xff" * 40, b"a" * 20 + b" " + b"b" * 20, b"\0" * 40])
+def test_a_damaged_token_is_a_clear_error(tmp_path: Path, content: bytes) -> None:
+    home = Home(tmp_path)
+    home.token.write_bytes(content)
+    with pytest.raises(InvalidError, match=r"cannot use the token .* delete it"):
+        read_or_make_token(home)
+
+
 def test_a_home_has_one_daemon(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     with claim(home), pytest.raises(ConflictError, match="cannot start: a daemon runs on"):

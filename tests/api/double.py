@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from zenos.bus.durable_topics import DurableTopics
 from zenos.core import events as ev
 from zenos.core.actions import (
@@ -29,20 +31,29 @@ from zenos.core.actions import (
     StopWorker,
     Update,
 )
+from zenos.core.arrays import Array, ArraySpec
 from zenos.core.audit import AuditQuery, AuditRow
+from zenos.core.batches import Batch, BatchSpec
 from zenos.core.clock import SystemClock
 from zenos.core.config import Config
 from zenos.core.errors import NotFoundError, ZenosError
 from zenos.core.messages import settings_for
+from zenos.core.node import Cordon, Node
+from zenos.core.outlook import Plan, Why
+from zenos.core.predictions import Estimate
 from zenos.core.resources import Resources
 from zenos.core.specs import DeploymentSpec
-from zenos.core.task import Deployment, Node, Outcome, Principal, Task, TaskEvent, TaskSpec
+from zenos.core.task import Deployment, Once, Outcome, Principal, Task, TaskEvent, TaskSpec
 from zenos.core.thread_views import ProcessThreads
-from zenos.core.wire import Chunk, GenerateRequest, Progress, TokenLogprob, Usage
+from zenos.core.wire import Chunk, GenerateRequest, Progress, Times, TokenLogprob, Usage
 from zenos.kernel import loop
+from zenos.kernel.accounts import Accounts
 from zenos.kernel.control import Control, Inbox, View
+from zenos.kernel.explanation import ended
+from zenos.kernel.picture import slim
 from zenos.kernel.step import Kernel
 from zenos.models.registry import ModelVersion, Registry
+from zenos.simulate.ahead import Question, answer
 from zenos.store.memory import MemoryStore
 
 
@@ -53,7 +64,7 @@ def publish(registry: Registry, directory: Path, name: str) -> ModelVersion:
         len(header).to_bytes(8, "little") + header + name.encode().ljust(8)[:8]
     )
     (directory / "config.json").write_bytes(b'{"model_type":"llama"}')
-    (directory / "tokenizer.json").write_bytes(b"{}")
+    (directory / "tokenizer.json").write_bytes(b'{"model":{}}')
     names = ("config.json", "model.safetensors", "tokenizer.json")
     files = {file: directory / file for file in names}
     curve = [[1, 3.0, None], [2, 2.5, 2.6]]
@@ -72,7 +83,7 @@ class Double:
             publish(self.registry, self.source, name)
         self.store = MemoryStore()
         self.inbox = Inbox()
-        self.view = View(Snapshot())
+        self.view = View(Snapshot(), config)
         self.control = Control(self.inbox)
         self.kernel = Kernel(config, Snapshot())
         self.topics = DurableTopics(
@@ -86,6 +97,7 @@ class Double:
         self.gate: asyncio.Event | None = None
         self.hold_at = 1
         self.asked: list[tuple[str, GenerateRequest]] = []
+        self.deadlines: list[float] = []
         self.said: dict[str, int] = {}
         self.open = 0
         self.closed = 0
@@ -132,33 +144,66 @@ class Double:
     async def submit(self, spec: TaskSpec, principal: Principal, key: str | None) -> Task:
         return await self.control.submit(spec, principal, key)
 
-    async def cancel(self, task: str, principal: Principal) -> Task:
-        return await self.control.cancel(task, principal)
+    async def cancel(self, task: str, principal: Principal, once: Once | None = None) -> Task:
+        return await self.control.cancel(task, principal, once)
 
-    async def pause(self, task: str, principal: Principal) -> Task:
-        return await self.control.pause(task, principal)
+    async def submit_array(self, spec: ArraySpec, principal: Principal, key: str | None) -> Array:
+        return await self.control.submit_array(spec, principal, key)
 
-    async def suspend(self, task: str, principal: Principal) -> Task:
-        return await self.control.suspend(task, principal)
+    async def submit_batch(self, spec: BatchSpec, principal: Principal, key: str | None) -> Batch:
+        return await self.control.submit_batch(spec, principal, key)
 
-    async def resume(self, task: str, principal: Principal, *, inexact: bool) -> Task:
-        return await self.control.resume(task, principal, inexact=inexact)
+    async def cancel_array(self, array: str, principal: Principal) -> Array:
+        return await self.control.cancel_array(array, principal)
 
-    async def nice(self, task: str, priority: int, principal: Principal) -> Task:
-        return await self.control.nice(task, priority, principal)
+    def arrays(self) -> Mapping[str, Array]:
+        return self.view.arrays
+
+    async def pause(self, task: str, principal: Principal, once: Once | None = None) -> Task:
+        return await self.control.pause(task, principal, once)
+
+    async def suspend(self, task: str, principal: Principal, once: Once | None = None) -> Task:
+        return await self.control.suspend(task, principal, once)
+
+    async def resume(
+        self, task: str, principal: Principal, once: Once | None = None, *, inexact: bool
+    ) -> Task:
+        return await self.control.resume(task, principal, once, inexact=inexact)
+
+    async def nice(
+        self, task: str, priority: int, principal: Principal, once: Once | None = None
+    ) -> Task:
+        return await self.control.nice(task, priority, principal, once)
+
+    async def why(self, task: str) -> Why:
+        picture = await self.control.look(task)
+        if not any(one.id == task for one in picture.tasks):
+            return ended(self.view.tasks[task], picture.now)
+        said = answer(Question(picture=slim(picture), task=task))
+        assert isinstance(said, Why)
+        return said
+
+    async def plan(self, ahead_s: float) -> Plan:
+        picture = await self.control.look()
+        said = answer(Question(picture=slim(picture), ahead_s=ahead_s))
+        assert isinstance(said, Plan)
+        return said
 
     async def deploy(
         self, spec: DeploymentSpec, principal: Principal, key: str | None
     ) -> Deployment:
         self.registry.resolve(spec.model)
-        return await self.control.deploy(spec, principal, key)
+        event = ev.Deploy(request=0, spec=spec, principal=principal, key=key)
+        return await self.control.deploy(event)
 
     async def undeploy(self, name: str, principal: Principal) -> Deployment:
         return await self.control.undeploy(name, principal)
 
-    async def roll_back(self, name: str, to: int | None, principal: Principal) -> Deployment:
+    async def roll_back(
+        self, name: str, to: int | None, principal: Principal, once: Once | None = None
+    ) -> Deployment:
         event = ev.Rollback(request=0, name=name, version=f"{name}:{to or 1}", principal=principal)
-        return await self.control.roll_back(event)
+        return await self.control.roll_back(msgspec.structs.replace(event, once=once))
 
     def tasks(self) -> Mapping[str, Task]:
         return self.view.tasks
@@ -169,8 +214,19 @@ class Double:
     def nodes(self) -> Mapping[str, Node]:
         return self.view.nodes
 
+    async def set_cordon(
+        self, node: str, cordon: Cordon | None, principal: Principal, once: Once | None = None
+    ) -> Node:
+        return await self.control.set_cordon(node, cordon, principal, once)
+
     def used(self) -> Mapping[str, Resources]:
         return self.view.used()
+
+    def accounts(self) -> Accounts:
+        return self.view.accounts
+
+    def estimates(self) -> Mapping[str, Estimate]:
+        return self.view.estimates
 
     def progress(self, task: str) -> Progress | None:
         return self.view.progress.get(task)
@@ -186,6 +242,9 @@ class Double:
 
     async def audit(self, query: AuditQuery) -> list[AuditRow]:
         return await self.store.audit(query)
+
+    async def recall(self, principal: Principal, once: Once) -> str | None:
+        return await self.control.recall(principal, once)
 
     async def record(self, event: ev.Record) -> None:
         await self.control.record(event)
@@ -209,6 +268,7 @@ class Double:
             "version": "test",
             "uptime_s": 1.5,
             "home": str(self.root),
+            "going_down": self.stopped[-1] if self.stopped else None,
             "tasks": states,
         }
 
@@ -219,6 +279,7 @@ class Double:
         if self.failure is not None and self.fail_after is None:
             raise self.failure
         self.asked.append((model, request))
+        self.deadlines.append(deadline_s)
         self.open += 1
         try:
             for index in range(request.sampling.n):
@@ -239,13 +300,26 @@ class Double:
             token = TokenLogprob(token=word, bytes=list(word.encode()), logprob=-0.5, top=top)
             logprobs = [] if wants is None else [token]
             self.said[request.id] = self.said.get(request.id, 0) + 1
+            first = index == number == 0
             yield Chunk(
-                request=request.id, index=index, text=word, token_count=1, logprobs=logprobs
+                request=request.id,
+                index=index,
+                text=word,
+                token_count=1,
+                logprobs=logprobs,
+                times=Times(queue_s=0.25, load_s=1.5, compute_s=0.125) if first else None,
             )
             await asyncio.sleep(0)
         last = index == request.sampling.n - 1
         usage = Usage(prompt_tokens=3, completion_tokens=len(self.words) * request.sampling.n)
-        yield Chunk(request=request.id, index=index, finish="length", usage=usage if last else None)
+        times = Times(queue_s=0.25, load_s=1.5, compute_s=2.5)
+        yield Chunk(
+            request=request.id,
+            index=index,
+            finish="length",
+            usage=usage if last else None,
+            times=times if last else None,
+        )
 
     def shut_down(self, mode: str) -> None:
         self.stopped.append(mode)

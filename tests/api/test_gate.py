@@ -71,6 +71,13 @@ async def test_health_alone_is_open(http: httpx.AsyncClient) -> None:
     assert (await http.post("/health")).status_code == 401
 
 
+async def test_a_wrong_token_is_told_from_none(http: httpx.AsyncClient) -> None:
+    wrong = await http.get("/api/status", headers={"Authorization": "Bearer wrong"})
+    assert "not this daemon's token" in wrong.json()["error"]["message"]
+    none = await http.get("/api/status", headers={"Authorization": f"Basic {TOKEN}"})
+    assert "send the token as" in none.json()["error"]["message"]
+
+
 async def test_the_scheme_is_read_in_any_case(http: httpx.AsyncClient) -> None:
     answer = await http.get("/api/status", headers={"Authorization": f"bearer  {TOKEN}"})
     assert answer.status_code == 200

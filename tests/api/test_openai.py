@@ -192,6 +192,44 @@ async def test_defaults(http: httpx.AsyncClient, system: Double) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "asked", "stream"),
+    [
+        ("completions", {"prompt": ["a", "b"]}, False),
+        ("completions", {"prompt": ["a", "b"]}, True),
+        ("chat/completions", {"messages": USER}, False),
+        ("chat/completions", {"messages": USER}, True),
+    ],
+)
+async def test_an_answer_says_in_headers_where_its_time_went(
+    http: httpx.AsyncClient, path: str, asked: dict[str, Any], stream: bool
+) -> None:
+    body = {"model": "tiny", "stream": stream, **asked}
+    answer = await http.post(f"/v1/{path}", json=body)
+    names = ("queue", "load", "compute")
+    times = [float(answer.headers[f"X-Zenos-{name}-Seconds"]) for name in names]
+    # The headers of a stream go with the first piece, when the rest isn't computed yet.
+    assert times == [0.25, 1.5, 0.125 if stream else 2.5]
+    text = (await http.get("/metrics")).text
+    for name, seconds in zip(names, (0.25, 1.5, 2.5), strict=True):
+        series = f'zenos_request_{name}_seconds_sum{{model="tiny"}} {seconds}'
+        assert series in text, name
+
+
+async def test_a_request_says_how_long_it_waits(http: httpx.AsyncClient, system: Double) -> None:
+    body = {"model": "tiny", "prompt": "x"}
+    for asked in ({}, {"timeout_s": 2.5}):
+        assert (await http.post("/v1/completions", json={**body, **asked})).status_code == 200
+    assert system.deadlines == [600.0, 2.5]
+    for wrong in (0, -1, 601, "soon"):
+        refused = await http.post("/v1/completions", json={**body, "timeout_s": wrong})
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "timeout_s"
+    system.failure = DeadlineError("cannot answer in time: not loaded", retry_after_s=5)
+    late = await http.post("/v1/completions", json=body)
+    assert (late.status_code, late.headers["Retry-After"]) == (504, "5")
+
+
+@pytest.mark.parametrize(
     ("failure", "status", "code", "expected"),
     [
         (NotFoundError("cannot find the model"), 404, "not_found", openai.NotFoundError),
@@ -345,7 +383,7 @@ async def test_a_typo_is_told_the_nearest_field(http: httpx.AsyncClient) -> None
         ({"messages": "hi"}, "messages"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
-        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages[0]"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages[0].role"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             "messages[0].content",

@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 import schemathesis
 from fastapi import FastAPI
+from msgspec.structs import replace
 from schemathesis.checks import CHECKS
 
 from tests.api.conftest import TOKEN, serving
@@ -22,8 +23,11 @@ from zenos.api.app import create_app
 from zenos.api.errors import STATUS
 from zenos.api.openai_bodies import _NEUTRAL
 from zenos.bus import topics as ev
+from zenos.core.arrays import ArraySpec, Indices
 from zenos.core.config import Config
+from zenos.core.events import NodeUp
 from zenos.core.messages import Message
+from zenos.core.node import Node
 from zenos.core.resources import Resources
 from zenos.core.specs import DeploymentSpec, ProgramSpec
 from zenos.core.task import Principal, State, TaskSpec
@@ -59,8 +63,12 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         loops.append((asyncio.get_running_loop(), stop))
         async with running(root, Config()) as system:
             SOURCE[:] = [system.source]
+            # One of its own, so that the others' work isn't sent away.
+            system.inbox.put(NodeUp(node=Node(name="spare", capacity=Resources())))
             program = TaskSpec(work=ProgramSpec(argv=["true"]))
             await system.submit(program, Principal(), None)
+            sweep = ArraySpec(task=replace(program, name="sweep"), indices=Indices(last=1))
+            await system.submit_array(sweep, Principal(), None)
             for name in YIELDING:
                 training = TaskSpec(work=TRAIN, name=name, resources=Resources())
                 await system.submit(training, Principal(), None)
@@ -100,6 +108,13 @@ async def held(system: Double) -> str:
 YIELDING = ("pause", "suspend", "resume", "nice")  # a task for each, of that name
 BODIES: dict[str, dict[str, Any]] = {
     "/api/tasks": {"work": {"type": "program", "argv": ["true"]}},
+    "/api/arrays": {
+        "task": {"work": {"type": "program", "argv": ["true"]}, "name": "sweep"},
+        "indices": {"last": 1},
+    },
+    "/api/batches": {
+        "tasks": [{"work": {"type": "program", "argv": ["true"]}, "name": "alone"}],
+    },
     "/api/deployments": {"min_replicas": 0},
     "/api/models/{name}/aliases": {"alias": "prod", "version": 1},
     "/api/models/copy": {"source": "tiny", "target": "copied"},
@@ -117,7 +132,11 @@ def known(case: schemathesis.Case) -> schemathesis.Case:
             thing = "other:1" if "deployments" in case.path else "other:2"
         last = case.path.rpartition("/")[2]
         task = last if last in YIELDING else "t1"
-        case.path_parameters[name] = task if name == "task" else thing
+        case.path_parameters[name] = {"task": task, "array": "sweep", "node": "spare"}.get(
+            name, thing
+        )
+    if case.headers:  # a key may be one of another request, which is a conflict
+        case.headers.pop("Idempotency-Key", None)
     if case.path == "/api/schemas/{name}":
         case.path_parameters["name"] = "train"
     if not isinstance(case.body, dict):
@@ -142,6 +161,15 @@ def known(case: schemathesis.Case) -> schemathesis.Case:
     return case
 
 
+def is_itself_when_sent(case: schemathesis.Case) -> bool:
+    """Whether a server sees it as it was made: it cannot tell a list of one string, which is wrong
+    in the place of a string, from that string, which is right."""
+    parts = (case.query, case.headers, case.path_parameters)
+    return not any(
+        isinstance(value, list | dict) for part in parts for value in (part or {}).values()
+    )
+
+
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
 def test_the_app_does_what_the_document_says(address: str, method: str, path: str) -> None:
     schema = schemathesis.openapi.from_dict(document())
@@ -163,11 +191,14 @@ def test_the_app_does_what_the_document_says(address: str, method: str, path: st
         | operation.as_strategy(generation_mode=modes.NEGATIVE)
     )
     def ask(case: schemathesis.Case) -> None:
+        hypothesis.assume(is_itself_when_sent(case))
         if case.query and "follow" in case.query:
             del case.query["follow"]
-        answer = case.call_and_validate(
-            headers={"Authorization": f"Bearer {TOKEN}"},
-            timeout=10,
+        answer = case.call(headers={"Authorization": f"Bearer {TOKEN}"}, timeout=10)
+        if answer.status_code == 414:
+            return  # how long an address may be is no part of a schema
+        case.validate_response(
+            answer,
             # What joins several fields, or a name that must be registered, is no part of a JSON
             # schema: data that fits the schema may be refused, with 400 and the reason.
             excluded_checks=[CHECKS.get_one("positive_data_acceptance")],
@@ -196,6 +227,55 @@ def test_a_stream_is_what_the_document_says(address: str, path: str, body: dict[
     assert b"data: [DONE]" in answer.content
 
 
+ROUTES = {
+    "/health",
+    "/api/audit",
+    "/api/tasks/{task}/threads",
+    "/api/tasks/{task}/why",
+    "/api/tasks/{task}/history",
+    "/api/plan",
+    "/api/tasks/{task}/pause",
+    "/api/tasks/{task}/suspend",
+    "/api/tasks/{task}/resume",
+    "/api/tasks/{task}/nice",
+    "/metrics",
+    "/api/status",
+    "/api/nodes",
+    "/api/nodes/{node}/cordon",
+    "/api/nodes/{node}/drain",
+    "/api/nodes/{node}/uncordon",
+    "/api/schemas/{name}",
+    "/api/shutdown",
+    "/api/tasks",
+    "/api/tasks/{task}",
+    "/api/tasks/{task}/cancel",
+    "/api/batches",
+    "/api/arrays",
+    "/api/arrays/{array}",
+    "/api/arrays/{array}/cancel",
+    "/api/tasks/{task}/log",
+    "/api/events",
+    "/api/bus/topics",
+    "/api/bus/messages",
+    "/api/bus/replay",
+    "/api/bus/purge",
+    "/api/bus/tail",
+    "/api/models",
+    "/api/models/{ref}",
+    "/api/models/{name}/aliases",
+    "/api/models/copy",
+    "/api/models/import",
+    "/api/models/export",
+    "/api/deployments",
+    "/api/deployments/{name}",
+    "/api/deployments/{name}/rollback",
+    "/v1/models",
+    "/v1/models/{model}",
+    "/v1/completions",
+    "/v1/chat/completions",
+}
+
+
 def test_every_route_stands_in_the_document(app: FastAPI, system: Double) -> None:
     made = app.openapi()
     for name, schema in made["components"]["schemas"].items():
@@ -208,49 +288,22 @@ def test_every_route_stands_in_the_document(app: FastAPI, system: Double) -> Non
             assert one["summary"], (method, path)
             assert one["description"], (method, path)
             assert {"400", "401", "403", "413", "500", "503"} <= set(one["responses"])
-            sized = ("/api/tasks", "/api/deployments", "/v1/completions", "/v1/chat/completions")
+            sized = (
+                "/api/tasks",
+                "/api/arrays",
+                "/api/batches",
+                "/api/deployments",
+                "/v1/completions",
+                "/v1/chat/completions",
+            )
             assert ("422" in one["responses"]) == (path in sized and method == "post")
-            if method == "post" and not path.endswith(("/cancel", "/pause", "/suspend")):
+            if method == "post" and not path.endswith(
+                ("/cancel", "/pause", "/suspend", "/cordon", "/drain", "/uncordon")
+            ):
                 assert one["requestBody"]["content"]["application/json"]["schema"]
     assert "x-zenos-type" not in str(made)
     assert "HTTPValidationError" not in str(made)
-    assert {path for _, path in OPERATIONS} | ENDLESS == {
-        "/health",
-        "/api/audit",
-        "/api/tasks/{task}/threads",
-        "/api/tasks/{task}/pause",
-        "/api/tasks/{task}/suspend",
-        "/api/tasks/{task}/resume",
-        "/api/tasks/{task}/nice",
-        "/metrics",
-        "/api/status",
-        "/api/nodes",
-        "/api/schemas/{name}",
-        "/api/shutdown",
-        "/api/tasks",
-        "/api/tasks/{task}",
-        "/api/tasks/{task}/cancel",
-        "/api/tasks/{task}/log",
-        "/api/events",
-        "/api/bus/topics",
-        "/api/bus/messages",
-        "/api/bus/replay",
-        "/api/bus/purge",
-        "/api/bus/tail",
-        "/api/models",
-        "/api/models/{ref}",
-        "/api/models/{name}/aliases",
-        "/api/models/copy",
-        "/api/models/import",
-        "/api/models/export",
-        "/api/deployments",
-        "/api/deployments/{name}",
-        "/api/deployments/{name}/rollback",
-        "/v1/models",
-        "/v1/models/{model}",
-        "/v1/completions",
-        "/v1/chat/completions",
-    }
+    assert {path for _, path in OPERATIONS} | ENDLESS == ROUTES
 
 
 def test_every_endpoint_has_a_heading_in_the_documentation() -> None:

@@ -222,6 +222,38 @@ async def test_deployments(http: httpx.AsyncClient, system: Double) -> None:
 async def test_unknown_paths_and_methods(http: httpx.AsyncClient) -> None:
     missing = await http.get("/api/nope")
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
-    wrong = await http.put("/api/tasks", json={})
-    assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
-    assert "POST" in wrong.headers["Allow"] or "GET" in wrong.headers["Allow"]
+    for path, allowed in (("/api/tasks", "GET, POST"), ("/api/models/x", "DELETE, GET")):
+        wrong = await http.put(path, json={})
+        assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
+        assert wrong.headers["Allow"] == allowed
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/api/tasks?stat=running", "did you mean 'state'?"),
+        ("/api/tasks?state=running&verbose=1", "it takes state, kind, limit"),
+        ("/api/models?limit=1", "this path takes none"),
+        ("/api/tasks/t1?x", "cannot use the query parameter 'x'"),
+        ("/api/audit?sinse=0", "did you mean 'since'?"),
+    ],
+)
+async def test_unknown_query_parameters_are_refused_with_the_nearest(
+    http: httpx.AsyncClient, path: str, says: str
+) -> None:
+    answer = await http.get(path)
+    assert answer.status_code == 400, answer.text
+    assert says in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/health", "/metrics"])
+async def test_what_others_clients_add_to_a_path_is_no_error(
+    http: httpx.AsyncClient, path: str
+) -> None:
+    assert (await http.get(path, params={"api-version": "2026-01-01"})).status_code == 200
+
+
+async def test_status_says_that_it_is_going_down(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/api/status")).json()["going_down"] is None
+    await http.post("/api/shutdown", json={"mode": "drain"})
+    assert (await http.get("/api/status")).json()["going_down"] == "drain"

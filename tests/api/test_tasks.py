@@ -45,6 +45,21 @@ async def test_submit_show_cancel(http: httpx.AsyncClient, system: Double) -> No
     assert shown["task"]["state"] == "cancelled"
 
 
+async def test_what_was_predicted_and_what_it_took(http: httpx.AsyncClient, system: Double) -> None:
+    for expected_s, source in ((None, "default"), (None, "learned"), (60.0, "user")):
+        task = (await submit(http, name="alike", expected_s=expected_s))["id"]
+        await system.until(lambda name=task: system.view.tasks[name].state is State.RUNNING)
+        system.end(task, 1, Outcome(exit_code=0))
+        await system.until(lambda name=task: system.view.tasks[name].is_ended)
+        told = (await http.get(f"/api/tasks/{task}")).json()["prediction"]
+        assert told["source"] == source
+        assert told["error"] >= 0
+    assert (told["finished"], told["compared"], told["signature"]) == (3, 2, "run/local/alike")
+    assert told["median_error"] > 0
+    (one, *_) = (await http.get("/api/tasks")).json()["tasks"]
+    assert one["prediction"] is None
+
+
 async def test_the_same_key_makes_one_task(http: httpx.AsyncClient, system: Double) -> None:
     headers = {"Idempotency-Key": "k1"}
     answers = await asyncio.gather(

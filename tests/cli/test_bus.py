@@ -79,11 +79,14 @@ def test_dead_replay_and_purge(daemon: Daemon) -> None:
     shown = zenos("bus", "dead", TOPIC).out
     assert "no photo m1" in shown
     assert "no photo m2" in shown
+    for ids in (["m7"], ["m1", "m7"]):  # none of them, where one isn't there
+        ran = zenos("bus", "replay", TOPIC, *ids)
+        assert (ran.code, "cannot find a dead message 'm7'" in ran.err) == (3, True)
     ran = zenos("bus", "replay", TOPIC, "m2")
-    assert (ran.code, ran.err) == (0, "1 will be delivered again\n")
+    assert (ran.code, ran.err) == (0, "1 message will be delivered again\n")
     assert [m["id"] for m in zenos("bus", "peek", TOPIC, "--json").json] == ["m2"]
     assert zenos("bus", "purge", TOPIC, "--dead", "--yes", "--json").json == {"count": 1}
-    assert zenos("bus", "purge", TOPIC, "--yes").err == "1 dropped\n"
+    assert zenos("bus", "purge", TOPIC, "--yes").err == "1 message dropped\n"
     assert zenos("bus", "peek", TOPIC, "--json").code == 0
     assert zenos("bus", "peek", TOPIC, "--json").json == []
 

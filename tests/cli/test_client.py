@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import ssl
 import sys
 import threading
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 from rich.console import Console
 
 import zenos as package
+from tests.api.conftest import TOKEN
 from tests.cli.conftest import Daemon, until
 from tests.cli.proxy import CuttingProxy
-from zenos.client import Client, TaskProgress, connect, connect_async, display
+from zenos.client import Client, TaskProgress, connect, connect_async, display, transport
+from zenos.client.address import Address
 from zenos.core.errors import (
     BusyError,
     ConflictError,
@@ -22,6 +25,7 @@ from zenos.core.errors import (
     InvalidError,
     NoDaemonError,
     NotFoundError,
+    StorageError,
     UnauthorizedError,
     UnavailableError,
     UnfittableError,
@@ -354,6 +358,55 @@ def test_the_token_is_asked_for_and_must_be_right(
     assert connect().address.token == "from-the-environment"
 
 
+def test_a_wrong_token_is_told_by_where_it_came_from(
+    daemon: Daemon, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def says(**where: str) -> str:
+        with connect(**where) as made, pytest.raises(UnauthorizedError) as caught:  # type: ignore[arg-type]
+            made.status()
+        with connect(**where) as made, pytest.raises(UnauthorizedError) as of_stream:  # type: ignore[arg-type]
+            next(iter(made.events()))
+        assert str(of_stream.value) == str(caught.value)
+        assert "Bearer" not in str(caught.value)
+        return str(caught.value)
+
+    assert f"the token given is not that daemon's, which stands in {home.token}" in says(token="x")
+    monkeypatch.setenv("ZENOS_TOKEN", "wrong")
+    assert f"unset it, or set it to what stands in {home.token}" in says()
+    far = says(host=daemon.url)
+    assert "ZENOS_TOKEN is set to another token than that daemon's; set it to" in far
+    assert str(home.root) not in far  # whose home that daemon has isn't known
+    monkeypatch.delenv("ZENOS_TOKEN")
+    home.token.write_text("wrong")
+    assert f"the token in {home.token} has changed since the daemon was started" in says()
+    assert f"the token in {home.token} is not that daemon's; set ZENOS_TOKEN" in says(
+        host=daemon.url
+    )
+
+
+def test_paths_in_the_home_are_said_whole_to_who_knows_it(daemon: Daemon, home: Home) -> None:
+    def full() -> None:
+        daemon.double.inbox.storage_error = StorageError(f"cannot write {home.root}/zenos.db: full")
+
+    daemon.do(full)
+    with connect(retry_s=0) as made, pytest.raises(UnavailableError) as caught:
+        made.submit(["x"])
+    assert f"cannot write {home.root}/zenos.db: full" in str(caught.value)
+    with (
+        connect(daemon.url, token=TOKEN, retry_s=0) as far,
+        pytest.raises(UnavailableError) as told,
+    ):
+        far.submit(["x"])
+    assert "cannot write $ZENOS_HOME/zenos.db: full" in str(told.value)
+
+
+def test_a_purge_whose_answer_is_lost_is_sent_again_and_counts_once(daemon: Daemon) -> None:
+    with connect() as near:
+        near.bus.send("jobs", "x")
+    with CuttingProxy(daemon.url, "after") as proxy, connect(proxy.url) as far:
+        assert far.bus.purge("jobs") == 1
+
+
 def test_no_daemon_says_how_to_start_one(home: Home) -> None:
     with pytest.raises(NoDaemonError, match="zenos up"):
         connect()
@@ -370,6 +423,18 @@ def test_no_daemon_says_how_to_start_one(home: Home) -> None:
 def test_impossible_addresses_are_told(home: Home, host: str) -> None:
     with pytest.raises(InvalidError, match="cannot use the address"):
         connect(host, token="t")
+
+
+def test_authorities_are_read_where_there_may_be_tls_alone() -> None:
+    def verify(url: str) -> object:
+        return transport.options(Address(url=url, token=TOKEN))["verify"]
+
+    assert verify("https://127.0.0.1:8642") is True
+    assert verify("http://10.0.0.1:8642") is True  # a proxy may stand before it
+    nobody = verify("http://127.0.0.1:8642")
+    assert isinstance(nobody, ssl.SSLContext)
+    assert nobody.verify_mode is ssl.CERT_REQUIRED
+    assert nobody.get_ca_certs() == []
 
 
 async def test_the_async_client_does_the_same(daemon: Daemon) -> None:

@@ -13,7 +13,7 @@ import pytest
 from tests.cli.conftest import Daemon, Ran, until, zenos
 from zenos.cli import errors, plot
 from zenos.cli.train_flags import fields, flag_of
-from zenos.client import ModelVersion
+from zenos.client import ModelVersion, connect
 from zenos.core import errors as core_errors
 from zenos.core import events
 from zenos.core.home import Home
@@ -23,7 +23,7 @@ from zenos.core.wire import Progress
 
 COMMANDS = [
     *("up", "down", "status", "top", "schema", "submit", "train", "ps", "logs", "cancel"),
-    *("pause", "suspend", "resume", "nice"),
+    *("pause", "suspend", "resume", "nice", "why", "plan"),
     *("create", "list", "show", "cp", "rm", "pull", "export", "alias", "serve", "stop", "run"),
 ]
 
@@ -88,6 +88,8 @@ def test_without_a_daemon_every_command_says_how_to_start_one(home: Home) -> Non
         ["submit", "--", "ls"],
         ["serve", "m"],
         ["show", "m"],
+        ["why", "t1"],
+        ["plan"],
         ["top", "--json"],
     ):
         ran = zenos(*args)
@@ -123,6 +125,8 @@ def test_without_a_daemon_every_command_says_how_to_start_one(home: Home) -> Non
         (["show", "tiny", "--plot", "x.bmp"], 2),
         (["schema", "nothing"], 2),
         (["down", "--drain", "--leave"], 2),
+        (["down", "--timeout", "-1"], 2),
+        (["submit", "--time", "0s", "--", "ls"], 2),
         (["logs", "t1", "-f", "--json"], 2),
         (["pull", "./nowhere"], 3),
     ],
@@ -311,7 +315,10 @@ def test_ps_lists_what_runs_and_all_what_ended(daemon: Daemon) -> None:
 
 def test_cancel_and_show_a_task(daemon: Daemon) -> None:
     task = zenos("submit", "--name", "job", "--", "work").out.strip()
-    assert "work" in zenos("show", "job").out
+    shown = zenos("show", "job").out
+    assert "work" in shown
+    assert "10:00, nobody knows: the default" in shown
+    assert "none has finished" in shown
     assert zenos("cancel", "job", "--wait").code == 0
     assert daemon.state(task) == "cancelled"
     assert zenos("show", task, "--json").json["task"]["state"] == "cancelled"
@@ -324,6 +331,38 @@ def test_status(daemon: Daemon) -> None:
     assert {"pid", "version", "uptime_s", "nodes", "tasks", "deployments"} <= set(found)
     assert found["nodes"][0]["node"]["capacity"]["cpu"] == 4000
     assert "local" in zenos("status").out
+
+
+def test_status_says_that_the_daemon_goes_down(daemon: Daemon) -> None:
+    assert "going down" not in zenos("status").out
+    with connect() as client:
+        client.shut_down("drain")
+    assert "drain: until running tasks have ended" in zenos("status").out
+    assert zenos("status", "--json").json["going_down"] == "drain"
+
+
+def test_who_looks_for_a_task_is_told_of_tasks(daemon: Daemon) -> None:
+    assert "cannot find the task 't99'" in zenos("show", "t99").err
+    assert "cannot find the model 'nobody'" in zenos("show", "nobody").err
+
+
+def test_show_says_who_cancelled(daemon: Daemon) -> None:
+    task, other = (zenos("submit", "--", "work").out.strip() for _ in range(2))
+    zenos("cancel", task, "--wait")
+    assert re.search(r"cancelled by\s+local, \d{4}-\d\d-\d\d", zenos("show", task).out)
+    assert "cancelled by" not in zenos("show", other).out
+
+
+def test_what_has_ended_does_nothing_any_more(daemon: Daemon) -> None:
+    task = zenos("submit", "--", "work").out.strip()
+    until(lambda: daemon.state(task) == "running")
+    daemon.report(task, Progress(stage="publishing", done=4, total=4, left_s=3, loss=2.5))
+    assert "publishing" in zenos("show", task).out
+    daemon.end(task)
+    until(lambda: daemon.state(task) == "succeeded")
+    shown = zenos("show", task).out
+    assert "publishing" not in shown
+    assert "ended 4/4, loss 2.5" in shown
 
 
 def test_models(daemon: Daemon, tmp_path: Path) -> None:
@@ -354,6 +393,12 @@ def test_the_curve_is_drawn_in_the_terminal() -> None:
     assert "100" in text
     assert "\x1b" not in text
     assert "\x1b" in plot.rendered(CURVE, colours=True)
+
+
+def test_steps_are_whole_numbers_on_the_axis_each_once() -> None:
+    assert plot.step_ticks(1, 3) == [1, 2, 3]
+    assert plot.step_ticks(1, 60) == [1, 11, 21, 30, 40, 50, 60]
+    assert plot.rendered(CURVE, colours=False).splitlines()[-1].split()[:2] == ["1", "18"]
 
 
 def test_the_curve_is_written_as_a_picture(tmp_path: Path) -> None:
@@ -437,28 +482,6 @@ def test_serve_waits_until_a_replica_is_ready(daemon: Daemon) -> None:
     assert ran.code == 0
     assert "tiny is served at http://127.0.0.1" in ran.out
     assert "tiny" in zenos("ps", "--kind", "serve").out
-
-
-@pytest.mark.parametrize(
-    ("words", "number", "candidates"),
-    [("zenos sub", 1, "submit"), ("zenos show ti", 2, "tiny"), ("zenos logs jo", 2, "job")],
-)
-def test_the_shell_completes_commands_and_names(
-    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, words: str, number: int, candidates: str
-) -> None:
-    zenos("submit", "--name", "job", "--", "work")
-    monkeypatch.setenv("_ZENOS_COMPLETE", "complete_bash")
-    monkeypatch.setenv("COMP_WORDS", words)
-    monkeypatch.setenv("COMP_CWORD", str(number))
-    assert candidates in zenos().out.split()
-
-
-def test_completion_without_a_daemon_is_silent(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("_ZENOS_COMPLETE", "complete_bash")
-    monkeypatch.setenv("COMP_WORDS", "zenos show ti")
-    monkeypatch.setenv("COMP_CWORD", "2")
-    ran = zenos()
-    assert (ran.out.strip(), ran.err) == ("", "")
 
 
 @pytest.mark.parametrize("text", ["\udcff", "a\0b"])

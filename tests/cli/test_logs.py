@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import threading
@@ -9,8 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.cli.conftest import Daemon, until, zenos
+from zenos.cli.main import app
+from zenos.cli.output import put_log
 from zenos.client import Client
 from zenos.core.output import Output
 
@@ -29,8 +33,8 @@ class Log:
         self.path = folder / "log"
         self._output = Output(str(folder), LIMIT)
 
-    def say(self, text: str) -> None:
-        os.write(self._output.writer, text.encode())
+    def say(self, text: str | bytes) -> None:
+        os.write(self._output.writer, text.encode() if isinstance(text, str) else text)
         self._output.take()
 
     def close(self) -> None:
@@ -113,3 +117,26 @@ def test_what_the_log_no_longer_holds_is_said(daemon: Daemon, client: Client, lo
     assert (text, handle.log_offset) == (whole[-12:], len(whole))
     daemon.end(task)
     assert "".join(client.task(task).log(follow=True)) == shown
+
+
+RAW = b"\xff\xfe half \xc3\n\x1b]0;title\x07 bar\r\xf0\x9f\x98\x80 end\n"
+
+
+def test_into_a_pipe_a_log_is_what_the_task_wrote(daemon: Daemon, client: Client, log: Log) -> None:
+    task = started(daemon, client)
+    log.say(RAW)
+    for more in ((), ("--tail", "9")):
+        assert CliRunner().invoke(app, ["logs", task, *more]).stdout_bytes == RAW
+    assert "\ufffd\ufffd half" in zenos("logs", task, "--json").json["log"]
+
+
+def test_on_a_terminal_a_log_cannot_drive_it() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    put_log(RAW.decode("utf-8", "surrogateescape"), screen)
+    assert screen.getvalue() == (
+        "\ufffd\ufffd half \ufffd\n\ufffd]0;title\ufffd bar\r\U0001f600 end\n"
+    )

@@ -289,6 +289,19 @@ def test_the_live_screen_in_a_terminal(daemon: Daemon) -> None:
 GIVEN_BACK = ("\x1b[?1049l", "\x1b[?25h", "\x1b[?1000l")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_bar_that_is_told_to_end_gives_its_terminal_back(
+    daemon: Daemon, number: signal.Signals
+) -> None:
+    terminal = Terminal("train", "--model", "m", "--arch", "llama-nano", "--data", "x", "--follow")
+    terminal.until("\x1b[?25l")  # the cursor is hidden
+    terminal.until("running")
+    os.kill(terminal.pid, number)
+    assert terminal.end() == -number
+    assert "\x1b[?25h" in terminal.rest
+    assert "Traceback" not in terminal.rest
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_the_live_screen_gives_its_terminal_back(daemon: Daemon, number: signal.Signals) -> None:
     terminal = Terminal("top", "--interval", "0.2")

@@ -21,6 +21,7 @@ def test_policies_are_compared_and_drawn(tmp_path: Path) -> None:
     done = zenos(str(trace), "--nodes", "1x8gpu", "--policy", "zenos,fifo", "--plot", str(picture))
     assert done.returncode == 0, done.stderr
     assert "3 jobs on 8 GPUs" in done.stderr
+    assert f"wrote {picture}" in done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines() if line[:1] in "zf" and line] == [
         "zenos",
         "fifo",
@@ -48,7 +49,7 @@ def test_what_cannot_be_simulated_is_refused_in_one_line(tmp_path: Path) -> None
     trace = tmp_path / "t.csv"
     trace.write_text(TRACE)
     for args, code, why in (
-        (["--nodes", "2x4gpu"], 2, "job 1: it wants 8 GPUs at once, the largest node has 4"),
+        (["--nodes", "1x4gpu"], 2, "job 1: it wants 8 GPUs at once, the largest node has 4"),
         (["--nodes", "8"], 2, "write COUNTxGPUSgpu"),
         ([], 2, "give --nodes, or --load"),
         (["--load", "nan"], 2, "a load of nan"),
@@ -64,3 +65,45 @@ def test_what_cannot_be_simulated_is_refused_in_one_line(tmp_path: Path) -> None
         assert why in refused.stderr
         assert len(refused.stderr.splitlines()) == 1
     assert zenos(str(tmp_path / "none.csv"), "--load", "1").returncode == 3
+
+
+def test_nodes_fail_and_what_is_lost_is_told(tmp_path: Path) -> None:
+    trace = tmp_path / "t.csv"
+    trace.write_text(TRACE)
+    args = [str(trace), "--nodes", "2x8gpu", "--policy", "zenos", "--checkpoint", "20m"]
+    done = zenos(*args, "--fail", "n1:50m:1h", "--fail", "n2:5h:1h", "--json")
+    assert done.returncode == 0, done.stderr
+    [run] = json.loads(done.stdout)["runs"]
+    assert run["node_failures"] == 2
+    assert run["restarts"] >= 1
+    assert run["work_lost"] > 0
+    shown = zenos(*args, "--mtbf", "2h", "--mttr", "10m", "--seed", "3")
+    assert "GPU-hours done again" in shown.stdout
+    for more, why in (
+        (["--fail", "n1:1h:1h", "--policy", "zenos,easy"], "only zenos knows nodes"),
+        (["--fail", "n7:1h:1h"], "cannot let the node 'n7' fail"),
+        (["--checkpoint", "0s"], "cannot checkpoint every 0 s"),
+    ):
+        refused = zenos(*args, *more)
+        assert (refused.returncode, why in refused.stderr) == (2, True), refused.stderr
+
+
+def test_requests_come_beside_the_jobs(tmp_path: Path) -> None:
+    trace, asked = tmp_path / "t.csv", tmp_path / "r.csv"
+    trace.write_text(TRACE)
+    asked.write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9,800,40\nx,1,1\n"
+    )
+    args = [str(trace), "--nodes", "1x8gpu", "--policy", "zenos", "--requests", str(asked)]
+    refused = zenos(*args)
+    assert "row 3: arrival 'x' is no number" in refused.stderr
+    done = zenos(*args, "--skip-bad", "--replica", "load_s=5", "--replica", "slots=1")
+    assert done.returncode == 0, done.stderr
+    assert "left out 1 row; the first: row 3" in done.stderr
+    # Loaded in 5 s from the beginning; 0.1 s for the prompt.
+    assert done.stdout.splitlines()[-1].split() == [
+        *("1", "1", "0", "0", "0", "5.10", "5.10", "5.10", "1", "1.00")
+    ]
+    misspelt = zenos(*args, "--skip-bad", "--replica", "slot=1")
+    assert "replica.slot" in misspelt.stderr
+    assert "did you mean 'slots'" in misspelt.stderr

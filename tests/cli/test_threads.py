@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 
 from textual.widgets import DataTable
@@ -66,6 +67,35 @@ def test_ps_lists_threads_under_their_tasks(daemon: Daemon) -> None:
     until(lambda: daemon.state(first) == "succeeded")
     assert "shard" not in zenos("ps", "--all", "--threads").out
     assert zenos("ps", "--threads", "--state", "failed").out.strip() == ""
+
+
+def test_ps_counts_tokens_where_a_thread_has_such(daemon: Daemon) -> None:
+    task = zenos("submit", "--", "work").out.strip()
+    until(lambda: daemon.state(task) == "running")
+    counts = dict.fromkeys(("succeeded", "failed", "cancelled", "retried", "lanes_died"), 0)
+    thread = functools.partial(ThreadView, priority=50, attempt=1, items=1, unit="tokens")
+    pool = PoolView(
+        name="sequences",
+        kind="engine",
+        policy="priority",
+        wanted=1,
+        queued=1,
+        running=2,
+        submitted=2,
+        lanes=[],
+        threads=[
+            thread(id=1, name="a", state="running", lane=0, done=1037, total=4096),
+            thread(id=2, name="b", state="prefill", lane=1, done=128),
+            thread(id=3, name="c", state="queued", total=16),
+        ],
+        **counts,
+    )
+    report = ProcessThreads(pid=7, pools=[pool]).bounded()
+    daemon.do(daemon.double.view.threads.heard, task, "p", report, time.monotonic())
+    ends = [line.split(" s  ")[-1].strip() for line in zenos("ps", "--threads").out.splitlines()]
+    # No CPU time, which such threads have none of their own of.
+    assert ends[-3:] == ["1,037 of 4,096 tokens", "128 tokens", "0 of 16 tokens"]
+    assert "prefill" in zenos("ps", "--threads").out
 
 
 async def test_the_live_screen_shows_those_of_the_selected_task(daemon: Daemon) -> None:

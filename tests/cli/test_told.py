@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Daemon, until, zenos
-from zenos.cli import output, waiting
-from zenos.client import Client, connect
+from zenos.cli import demo, output, waiting
+from zenos.client import Client, TaskView, connect
 from zenos.core.errors import ContextLengthError, InvalidError
-from zenos.core.specs import DeploymentSpec
-from zenos.core.task import Outcome
+from zenos.core.specs import DeploymentSpec, ServeSpec
+from zenos.core.task import Kind, Outcome, Principal, Task, TaskSpec
 
 
 def submitted(name: str) -> str:
@@ -46,6 +48,15 @@ def test_rm_and_stop_do_the_same_and_rm_says_which_aliases_went(daemon: Daemon) 
 def test_rm_tells_machines_of_aliases_too(daemon: Daemon) -> None:
     assert zenos("alias", "tiny:1", "prod").code == 0
     assert zenos("rm", "tiny", "--json").json[0]["aliases"] == ["tiny:prod"]
+
+
+def test_rm_all_removes_every_version(daemon: Daemon) -> None:
+    for _ in range(3):
+        zenos("cp", "tiny", "third")
+    ran = zenos("rm", "--all", "third", "nosuch")
+    assert (ran.code, "nosuch" in ran.err) == (3, True)
+    assert [f"third:{n} is removed" in ran.err for n in (1, 2, 3)] == [True] * 3
+    assert "third" not in zenos("list").out
 
 
 @pytest.mark.parametrize("name", ["", " ", "\t"])
@@ -96,6 +107,42 @@ def test_run_says_what_it_waits_for(
         assert told.wait(20)
     assert spoken[0].startswith("tiny waits for room: waits for ")
     assert "4 of 4" in spoken[0] or "CPU" in spoken[0].upper()
+
+
+def test_what_has_failed_is_not_said_to_wait_for_room() -> None:
+    spec = TaskSpec(work=ServeSpec(model="tiny:1", deployment="tiny"))
+    failed = Task(
+        id="t1",
+        spec=spec,
+        principal=Principal(user="u", project="p"),
+        submitted=1.0,
+        kind=Kind.SERVE,
+        outcome=Outcome(error="cannot allocate more memory"),
+    )
+    view = TaskView(task=failed, waits="starts again in 1 s")
+    assert waiting.room("tiny", [view]) == "tiny is started again: cannot allocate more memory"
+
+
+def test_a_key_that_is_typed_again_gives_the_same_task(daemon: Daemon) -> None:
+    submit = ("submit", "--key", "once", "--", "work")
+    assert zenos(*submit).out == zenos(*submit).out
+    assert zenos("submit", "--key", "once", "--", "other").code == 4
+    assert len(daemon.double.view.tasks) == 1
+
+
+def test_a_demo_to_be_kept_says_where_it_is_when_it_is_told_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told_to_end(*_: object) -> str:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda **_: str(tmp_path))
+    monkeypatch.setattr(demo, "_check_extra", lambda: None)
+    monkeypatch.setattr(demo, "_run", told_to_end)
+    ran = zenos("demo", "--keep", "--output", str(tmp_path))
+    assert ran.code == 128 + signal.SIGTERM
+    assert f"ZENOS_HOME={tmp_path} zenos down" in ran.err
 
 
 def test_a_model_that_answers_is_not_said_to_wait(daemon: Daemon) -> None:

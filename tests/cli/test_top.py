@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import asyncio
 
+from msgspec.structs import replace
+from rich.console import Console
 from textual.widgets import DataTable, Static
 
 from tests.cli.conftest import Daemon
-from zenos.cli.top import Top, bar
-from zenos.client import connect, connect_async
+from zenos.cli.top import Confirm, Top, bar, nodes_table
+from zenos.client import NodeView, connect, connect_async
+from zenos.core.node import Node
+from zenos.core.resources import Resources
 from zenos.core.wire import Progress
 
 
 def shown(app: Top, name: str) -> str:
     return str(app.query_one(f"#{name}", Static).render())
+
+
+def drawn(app: Top, name: str) -> str:
+    """What stands there on the screen, with single spaces."""
+    widget = app.query_one(f"#{name}", Static)
+    lines = widget.render_lines(widget.region.reset_offset)
+    return " ".join(" ".join(line.text for line in lines).split())
 
 
 async def becomes(true: object, pilot: object) -> None:
@@ -28,11 +39,17 @@ async def test_it_shows_nodes_tasks_and_progress_and_cancels(daemon: Daemon) -> 
             first = client.submit(["work"], name="first").id
             return first, client.submit(["other"], name="second").id
 
+    def shut_down() -> None:
+        with connect() as client:
+            client.shut_down("drain")
+
     first, second = await asyncio.to_thread(submit)
     app = Top(connect_async(), interval_s=0.1)
     async with app.run_test(size=(140, 40)) as pilot:
         table = app.query_one(DataTable)
         await becomes(lambda: table.row_count == 2, pilot)
+        held = f"local cpu {'█' * 10}{'·' * 10} 2 / 4"
+        await becomes(lambda: drawn(app, "nodes").startswith(held), pilot)
         progress = Progress(stage="training", done=1, total=4, tokens_per_s=1249, loss=3.25)
         await asyncio.to_thread(daemon.report, first, progress)
         await becomes(lambda: "25%" in str(table.get_cell(first, "PROGRESS")), pilot)
@@ -42,13 +59,41 @@ async def test_it_shows_nodes_tasks_and_progress_and_cancels(daemon: Daemon) -> 
         await pilot.press("down")
         assert app.selected == second
         await pilot.press("c", "n")
+        await pilot.press("c")
+        await becomes(lambda: isinstance(app.screen, Confirm), pilot)
+        await pilot.press("q")  # of the question, not of the screen
+        await becomes(lambda: not isinstance(app.screen, Confirm), pilot)
         await pilot.press("c", "y")
         await becomes(lambda: str(table.get_cell(second, "STATE")) == "cancelled", pilot)
+        await pilot.press("c")
+        await becomes(lambda: f"{second} has ended already" in shown(app, "message"), pilot)
+        await app.look()
+        assert f"{second} has ended already" in shown(app, "message")  # it can be read
+        assert not isinstance(app.screen, Confirm)
         assert daemon.state(first) == "running"
+        await asyncio.to_thread(shut_down)
+        await becomes(lambda: "going down (drain)" in shown(app, "head"), pilot)
         await pilot.press("e")
         await becomes(lambda: table.row_count == 1, pilot)
         await pilot.press("q")
     assert app.return_code == 0
+
+
+def test_a_node_s_bars_show_what_is_held_of_it() -> None:
+    node = Node(name="box", capacity=Resources.of(cpu=4, gpu=2, memory="8GiB"), gpus=2)
+    views = [
+        NodeView(node=node, used=Resources.of(cpu=1, gpu=1, memory="6GiB")),
+        NodeView(node=replace(node, name="idle", gpus=0), used=Resources()),
+    ]
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(nodes_table(views))
+    box, idle = (" ".join(line.split()) for line in captured.get().splitlines())
+    assert box == (
+        f"box cpu {'█' * 5}{'·' * 15} 1 / 4 gpu {'█' * 10}{'·' * 10} 1 / 2 "
+        f"memory {'█' * 15}{'·' * 5} 6 GiB / 8 GiB"
+    )
+    assert idle == f"idle cpu {'·' * 20} 0 / 4 memory {'·' * 20} 0 B / 8 GiB"
 
 
 async def test_it_says_when_the_daemon_is_gone_and_goes_on(daemon: Daemon) -> None:

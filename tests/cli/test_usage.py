@@ -13,13 +13,16 @@ from zenos.cli import errors
     [
         (
             "train --modle x",
-            "use the option --modle: there is none; did you mean '--model'?",
+            "--modle: there is none; did you mean '--model'? See 'zenos train --help'",
         ),
         ("trian", "no such command 'trian'. Did you mean 'train'?"),
         ("show", "cannot do without MODEL|TASK: give it; see 'zenos show --help'"),
         ("schema trian", "cannot use that NAME: 'trian' is not one of 'train', 'create'"),
-        ("ps --limit x", "cannot use that --limit: input should be a valid integer"),
-        ("ps --limit 0", "cannot use that --limit: input should be greater than or equal to 1"),
+        ("ps --limit x", "cannot use that --limit: give a whole number; see"),
+        ("ps --limit 0", "cannot use that --limit: give at least 1; see"),
+        ("train --steps 1e400", "cannot use that --steps: give a whole number; see"),
+        ("train", "cannot do without --model: give it; see 'zenos train --help'"),
+        ("train --model m --arch llama-nano", "cannot do without --data: give it; see"),
         ("ps more", "unexpected extra argument"),
     ],
 )

@@ -26,4 +26,5 @@ ZYGOTE: Final = group("zygote.")  # test_training.py
 DURABLE: Final = group("durable.")
 TOPICS: Final = group("topics.")  # test_topics.py
 BUS: Final = group("bus.")  # tests/bus/test_kills.py
-TRIED: Final = (*DAEMON, *SHIM, *LAUNCHER, *ZYGOTE, *DURABLE, *TOPICS, *BUS)
+CALLS: Final = group("calls.")  # tests/calls/test_kills.py
+TRIED: Final = (*DAEMON, *SHIM, *LAUNCHER, *ZYGOTE, *DURABLE, *TOPICS, *BUS, *CALLS)

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import httpx
 
+from tests.crash import forked
 from tests.processes import mentioning, until
 from zenos.client import Client, connect
 from zenos.core import failpoints, shim
@@ -35,20 +36,28 @@ class Machine:
         self.ran = root / "ran"
         self.ran.touch()
         self._settings = settings
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | forked.Daemon | None = None
         self._one = threading.RLock()  # several threads ask, one of them starts
 
-    def start(self, plan: str = "") -> None:
-        """Start a daemon, with failpoints armed. It may be dead when this returns."""
+    def start(self, plan: str = "", *, afresh: bool = False) -> None:
+        """Start a daemon, with failpoints armed. It may be dead when this returns.
+
+        afresh: by its command, not as a fork of what has imported it already (forked.py).
+        """
         assert self.process is None or self.process.poll() is not None
         set_ = [item for setting in self._settings for item in ("--set", setting)]
-        argv = [sys.executable, "-P", "-m", "zenos.daemon", "--home", str(self.home.root)]
-        process = self.process = subprocess.Popen(
-            [*argv, "--port", "0", *set_],
-            env={**os.environ, failpoints.VARIABLE: plan},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        arguments = ["--home", str(self.home.root), "--port", "0", *set_]
+        environment = {**os.environ, failpoints.VARIABLE: plan}
+        if afresh:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "zenos.daemon", *arguments],
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        else:
+            self.process = forked.server.start(*arguments, environment=environment)
+        process = self.process
         until(lambda: process.poll() is not None or self.answers())
 
     def answers(self) -> bool:

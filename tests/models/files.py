@@ -38,7 +38,7 @@ def write_model(
     contents = {
         "config.json": json.dumps(CONFIG if config is None else config).encode(),
         "model.safetensors": weights(data),
-        "tokenizer.json": b"{}",
+        "tokenizer.json": b'{"model": {}}',
     }
     for name, content in contents.items():
         (directory / name).write_bytes(content)

@@ -97,6 +97,28 @@ def test_the_hub_s_cache_is_a_hugging_face_directory(registry: Registry, tmp_pat
         registry.import_directory(snapshot, "hub")
 
 
+@pytest.mark.parametrize("preset", ["llama-nano", "gpt-nano", "bert-nano", "t5-nano"])
+def test_each_kind_of_model_fits_its_own_config(
+    registry: Registry, tmp_path: Path, preset: str
+) -> None:
+    architectures.build(preset, {}, 64, 7).save_pretrained(tmp_path / "theirs")  # type: ignore[operator]
+    assert registry.import_directory(tmp_path / "theirs", "mine").version == 1
+
+
+def test_what_the_config_does_not_say_is_not_asked_for(registry: Registry, tmp_path: Path) -> None:
+    unsaid: list[dict[str, Any]] = [
+        {},
+        {"vocab_size": None},
+        {"model_type": "albert", "hidden_size": 8},  # whose embedding is narrower
+        {"hidden_size": 8, "quantization_config": {"bits": 4}},  # whose shapes are its own
+    ]
+    for number, changes in enumerate(unsaid):
+        directory = tmp_path / str(number)
+        write_model(directory)
+        says(**changes)(directory)
+        registry.import_directory(directory, "m")
+
+
 # -- what may not come in
 
 
@@ -180,7 +202,38 @@ def many_files(directory: Path) -> None:
         (directory / f"{number}.txt").touch()
 
 
+def says(**changes: Any) -> Callable[[Path], None]:
+    """A config of its own, with tensors called as a llama's are: an embedding and one layer."""
+
+    def apply(directory: Path) -> None:
+        usual = {"model_type": "llama", "vocab_size": 3, "hidden_size": 2, "num_hidden_layers": 1}
+        (directory / "config.json").write_text(json.dumps({**usual, **changes}))
+        tensors = {
+            "model.embed_tokens.weight": tensor(0, 6, [3, 2]),
+            "model.layers.0.mlp.up_proj.weight": tensor(6, 12, [3, 2]),
+        }
+        (directory / "model.safetensors").write_bytes(pack(tensors, b"twelve bytes"))
+
+    return apply
+
+
+def tokenizer(content: bytes) -> Callable[[Path], None]:
+    def apply(directory: Path) -> None:
+        (directory / "tokenizer.json").write_bytes(content)
+
+    return apply
+
+
 REFUSED = [
+    (says(model_type="evil"), r"of the type 'evil': transformers has none such here"),
+    (says(model_type="lama"), r"of the type 'lama'.*did you mean 'llama'"),
+    (says(vocab_size=4), r"embed_tokens\.weight has the shape \[3, 2\].* it would be \[4, 2\]"),
+    (says(hidden_size=8), r"has the shape \[3, 2\].* it would be \[3, 8\]"),
+    (says(num_hidden_layers=2), r"weights for 1 of its layers, and by its config\.json it has 2"),
+    (tokenizer(b""), r"its tokenizer\.json is none"),
+    (tokenizer(b"<html>404</html>"), r"its tokenizer\.json is none \(JSON is malformed"),
+    (tokenizer(b"{}"), r"its tokenizer\.json is none .*`model`"),
+    (tokenizer(b'{"model": ' + b"[" * 100_000), r"its tokenizer\.json is none"),
     (truncated, r"model\.safetensors: its tensors take 12 bytes, the file has 11"),
     (lying, r"model\.safetensors: .*its tensors take 1099511627776 bytes, the file has 1"),
     (only_pickle("pytorch_model.bin"), r"'pytorch_model\.bin': it is a pickle, and loading one"),

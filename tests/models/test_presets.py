@@ -8,7 +8,8 @@ from importlib import resources
 import pytest
 
 from zenos.core.errors import InvalidError
-from zenos.models.presets import PRESETS, check_arch
+from zenos.core.specs import ARCHITECTURES, MODEL_TYPES, DataSpec, TrainSpec
+from zenos.models.presets import OBJECTIVES, PRESETS, check_arch, check_train
 
 
 def test_what_is_published_is_what_transformers_has() -> None:
@@ -34,15 +35,77 @@ def test_other_words_for_a_setting_and_other_model_types_pass() -> None:
     ("arch", "settings", "says"),
     [
         ("llama-nnao", {}, "did you mean 'llama-nano'"),
-        ("llama-huge", {}, "sizes are llama-nano, llama-micro, llama-mini, llama-small"),
+        ("llama-huge", {}, "izes are llama-nano, llama-micro, llama-mini, llama-small"),
         ("lamma", {}, "did you mean 'llama'"),
         ("llama-nano", {"hiden_size": 64}, "did you mean 'hidden_size'"),
         ("bert", {"num_hiden_layers": 2}, "did you mean 'num_hidden_layers'"),
+        ("llama-nano", {"hidden_size": -3}, "cannot set hidden_size to -3: give a whole number"),
+        ("llama-nano", {"hidden_size": 0}, "from 1 to 10000000"),
+        ("gpt-nano", {"n_layer": 10**6}, "from 1 to 1000"),
+        ("t5-nano", {"d_kv": 0.5}, "cannot set d_kv to 0.5"),
+        ("mistral", {"num_attention_heads": "4"}, "cannot set num_attention_heads to '4'"),
+        ("bert-nano", {"vocab_size": True}, "cannot set vocab_size to True"),
     ],
 )
 def test_what_nothing_could_build_is_refused_with_the_nearest(
-    arch: str, settings: dict[str, int], says: str
+    arch: str, settings: dict[str, object], says: str
 ) -> None:
     with pytest.raises(InvalidError) as caught:
         check_arch(arch, settings)
     assert says in caught.value.message
+
+
+def test_the_names_that_are_completed_are_those_of_presets() -> None:
+    assert tuple(PRESETS) == ARCHITECTURES
+    assert {preset.model_type for preset in PRESETS.values()} == set(MODEL_TYPES) == set(OBJECTIVES)
+
+
+def training(arch: str, objective: str = "causal_lm", length: int = 256, **settings: int) -> None:
+    check_train(
+        TrainSpec(
+            model="m",
+            data=DataSpec(paths=["/x"]),
+            arch=arch,
+            objective=objective,  # type: ignore[arg-type]
+            sequence_length=length,
+            settings=settings,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("arch", "objective"),
+    [
+        ("llama-nano", "masked_lm"),
+        ("gpt2", "masked_lm"),
+        ("bert-nano", "causal_lm"),
+        ("t5-nano", "causal_lm"),
+        ("t5", "masked_lm"),
+    ],
+)
+def test_an_architecture_of_another_objective_is_refused(arch: str, objective: str) -> None:
+    with pytest.raises(InvalidError, match=f"cannot train {arch} as {objective}"):
+        training(arch, objective)
+
+
+def test_what_only_the_task_knows_of_an_architecture_passes() -> None:
+    training("mistral", "masked_lm", 100_000)
+    training("llama", "causal_lm", 100_000)
+    training("bert-nano", "masked_lm", 512)
+
+
+@pytest.mark.parametrize(
+    ("arch", "length", "settings"),
+    [
+        ("llama-nano", 2049, {}),
+        ("llama", 65, {"max_position_embeddings": 64}),
+        ("gpt-nano", 1025, {}),
+        ("gpt-nano", 257, {"max_position_embeddings": 256}),
+    ],
+)
+def test_sequences_longer_than_the_architecture_has_room_for_are_refused(
+    arch: str, length: int, settings: dict[str, int]
+) -> None:
+    training(arch, length=length - 1, **settings)
+    with pytest.raises(InvalidError, match=f"the model has room for {length - 1}"):
+        training(arch, length=length, **settings)

@@ -34,12 +34,12 @@ BYTES = 1 << 21
 
 
 @contextmanager
-def gang(ranks: int, bytes_max: int = BYTES) -> Iterator[list[Group]]:
+def gang(ranks: int, bytes_max: int = BYTES, slots: int | None = None) -> Iterator[list[Group]]:
     """All ranks in this process; each is used from a thread of its own."""
     with ExitStack() as stack:
         left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with left, right:
-            for seat in seats(ranks, bytes_max):
+            for seat in seats(ranks, bytes_max, slots):
                 seat.send(left)
             yield [stack.enter_context(Group(Seat.receive(right))) for _ in range(ranks)]
 
@@ -89,6 +89,28 @@ def test_all_ranks_get_the_sum_in_rank_order(ranks: int, count: int, dtype: torc
 
         for result in on_all(groups, work):
             assert torch.equal(result, expected(parts)), result  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", reduce.DTYPES, ids=str)
+@pytest.mark.parametrize("count", [1, 1000, 300_001])
+def test_however_many_ranks_share_the_slots_the_sum_is_the_same(
+    count: int, dtype: torch.dtype
+) -> None:
+    parts = terms(5, count, dtype)
+    for ranks in range(1, 6):
+        with gang(ranks, slots=5) as groups:
+            assert [slot for group in groups for slot in group.own] == list(range(5))
+
+            def work(group: Group) -> list[torch.Tensor]:
+                buckets = [group.bucket(count, dtype, slot) for slot in group.own]
+                for bucket, slot in zip(buckets, group.own, strict=True):
+                    bucket.copy_(parts[slot])
+                group.all_reduce(buckets[0], timeout_s=WAIT_S)
+                return [bucket.clone() for bucket in buckets]
+
+            for results in on_all(groups, work):
+                for result in results:  # type: ignore[attr-defined]
+                    assert torch.equal(result, expected(parts)), ranks
 
 
 @given(st.integers(2, 4), st.lists(st.integers(0, 3000), min_size=1, max_size=4))

@@ -46,7 +46,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def client(root: Path) -> Iterator[Client]:
     """A daemon with the model `m`, deployed in float32 with few slots as `m`."""
     home = root / "home"
-    daemon = daemon_process.start(Home(home), ["--port", "0", "--set", "keep_alive_s=600"])
+    # Beside `m` there is one place, for which others take short turns. Who is ended and not drained
+    # would lose its answers at once.
+    settings = ["keep_alive_s=600", "cpus=2", "model_wait_s=0.3", "model_residence_s=0.3"]
+    flags = [word for setting in (*settings, "cancel_grace_s=0.5") for word in ("--set", setting)]
+    daemon = daemon_process.start(Home(home), ["--port", "0", *flags])
     with connect(home=home) as made:
         try:
             train(made, root)

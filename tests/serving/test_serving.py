@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import transformers
 from tests.processes import until
 from tests.serving.conftest import SLOTS, WORDS
 from zenos.client import Client
+from zenos.core.thread_views import PoolView
 
 PROMPTS = [" ".join(WORDS[n : n + 1 + n % 5]) for n in range(12)]
 
@@ -23,6 +26,14 @@ def complete(ai: openai.OpenAI, prompt: str, **more: Any) -> openai.types.Comple
     settings = {"max_tokens": 24, "temperature": 0, **more}
     answer: openai.types.Completion = ai.completions.create(model="m", prompt=prompt, **settings)
     return answer
+
+
+def times(headers: Any) -> tuple[float, float, float]:
+    """Queue, load and compute time in seconds."""
+    queue, load, compute = (
+        float(headers[f"X-Zenos-{name}-Seconds"]) for name in ("Queue", "Load", "Compute")
+    )
+    return queue, load, compute
 
 
 def in_flight(client: Client) -> float:
@@ -197,6 +208,83 @@ def test_a_model_is_loaded_by_a_request_and_goes_again(
         return next(d for d in client.deployments() if d.name == "rare").replicas
 
     until(lambda: not replicas())
-    again = ai.completions.create(model="rare", prompt="the", max_tokens=8, temperature=0)
-    assert again.choices[0].text == answer.choices[0].text
+    begun = time.monotonic()
+    raw = ai.completions.with_raw_response.create(
+        model="rare", prompt="the", max_tokens=8, temperature=0
+    )
+    whole_s = time.monotonic() - begun
+    assert raw.parse().choices[0].text == answer.choices[0].text
+    queue_s, load_s, compute_s = times(raw.headers)
+    assert load_s > queue_s  # it was loaded for this request
+    assert compute_s > 0
+    assert queue_s + load_s + compute_s <= whole_s
     client.stop("rare")
+
+
+def test_busy_models_take_turns_for_one_place_and_no_answer_is_cut(
+    ai: openai.OpenAI, client: Client
+) -> None:
+    for name in ("first", "second"):
+        client.copy("m", name)
+    long: dict[str, Any] = {"prompt": ["the"] * 8, "max_tokens": 1500, "temperature": 0}
+    with ThreadPoolExecutor(1) as pool:
+        stream = ai.completions.create(model="first", stream=True, **long)
+        next(iter(stream))
+        begun = time.monotonic()
+        other = pool.submit(ai.completions.create, model="second", prompt="the", max_tokens=4)
+        finished = [c.choices[0].finish_reason for c in stream]
+        took_s = time.monotonic() - begun
+        # It went on for longer than a replica has that is ended without being drained.
+        assert took_s > 1
+        assert finished.count("length") == 8
+        assert other.result(60).choices[0].text
+    replicas = {d.name: d.replicas for d in client.deployments()}
+    assert replicas["second"]
+    assert not replicas.get("first")  # nobody asks for it
+
+
+def test_an_answer_says_where_its_time_went(ai: openai.OpenAI, client: Client) -> None:
+    """Of 40 that come at once, most wait for one of the few slots: no longer than they take."""
+
+    def ask(number: int) -> tuple[float, float, float, float]:
+        settings: dict[str, Any] = {"max_tokens": 24, "stream": number % 2 == 0}
+        begun = time.monotonic()
+        create = ai.completions.with_streaming_response.create
+        with create(model="m", prompt="the", **settings) as raw:
+            raw.read()
+            return *times(raw.headers), time.monotonic() - begun
+
+    with ThreadPoolExecutor(40) as pool:
+        answers = list(pool.map(ask, range(40)))
+    assert all(queue + load + compute <= whole for queue, load, compute, whole in answers)
+    assert max(queue for queue, *_ in answers) > max(load for _, load, *_ in answers)
+    text = client.http.get("/metrics").text
+    for name in ("queue", "load", "compute"):
+        counts = re.findall(rf'zenos_request_{name}_seconds_count{{model="m"}} (\S+)', text)
+        assert float(counts[0]) >= 40
+
+
+def test_requests_are_seen_as_threads_of_the_replica(ai: openai.OpenAI, client: Client) -> None:
+    def sequences() -> list[PoolView]:
+        task = next(d for d in client.deployments() if d.name == "m").replicas[0]
+        processes = client.threads(task).processes
+        return [p for process in processes for p in process.pools if p.name == "sequences"]
+
+    until(lambda: len(sequences()) == 1)
+    before = sequences()[0]
+    assert (before.kind, before.wanted) == ("engine", SLOTS)
+    complete(ai, PROMPTS[0], n=2)
+    # Both have ended, whether or not they were looked at on their way.
+    until(lambda: sequences()[0].succeeded >= before.succeeded + 2)
+    until(lambda: (sequences()[0].running, sequences()[0].threads) == (0, []))
+
+
+def test_who_asks_for_too_little_memory_is_told_and_not_refused(client: Client, root: Path) -> None:
+    small = {"arch": "llama-mini", "data": {"paths": [str(root / "text")]}, "memory": "256MiB"}
+    task = client.train(model="w", cpu=2, at="+1h", **small)
+    assert "it wants about 1.9 GiB of memory, and asks for 256 MiB" in task.task.warning
+    task.cancel()
+    served = client.serve("m:1", memory="100MiB")
+    assert "and asks for 100 MiB" in served.warning
+    assert client.serve("m:1", memory="1GiB").warning == ""
+    client.stop("m:1")

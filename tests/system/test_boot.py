@@ -122,7 +122,7 @@ def test_where_it_is_started_from_means_nothing(
     (elsewhere / "torch.py").write_text("raise SystemExit('led astray')")
     monkeypatch.chdir(elsewhere)
     monkeypatch.setenv("HOME", str(tmp_path))
-    system.start()
+    system.start(afresh=True)
     assert system.process is not None
     assert Path(f"/proc/{system.process.pid}/cwd").readlink() == system.home.root
     made = system.ask(lambda client: client.create("m", "llama-nano").wait())

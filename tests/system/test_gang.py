@@ -31,6 +31,18 @@ def ranks(system: System) -> list[int]:
     return [worker, *children(worker)]
 
 
+def threads(system: System, task: str) -> set[tuple[str, str]]:
+    """Pool and name of each thread that runs."""
+    processes = system.ask(lambda client: client.threads(task)).processes
+    return {
+        (pool.name, thread.name)
+        for process in processes
+        for pool in process.pools
+        for thread in pool.threads
+        if thread.runs
+    }
+
+
 def test_a_gang_is_one_task(tmp_path: Path, text: Path) -> None:
     system = System(tmp_path, "zygote=lazy")
     try:
@@ -59,6 +71,10 @@ def test_a_gang_is_one_task(tmp_path: Path, text: Path) -> None:
         until(lambda: step(system, endless) >= 2, 90)
         pids = ranks(system)
         assert len(pids) == 2
+        # Each process tells of its own steps, and of the batches that it makes ahead.
+        wanted = {("input", "batches"), *(("training", f"steps of rank {n}") for n in range(2))}
+        until(lambda: threads(system, endless) == wanted, 60)
+        assert len(system.ask(lambda client: client.threads(endless)).processes) == 2
         system.ask(lambda client: client.cancel(endless))
         assert system.finish()["endless"].state is State.CANCELLED
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -12,6 +13,7 @@ from tests.crash.machine import AWAY
 from tests.processes import until
 from tests.system.harness import System
 from tests.system.test_disk import Disk, disk, full
+from zenos import bus
 from zenos.client import connect
 from zenos.core.errors import StorageError, UnavailableError
 
@@ -85,6 +87,43 @@ def test_a_full_disk_takes_no_message_and_loses_none(full: System, disk: Disk) -
     assert {*kept, "last"} <= found
     full.restart()
     assert {*kept, "last"} <= set(ids(full))
+
+
+def test_durable_sends_over_the_bus_wait_for_a_database_that_another_process_locks(
+    system: System,
+) -> None:
+    """Those under way are answered after the commit, others are refused for now; none is lost."""
+    system.start()
+    with bus.connect(home=system.home.root, timeout_s=60) as ours, ThreadPoolExecutor(20) as lanes:
+        topic = ours.topic(TOPIC, durable=True)
+
+        def send(number: int) -> None:
+            topic.send(number, id=f"m{number}", timeout_s=120)
+
+        send(0)
+        with closing(sqlite3.connect(system.home.database, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            sending = [lanes.submit(send, number) for number in range(1, 20)]
+            until(lambda: "locked; trying again" in system.log, 120)
+            with pytest.raises(UnavailableError, match="locked"):
+                send(20)
+            assert not any(one.done() for one in sending)
+            other.execute("ROLLBACK")
+        for one in sending:
+            one.result(120)
+
+        def is_taken_again() -> bool:
+            try:
+                send(20)
+            except UnavailableError:
+                return False
+            return True
+
+        until(is_taken_again)
+    expected = Counter(f"m{number}" for number in range(21))
+    assert ids(system) == expected
+    system.restart()
+    assert ids(system) == expected
 
 
 def test_a_database_that_another_process_locks_is_waited_for(system: System) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import queue
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from tests.runtime.engine.conftest import Made
 from tests.runtime.train.helpers import Bus, make_context, make_task
 from zenos.core.specs import ServeSpec
 from zenos.core.wire import Abort, Chunk, GenerateRequest
-from zenos.runtime.engine.serve import Intake, Loaded
+from zenos.runtime.engine.intake import LONG_CHARS, Intake, Prompted
+from zenos.runtime.engine.serve import Loaded
 
 
 def request(name: str, prompt: str = "the river") -> bytes:
@@ -40,14 +43,15 @@ def hand(tmp_path: Path, loaded: Loaded) -> Iterator[Callable[..., list[Any]]]:
         for topic, body in messages:
             bus.put(topic, body)
         task = make_task(ServeSpec(model="m", deployment="m"))
-        intake = Intake(make_context(tmp_path / "home", task, bus), loaded)
+        intake = Intake(make_context(tmp_path / "home", task, bus), loaded.tokenize)
         intakes.append(intake)
         intake.start()
         found: list[Any] = []
         while not found or found[-1] != last:
             item = intake.handed.get(timeout=30)
-            name = item[0].id if isinstance(item, tuple) else item.request
-            found.append(name if isinstance(item, tuple) else (type(item), name))
+            prompted = isinstance(item, Prompted)
+            name = item.request.id if prompted else item.request
+            found.append(name if prompted else (type(item), name))
         with pytest.raises(queue.Empty):
             intake.handed.get_nowait()
         return found
@@ -99,3 +103,81 @@ def test_the_least_number_of_tokens_is_never_too_large(loaded: Loaded) -> None:
 
 def test_a_failure_is_told_to_whoever_asked(hand: Any) -> None:
     assert hand(("request", request("a", "river " * 100_000)), last=(Chunk, "a")) == [(Chunk, "a")]
+
+
+class Gated:
+    """An intake whose long prompts are tokenized only once they are let through."""
+
+    def __init__(self, root: Path) -> None:
+        self.bus = Bus()
+        task = make_task(ServeSpec(model="m", deployment="m"))
+        self.intake = Intake(make_context(root, task, self.bus), self._tokenize)
+        self.gate = threading.Event()
+        self.begun: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.intake.start()
+
+    def _tokenize(self, request: GenerateRequest) -> list[int]:
+        if len(request.prompt or "") >= LONG_CHARS:
+            self.begun.put(request.id)
+            assert self.gate.wait(60)
+        return [1, 2, 3]
+
+    def ask(self, name: str, chars: int) -> None:
+        self.bus.put("request", request(name, "x" * chars))
+
+    def next(self) -> Any:
+        return self.intake.handed.get(timeout=60)
+
+    def close(self) -> None:
+        self.gate.set()
+        self.intake.done.set()
+        self.intake.join(60)
+
+
+@pytest.fixture
+def gated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gated]:
+    monkeypatch.setenv("ZENOS_CPU", "1")  # one lane
+    made = Gated(tmp_path / "home")
+    yield made
+    made.close()
+
+
+def test_a_long_prompt_holds_up_nobody_and_keeps_its_place(gated: Gated) -> None:
+    gated.ask("long", LONG_CHARS)
+    assert gated.begun.get(timeout=60) == "long"
+    gated.ask("short", 3)
+    assert gated.next() == Prompted(
+        msgspec.msgpack.decode(request("short", "xxx"), type=GenerateRequest), [1, 2, 3], 1
+    )
+    gated.gate.set()
+    handed = gated.next()
+    assert (handed.request.id, handed.arrival) == ("long", 0)
+
+
+def test_a_client_that_goes_away_while_its_prompt_is_tokenized(gated: Gated) -> None:
+    for name in ("on the lane", "waits for it", "stays"):
+        gated.ask(name, LONG_CHARS)
+    assert gated.begun.get(timeout=60) == "on the lane"
+    for name in ("on the lane", "waits for it"):
+        gated.bus.put("abort", abort(name))
+    gated.ask("marker", 3)  # what came before it has been looked at
+    assert gated.next().request.id == "marker"
+    gated.gate.set()
+    assert gated.next().request.id == "stays"
+    assert gated.begun.get(timeout=60) == "stays"
+    with pytest.raises(queue.Empty):
+        gated.intake.handed.get_nowait()
+
+
+def test_others_run_while_a_prompt_is_tokenized(loaded: Loaded) -> None:
+    """Python's lock is given away: else every sequence of the replica would stand still."""
+    text = " ".join(f"river{number}" for number in range(60_000))
+    worker = threading.Thread(
+        target=loaded.vocabulary.encode, args=(text,), kwargs={"special": False}
+    )
+    worker.start()
+    turns = 0
+    while worker.is_alive():
+        turns += 1
+        time.sleep(0)
+    assert turns > 100  # with the lock kept it is a handful

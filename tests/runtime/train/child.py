@@ -27,13 +27,16 @@ from .helpers import Bus, make_context, make_task
 
 
 class Request(msgspec.Struct):
-    """One generation of task t1."""
+    """One generation of task t1. workers: how many of an elastic training. armed: the stage that it
+    must have told of before failpoints count; the beginning without one."""
 
     home: str
     generation: int
     spec: TrainSpec
     pipe: str
     failpoints: str = ""
+    armed: str = ""
+    workers: int = 0
 
 
 def work(request: Request) -> int:
@@ -43,12 +46,19 @@ def work(request: Request) -> int:
     os.dup2(log, 1)
     os.dup2(log, 2)
 
+    left = [request.armed] if request.armed else []
+
     def say(progress: Progress) -> None:
-        os.write(pipe, f"{progress.stage} {int(progress.done)} {progress.note}\n".encode())
+        stage, _, _ = progress.stage.partition(",")  # without how many lanes it has
+        if left == [stage]:
+            left.clear()
+            failpoints.arm(request.failpoints)
+        os.write(pipe, f"{stage} {int(progress.done)} {progress.note}\n".encode())
 
     context_module.REPORT_EVERY_S = 0.0  # type: ignore[misc]
-    failpoints.arm(request.failpoints)
-    task = make_task(request.spec, generation=request.generation, cpu=1000 * request.spec.workers)
+    failpoints.arm("" if request.armed else request.failpoints)
+    count = request.workers or request.spec.workers
+    task = make_task(request.spec, generation=request.generation, cpu=1000 * count, workers=count)
     gang = worker.form_gang(task)
     worker.use_threads(worker.thread_count(task))
     if isinstance(gang, Follower):

@@ -90,9 +90,8 @@ class Bus:
         return self.incoming.popleft() if self.incoming else None
 
     def poll(self) -> list[Envelope]:
-        found = list(self.incoming)
-        self.incoming.clear()
-        return found
+        # One by one: others may put something in meanwhile.
+        return [self.incoming.popleft() for _ in range(len(self.incoming))]
 
     def close(self) -> None:
         pass
@@ -120,7 +119,9 @@ class Bus:
         return [msgspec.msgpack.decode(b, type=Progress) for t, b in self.sent if t == "progress"]
 
 
-def make_task(work: TrainSpec, *, task: str = "t1", generation: int = 1, cpu: int = 1000) -> Task:
+def make_task(
+    work: TrainSpec, *, task: str = "t1", generation: int = 1, cpu: int = 1000, workers: int = 0
+) -> Task:
     """A running task with an allocation."""
     resources = Resources(cpu=cpu, memory=2**30)
     return Task(
@@ -130,7 +131,7 @@ def make_task(work: TrainSpec, *, task: str = "t1", generation: int = 1, cpu: in
         submitted=0.0,
         kind=Kind.TRAIN,
         generation=generation,
-        allocation=Allocation(node="local", resources=resources),
+        allocation=Allocation(node="local", resources=resources, workers=workers),
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ import pytest
 
 from zenos.core.errors import InvalidError
 from zenos.core.specs import DataSpec
+from zenos.runtime.train import corpus as corpus_module
 from zenos.runtime.train.corpus import Corpus
+from zenos.threads import Pool
 
 from .helpers import sentences, write_corpus
 
@@ -160,7 +165,9 @@ def test_tables(tmp_path: Path) -> None:
 def test_broken_tables_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "fine"}\n{"text": "bro')
-    assert str(path) in refused(path)
+    assert f"cannot read {path} as jsonl: line 2 is no JSON: " in refused(path)
+    path.write_text('{"text": "fine"}\n\n["text"]\n')
+    assert "line 3 is no JSON object" in refused(path)
     path.write_text('{"body": "fine"}\n')
     message = refused(path)
     assert "'text'" in message
@@ -209,3 +216,32 @@ def test_one_document_is_trained_on(tmp_path: Path) -> None:
     corpus = Corpus(DataSpec(paths=[str(tmp_path)], eval_fraction=0.5))
     survey = corpus.survey()
     assert not any(survey.holds_out(d) for d in corpus.documents())
+
+
+def test_files_are_read_ahead_on_lanes_to_the_same_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus_module, "BLOCK_BYTES", 64)
+    by: set[str] = set()
+    read = Corpus._read_text
+
+    def watched(self: Corpus, path: Path) -> Iterator[str]:
+        by.add(f"{path.name} {threading.current_thread().name.partition('-')[0]}")
+        yield from read(self, path)
+
+    monkeypatch.setattr(Corpus, "_read_text", watched)
+    for number in range(12):
+        (tmp_path / f"{number:02}.txt").write_text(f"text {number} " * (20 if number == 5 else 2))
+    found = Corpus(DataSpec(paths=[str(tmp_path)]))
+    plain = list(found.documents())
+    by.clear()
+    with Pool(2, name="ahead") as pool:
+        assert list(found.documents(pool)) == plain
+        assert by == {  # the large one by whoever takes the documents, block by block
+            f"{n:02}.txt {'MainThread' if n == 5 else 'ahead'}" for n in range(12)
+        }
+        (tmp_path / "07.txt").write_bytes(b"\xff\xfe bad")
+        ahead = found.documents(pool)
+        assert list(itertools.islice(ahead, 7)) == plain[:7]
+        with pytest.raises(InvalidError, match=r"07.txt: it is not valid utf-8"):
+            next(ahead)

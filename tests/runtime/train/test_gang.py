@@ -21,7 +21,7 @@ from zenos.models.records import ModelVersion
 from zenos.models.registry import Registry
 
 from .helpers import spec, write_corpus
-from .test_kill import Child, Nursery
+from .nursery import Child, Nursery
 
 STEPS = 20
 # Sums of float32 gradients in another order; what that makes of a loss after some steps.
@@ -131,6 +131,33 @@ def test_whichever_rank_is_killed_the_others_end_and_the_next_gang_ends_in_the_s
             assert child.end()[0] == -signal.SIGKILL
         until(lambda pid=follower: gone([pid]))  # type: ignore[misc]
     assert weights(train(nursery, tmp_path, work)) == expected, f"seed {seed}"
+
+
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2, "batch_size": 5}], ids=["", "in parts"])
+def test_with_any_number_of_workers_an_elastic_training_ends_in_the_same_weights(
+    nursery: Nursery, tmp_path: Path, text: Path, changes: dict[str, Any]
+) -> None:
+    """Also when that changes at each start, in the middle of a run."""
+    # With dropout: what is drawn hangs on the shard, not on who computes it.
+    work = spec(
+        text, workers=3, workers_min=1, steps=STEPS, checkpoint_every=1000, eval_every=7, **changes
+    )
+    found = {}
+    for count in (1, 2, 3):
+        home = tmp_path / str(count)
+        code, said = nursery.start(home, 1, work, workers=count).end()
+        assert code == 0, said
+        (version,) = Registry(Home(home).models).list()
+        found[count] = (weights(version), losses(version))
+    assert found[1] == found[2] == found[3]
+
+    for generation, count in enumerate((3, 1, 2), 1):
+        child = nursery.start(tmp_path / "changing", generation, work, workers=count)
+        child.until("training", 5 * generation)
+        child.send(signal.SIGTERM)
+        assert child.end()[0] == 75
+    version = train(nursery, tmp_path / "changing", work)
+    assert (weights(version), losses(version)) == found[1]
 
 
 @pytest.mark.parametrize("stage", ["", "reading", "building"])

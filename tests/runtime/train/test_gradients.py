@@ -16,7 +16,9 @@ class Alone:
         self.memories: list[torch.Tensor] = []
         self.begun: list[int] = []
 
-    def bucket(self, count: int) -> torch.Tensor:
+    slots = 1
+
+    def bucket(self, count: int, slot: int) -> torch.Tensor:
         self.memories.append(torch.full((count,), float("nan")))
         return self.memories[-1]
 
@@ -83,7 +85,7 @@ def test_gradients_of_several_passes_are_summed_once_each_in_the_order_of_the_bu
         ours.arm()
         model(last).backward()
         assert sums.begun[:1] == [0]  # summed before the step is over
-        assert ours.sum_up(1.5) == 1.5
+        assert ours.sum_up([1.5]) == 1.5
         assert sums.begun == list(range(len(sums.memories)))
         assert not any(memory.isnan().any() for memory in sums.memories)
         check(model, want)
@@ -105,9 +107,60 @@ def test_a_rank_without_anything_to_learn_from_adds_zeros_and_gets_what_the_othe
     model = Model()
     ours = Gradients(model, Silent())
     ours.arm()
-    assert ours.sum_up(0.0) == 2.5
+    assert ours.sum_up([0.0]) == 2.5
     has = {name for name, p in model.named_parameters() if p.grad is not None}
     assert has == {"first.weight", "first.bias"}
+
+
+class Both(Alone):
+    """The sums of one rank that has two shards."""
+
+    slots = 2
+
+    def bucket(self, count: int, slot: int) -> torch.Tensor:
+        return super().bucket(count, slot)
+
+    def wait(self) -> None:
+        for first, second in zip(self.memories[::2], self.memories[1::2], strict=True):
+            first.add_(second)
+            second.copy_(first)
+
+
+def test_two_shards_of_one_process_are_summed_as_those_of_two() -> None:
+    torch.manual_seed(0)
+    model, sums = Model(), Both()
+    ours = Gradients(model, sums)
+    for passes in (1, 3):
+        batches = [[torch.randn(4, 3) * 1000**shard for _ in range(passes)] for shard in (0, 1)]
+        one, two = (expected(model, batches[shard]) for shard in (0, 1))
+        for number in range(passes):
+            for shard in (0, 1):
+                if number == passes - 1 and shard == 1:
+                    ours.arm()
+                model(batches[shard][number]).backward()
+                ours.put(shard)
+        assert sums.begun[:1] == [0]  # summed before the step is over
+        assert ours.sum_up([1.5, 2.0]) == 3.5
+        check(model, {n: None if g is None else g + two[n] for n, g in one.items()})
+        sums.begun.clear()
+        model.zero_grad()
+
+
+def test_what_was_put_of_a_step_that_is_dropped_is_in_no_other() -> None:
+    torch.manual_seed(0)
+    model = Model()
+    ours = Gradients(model, Both())
+    model(torch.randn(4, 3)).backward()
+    ours.put(0)
+    model.zero_grad()
+    ours.drop()
+    batch = torch.randn(4, 3)
+    want = expected(model, [batch])
+    ours.arm()
+    model(batch).backward()
+    ours.put(1)
+    ours.sum_up([0.0, 1.0])
+    check(model, want)
 
 
 def test_the_memory_that_is_asked_for_is_enough() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,74 +11,16 @@ import msgspec
 import numpy as np
 import pytest
 
+from zenos.core import durable
 from zenos.core.home import Home
 from zenos.core.specs import TrainSpec
 from zenos.models.registry import Registry
 from zenos.runtime.train.checkpoint import Checkpoints
 
-from .child import Request
 from .helpers import spec, write_corpus
+from .nursery import Nursery
 
 STEPS = 30
-
-
-class Child:
-    """One generation of the task, in a process of its own."""
-
-    def __init__(self, nursery: Nursery, pid: int, pipe: Path) -> None:
-        self.pid = pid
-        self._nursery = nursery
-        self._log = Path(f"{pipe}.log")
-        self._said = pipe.open()
-
-    def until(self, stage: str, done: int) -> None:
-        """Read its progress up to there, or to its end."""
-        while line := self._said.readline():
-            words = line.split()
-            if words[0] == stage and int(words[1]) >= done:
-                return
-
-    def send(self, number: signal.Signals) -> None:
-        os.kill(self.pid, number)
-
-    def end(self) -> tuple[int, str]:
-        """Wait for its end: the exit code, and its log."""
-        while self._said.readline():
-            pass
-        self._said.close()
-        return int(self._nursery.answer()), self._log.read_text()
-
-
-class Nursery:
-    """The process that forks them."""
-
-    def __init__(self, scratch: Path) -> None:
-        self._scratch = scratch
-        self._count = 0
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.runtime.train.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-
-    def answer(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline()
-
-    def start(self, home: Path, generation: int, work: TrainSpec, failpoints: str = "") -> Child:
-        assert self._process.stdin is not None
-        self._count += 1
-        pipe = self._scratch / f"pipe-{self._count}"
-        os.mkfifo(pipe)
-        request = Request(str(home), generation, work, str(pipe), failpoints)
-        self._process.stdin.write(msgspec.json.encode(request).decode() + "\n")
-        self._process.stdin.flush()
-        return Child(self, int(self.answer()), pipe)
-
-    def close(self) -> None:
-        self._process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -132,23 +72,40 @@ def test_kill_at_random_steps(
     assert finish(nursery, tmp_path, work) == expected, f"seed {seed}"
 
 
-# Write passes in order: three for the caches and the plan, then four for each checkpoint.
+# Counted from the first step on: each save writes its parts and the manifest.
 @pytest.mark.parametrize(
     "failpoint",
     [
-        "durable.write=kill@3",
-        "durable.write=kill@9",
-        "durable.fsync=kill@24",
-        "durable.rename=kill@9",
+        "durable.write=kill@1",
+        "durable.write=kill@6",
+        "durable.fsync=kill@2",
+        "durable.rename=kill@2",
     ],
 )
 def test_kill_in_the_middle_of_saving(
     nursery: Nursery, tmp_path: Path, whole: tuple[TrainSpec, str], failpoint: str
 ) -> None:
     work, expected = whole
-    child = nursery.start(tmp_path, 1, work, failpoint)
+    child = nursery.start(tmp_path, 1, work, failpoint, armed="training")
     code, said = child.end()
     assert code == -signal.SIGKILL, said
+    half = Home(tmp_path).checkpoint("t1").glob(f"{durable.TEMPORARY_PREFIX}*")
+    assert list(half), "it fell elsewhere"
+    assert finish(nursery, tmp_path, work) == expected
+
+
+# Of the tokenizer, the shards and the pack, in this order; then comes the plan.
+@pytest.mark.parametrize(
+    "failpoint", ["durable.write=kill@3", "durable.fsync=kill@20", "durable.rename=kill@7"]
+)
+def test_kill_in_the_middle_of_preparing(
+    nursery: Nursery, tmp_path: Path, whole: tuple[TrainSpec, str], failpoint: str
+) -> None:
+    work, expected = whole
+    code, said = nursery.start(tmp_path, 1, work, failpoint).end()
+    assert code == -signal.SIGKILL, said
+    assert not Home(tmp_path).checkpoint("t1").exists(), "it fell elsewhere"
+    assert list(Home(tmp_path).cache.glob(f"*/{durable.TEMPORARY_PREFIX}*")), "it fell elsewhere"
     assert finish(nursery, tmp_path, work) == expected
 
 

@@ -73,7 +73,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[shards.Shard]:
 
 def document(text: str) -> Document:
     raw = text.encode()
-    return Document(text, len(raw), int.from_bytes(hashlib.sha256(raw).digest()[:8], "big"))
+    return Document(text, len(raw), hashlib.sha256(raw).digest())
 
 
 def survey_of(threshold: int = 0) -> Survey:

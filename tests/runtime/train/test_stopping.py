@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from zenos.core.wire import Progress
 from zenos.runtime.context import EXIT_SUSPENDED
 from zenos.runtime.train.checkpoint import Checkpoints
 from zenos.runtime.train.trainer import Trainer
@@ -43,9 +44,14 @@ def test_stop_saves_and_the_next_generation_goes_on_to_the_same_weights(
 
 
 def test_stop_before_the_first_step(run: Any, corpus: Path) -> None:
-    for stage in ("reading", "tokenizer", "packing", "building"):
+    for stage in ("reading", "tokenizer", "tokenizing", "building"):
         bus = Bus()
-        bus.on_progress = lambda p, s=stage, b=bus: b.say_stop(save=True) if p.stage == s else None
+
+        def stop(progress: Progress, stage: str = stage, bus: Bus = bus) -> None:
+            if progress.stage.partition(",")[0] == stage:
+                bus.say_stop(save=True)
+
+        bus.on_progress = stop
         code, context = run(spec(corpus, vocab_size=333), bus=bus)
         assert code == EXIT_SUSPENDED, stage
         assert result(context) == {"suspended": True, "step": 0, "saved": True}

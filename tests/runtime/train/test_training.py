@@ -50,10 +50,11 @@ def test_a_causal_model_from_files_to_the_registry(run: Any, corpus: Path) -> No
     assert [p[0] for p in curve] == sorted({p[0] for p in curve})
     assert [p[0] for p in curve if p[2] is not None] == [50, 100, 150]
     assert curve[-1][1] < curve[0][1]
-    stages = list(dict.fromkeys(p.stage for p in bus.progress))
+    # How many lanes there are hangs on the machine.
+    stages = list(dict.fromkeys(p.stage.partition(",")[0] for p in bus.progress))
     # Whether the save is told of hangs on how long it takes.
     assert [stage for stage in stages if stage != "saving"] == [
-        "reading", "tokenizer", "packing", "building", "training", "evaluating", "publishing",
+        "reading", "tokenizer", "tokenizing", "building", "training", "evaluating", "publishing",
     ]  # fmt: skip
     last = [p for p in bus.progress if p.stage == "training"][-1]
     assert last.total == 150
@@ -180,7 +181,7 @@ def test_resuming_needs_the_cache_alone(run: Any, tmp_path: Path) -> None:
     (own / "00.txt").write_text("changed")
     code, context = run(work, generation=2, bus=(again := Bus()))
     assert code == 0, error(context)
-    assert "reading" not in {p.stage for p in again.progress}
+    assert not any(p.stage.startswith(("reading", "tokenizing")) for p in again.progress)
     assert text
 
 
@@ -248,7 +249,7 @@ def test_accumulation_and_a_budget_of_time(run: Any, corpus: Path) -> None:
     code, context = run(work, bus=(bus := Bus()))
     assert code == 0, error(context)
     found = result(context)
-    assert 10 < found["steps"] < 20_000
+    assert 0 < found["steps"] < 20_000
     assert found["trained_s"] < 2.0 * 1.6
     assert found["tokens"] == found["steps"] * 2 * 4 * 32
     assert any("fit the time budget" in p.note for p in bus.progress)

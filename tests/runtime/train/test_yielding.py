@@ -128,7 +128,7 @@ def test_asked_again_while_it_is_paused_it_says_again_that_it_is(run: Any, corpu
 
 def test_it_pauses_while_it_reads_its_corpus(run: Any, corpus: Path) -> None:
     daemon = Daemon({})
-    daemon.on_progress = lambda p: daemon.say("pause") if p.stage == "reading" else None
+    daemon.on_progress = lambda p: daemon.say("pause") if p.stage.startswith("reading") else None
     code, context = run(spec(corpus, vocab_size=321), bus=daemon)
     assert code == 0, error(context)
     assert daemon.paused >= 1

@@ -1,0 +1,155 @@
+"""`zenos pull ORG/NAME`, by the Hub's own client, from a server that answers as the Hub does."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.cli.conftest import Daemon
+from zenos.runtime import architectures
+
+ROOT = Path(__file__).parent.parent.parent
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+MODEL = "someone/tiny-llama"
+
+
+class Hub(http.server.ThreadingHTTPServer):
+    """One model: what it is, which files it has, and these. Nothing else is there (404)."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files = files
+        self.fetched: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """https://huggingface.co/docs/hub/api, as much of it as a download needs."""
+
+    server: Hub
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _answer(self, *, body: bool) -> None:
+        path = self.path.partition("?")[0]
+        files, resolved = self.server.files, f"/{MODEL}/resolve/{COMMIT}/"
+        if path == f"/api/models/{MODEL}/revision/main":
+            names = [{"rfilename": name} for name in files]
+            self._send(json.dumps({"id": MODEL, "sha": COMMIT, "siblings": names}).encode())
+        elif path == f"/api/models/{MODEL}/tree/{COMMIT}":
+            listed = [
+                {"type": "file", "path": name, "size": len(data), "oid": tag(data)}
+                for name, data in files.items()
+            ]
+            self._send(json.dumps(listed).encode())
+        elif path.startswith(resolved) and path.removeprefix(resolved) in files:
+            name = path.removeprefix(resolved)
+            if body:
+                self.server.fetched.append(name)
+            self._send(files[name], body=body)
+        else:
+            self._send(b'{"error": "Repository not found"}', 404, body=body)
+
+    def _send(self, data: bytes, status: int = 200, *, body: bool = True) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("ETag", f'"{tag(data)}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        if status == 404:
+            self.send_header("X-Error-Code", "RepoNotFound")
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+
+def tag(data: bytes) -> str:
+    return hashlib.sha1(data, usedforsecurity=False).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a model that transformers would open, and others beside them."""
+    directory = tmp_path_factory.mktemp("model")
+    settings = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    architectures.save(architectures.build("llama-nano", settings, 64, 7), directory)
+    files = {path.name: path.read_bytes() for path in directory.iterdir()}
+    return {**files, "pytorch_model.bin": b"a pickle", "README.md": b"# Tiny"}
+
+
+@pytest.fixture
+def hub(model: dict[str, bytes]) -> Iterator[Hub]:
+    with Hub(model) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def pull(hub: Hub, scratch: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """As a process: the Hub's client reads its settings when it is imported."""
+    told = {"HF_ENDPOINT": hub.url, "HF_HOME": str(scratch / "hf"), "HF_HUB_OFFLINE": "0"}
+    return subprocess.run(
+        [sys.executable, "-m", "zenos", "pull", *args],
+        env={
+            **os.environ,
+            **told,
+            "PYTHONPATH": str(ROOT),
+            "TMPDIR": str(scratch),
+            "NO_PROXY": "127.0.0.1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_model_of_the_hub_is_fetched_and_registered(
+    daemon: Daemon, hub: Hub, model: dict[str, bytes], tmp_path: Path
+) -> None:
+    ran = pull(hub, tmp_path, MODEL)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == "tiny-llama:1\n"
+    registry = daemon.double.registry
+    version = registry.resolve("tiny-llama")
+    kinds = (".json", ".safetensors")
+    wanted = {name: data for name, data in model.items() if name.endswith(kinds)}
+    assert sorted(version.files) == sorted(wanted)
+    path = registry.path(version)
+    assert {name: (path / name).read_bytes() for name in version.files} == wanted
+    # Pickles are not even fetched, and what was fetched is in the registry alone.
+    assert sorted(set(hub.fetched)) == sorted(wanted)
+    assert [left.name for left in tmp_path.glob("zenos-pull-*")] == []
+    loaded: Any = architectures.load(path, torch.float32)
+    assert loaded.num_parameters() == version.parameters
+
+
+def test_what_the_hub_does_not_have_is_told(daemon: Daemon, hub: Hub, tmp_path: Path) -> None:
+    ran = pull(hub, tmp_path, "someone/nothing", "mine")
+    assert ran.returncode == 3
+    assert ran.stderr == (
+        "zenos: cannot find someone/nothing on the Hub, and there is no such directory here\n"
+    )
+    assert "mine" not in {version.name for version in daemon.double.registry.list()}
