@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RAY_VERSION := 2.60.0
 ZMQ_VERSION := 27.2.0
+REDIS_VERSION := 8.1.0
 # Where torch comes from, if not from where pip looks already: a package index's address.
 TORCH_INDEX ?=
 # Which build of it: auto (the one for CPUs where there is no NVIDIA driver), cpu or any.
 export TORCH_BUILD ?= auto
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: demo test install lint format types imports docs soak bench bench-preempt bench-peers clean help
+# Daemons and workers are started by the hundred: each would compile all of zenos again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test install lint format types imports docs soak fuzz bench bench-preempt bench-peers clean help
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -35,14 +39,14 @@ $(STAMP): pyproject.toml constraints.txt scripts/install-torch
 	  -c constraints.txt -e '.[dev,demo,gpu,plot]'
 	@touch $(STAMP)
 
-demo: $(STAMP) ## Train a language model on this machine, serve it, ask it (about four minutes, and the installation)
+demo: $(STAMP) ## Train a language model on this machine, serve it, ask it (about three minutes, and the installation)
 	$(BIN)/zenos demo
 
 # Most tests wait for processes, so more of them run at once than there are cores.
 TEST_WORKERS ?= 3
 
 test: $(STAMP) ## All tests
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) ## ruff: lint and format
 	$(BIN)/ruff check .
@@ -64,17 +68,21 @@ docs: $(STAMP) ## Is everything documented that a user can name?
 soak: $(STAMP) ## The long storms
 	$(BIN)/python -m pytest -m soak --timeout=7200 tests
 
+FUZZ_S ?= 60
+fuzz: $(STAMP) ## Bytes of any kind at the bus's decoders, for FUZZ_S seconds (by coverage, with the extra `fuzz`)
+	$(BIN)/python -m tests.bus.fuzz --seconds $(FUZZ_S)
+
 bench: $(STAMP) ## Ours beside the peers', one table (leave the machine alone meanwhile)
 	$(BIN)/python -m benchmarks --markdown docs/benchmarks.md --json docs/benchmarks.json
 
 bench-preempt: $(STAMP) ## Preemption to first token: requests while a training holds the memory
 	$(BIN)/python -m benchmarks preemption
 
-bench-peers: .venv-peers/.installed ## Install the peers that `make bench` measures beside us (Ray, ZeroMQ)
+bench-peers: .venv-peers/.installed ## Install the peers that `make bench` measures beside us (Ray, ZeroMQ; redis-server comes from apt-get)
 
 .venv-peers/.installed: Makefile
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet ray==$(RAY_VERSION) pyzmq==$(ZMQ_VERSION) numpy
+	.venv-peers/bin/python -m pip install --quiet ray==$(RAY_VERSION) pyzmq==$(ZMQ_VERSION) redis==$(REDIS_VERSION) numpy
 	@touch $@
 
 clean: ## Remove what was built

@@ -17,13 +17,18 @@ PARTS = (
     "daemon",
     "tasks",
     "messages",
+    "durable",
+    "commands",
     "threads",
+    "calls",
+    "tokenizing",
     "memory",
     "cold_start",
     "training",
     "data_parallel",
     "decode",
     "preemption",
+    "scheduler",
 )
 
 
@@ -73,8 +78,8 @@ def page(described: dict[str, str], text: str) -> str:
     return (
         "# Benchmarks\n\n"
         "Ours beside the peer's: the same work, in the same run, in turns. Medians, with the\n"
-        "lowest and the highest in brackets. `make bench` writes this page; Ray and ZeroMQ are\n"
-        "measured where `make bench-peers` has installed them, in an environment of their own.\n\n"
+        "lowest and the highest in brackets. `make bench` writes this page; Ray, ZeroMQ\n"
+        "and Redis are measured where they are installed (`make bench-peers`).\n\n"
         f"Measured on {today}: {shown}.\n\n{text}\n"
     )
 

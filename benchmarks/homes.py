@@ -45,14 +45,14 @@ def daemon(root: Path, *flags: str) -> Iterator[Client]:
             daemon_process.wait_gone(process, 60)
 
 
-def ray(script: str) -> list[str] | None:
+def ray(script: str, *arguments: str) -> list[str] | None:
     """Run one of peers/*.py where the peers are installed: its lines; None where they aren't."""
     if not PEERS.exists():
         return None
     path = Path(__file__).parent / "peers" / script
     with tempfile.TemporaryDirectory(prefix="r-") as folder:  # Ray leaves its own
         done = subprocess.run(
-            [str(PEERS), str(path)],
+            [str(PEERS), str(path), *arguments],
             env={**os.environ, "RAY_TMPDIR": folder},
             capture_output=True,
             text=True,

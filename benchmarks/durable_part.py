@@ -1,0 +1,54 @@
+"""A producer or a consumer of durable messages, as a process of its own.
+
+`produce COUNT IN_FLIGHT BYTES HOME` and `consume COUNT IN_FLIGHT BYTES HOME`: each says `ready`,
+waits for a line, and says `done` when it has sent, or acknowledged, so many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from zenos import bus
+
+TIMEOUT_S = 120.0
+
+
+async def produce(home: str, count: int, in_flight: int, size: int) -> None:
+    """Send batches, each when all of the one before is kept."""
+    async with await bus.connect_async(home=home) as ours:
+        topic, body = ours.topic("bench", durable=True), bytes(size)
+        go()
+        for _ in range(count // in_flight):
+            sends = (topic.send(body, timeout_s=TIMEOUT_S) for _ in range(in_flight))
+            await asyncio.gather(*sends)
+    print("done", flush=True)
+
+
+async def consume(home: str, count: int, in_flight: int) -> None:
+    """Take and acknowledge as many at once."""
+
+    async def take() -> None:
+        async with topic.receive(timeout_s=TIMEOUT_S):
+            pass
+
+    async with await bus.connect_async(home=home) as ours:
+        topic = ours.topic("bench", durable=True, prefetch=in_flight)
+        go()
+        for _ in range(count // in_flight):
+            await asyncio.gather(*(take() for _ in range(in_flight)))
+    print("done", flush=True)
+
+
+def go() -> None:
+    """Wait for the word."""
+    print("ready", flush=True)
+    sys.stdin.readline()
+
+
+if __name__ == "__main__":
+    what, number, flight, length, where = sys.argv[1:]
+    if what == "produce":
+        asyncio.run(produce(where, int(number), int(flight), int(length)))
+    else:
+        asyncio.run(consume(where, int(number), int(flight)))
