@@ -18,10 +18,11 @@ from zenos.core import events as ev
 from zenos.core.actions import StartWorker
 from zenos.core.clock import VirtualClock
 from zenos.core.config import Config
+from zenos.core.node import Node
 from zenos.core.priority import p_of
 from zenos.core.resources import Resources
 from zenos.core.specs import ProgramSpec
-from zenos.core.task import Node, Outcome, TaskSpec
+from zenos.core.task import Outcome, TaskSpec
 from zenos.kernel.step import Kernel, Step
 
 A_S, B_S = 60.0, 10.0  # how long the tasks run
