@@ -14,7 +14,8 @@ from importlib import resources
 from typing import Any, Final, NamedTuple
 
 from zenos.core.errors import InvalidError
-from zenos.core.wording import nearest
+from zenos.core.specs import TrainSpec
+from zenos.core.wording import followed, nearest
 
 
 class Preset(NamedTuple):
@@ -40,6 +41,20 @@ SIZES: Final = {
     "small": Size(768, 12, 12, 2048),
 }
 POSITIONS: Final = 2048
+# No published model comes near these; beyond them even a description costs minutes.
+SETTING_MAX: Final = 10_000_000
+LAYERS_MAX: Final = 1_000
+# What the model types of presets can be trained for from scratch; t5 for nothing here.
+OBJECTIVES: Final = {"llama": "causal_lm", "gpt2": "causal_lm", "bert": "masked_lm", "t5": None}
+# Settings that say how long a sequence may be; GPT-2 takes both names.
+ROOMS: Final = ("max_position_embeddings", "n_positions")
+# Settings that count something: without it there is no model.
+COUNTS: Final = frozenset(
+    {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}
+    | {"num_key_value_heads", "head_dim", "max_position_embeddings", "n_embd"}
+    | {"n_layer", "n_head", "n_inner", "n_positions", "d_model", "d_kv", "d_ff", "num_layers"}
+    | {"num_decoder_layers", "num_heads", "encoder_layers", "decoder_layers"}
+)
 
 
 def _spread(width: int) -> float:
@@ -127,7 +142,7 @@ def _published() -> tuple[frozenset[str], dict[str, list[str]]]:
 def check_arch(arch: str, settings: dict[str, Any]) -> None:
     """Raises InvalidError, with the nearest name, for what no task could build.
 
-    Settings of model types that have no preset are known to the task alone.
+    Of model types that have no preset, names of settings are known to the task alone.
     """
     types, known = _published()
     preset = PRESETS.get(arch)
@@ -135,8 +150,12 @@ def check_arch(arch: str, settings: dict[str, Any]) -> None:
         family, _, _ = arch.partition("-")
         sizes = [name for name in PRESETS if name.startswith(f"{family}-")]
         hint = nearest(arch[:100], [*PRESETS, *sorted(types)])
-        more = f"; sizes are {', '.join(sizes)}" if sizes else ""
-        raise InvalidError(f"cannot build {arch[:100]!r}: no such architecture{hint}{more}")
+        wrong = f"cannot build {arch[:100]!r}: no such architecture{hint}"
+        more = f"sizes are {', '.join(sizes)}"
+        raise InvalidError(followed(wrong, more) if sizes else wrong)
+    for name, value in settings.items():
+        if name in COUNTS and value is not None:  # None means the usual, where there is one
+            check_count(name, value)
     names = known.get(arch if preset is None else preset.model_type)
     if names is None:
         return
@@ -144,3 +163,62 @@ def check_arch(arch: str, settings: dict[str, Any]) -> None:
         if name not in names:
             hint = nearest(name[:100], names)
             raise InvalidError(f"cannot set {name[:100]!r} of {arch}: no such setting{hint}")
+
+
+def check_type(model_type: str | None) -> None:
+    """Raises InvalidError for a config's model type that transformers doesn't have here."""
+    types, _ = _published()
+    if model_type is not None and model_type not in types:
+        raise InvalidError(
+            f"cannot import a model of the type {model_type[:100]!r}: transformers has none such "
+            f"here{nearest(model_type[:100], sorted(types))}"
+        )
+
+
+def check_train(spec: TrainSpec) -> None:
+    """Raises InvalidError for a run from scratch that its architecture cannot do.
+
+    Of model types that have no preset the task alone knows, as it does of a model to go on from.
+    """
+    if spec.arch is None:
+        return
+    check_arch(spec.arch, spec.settings)
+    preset = PRESETS.get(spec.arch, Preset(spec.arch, {}))
+    if spec.objective != OBJECTIVES.get(preset.model_type, spec.objective):
+        raise InvalidError(
+            f"cannot train {spec.arch} as {spec.objective}: choose an architecture of that family "
+            "(llama and gpt2 for causal_lm, bert for masked_lm)"
+        )
+    said = {name: value for name, value in spec.settings.items() if name in ROOMS}
+    said = said or {name: value for name, value in preset.settings.items() if name in ROOMS}
+    rooms = [value for value in said.values() if type(value) is int]
+    if rooms and spec.sequence_length > max(rooms):
+        raise InvalidError(
+            f"cannot train on sequences of {spec.sequence_length} tokens: the model has room for "
+            f"{max(rooms)}; set {next(iter(said))} in 'settings', or a shorter "
+            "sequence_length"
+        )
+
+
+def check_count(name: str, value: Any, own: str | None = None) -> None:
+    """Raises InvalidError for a value that no setting of COUNTS can have.
+
+    own: what the model type itself calls the setting, where that is another name.
+    """
+    most = LAYERS_MAX if "layer" in (own or name) else SETTING_MAX
+    if not is_count(value, most):
+        raise InvalidError(
+            f"cannot set {name} to {shown(value)}: give a whole number from 1 to {most}"
+        )
+
+
+def is_count(value: Any, most: int) -> bool:
+    """Whether it is a whole number from 1 to `most`."""
+    return type(value) is int and 1 <= value <= most
+
+
+def shown(value: Any) -> str:
+    """A setting's value in a message, whatever it is."""
+    if isinstance(value, int) and abs(value) > 10**30:
+        return "that"  # Python refuses to print very long numbers
+    return repr(value)[:100]

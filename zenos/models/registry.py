@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import logging
 import os
 import re
@@ -39,8 +38,8 @@ from zenos.core.errors import (
     ZenosError,
 )
 from zenos.core.names import ModelRef, check_name
-from zenos.core.wording import nearest
-from zenos.models import intake, outlet
+from zenos.core.wording import followed, nearest
+from zenos.models import copying, fitting, intake, outlet
 from zenos.models.records import (
     FORMAT,
     Asked,
@@ -58,16 +57,19 @@ log = logging.getLogger(__name__)
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _NUMBER: Final = re.compile(r"[1-9][0-9]{0,17}")
-CHUNK_BYTES: Final = 4 * limits.MIB
 
 ADDING: Final = "adding.lock"
 
 
 class Registry:
-    """Model versions under one directory."""
+    """Model versions under one directory.
 
-    def __init__(self, root: Path) -> None:
+    lanes: files that are copied and hashed at once, and more than one for a large file.
+    """
+
+    def __init__(self, root: Path, lanes: int = 1) -> None:
         self._root = root
+        self._lanes = min(lanes, limits.MODEL_LANES_MAX)
         self._blobs = root / "blobs" / "sha256"
         self._manifests = root / "manifests"
         self._names = root / "names"
@@ -119,9 +121,11 @@ class Registry:
 
     def verify(self, version: ModelVersion) -> None:
         """Read every file of a version; StorageError names the one that is damaged."""
-        for name, file in version.files.items():
+
+        def check(name: str) -> None:
+            file = version.files[name]
             try:
-                digest = _digest(self._blob(file.digest))
+                digest = copying.digest(self._blob(file.digest))
             except OSError as error:
                 raise StorageError(f"cannot read {name} of {version.ref}: {error}") from error
             if digest != file.digest:
@@ -129,6 +133,8 @@ class Registry:
                     f"cannot trust {name} of {version.ref}: it has changed on the disk; remove "
                     "this version and import or train it again"
                 )
+
+        copying.each(check, list(version.files), self._lanes)
 
     # -- writing
 
@@ -153,7 +159,9 @@ class Registry:
         # Copying takes as long as it takes: others may read, register and add meanwhile. Only what
         # isn't named by a manifest yet must not be collected.
         with self._collecting_failures(), self._locked(ADDING, shared=True):
-            infos = {file: self._add(path) for file, path in sorted(files.items())}
+            names = sorted(files)
+            added = copying.each(self._add, [files[file] for file in names], self._lanes)
+            infos = dict(zip(names, added, strict=True))
             # Whoever owns the files may have changed them meanwhile: what counts is the copy.
             config, parameters = intake.inspect(
                 {file: self._blob(info.digest) for file, info in infos.items()}
@@ -244,12 +252,14 @@ class Registry:
     ) -> ModelVersion:
         """Register a Hugging Face directory: config, tokenizer and safetensors weights.
 
-        Raises InvalidError for pickled weights, and for links that lead out of the directory.
+        Raises InvalidError for pickled weights, for links that lead out of the directory, and for
+        files that don't belong together.
         """
         if known := self._answered(asked):  # the directory may be gone
             return known
         directory = Path(path)
         files = intake.gather(directory)
+        fitting.check(files)
         lineage = Lineage(parent=f"import:{directory.name}")
         return self.publish(name, files, lineage=lineage, asked=asked)
 
@@ -345,18 +355,15 @@ class Registry:
 
     def _add(self, source: Path) -> FileInfo:
         """Copy a file into the blobs, hashing it on the way."""
-        hasher, size = hashlib.sha256(), 0
         fd, temporary = tempfile.mkstemp(prefix=durable.TEMPORARY_PREFIX, dir=self._blobs)
         try:
             with os.fdopen(fd, "wb") as target, source.open("rb") as file:
                 failpoints.passing("durable.write")
-                while data := file.read(CHUNK_BYTES):
-                    hasher.update(data)
-                    target.write(data)
-                    size += len(data)
-            path = self._blob(hasher.hexdigest())
+                large = os.fstat(file.fileno()).st_size > copying.CHUNK_BYTES
+                digest, size = copying.copy(file, target, beside=large and self._lanes > 1)
+            path = self._blob(digest)
             _make_directory(path.parent)
-            if path.exists() and _digest(path) == path.name:
+            if path.exists() and copying.digest(path) == path.name:
                 Path(temporary).unlink()
             else:  # new, or what lies there is damaged
                 Path(temporary).chmod(0o400)
@@ -367,7 +374,7 @@ class Registry:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-        return FileInfo(digest=hasher.hexdigest(), size=size)
+        return FileInfo(digest=digest, size=size)
 
     def _manifest(self, name: str, version: int) -> Path:
         return self._manifests / check_name(name, "model name") / f"{version}.json"
@@ -392,7 +399,10 @@ class Registry:
         if not versions:
             known = sorted({found for found, _ in self._stored()})
             raise NotFoundError(
-                f"cannot find the model {name!r}{nearest(name, known)}; 'zenos list' shows all"
+                followed(
+                    f"cannot find the model {name!r}{nearest(name, known)}",
+                    "'zenos list' shows all",
+                )
             )
         if ref.tag is None or ref.tag == "latest":
             return name, versions[-1]
@@ -400,8 +410,11 @@ class Registry:
         number = ref.version or aliases.get(ref.tag, 0)
         if number not in versions:
             hint = nearest(ref.tag, [a for a, v in aliases.items() if v in versions])
-            shown = ", ".join(map(str, versions[-10:]))
-            raise NotFoundError(f"cannot find {ref}: the versions are {shown}{hint}")
+            what = f"the versions are {', '.join(map(str, versions[-10:]))}"
+            if not ref.version:
+                others = ", ".join(sorted(aliases)[:10])
+                what += f", the aliases {others}" if others else ", and it has no aliases"
+            raise NotFoundError(f"cannot find {ref}: {what}{hint}")
         return name, number
 
     def _read(self, name: str, version: int) -> ModelVersion:
@@ -477,8 +490,3 @@ def _make_directory(path: Path) -> None:
     if not path.exists():
         path.mkdir(mode=0o700, exist_ok=True)
         durable.sync_directory(path.parent)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,20 +15,18 @@ from zenos.core.errors import InvalidError, StorageError, ZenosError
 from zenos.core.resources import show_size
 from zenos.core.wording import nearest
 from zenos.models import safetensors
-from zenos.models.presets import PRESETS, Preset
+from zenos.models.presets import (
+    COUNTS,
+    LAYERS_MAX,
+    PRESETS,
+    Preset,
+    check_count,
+    is_count,
+    shown,
+)
 from zenos.models.records import family_of
 
-# No published model comes near these; beyond them even a description costs minutes.
-SETTING_MAX: Final = 10_000_000
-LAYERS_MAX: Final = 1_000
 NUMBER_MAX: Final = 1e12  # of a setting that is no size: a base of rotary positions, an epsilon
-# Settings that count something: without it there is no model.
-COUNTS: Final = frozenset(
-    {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}
-    | {"num_key_value_heads", "head_dim", "max_position_embeddings", "n_embd"}
-    | {"n_layer", "n_head", "n_inner", "n_positions", "d_model", "d_kv", "d_ff", "num_layers"}
-    | {"num_decoder_layers", "num_heads", "encoder_layers", "decoder_layers"}
-)
 # Settings that follow from others, and cannot be set.
 DECIDED: Final = frozenset(
     {"model_type", "architectures", "transformers_version", "_name_or_path", "dtype"}
@@ -92,19 +90,12 @@ def settings_of(default: Any) -> list[str]:
 
 def _checked(name: str, own: str, value: Any, usual: Any) -> Any:
     """One setting's value, if it can be one; `usual` is what it is otherwise."""
-    most = LAYERS_MAX if "layer" in own else SETTING_MAX
-    if own in COUNTS and not (value is None and usual is None) and not _counts(value, most):
-        raise InvalidError(
-            f"cannot set {name} to {shown(value)}: give a whole number from 1 to {most}"
-        )
+    if own in COUNTS and not (value is None and usual is None):
+        check_count(name, value, own)
     _check_numbers(name, value)
     if isinstance(usual, float) and type(value) is int:
         return float(value)
     return value
-
-
-def _counts(value: Any, most: int) -> bool:
-    return type(value) is int and 1 <= value <= most
 
 
 def _check_numbers(name: str, value: Any) -> None:
@@ -127,13 +118,6 @@ def _check_tokens(values: dict[str, Any], default: Any, vocab_size: int) -> None
             )
         if isinstance(usual, int) and usual >= vocab_size:
             values.setdefault(name, None)
-
-
-def shown(value: Any) -> str:
-    """A setting's value in a message, whatever it is."""
-    if isinstance(value, int) and abs(value) > 10**30:
-        return "that"  # Python refuses to print very long numbers
-    return repr(value)[:100]
 
 
 def _impossible(arch: str, error: Exception) -> InvalidError:
@@ -191,7 +175,7 @@ def load(
     try:
         for name, value in read_config(path).items():
             layers = name in COUNTS and "layer" in name and value is not None
-            if layers and not _counts(value, LAYERS_MAX):
+            if layers and not is_count(value, LAYERS_MAX):
                 raise InvalidError(
                     f"cannot load the model: its config.json sets {name} to {shown(value)}"
                 )

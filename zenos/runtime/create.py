@@ -10,6 +10,7 @@ from zenos import __version__
 from zenos.core.errors import InvalidError
 from zenos.core.specs import CreateSpec
 from zenos.core.wire import Progress
+from zenos.models.presets import SETTING_MAX, shown
 from zenos.models.registry import Lineage
 from zenos.runtime import architectures
 from zenos.runtime.context import WorkerContext
@@ -68,11 +69,10 @@ def _vocab_size(given: Any, vocabulary: Vocabulary | None) -> int:
         least = max(least, vocabulary.size, 1 + max(vocabulary.tokenizer.get_vocab().values()))
     if given is None:
         return least if vocabulary is not None else VOCABULARY_DEFAULT
-    if type(given) is not int or not least <= given <= architectures.SETTING_MAX:
+    if type(given) is not int or not least <= given <= SETTING_MAX:
         why = "" if vocabulary is None else ", as its tokenizer has so many tokens"
         raise InvalidError(
-            f"cannot use vocab_size {architectures.shown(given)}: "
-            f"give a whole number from {least}{why}"
+            f"cannot use vocab_size {shown(given)}: give a whole number from {least}{why}"
         )
     return given
 

@@ -1,9 +1,10 @@
 """All-reduce between the ranks of one machine, in place in shared memory.
 
-Every rank has a part of one segment, in which its buckets lie. To reduce a bucket, each rank waits
-until all have written theirs, sums its own slice of it over all ranks, writes the sum into every
-rank's bucket, and waits until all have done so. The terms are added in the order of the ranks,
-whoever does it: the result is the same on all ranks, bit for bit, and in every run.
+One segment is divided into slots, in which the buckets lie: a slot for each rank, or several, as
+neighbours. To reduce a bucket, each rank waits until all have written theirs, sums its own part of
+it over all slots, writes the sum into every slot, and waits until all have done so. The terms are
+added in the order of the slots, whoever does it: the result is the same on all ranks, bit for bit,
+in every run, and with however many ranks the slots are shared.
 
 The ranks tell each other where they are by messages of a few bytes, over a socket for each pair.
 That is counter, doorbell and lifeline in one: a message orders the memory around it on every
@@ -41,7 +42,7 @@ _MEET, _LOST, _LEFT = range(3)
 
 
 class Seat(msgspec.Struct):
-    """One rank's place: number `rank` of `ranks`, each with `bytes` of memory for its buckets.
+    """One rank's place: number `rank` of `ranks`, which share `slots` of `bytes` for their buckets.
 
     segment: the memory's inode number. descriptors: the memory, then a socket to each of the
     others, in their order. Whoever has a seat open, forks included, keeps its place from being
@@ -50,13 +51,15 @@ class Seat(msgspec.Struct):
 
     rank: int
     ranks: int
+    slots: int
     bytes: int
     segment: int
     descriptors: list[int] = []
 
     def send(self, link: socket.socket, *, timeout_s: float = limits.PASS_TIMEOUT_S) -> None:
         """Give it to the process at the other end, and close it here. Errors: `passing.send`."""
-        body = msgspec.msgpack.encode((self.rank, self.ranks, self.bytes, self.segment))
+        numbers = (self.rank, self.ranks, self.slots, self.bytes, self.segment)
+        body = msgspec.msgpack.encode(numbers)
         passing.send(link, body, self.descriptors, timeout_s=timeout_s)
         self.close()
 
@@ -68,7 +71,7 @@ class Seat(msgspec.Struct):
             raise HandleError("cannot take a seat: the other end has gone")
         body, descriptors = got
         try:
-            values = msgspec.msgpack.decode(body, type=tuple[int, int, int, int])
+            values = msgspec.msgpack.decode(body, type=tuple[int, int, int, int, int])
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
             passing.close_all(descriptors)
             raise HandleError(f"cannot take a seat: {error}") from None
@@ -80,19 +83,30 @@ class Seat(msgspec.Struct):
         passing.close_all(descriptors)
 
 
-def seats(ranks: int, bytes_max: int) -> list[Seat]:
-    """Places for so many ranks, each with `bytes_max` bytes for buckets.
+def share(slots: int, rank: int, ranks: int) -> range:
+    """Which slots a rank has: neighbours, as many as any other rank or one more or less."""
+    return range(slots * rank // ranks, slots * (rank + 1) // ranks)
 
+
+def seats(ranks: int, bytes_max: int, slots: int | None = None) -> list[Seat]:
+    """Places for so many ranks, with `bytes_max` bytes for buckets in each slot.
+
+    slots: as many as there are ranks, or more, which they share.
     InvalidError for numbers that cannot be; errors of `segment.create` where there is no memory.
     """
     if not 1 <= ranks <= limits.RANKS_MAX:
         raise InvalidError(f"cannot make a group of {ranks} ranks: from 1 to {limits.RANKS_MAX}")
     if not 1 <= bytes_max <= limits.SEGMENT_BYTES_MAX:
         raise InvalidError(f"cannot make a group with {bytes_max} bytes for each rank")
+    slots = ranks if slots is None else slots
+    if not ranks <= slots <= limits.RANKS_MAX:
+        raise InvalidError(
+            f"cannot share {slots} slots among {ranks} ranks: give each at least one"
+        )
     slot = -(-bytes_max // segment.PAGE_BYTES) * segment.PAGE_BYTES
-    memory = segment.create(slot * ranks)
+    memory = segment.create(slot * slots)
     number = os.fstat(memory).st_ino
-    made = [Seat(rank, ranks, slot, number, [os.dup(memory)]) for rank in range(ranks)]
+    made = [Seat(rank, ranks, slots, slot, number, [os.dup(memory)]) for rank in range(ranks)]
     os.close(memory)
     for low in range(ranks):
         for high in range(low + 1, ranks):
@@ -153,7 +167,7 @@ class Group:
             if len(descriptors) != seat.ranks or not 0 <= seat.rank < seat.ranks:
                 raise HandleError("cannot take this seat: it has not a socket to each other rank")
             size = segment.check(descriptors[0], seat.segment, seals=segment.FIXED_SIZE)
-            if seat.bytes < 1 or size != seat.bytes * seat.ranks:
+            if seat.bytes < 1 or size != seat.bytes * seat.slots or seat.slots < seat.ranks:
                 raise HandleError("cannot take this seat: its memory is not of the size it says")
             mapping = segment.Mapping(descriptors[0], size, writable=True)
         except BaseException:
@@ -163,13 +177,14 @@ class Group:
         mapping.populate()
         self.rank, self.ranks = seat.rank, seat.ranks
         memory = torch.frombuffer(mapping.memory, dtype=torch.uint8)
+        self.own = share(seat.slots, seat.rank, seat.ranks)
         self._slots = [memory[start : start + seat.bytes] for start in range(0, size, seat.bytes)]
         others = [rank for rank in range(self.ranks) if rank != self.rank]
         self._peers = [_Peer(r, fd) for r, fd in zip(others, descriptors[1:], strict=True)]
         self._poll = select.poll()
         for peer in self._peers:
             self._poll.register(peer.link, select.POLLIN)
-        self._taken = 0
+        self._taken = dict.fromkeys(self.own, 0)
         _groups.add(self)
         self._step = 0
         self._open = True
@@ -180,28 +195,34 @@ class Group:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def bucket(self, count: int, dtype: torch.dtype) -> torch.Tensor:
+    def bucket(self, count: int, dtype: torch.dtype, slot: int | None = None) -> torch.Tensor:
         """A tensor of `count` elements in this rank's memory, not initialised, for as long as the
-        group. InvalidError for other types than DTYPES; TooLargeError when none of that size is
-        left."""
+        group. slot: one of `own`, the first by default; buckets of the same number in each slot
+        belong together. InvalidError for other types than DTYPES and for slots of other ranks;
+        TooLargeError when none of that size is left."""
         if dtype not in DTYPES:
             raise InvalidError(f"cannot reduce {dtype}: use one of {', '.join(map(str, DTYPES))}")
-        end = self._taken + count * dtype.itemsize
-        room = len(self._slots[self.rank])
+        slot = self.own[0] if slot is None else slot
+        if slot not in self.own:
+            raise InvalidError(f"cannot make a bucket in slot {slot}: it is another rank's")
+        begin = self._taken[slot]
+        end = begin + count * dtype.itemsize
+        room = len(self._slots[slot])
         if count < 0 or end > room:
             raise TooLargeError(
                 f"cannot make a bucket of {count} elements of {dtype}: "
-                f"{room - self._taken} of {room} bytes are left"
+                f"{room - begin} of {room} bytes are left"
             )
-        found: torch.Tensor = self._slots[self.rank][self._taken : end].view(dtype)
-        self._taken = -(-end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        found: torch.Tensor = self._slots[slot][begin:end].view(dtype)
+        self._taken[slot] = -(-end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         return found
 
     def all_reduce(
         self, bucket: torch.Tensor, *, timeout_s: float = limits.REDUCE_TIMEOUT_S
     ) -> None:
-        """Put the sum over all ranks into everybody's `bucket`, or that part of one.
+        """Put the sum over all slots into `bucket`, or that part of one, in each of them.
 
+        bucket: that of the first of this rank's slots.
         bfloat16 is summed in float32 and rounded once. timeout_s: for each of the two meetings.
         InvalidError when the tensor is no contiguous part of a bucket, on this rank alone: the
         others then wait for it.
@@ -209,9 +230,9 @@ class Group:
         offset = self._offset(bucket)
         self._meet(bucket, offset, timeout_s=timeout_s)
         terms = [slot[offset : offset + bucket.nbytes].view(bucket.dtype) for slot in self._slots]
-        share = -(-bucket.numel() // (self.ranks * _SLICE_ITEMS)) * _SLICE_ITEMS
-        begin = min(self.rank * share, bucket.numel())
-        sum_in_order([term[begin : begin + share] for term in terms])
+        part = -(-bucket.numel() // (self.ranks * _SLICE_ITEMS)) * _SLICE_ITEMS
+        begin = min(self.rank * part, bucket.numel())
+        sum_in_order([term[begin : begin + part] for term in terms])
         self._meet(bucket, offset, timeout_s=timeout_s)
 
     def barrier(self, *, timeout_s: float = limits.REDUCE_TIMEOUT_S) -> None:
@@ -287,7 +308,7 @@ class Group:
         )
 
     def _offset(self, bucket: torch.Tensor) -> int:
-        own = self._slots[self.rank]
+        own = self._slots[self.own[0]]
         offset = bucket.data_ptr() - own.data_ptr()
         inside = 0 <= offset <= len(own) - bucket.nbytes
         if (

@@ -17,7 +17,7 @@ from zenos.core import limits
 from zenos.core.errors import InvalidError, StorageError, WorkerError, ZenosError
 from zenos.core.home import Home
 from zenos.core.resources import parse_size
-from zenos.core.specs import CreateSpec, ProgramSpec, ServeSpec, TrainSpec
+from zenos.core.specs import CallSpec, CreateSpec, ProgramSpec, ServeSpec, TrainSpec
 from zenos.core.task import Task
 from zenos.runtime.context import EXIT_SUSPENDED, WorkerContext
 
@@ -63,7 +63,8 @@ def main(task: Task, home: Home, run_dir: Path) -> int:
             return follow(task, home, run_dir, gang)
     start = _start_file(run_dir)
     channel = Channel(lambda: home.bus, task.id, task.generation, start.token)
-    context = WorkerContext(task, home, run_dir, channel, Registry(home.models))
+    registry = Registry(home.models, thread_count(task))
+    context = WorkerContext(task, home, run_dir, channel, registry)
     context.cache_bytes_max = start.cache_bytes_max
     context.gang = gang
     try:
@@ -84,7 +85,7 @@ def form_gang(task: Task) -> Leader | Follower | None:
         return None
     from zenos.runtime.train.gang import form
 
-    return form(work.workers)
+    return form(task.workers, work.workers)
 
 
 def run(context: WorkerContext, work: Callable[[WorkerContext], int | None]) -> int:
@@ -142,15 +143,15 @@ def entry(task: Task) -> Callable[[WorkerContext], int | None]:
             from zenos.runtime.engine.serve import main as serve
 
             return serve
-        case ProgramSpec():
+        case ProgramSpec() | CallSpec():
             raise InvalidError("cannot run a program in a torch worker")
 
 
 def thread_count(task: Task) -> int:
     """Threads of each of its processes for this task's allocation: cores rounded up, at least 1."""
-    held = task.allocation.resources if task.allocation is not None else task.spec.resources
+    held = task.allocation.resources if task.allocation is not None else task.granted
     work = task.spec.work
-    processes = work.workers if isinstance(work, TrainSpec) else 1
+    processes = task.workers if isinstance(work, TrainSpec) else 1
     if processes > 1:
         return max(1, held.cpu // (1000 * processes))
     return max(1, math.ceil(held.cpu / 1000))

@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 
 from zenos.core.errors import BusyError, ContextLengthError, InvalidError, WorkerError, ZenosError
+from zenos.core.thread_views import ThreadState
 from zenos.core.wire import Chunk, GenerateRequest, TokenLogprob
 from zenos.runtime.engine.batch import Backend, Batch, Part
 from zenos.runtime.engine.rows import Rows
 from zenos.runtime.engine.sampling import Draw, TokenLogs, choose, log_probabilities
 from zenos.runtime.engine.sequence import Request, Sequence
 from zenos.runtime.engine.vocabulary import Vocabulary
+from zenos.threads.machine import Counts
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,9 @@ PART_TOKENS: Final = 128
 PART_TOKENS_ALONE: Final = 512
 SEQUENCES_WAITING_MAX: Final = 8192
 Finish = Literal["stop", "length"]
+QUEUED: Final[ThreadState] = "queued"
+PREFILL: Final[ThreadState] = "prefill"
+RUNNING: Final[ThreadState] = "running"
 
 
 class Engine:
@@ -60,6 +65,7 @@ class Engine:
         self._filling: list[Sequence] = []
         self._running: list[Sequence] = []  # of row 0 … n-1, in this order
         self._arrivals = itertools.count()
+        self.counts = Counts()  # of sequences; its heir goes on counting
 
     @property
     def idle(self) -> bool:
@@ -82,6 +88,21 @@ class Engine:
         begun = any(sequence.request.admitted is not None for sequence in self._waiting)
         return not (begun or self._filling or self._running)
 
+    def sequences(self) -> dict[int, tuple[Sequence, ThreadState]]:
+        """What each one does, by its number, those that run first. From any thread.
+
+        They go from waiting to running: read in this order none is missed, and the later word is
+        the truer one.
+        """
+        found: dict[int, tuple[Sequence, ThreadState]] = {}
+        waiting = list(self._waiting)
+        filling = list(self._filling)
+        running = list(self._running)
+        for sequences, state in ((running, RUNNING), (filling, PREFILL), (waiting, QUEUED)):
+            for sequence in sequences:
+                found.setdefault(sequence.number, (sequence, state))
+        return found
+
     @property
     def positions(self) -> int:
         """Cache positions that all rows together may take."""
@@ -101,7 +122,7 @@ class Engine:
         """Give what was not begun to another engine. Choices of one request stay together."""
         moved = [s for s in self._waiting if s.request.admitted is None]
         self._waiting = [s for s in self._waiting if s.request.admitted is not None]
-        heir._arrivals = self._arrivals
+        heir._arrivals, heir.counts = self._arrivals, self.counts
         for sequence in moved:
             insort(heir._waiting, sequence, key=lambda s: s.order)
 
@@ -129,13 +150,19 @@ class Engine:
                 f"cannot use these tokens: they must be from 0 to {self._vocab_size - 1}"
             )
 
-    def submit(self, request: GenerateRequest, prompt: list[int]) -> None:
-        """Queue a request. InvalidError when it can never be answered, BusyError when too many."""
+    def submit(
+        self, request: GenerateRequest, prompt: list[int], arrival: int | None = None
+    ) -> None:
+        """Queue a request. InvalidError when it can never be answered, BusyError when too many.
+
+        arrival: where the order of coming isn't that of submitting; all of an engine, or none.
+        """
         request.sampling.check()
         self.check(prompt)
         if len(self._waiting) + request.sampling.n > SEQUENCES_WAITING_MAX:
             raise BusyError
-        self._queue(request, prompt, next(self._arrivals))
+        self._queue(request, prompt, next(self._arrivals) if arrival is None else arrival)
+        self.counts.submitted += request.sampling.n
 
     def _queue(self, request: GenerateRequest, prompt: list[int], arrival: int) -> None:
         record = Request(request, prompt, self.context)
@@ -151,19 +178,19 @@ class Engine:
             for s in everything
             if s.request.admitted is not None and chosen(s.request.asked)
         }
-        self._drop(lambda sequence: sequence.request.id in begun)
+        self.counts.retried += self._drop(lambda sequence: sequence.request.id in begun)
         for sequence in begun.values():
             self._queue(sequence.request.asked, sequence.request.prompt, sequence.order[1])
         return list(begun)
 
     def abort(self, request_id: str) -> None:
         """Forget a request: its rows are free before the next step."""
-        self._drop(lambda sequence: sequence.request.id == request_id)
+        self.counts.cancelled += self._drop(lambda sequence: sequence.request.id == request_id)
 
     def abort_all(self) -> list[str]:
         """Forget everything; the requests that were not finished."""
         everything = [*self._running, *self._filling, *self._waiting]
-        self._drop(lambda _: True)
+        self.counts.cancelled += self._drop(lambda _: True)
         return list(dict.fromkeys(sequence.request.id for sequence in everything))
 
     def step(self) -> list[Chunk]:
@@ -289,8 +316,15 @@ class Engine:
         return [self._chunk(sequence, logprobs=found)]
 
     def _chunk(self, sequence: Sequence, **said: Any) -> Chunk:
+        request = sequence.request
+        telling = not request.has_spoken or said.get("usage") is not None
+        request.has_spoken = True
         return Chunk(
-            request=sequence.request.id, index=sequence.index, version=self.version, **said
+            request=request.id,
+            index=sequence.index,
+            version=self.version,
+            times=request.times() if telling else None,
+            **said,
         )
 
     # -- tokens
@@ -332,6 +366,7 @@ class Engine:
         usage = None
         if finish is not None:
             self._leave(sequence)
+            self.counts.succeeded += 1
             request.open -= 1
             usage = request.usage() if request.open == 0 else None
         return self._chunk(
@@ -371,18 +406,23 @@ class Engine:
             self._running[place] = last
         self._rows.give_back(sequence)
 
-    def _drop(self, chosen: Callable[[Sequence], bool]) -> None:
+    def _drop(self, chosen: Callable[[Sequence], bool]) -> int:
+        """Forget these sequences; how many they were."""
+        waiting = len(self._waiting)
         self._waiting = [s for s in self._waiting if not chosen(s)]
-        for sequence in [s for s in self._filling if chosen(s)]:
+        filling = [s for s in self._filling if chosen(s)]
+        for sequence in filling:
             self._filling.remove(sequence)
             self._rows.give_back(sequence)
-        for sequence in [s for s in self._running if chosen(s)]:
+        running = [s for s in self._running if chosen(s)]
+        for sequence in running:
             self._leave(sequence)
+        return waiting - len(self._waiting) + len(filling) + len(running)
 
     def _fail(self, sequences: list[Sequence], error: Exception) -> list[Chunk]:
         """Give up the requests of these sequences: the last chunk of each."""
         ids = dict.fromkeys(sequence.request.id for sequence in sequences)
-        self._drop(lambda sequence: sequence.request.id in ids)
+        self.counts.failed += self._drop(lambda sequence: sequence.request.id in ids)
         return [failure(request_id, error) for request_id in ids]
 
 

@@ -10,10 +10,17 @@ Where there is no room for two sets of weights, `drain` ends the old one first: 
 
 from __future__ import annotations
 
+from typing import Final
+
 from zenos.core import limits
+from zenos.core.thread_views import ThreadState
 from zenos.core.wire import Chunk, GenerateRequest
 from zenos.runtime.engine.batch import Backend
 from zenos.runtime.engine.engine import Engine
+from zenos.runtime.engine.sequence import Sequence
+from zenos.threads.machine import Counts
+
+STATES: Final = ("queued", "prefill", "running")
 
 
 class Generations:
@@ -56,9 +63,29 @@ class Generations:
         """Whether no request is left, begun or not."""
         return self._newest.idle and self._before is None
 
-    def submit(self, request: GenerateRequest, prompt: list[int]) -> None:
+    @property
+    def slots(self) -> int:
+        """Sequences that are decoded together."""
+        return self._slots
+
+    @property
+    def counts(self) -> Counts:
+        """What became of the sequences so far."""
+        return self._newest.counts
+
+    def sequences(self) -> list[tuple[Sequence, ThreadState]]:
+        """What each one does, those that run first. From any thread."""
+        newest, before = self._newest, self._before  # in this order: one may be handed over
+        found = newest.sequences()
+        if before is not None:
+            found |= before.sequences()
+        return sorted(found.values(), key=lambda each: -STATES.index(each[1]))
+
+    def submit(
+        self, request: GenerateRequest, prompt: list[int], arrival: int | None = None
+    ) -> None:
         """As Engine.submit, with the newest weights."""
-        self._newest.submit(request, prompt)
+        self._newest.submit(request, prompt, arrival)
 
     def abort(self, request: str) -> None:
         """Forget a request, whichever weights answer it."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import time
+from typing import Final
 
-from zenos.core.wire import GenerateRequest, Usage
+from zenos.core.wire import GenerateRequest, Times, Usage
 from zenos.runtime.engine.text import TextStream
 from zenos.runtime.engine.vocabulary import Vocabulary
+
+_numbers: Final = itertools.count(1)
 
 
 class Request:
@@ -33,6 +37,7 @@ class Request:
         self.generated = 0
         self.arrived = time.monotonic()
         self.admitted: float | None = None
+        self.has_spoken = False  # a chunk of it was made
 
     @property
     def wants_prompt_logprobs(self) -> bool:
@@ -40,25 +45,25 @@ class Request:
         return self.echo and self.sampling.logprobs is not None
 
     def usage(self) -> Usage:
-        """Counts and times up to now."""
+        """Counts up to now."""
+        return Usage(prompt_tokens=len(self.prompt), completion_tokens=self.generated)
+
+    def times(self) -> Times:
+        """How long it has been computed up to now."""
         now = time.monotonic()
-        admitted = now if self.admitted is None else self.admitted
-        return Usage(
-            prompt_tokens=len(self.prompt),
-            completion_tokens=self.generated,
-            queue_s=admitted - self.arrived,
-            compute_s=now - admitted,
-        )
+        return Times(compute_s=now - (now if self.admitted is None else self.admitted))
 
 
 class Sequence:
     """One choice of a request, on its way.
 
     ids: the prompt's tokens and those generated. computed: how many of them are in the cache.
-    order: lower goes first: by priority, then by arrival.
+    order: lower goes first: by priority, then by arrival. number: that no other one of the process
+    has.
     """
 
     def __init__(self, request: Request, index: int, vocabulary: Vocabulary, arrival: int) -> None:
+        self.number = next(_numbers)
         self.request = request
         self.index = index
         self.order = (-request.priority, arrival)
@@ -70,6 +75,11 @@ class Sequence:
         # Choices of one seed differ, and a seed gives the same choices again.
         source = os.urandom(16) if seed is None else f"{seed}/{index}".encode()
         self.random = random.Random(source)  # noqa: S311 - for sampling, not for secrets
+
+    @property
+    def generated(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.ids) - len(self.request.prompt)
 
     @property
     def left(self) -> int:

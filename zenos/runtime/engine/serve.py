@@ -1,14 +1,14 @@
 """A replica: loads a model, says that it is ready, answers requests until it is told to stop.
 
-Two threads. One takes messages and tokenizes, so that a long prompt doesn't hold up the steps of
-others; the other steps the engine and sends what comes of it.
+Two threads, and the lanes of a pool. One takes messages and has prompts tokenized (intake.py), so
+that a long one holds up nobody's steps; the other steps the engine and sends what comes of it.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import queue
-import threading
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -16,12 +16,12 @@ from typing import Any, Final
 import psutil
 import torch
 
-from zenos.bus.envelope import Envelope, FrameError, body_of
+from zenos.bus.envelope import body_of
 from zenos.core import limits
 from zenos.core.errors import ContextLengthError, InvalidError, ZenosError
 from zenos.core.names import ModelRef
 from zenos.core.specs import ServeSpec
-from zenos.core.wire import Abort, Chunk, GenerateRequest, Progress, Ready, Weights
+from zenos.core.wire import Abort, Chunk, GenerateRequest, Progress, Ready, Stop, Weights
 from zenos.models.records import context_length, family_of
 from zenos.runtime import architectures, gpu, precision, weights
 from zenos.runtime.context import WorkerContext
@@ -31,18 +31,22 @@ from zenos.runtime.engine.chat import ChatTemplate
 from zenos.runtime.engine.engine import Engine, failure
 from zenos.runtime.engine.general import GeneralBackend, local_window
 from zenos.runtime.engine.generations import Generations
+from zenos.runtime.engine.intake import Intake
 from zenos.runtime.engine.renewal import Renewal
+from zenos.runtime.engine.shown import ShownSequences
 from zenos.runtime.engine.vocabulary import Vocabulary
+from zenos.threads import reporting
 
 log = logging.getLogger(__name__)
 CONTEXT_DEFAULT: Final = 2048
-FINISH_S: Final = 8.0  # told to stop, answers in flight have so long to end
+# Told to stop, answers in flight go on until so long before the end by force.
+END_S: Final = 2.0
+END_SHARE: Final = 0.2  # of the whole time at most
+GRACE_S: Final = limits.CANCEL_GRACE_S  # where it isn't said
 IDLE_WAIT_S: Final = 0.2
 STEP_BYTES: Final = 128 * limits.MIB  # what a step needs beside the cache
 TRIAL_ROWS, TRIAL_CONTEXT = 2, 16  # enough to see how large a position is
 PROMPT_MIN: Final = 64  # positions that a replica has, however small its limit
-
-Incoming = tuple[GenerateRequest, list[int]] | Abort | Chunk | Weights
 
 
 class Loaded:
@@ -189,66 +193,6 @@ def _positions_on_gpu(model: Any, context: int, dtype: torch.dtype, limit: int) 
     return gpu.cache_bytes(limit, used, free + unused) // each
 
 
-class Intake(threading.Thread):
-    """Takes messages from the bus, tokenizes, and hands over.
-
-    All that has come is looked at before the next prompt is tokenized: an abort frees what waits
-    here as well. One that comes before its request (commands go first) is remembered.
-    """
-
-    def __init__(self, context: WorkerContext, loaded: Loaded) -> None:
-        super().__init__(name="intake", daemon=True)
-        self._context = context
-        self._loaded = loaded
-        self.handed: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
-        self.stopping = threading.Event()
-        self.done = threading.Event()
-        self._waiting: dict[str, GenerateRequest] = {}
-        self._aborted: dict[str, None] = {}  # requests that need not be answered when they come
-
-    def run(self) -> None:
-        """Until the replica has ended; after the word to stop, requests are refused."""
-        while not self.done.is_set():
-            envelope = self._context.receive(0.0 if self._waiting else IDLE_WAIT_S)
-            if self._context.stop_requested() is not None:
-                self.stopping.set()
-                self.done.wait(0.01)
-            while envelope is not None:
-                try:
-                    self._sort(envelope)
-                except FrameError as error:
-                    log.warning("a message was left out: %s", error)
-                envelope = self._context.receive(0.0)
-            if self._waiting:
-                self._request(self._waiting.pop(next(iter(self._waiting))))
-
-    def _sort(self, envelope: Envelope) -> None:
-        if envelope.topic == "request":
-            request: GenerateRequest = body_of(envelope, GenerateRequest)
-            if request.id not in self._aborted:
-                self._waiting[request.id] = request
-        elif envelope.topic == "abort":
-            abort: Abort = body_of(envelope, Abort)
-            if self._waiting.pop(abort.request, None) is not None:
-                return
-            self._aborted[abort.request] = None
-            if len(self._aborted) > limits.REQUESTS_WAITING_MAX:
-                del self._aborted[next(iter(self._aborted))]
-            self.handed.put(abort)
-        elif envelope.topic == "weights":
-            self.handed.put(body_of(envelope, Weights))
-
-    def _request(self, request: GenerateRequest) -> None:
-        try:
-            if self.stopping.is_set():
-                raise ZenosError("cannot answer: the replica is going down")
-            self.handed.put((request, self._loaded.tokenize(request)))
-        except Exception as error:
-            if not isinstance(error, ZenosError):
-                log.exception("a request failed")
-            self.handed.put(failure(request.id, error))
-
-
 def main(context: WorkerContext) -> int:
     """Serve until told to stop."""
     begun = time.monotonic()
@@ -260,7 +204,7 @@ def main(context: WorkerContext) -> int:
     limit = gpu.restrict(context.task)
     memory = context.task.spec.resources.memory
     loaded = Loaded(context.registry.path(version), spec, memory, limit, version.ref)
-    intake = Intake(context, loaded)
+    intake = Intake(context, loaded.tokenize)
     replica = Replica(context, loaded, intake)
     try:
         replica.catch_up()
@@ -288,6 +232,12 @@ def main(context: WorkerContext) -> int:
     return 0
 
 
+def _finish_s(stop: Stop) -> float:
+    """For how long answers in flight go on after the word to stop."""
+    grace_s = GRACE_S if stop.grace_s is None else stop.grace_s
+    return max(grace_s - END_S, (1 - END_SHARE) * grace_s)
+
+
 class Replica:
     """Steps the engines, hands them what has come, and changes their weights between two steps."""
 
@@ -298,6 +248,8 @@ class Replica:
         self.engines = Generations(loaded.engine, loaded.slots, restart=loaded.restart)
         del loaded.engine  # so that its weights can go
         self._renewal = Renewal(context, loaded, self.engines)
+        self._shown = ShownSequences(self.engines)
+        reporting.watch(self._shown)
 
     def catch_up(self) -> None:
         """Before the first request: take the version that was published while this one loaded."""
@@ -310,13 +262,15 @@ class Replica:
 
     def serve(self) -> None:
         """Step the engines while there is work; end when told to and done, or out of time."""
-        deadline: float | None = None
+        stop, deadline = None, math.inf
         engines = self.engines
         while True:
             self._renewal.turn()
             self._take(wait=engines.idle)
-            if self._intake.stopping.is_set():
-                deadline = deadline or time.monotonic() + FINISH_S
+            if self._intake.stop is not None:
+                if self._intake.stop is not stop:  # the last word counts
+                    stop = self._intake.stop
+                    deadline = time.monotonic() + _finish_s(stop)
                 if engines.empty or time.monotonic() > deadline:
                     return
             if self._context.channel.disconnected_s > 0:
@@ -329,6 +283,7 @@ class Replica:
     def close(self) -> None:
         """End what renews the weights."""
         self._renewal.close()
+        self._shown.finished = True
 
     def _take(self, *, wait: bool) -> None:
         """Hand what has come to the engine; waits a moment for the first if there is nothing to
@@ -347,8 +302,8 @@ class Replica:
             elif isinstance(item, Weights):
                 self._renewal.hear(item)
             else:
-                request, prompt = item
+                request = item.request
                 try:
-                    self.engines.submit(request, prompt)
+                    self.engines.submit(request, item.prompt, item.arrival)
                 except ZenosError as error:
                     self._context.send("data", "chunk", failure(request.id, error))

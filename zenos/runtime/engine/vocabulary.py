@@ -65,7 +65,9 @@ class Vocabulary:
         An empty text is the beginning alone. InvalidError when the tokenizer can't take the text.
         """
         try:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+            # A batch of one: `encode` itself keeps Python's lock, and with it every other thread.
+            (found,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=special)
+            ids: list[int] = found.ids
         except Exception as error:
             # The library raises bare exceptions, such as for a character it has no token for.
             raise InvalidError(f"cannot tokenize the prompt: {str(error)[:200]}") from error

@@ -16,7 +16,6 @@ import hashlib
 import logging
 import os
 import shutil
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +27,9 @@ from safetensors.torch import load_file
 from zenos.core import durable, failpoints
 from zenos.core.errors import RefusedError, StorageError
 from zenos.core.home import CHECKPOINT_PREFIX
+from zenos.runtime.beside import beside
+from zenos.threads import Future
+from zenos.threads.current import report
 
 log = logging.getLogger(__name__)
 
@@ -162,11 +164,11 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """All checkpoints of one task, in `root`, and the thread that writes them."""
+    """All checkpoints of one task, in `root`, and the thread that writes them, on its own lane."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._thread: threading.Thread | None = None
+        self._writing: Future[None] | None = None
         self._buffers: dict[str, dict[str, torch.Tensor]] = {}
         self._failure: OSError | None = None
         self.saved_step: int | None = None
@@ -215,10 +217,10 @@ class Checkpoints:
     @property
     def busy(self) -> bool:
         """Whether a checkpoint is being written at the moment."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._writing is not None and not self._writing.done()
 
     def begin(self, state: State, model: Tensors, optimizer: Tensors, best: Tensors | None) -> None:
-        """Copy everything and write the copy in a thread; waits for one that is being written.
+        """Copy everything and write the copy on a lane; waits for one that is being written.
 
         `best` is not copied: the caller never changes it in place.
         """
@@ -233,19 +235,16 @@ class Checkpoints:
         encoded = msgspec.convert(msgspec.to_builtins(state), State)  # a copy of its own
 
         def write() -> None:
-            try:
-                self._write(encoded, views)
-                self.saved_step = encoded.step
-            except OSError as error:
-                self._failure = error
+            self._write(encoded, views)
+            self.saved_step = encoded.step
 
-        self._thread = threading.Thread(target=write, name="checkpoint", daemon=True)
-        self._thread.start()
+        self._writing = beside("checkpoint", f"step {encoded.step}", write)
 
     def failure(self) -> OSError | None:
         """Why the last write failed, told once; None if it didn't, or is still under way."""
         if self.busy:
             return None
+        self._join()
         failure, self._failure = self._failure, None
         return failure
 
@@ -260,9 +259,13 @@ class Checkpoints:
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self._writing is None:
+            return
+        error, self._writing = self._writing.exception(), None
+        if isinstance(error, OSError):
+            self._failure = error
+        elif error is not None:
+            raise error
 
     def _copy(self, part: str, tensors: Tensors) -> dict[str, torch.Tensor]:
         """Into buffers that are kept from one checkpoint to the next."""
@@ -280,10 +283,10 @@ class Checkpoints:
             return  # the same step again, by a run that repeats it: the same bytes
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         with durable.new_directory(path) as fresh:
-            files = {
-                f"{part}.safetensors": _write_tensors(fresh / f"{part}.safetensors", views)
-                for part, views in parts.items()
-            }
+            files: dict[str, _File] = {}
+            for part, views in parts.items():
+                files[f"{part}.safetensors"] = _write_tensors(fresh / f"{part}.safetensors", views)
+                report(len(files) / len(parts))
             manifest = _Manifest(format=FORMAT, state=state, files=files)
             durable.write_file(fresh / MANIFEST, _seal(msgspec.json.encode(manifest)))
         self._prune()

@@ -12,6 +12,7 @@ import fnmatch
 import glob
 import hashlib
 import itertools
+import json
 import os
 import stat
 import tempfile
@@ -25,6 +26,7 @@ import msgspec
 from zenos.core.errors import InvalidError
 from zenos.core.limits import KIB, MIB
 from zenos.core.specs import DataSpec
+from zenos.threads import Pool
 
 BLOCK_BYTES: Final = MIB
 DOCUMENT_BYTES_MIN: Final = 4 * KIB
@@ -43,6 +45,9 @@ _FORMATS: Final = {
 _WIDE: Final = ("utf-16", "utf-32", "utf_16", "utf_32", "utf16", "utf32")
 
 
+Digest = bytes
+
+
 class SourceFile(NamedTuple):
     """One file to read."""
 
@@ -54,12 +59,16 @@ class SourceFile(NamedTuple):
 class Document(NamedTuple):
     """A piece of text that is trained on or held out as a whole.
 
-    bytes: in UTF-8. hash: 64 bits of a hash of its content.
+    bytes: in UTF-8. digest: SHA-256 of its content; hash: the first 64 bits of that.
     """
 
     text: str
     bytes: int
-    hash: int
+    digest: Digest
+
+    @property
+    def hash(self) -> int:
+        return int.from_bytes(self.digest[:8], "big")
 
 
 class Survey(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,25 +114,47 @@ class Corpus:
             max(total // DOCUMENTS_WANTED, DOCUMENT_BYTES_MIN), DOCUMENT_BYTES_MAX
         )
 
-    def documents(self) -> Iterator[Document]:
-        """All documents in order; empty ones are left out."""
+    def documents(self, pool: Pool | None = None) -> Generator[Document]:
+        """All documents in order; empty ones are left out.
+
+        pool: lanes that read files ahead, where they are small; the others are read here, block by
+        block.
+        """
         done = 0
-        for file in self.files:
-            for text in self._texts(file):
-                if not text.strip():
-                    continue
-                try:
-                    content = text.encode("utf-8")
-                except UnicodeEncodeError:
-                    raise InvalidError(
-                        f"cannot read {file.path}: it has a half of a surrogate pair, which is no "
-                        "character; repair that file or leave it out with data.exclude"
-                    ) from None
-                digest = hashlib.sha256(content).digest()
-                yield Document(text, len(content), int.from_bytes(digest[:8], "big"))
-                done += len(content)
+        with closing(self._read(pool)) as found:
+            for document in found:
+                yield document
+                done += document.bytes
                 if self.on_bytes is not None:
                     self.on_bytes(done)
+
+    def _read(self, pool: Pool | None) -> Generator[Document]:
+        if pool is None:
+            for file in self.files:
+                yield from self._documents_of(file)
+            return
+        with pool.map(self._ahead, self.files) as found:
+            for file, documents in zip(self.files, found, strict=True):
+                yield from self._documents_of(file) if documents is None else documents
+
+    def _ahead(self, file: SourceFile) -> list[Document] | None:
+        """On a lane: the documents of a small file of text; None for others."""
+        if file.format != "text" or file.bytes > BLOCK_BYTES:
+            return None
+        return list(self._documents_of(file))
+
+    def _documents_of(self, file: SourceFile) -> Iterator[Document]:
+        for text in self._texts(file):
+            if not text.strip():
+                continue
+            try:
+                content = text.encode("utf-8")
+            except UnicodeEncodeError:
+                raise InvalidError(
+                    f"cannot read {file.path}: it has a half of a surrogate pair, which is no "
+                    "character; repair that file or leave it out with data.exclude"
+                ) from None
+            yield Document(text, len(content), hashlib.sha256(content).digest())
 
     def survey(self) -> Survey:
         """Read everything once: the digest, and the split into training and held-out documents.
@@ -136,12 +167,13 @@ class Corpus:
         whole = hashlib.sha256()
         count = size = high = 0
         low = _HASH_SPACE
-        for document in self.documents():
-            whole.update(document.bytes.to_bytes(8, "big"))
-            whole.update(document.text.encode("utf-8"))
-            count += 1
-            size += document.bytes
-            low, high = min(low, document.hash), max(high, document.hash)
+        with Pool(name="reading") as pool, closing(self.documents(pool)) as documents:
+            for document in documents:
+                whole.update(document.bytes.to_bytes(8, "big"))
+                whole.update(document.text.encode("utf-8"))
+                count += 1
+                size += document.bytes
+                low, high = min(low, document.hash), max(high, document.hash)
         if count == 0:
             paths = ", ".join(self.spec.paths[:3])
             raise InvalidError(f"cannot train on {paths}: there is no text in it")
@@ -317,9 +349,14 @@ class Corpus:
                 except OSError:
                     raise
                 except Exception as error:
+                    told = (
+                        _first_bad_line(file.path, self.spec.encoding)
+                        if file.format == "jsonl"
+                        else None
+                    )
                     raise InvalidError(
-                        f"cannot read {file.path} as {file.format} after row {number - 1}: "
-                        f"{_reason(error)}"
+                        f"cannot read {file.path} as {file.format}"
+                        + (f": {told}" if told else f" after row {number - 1}: {_reason(error)}")
                     ) from error
                 if row is None:
                     return
@@ -384,6 +421,26 @@ def _cut(text: str, begin: int, end: int) -> int:
 
 def _unreadable(path: Path, error: OSError) -> InvalidError:
     return InvalidError(f"cannot read {path}: {error.strerror or error}")
+
+
+def _first_bad_line(path: Path, encoding: str) -> str | None:
+    """Which line is no JSON object, as people count them; None where each is one by itself.
+
+    Libraries count rows from where they began to read, which is no line of the file.
+    """
+    try:
+        with path.open(encoding=encoding) as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    if not isinstance(json.loads(line), dict):
+                        return f"line {number} is no JSON object"
+                except json.JSONDecodeError as error:
+                    return f"line {number} is no JSON: {error.msg.lower()} (column {error.colno})"
+    except (OSError, ValueError, RecursionError):
+        return None
+    return None
 
 
 def _reason(error: BaseException) -> str:

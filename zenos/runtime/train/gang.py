@@ -18,7 +18,7 @@ import signal
 import socket
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -29,7 +29,7 @@ from zenos.core import limits
 from zenos.core.errors import ConflictError, RankError, WorkerError, ZenosError, from_code
 from zenos.core.forking import thread_count
 from zenos.core.processes import PR_SET_PDEATHSIG, prctl
-from zenos.runtime.reduce import Seat, seats
+from zenos.runtime.reduce import Seat, seats, share
 from zenos.runtime.train.checkpoint import Plan
 from zenos.runtime.train.gradients import DistributedSums, Gradients, SharedSums, Sums, bytes_needed
 from zenos.runtime.train.numerics import resolve_backend
@@ -91,11 +91,17 @@ class Ended(Exception):  # noqa: N818 - not an error: the way out of wherever a 
 
 
 class Gang:
-    """This process's place: `rank` of `ranks`."""
+    """This process's place: `rank` of `ranks`, which have `shards` of each batch together.
 
-    def __init__(self, rank: int, ranks: int) -> None:
+    Into how many shards a batch is cut is fixed when a training is submitted; in how many processes
+    they are computed makes no difference to the result.
+    """
+
+    def __init__(self, rank: int, ranks: int, shards: int) -> None:
         self.rank = rank
         self.ranks = ranks
+        self.shards = shards
+        self.own = share(shards, rank, ranks)
         self._gradients: Gradients | None = None
 
     @property
@@ -105,17 +111,25 @@ class Gang:
             raise ConflictError("cannot train together yet: the ranks have not met")
         return self._gradients
 
-    def rows(self, count: int) -> slice:
-        """This rank's part of `count` sequences: its logical shard, the same in every run."""
-        return slice(count * self.rank // self.ranks, count * (self.rank + 1) // self.ranks)
+    def rows(self, count: int, shard: int) -> slice:
+        """A logical shard's part of `count` sequences, the same in every run."""
+        return slice(count * shard // self.shards, count * (shard + 1) // self.shards)
 
     def arm(self) -> None:
         """The next backward pass is the step's last."""
         self.gradients.arm()
 
-    def sum_up(self, loss: float) -> float:
-        """Sum the gradients over all ranks, and the loss. RankError."""
-        return self.gradients.sum_up(loss)
+    def put(self, shard: int) -> None:
+        """A backward pass is over, and another shard's is next. shard: number … of its own."""
+        self.gradients.put(shard)
+
+    def sum_up(self, losses: Sequence[float]) -> float:
+        """Sum the gradients over all shards, and the losses of this process's. RankError."""
+        return self.gradients.sum_up(losses)
+
+    def drop(self) -> None:
+        """The step that was begun is thrown away."""
+        self.gradients.drop()
 
     def tell_step(self, rate: float) -> None:
         """Before each step."""
@@ -184,8 +198,8 @@ class _Member:
 class Leader(Gang):
     """Rank 0."""
 
-    def __init__(self, ranks: int, members: list[_Member]) -> None:
-        super().__init__(0, ranks)
+    def __init__(self, ranks: int, shards: int, members: list[_Member]) -> None:
+        super().__init__(0, ranks, shards)
         self._members = members
 
     def begin(self, plan: Plan, checkpoint: Path | None) -> None:
@@ -212,7 +226,7 @@ class Leader(Gang):
     def _meet(self, model: torch.nn.Module, backend: str, rendezvous: Path) -> Sums:
         if backend != "shared":
             return _distributed(self, backend, rendezvous, model)
-        own, *others = seats(self.ranks, bytes_needed(model))
+        own, *others = seats(self.ranks, bytes_needed(model), self.shards)
         for member, seat in zip(self._members, others, strict=True):
             seat.send(member.link)
         return SharedSums(own)
@@ -227,10 +241,10 @@ class Leader(Gang):
         self._tell(Further(drop))
         return drop
 
-    def sum_up(self, loss: float) -> float:
+    def sum_up(self, losses: Sequence[float]) -> float:
         """The same, with what is known of a rank that is lost."""
         try:
-            return super().sum_up(loss)
+            return super().sum_up(losses)
         except RankError as error:
             self._lost(error)
 
@@ -302,8 +316,8 @@ class Leader(Gang):
 class Follower(Gang):
     """Any other rank."""
 
-    def __init__(self, rank: int, ranks: int, link: socket.socket) -> None:
-        super().__init__(rank, ranks)
+    def __init__(self, rank: int, ranks: int, shards: int, link: socket.socket) -> None:
+        super().__init__(rank, ranks, shards)
         self._link = link
 
     def hear(self) -> Word:
@@ -342,9 +356,10 @@ class Follower(Gang):
         _send(self._link, Failed(error.code, error.message[: limits.ERROR_CHARS_MAX]))
 
 
-def form(ranks: int) -> Leader | Follower:
+def form(ranks: int, shards: int) -> Leader | Follower:
     """Fork the other ranks; returns in each of them. RuntimeError when forking would be unsafe.
 
+    shards: of each batch, at least as many as ranks.
     Signals to the process group are for rank 0, which decides for all.
     """
     if thread_count() != 1:
@@ -364,12 +379,12 @@ def form(ranks: int) -> Leader | Follower:
                     signal.signal(number, signal.SIG_IGN)
                 for link in (ours, *(member.link for member in members)):
                     link.close()
-                return Follower(rank, ranks, theirs)
+                return Follower(rank, ranks, shards, theirs)
             theirs.close()
             members.append(_Member(rank, pid, ours))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return Leader(ranks, members)
+    return Leader(ranks, shards, members)
 
 
 def digest(model: torch.nn.Module) -> int:

@@ -31,8 +31,13 @@ _ITEM_BYTES: Final = 4
 class Sums(Protocol):
     """How a bucket is summed over all ranks, in place."""
 
-    def bucket(self, count: int) -> torch.Tensor:
-        """A float32 tensor of `count` elements that `begin` takes."""
+    @property
+    def slots(self) -> int:
+        """How many terms this process has a part in: of one sum, as many as it has shards."""
+        ...
+
+    def bucket(self, count: int, slot: int) -> torch.Tensor:
+        """A float32 tensor of `count` elements for one of its terms; `begin` takes those of 0."""
         ...
 
     def begin(self, bucket: torch.Tensor) -> None:
@@ -59,9 +64,14 @@ class SharedSums:
         self._thread = threading.Thread(target=self._sum, name="gradients", daemon=True)
         self._thread.start()
 
-    def bucket(self, count: int) -> torch.Tensor:
+    @property
+    def slots(self) -> int:
+        """As many as this rank has of the group's."""
+        return len(self._group.own)
+
+    def bucket(self, count: int, slot: int) -> torch.Tensor:
         """In this rank's part of the memory."""
-        return self._group.bucket(count, torch.float32)
+        return self._group.bucket(count, torch.float32, self._group.own[slot])
 
     def begin(self, bucket: torch.Tensor) -> None:
         """Hand it to the thread."""
@@ -118,7 +128,12 @@ class DistributedSums:
         except RuntimeError as error:
             raise self._lost(error) from error
 
-    def bucket(self, count: int) -> torch.Tensor:
+    @property
+    def slots(self) -> int:
+        """One: what a rank sums first itself would be summed in another order than elsewhere."""
+        return 1
+
+    def bucket(self, count: int, slot: int) -> torch.Tensor:
         """On this rank's device."""
         return torch.empty(count, dtype=torch.float32, device=self._device)
 
@@ -151,9 +166,12 @@ class DistributedSums:
 
 
 class _Bucket:
-    """Its memory, the parameters whose gradients are in it, and how many of them are missing."""
+    """Its memory, the parameters whose gradients are in it, and how many of them are missing.
 
-    def __init__(self, memory: torch.Tensor, parameters: list[torch.nn.Parameter]) -> None:
+    memory: of each of this process's shards.
+    """
+
+    def __init__(self, memory: list[torch.Tensor], parameters: list[torch.nn.Parameter]) -> None:
         self.memory = memory
         self.parameters = parameters
         self.missing = len(parameters)
@@ -161,66 +179,85 @@ class _Bucket:
 
 class _Place(NamedTuple):
     bucket: _Bucket
-    view: torch.Tensor  # a part of the bucket, of the parameter's shape
+    views: list[torch.Tensor]  # parts of the bucket, of the parameter's shape; for each shard
 
 
 class Gradients:
-    """The gradients of a model on this rank, and their sums over all ranks.
+    """The gradients of a model in this process, and their sums over the shards of all.
 
-    In each step: `arm` before the last backward pass, `sum_up` after it. Gradients of passes before
-    that are added where they are.
+    In each step: `arm` before the last backward pass, `sum_up` after it. Of one shard, gradients of
+    passes before that are added where they are. Of several, `put` after each other pass takes the
+    gradients to their shard's, in the order of the passes; so a sum doesn't hang on which shards
+    are computed by the same process.
     """
 
     def __init__(self, model: torch.nn.Module, sums: Sums) -> None:
         self._sums = sums
+        self._slots = range(sums.slots)
         self._parameters = _trained(model)
         self._buckets: list[_Bucket] = []
         self._places: dict[torch.nn.Parameter, _Place] = {}
         for group in _grouped(self._parameters):
-            memory = sums.bucket(sum(_room(parameter) for parameter in group))
-            memory.zero_()  # what stands between two gradients is summed as well
+            count = sum(_room(parameter) for parameter in group)
+            memory = [sums.bucket(count, slot) for slot in self._slots]
+            for part in memory:
+                part.zero_()  # what stands between two gradients is summed as well
             bucket = _Bucket(memory, group)
             self._buckets.append(bucket)
             start = 0
             for parameter in group:
-                view = memory[start : start + parameter.numel()].view(parameter.shape)
-                self._places[parameter] = _Place(bucket, view)
+                end = start + parameter.numel()
+                views = [part[start:end].view(parameter.shape) for part in memory]
+                self._places[parameter] = _Place(bucket, views)
                 start += _room(parameter)
         # The loss, and which parameters have got a gradient at all.
-        self._tail = sums.bucket(1 + len(self._parameters))
+        self._tails = [sums.bucket(1 + len(self._parameters), slot) for slot in self._slots]
+        self._has = [dict.fromkeys(self._parameters, False) for _ in self._slots]
         self._next = 0
-        self._armed = False
+        self._armed: int | None = None  # the shard of the pass
         hooked: list[Any] = list(self._parameters)
         self._hooks = [p.register_post_accumulate_grad_hook(self._come) for p in hooked]
 
     def arm(self) -> None:
-        """The next backward pass is the step's last: sum what it completes."""
+        """The next backward pass is the step's last, of the last shard: sum what it completes."""
         for bucket in self._buckets:
             bucket.missing = len(bucket.parameters)
         self._next = 0
-        self._armed = True
+        self._armed = self._slots[-1]
 
-    def sum_up(self, loss: float) -> float:
-        """Finish the step: each `grad` is the sum over all ranks; the sum of `loss` is returned.
+    def put(self, shard: int) -> None:
+        """Take what backward passes have left to a shard's gradients. shard: which of its own."""
+        for parameter in self._parameters:
+            self._move(parameter, shard)
 
-        A rank whose part of the batch had nothing to learn from has no gradients, and adds zeros.
-        RankError when a rank is lost or late.
+    def sum_up(self, losses: Sequence[float]) -> float:
+        """Finish the step: each `grad` is the sum over all shards; that of the losses is returned.
+
+        losses: of each of this process's shards. A shard whose part of the batch had nothing to
+        learn from has no gradients, and adds zeros. RankError when a rank is lost or late.
         """
-        self._armed = False
-        has = [parameter.grad is not None for parameter in self._parameters]
+        self._armed = None
+        last = self._slots[-1]
         for bucket in self._buckets[self._next :]:
             for parameter in bucket.parameters:
-                self._move(parameter)
-            self._sums.begin(bucket.memory)
+                self._move(parameter, last)
+            self._begin(bucket)
         self._next = 0
-        self._tail.copy_(torch.tensor([loss, *map(float, has)]))
-        self._sums.begin(self._tail)
+        for tail, loss, has in zip(self._tails, losses, self._has, strict=True):
+            tail.copy_(torch.tensor([loss, *map(float, has.values())]))
+            has.update(dict.fromkeys(has, False))
+        self._sums.begin(self._tails[0])
         self._sums.wait()
-        total, *users = self._tail.tolist()
+        total, *users = self._tails[0].tolist()
         for parameter, count in zip(self._parameters, users, strict=True):
             # What no rank uses has no gradient, as without a gang: it must not decay.
-            parameter.grad = self._places[parameter].view if count else None
+            parameter.grad = self._places[parameter].views[0] if count else None
         return float(total)
+
+    def drop(self) -> None:
+        """Forget what was put of a step that is thrown away."""
+        for has in self._has:
+            has.update(dict.fromkeys(has, False))
 
     def close(self) -> None:
         """Leave the others."""
@@ -229,26 +266,38 @@ class Gradients:
         self._sums.close()
 
     def _come(self, parameter: torch.nn.Parameter) -> None:
-        if not self._armed:
+        if self._armed is None:
             return
-        self._move(parameter)
+        self._move(parameter, self._armed)
         self._places[parameter].bucket.missing -= 1
         while self._next < len(self._buckets) and not self._buckets[self._next].missing:
-            self._sums.begin(self._buckets[self._next].memory)
+            self._begin(self._buckets[self._next])
             self._next += 1
 
-    def _move(self, parameter: torch.nn.Parameter) -> None:
-        """Into its place, and give back the memory where it was."""
-        view = self._places[parameter].view
-        if parameter.grad is None:
-            view.zero_()
-        elif parameter.grad is not view:
+    def _begin(self, bucket: _Bucket) -> None:
+        """Sum it; a shard that has nothing for a parameter adds zeros."""
+        for slot in self._slots:
+            for parameter in bucket.parameters:
+                if not self._has[slot][parameter]:
+                    self._places[parameter].views[slot].zero_()
+        self._sums.begin(bucket.memory[0])
+
+    def _move(self, parameter: torch.nn.Parameter, slot: int) -> None:
+        """Into its place, or to what stands there; and give back the memory where it was."""
+        view, has = self._places[parameter].views[slot], self._has[slot]
+        if parameter.grad is None or parameter.grad is view:
+            return
+        if has[parameter]:
+            view.add_(parameter.grad)
+        else:
             view.copy_(parameter.grad)
-            parameter.grad = view
+        has[parameter] = True
+        # With one shard it may be added to where it is, by passes that follow.
+        parameter.grad = view if len(self._slots) == 1 else None
 
 
 def bytes_needed(model: torch.nn.Module) -> int:
-    """Of buckets for each rank, with what their alignment takes."""
+    """Of buckets for each shard, with what their alignment takes."""
     parameters = _trained(model)
     groups = _grouped(parameters)
     items = sum(map(_room, parameters)) + 1 + len(parameters)

@@ -36,6 +36,7 @@ from zenos.runtime.train.packing import Packed
 from zenos.runtime.train.snapshots import Snapshots
 from zenos.runtime.train.tokenizer import Vocabulary
 from zenos.runtime.train.trainer import Suspended, Trainer
+from zenos.threads.allocation import cpus, lanes_for
 
 log = logging.getLogger(__name__)
 
@@ -174,14 +175,18 @@ def _data(
             return Data(plan, Packed(packed_at), Vocabulary(tokenizer_at))
     corpus = Corpus(spec.data)
     stage = _Stage(context, corpus)
-    survey = stage.run("reading", corpus.survey)
+    count = lanes_for(cpus())
+    lanes = f"{count} lane{'s' if count > 1 else ''}"
+    survey = stage.run(f"reading, {lanes}", corpus.survey)
     if plan is not None and plan.data_digest != survey.digest:
         raise InvalidError(
             "cannot resume: the corpus has changed since the training began, and the cache of what "
             "it was is gone; train again"
         )
     vocabulary = stage.run("tokenizer", lambda: _vocabulary(context, spec, corpus, survey))
-    directory = stage.run("packing", lambda: packing.pack(corpus, survey, vocabulary, cache))
+    directory = stage.run(
+        f"tokenizing, {lanes}", lambda: packing.pack(corpus, survey, vocabulary, cache)
+    )
     if plan is None:
         plan = Plan(
             pack=directory.name,
@@ -226,7 +231,7 @@ class _Stage:
     def run(self, name: str, work: Any) -> Any:
         self._name = name
         note = ""
-        if name == "reading" and self._corpus.skipped:
+        if name.startswith("reading") and self._corpus.skipped:
             note = f"left out {len(self._corpus.skipped)} binary files"
         self._context.report(
             Progress(stage=name, done=0, total=self._corpus.bytes, note=note), force=True

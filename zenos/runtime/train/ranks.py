@@ -98,7 +98,8 @@ def _follow(context: WorkerContext, gang: Follower) -> None:
         trainer.resume(Checkpoint(Path(word.checkpoint)))
     gang.join(trainer.model, context.run_dir / RENDEZVOUS)
     trainer.model.train()
-    while isinstance(step := gang.hear(), Step):
-        if trainer.update(step.rate) is not None:
-            trainer.state.step += 1
+    with trainer.at_work():
+        while isinstance(step := gang.hear(), Step):
+            if trainer.update(step.rate) is not None:
+                trainer.state.step += 1
     raise RankError(f"cannot go on together: rank 0 says {step!r} between two steps")

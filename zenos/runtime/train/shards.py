@@ -11,6 +11,7 @@ processes would have to be sent the text and a tokenizer each.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -22,9 +23,10 @@ from zenos.core.limits import KIB
 from zenos.runtime.train import caching
 from zenos.runtime.train.corpus import Document, Survey
 from zenos.runtime.train.tokenizer import Vocabulary, encode_all
+from zenos.runtime.train.words import words_of
 from zenos.threads.pool import Pool
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 # What the library says of a text takes many times the text's room: little of it at a time.
 BATCH_CHARS: Final = 256 * KIB
 FILES: Final = ("train.bin", "eval.bin")
@@ -32,10 +34,11 @@ _CUT_SPACE: Final = 2**32
 
 
 class Shard(NamedTuple):
-    """Documents that follow each other in the corpus, and which of them are held out."""
+    """Documents that follow each other in the corpus, which of them are held out, their digests."""
 
     texts: list[str]
     held_out: list[bool]
+    digests: list[bytes]
 
 
 class Encoded(NamedTuple):
@@ -53,16 +56,17 @@ def cut(documents: Iterable[Document], survey: Survey) -> Iterator[Shard]:
     2. But none is shorter than SHARD_BYTES_MIN (the last may be), nor goes on beyond
        SHARD_BYTES_MAX.
     """
-    shard, size = Shard([], []), 0
+    shard, size = Shard([], [], []), 0
     for document in documents:
         shard.texts.append(document.text)
         shard.held_out.append(survey.holds_out(document))
+        shard.digests.append(document.digest)
         size += document.bytes
         share = document.bytes * _CUT_SPACE // limits.SHARD_BYTES
         ends = document.hash % _CUT_SPACE < share and size >= limits.SHARD_BYTES_MIN  # 1
         if ends or size >= limits.SHARD_BYTES_MAX:  # 2
             yield shard
-            shard, size = Shard([], []), 0
+            shard, size = Shard([], [], []), 0
     if shard.texts:
         yield shard
 
@@ -86,23 +90,39 @@ class _Encoder:
     def __init__(self, vocabulary: Vocabulary, dtype: np.dtype[Any], cache: Path) -> None:
         self._vocabulary = vocabulary
         self._dtype = dtype
-        self._end = [] if vocabulary.end_id is None else [vocabulary.end_id]
+        self._words = words_of(vocabulary.tokenizer)
         self._made_from = ("shard", FORMAT, vocabulary.digest, vocabulary.end_id, dtype.str)
         self._cache = cache / "shards"
 
     def __call__(self, shard: Shard) -> Encoded:
         content = hashlib.sha256()
-        for text, held_out in zip(*shard, strict=True):
-            raw = text.encode("utf-8")
-            content.update(len(raw).to_bytes(8, "big") + bytes([held_out]))
-            content.update(raw)
+        for digest, held_out in zip(shard.digests, shard.held_out, strict=True):
+            content.update(digest + bytes([held_out]))
         path = self._cache / caching.key(*self._made_from, content.hexdigest())
         found = caching.files(path, lambda: self._encode(shard))
         return Encoded(*(found[name] for name in FILES))
 
     def _encode(self, shard: Shard) -> dict[str, bytes]:
-        tokens = (bytearray(), bytearray())
-        ids = encode_all(self._vocabulary, shard.texts, BATCH_CHARS)
-        for each, held_out in zip(ids, shard.held_out, strict=True):
-            tokens[held_out].extend(np.asarray(each + self._end, dtype=self._dtype).tobytes())
-        return {name: bytes(part) for name, part in zip(FILES, tokens, strict=True)}
+        tokens = (array("I"), array("I"))
+        end = self._vocabulary.end_id
+        for ids, held_out in zip(self._ids(shard.texts), shard.held_out, strict=True):
+            if isinstance(ids, bytes):
+                tokens[held_out].frombytes(ids)
+            else:
+                tokens[held_out].fromlist(ids)
+            if end is not None:
+                tokens[held_out].append(end)
+        return {
+            name: np.frombuffer(part, np.uint32).astype(self._dtype).tobytes()
+            for name, part in zip(FILES, tokens, strict=True)
+        }
+
+    def _ids(self, texts: list[str]) -> Iterator[bytes | list[int]]:
+        """Of each text its token ids: 32 bits each, or as the library gives them."""
+        others = texts if self._words is None else [t for t in texts if not t.isascii()]
+        encoded = encode_all(self._vocabulary, others, BATCH_CHARS)
+        for text in texts:
+            if self._words is not None and text.isascii():
+                yield self._words.encode(text)
+            else:
+                yield next(encoded)

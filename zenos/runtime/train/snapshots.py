@@ -3,8 +3,8 @@
 1. Between two steps the weights are copied once, into shared memory, as the safetensors file that
    they will be. Where the one before is still being written, as soon as that is done: the newest
    counts, and training never waits.
-2. A thread writes that file and registers it as the next version. What was published is therefore
-   on the disk, with a number that is never given again.
+2. A thread, on a lane of its own, writes that file and registers it as the next version. What was
+   published is therefore on the disk, with a number that is never given again.
 3. The same memory is offered to replicas on this machine (zenos/runtime/weights.py), until the next
    version takes its place; whoever comes later, or after this process, reads the file.
 4. The daemon is told, and each later daemon is told again: deployments follow.
@@ -15,10 +15,11 @@ again. At the end the last step is published, whatever its number.
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
 import tempfile
-import threading
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,9 +36,11 @@ from zenos.core.wire import Held, Progress, Published
 from zenos.models import publishing
 from zenos.models.registry import Lineage
 from zenos.runtime import weights
+from zenos.runtime.beside import beside
 from zenos.runtime.context import WorkerContext
 from zenos.runtime.train.checkpoint import State
 from zenos.runtime.weights import Image, Offer
+from zenos.threads import Future
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +74,7 @@ class Snapshots:
         self._offer = Offer(weights.address(context.home, context.task.id))
         self._scratch = tempfile.TemporaryDirectory(prefix="snapshot-", dir=scratch(context))
         self._config = _write_config(model, Path(self._scratch.name))
-        self._thread: threading.Thread | None = None
+        self._publishing: Future[None] | None = None
         self._failure = ""
         self._held: set[tuple[str, str]] = set()
         self._parent: str | None = None
@@ -106,8 +109,8 @@ class Snapshots:
 
     def close(self) -> None:
         """Let go of everything; what is being written is finished."""
-        if self._thread is not None:
-            self._thread.join(_CLOSE_WAIT_S)
+        if self._publishing is not None:
+            concurrent.futures.wait([self._publishing], _CLOSE_WAIT_S)
         self._offer.close()
         self._pool.close()
         self._scratch.cleanup()
@@ -116,7 +119,7 @@ class Snapshots:
 
     @property
     def _busy(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
+        return self._publishing is not None and not self._publishing.done()
 
     def _take(self, state: State) -> bool:
         """Copy the weights and have them published; False when there is no memory for that now."""
@@ -139,18 +142,16 @@ class Snapshots:
             "eval_loss": next((e for _, _, e in reversed(state.curve) if e is not None), None),
         }
         del memory
-        self._thread = threading.Thread(
-            target=self._publish,
-            args=(target, state.step, state.plan.data_digest, metrics),
-            name="publish",
-            daemon=True,
+        self._publishing = beside(
+            "publish",
+            f"step {state.step}",
+            partial(self._publish, target, state.step, state.plan.data_digest, metrics),
         )
-        self._thread.start()
 
     def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self._publishing is not None:
+            self._publishing.result()
+            self._publishing = None
 
     # -- in the thread: no torch operation
 

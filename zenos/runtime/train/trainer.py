@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -15,19 +15,23 @@ import torch
 from zenos.core.errors import InvalidError, StorageError
 from zenos.core.specs import TrainSpec
 from zenos.core.wire import Progress
+from zenos.core.wording import counted
 from zenos.runtime import precision
 from zenos.runtime.train import numerics, optimizer, schedule
 from zenos.runtime.train.checkpoint import Checkpoint, Checkpoints, Plan, State
 from zenos.runtime.train.gang import Gang
+from zenos.runtime.train.inputs import Inputs
 from zenos.runtime.train.objectives import IGNORED, Objective, mean_loss
 from zenos.runtime.train.packing import Packed, Samples, Tokens, held_out_windows
+from zenos.runtime.train.shown import ShownSteps
 from zenos.runtime.train.speed import Speed
 
 log = logging.getLogger(__name__)
 
 CURVE_POINTS: Final = 200
-RANK_STRIDE: Final = 2**61 - 1  # between the seeds of two ranks
+SHARD_STRIDE: Final = 2**61 - 1  # between the seeds of two shards
 Weights = dict[str, torch.Tensor]
+Part = tuple[torch.Tensor, torch.Tensor, float]  # inputs, targets, weight
 
 
 class Suspended(Exception):  # noqa: N818 - not an error: the way out of wherever the run is
@@ -105,6 +109,7 @@ class Trainer:
         self.pace = schedule.Pace(spec)
         self._speed = Speed()
         self._save_due = False
+        self._inputs = Inputs(self._micro_batches)
 
     # -- the run
 
@@ -116,6 +121,21 @@ class Trainer:
 
     def run(self) -> None:
         """Train to the last step, and save there. Raises Suspended when told to stop."""
+        with self.at_work():
+            self._run()
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """While steps are done: they are shown, and their batches are made ahead."""
+        rank = self.gang.rank if self.gang is not None else 0
+        shown = ShownSteps(rank, lambda: (self.state.step, self.state.plan.last))
+        try:
+            yield
+        finally:
+            shown.finished = True
+            self._inputs.close()
+
+    def _run(self) -> None:
         self.model.train()
         if self.state.evaluating:
             self._evaluate_if_due()
@@ -166,27 +186,22 @@ class Trainer:
         spec, step, gang = self.spec, self.state.step, self.gang
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        mean = 0.0
-        batches = self._micro_batches(step)
-        for micro, (inputs, targets, weight) in enumerate(batches):
+        batches = self._inputs.take(step, self.state.plan.last)
+        means = [0.0] * (len(gang.own) if gang is not None else 1)
+        for micro, parts in enumerate(batches):
             if micro and (gang.dropped(self.stopping) if gang is not None else self.stopping()):
                 # What is half done is thrown away, and done again by whoever goes on.
                 self.optimizer.zero_grad(set_to_none=True)
+                if gang is not None:
+                    gang.drop()
                 return None
-            # All randomness (dropout) is a function of the seed and the micro-batch's number:
-            # nothing to save, and the same wherever it is computed.
-            number = spec.seed * 1_000_003 + step * spec.accumulate + micro
-            rank = gang.rank if gang is not None else 0
-            torch.manual_seed((number + rank * RANK_STRIDE) % 2**63)
-            if gang is not None and micro == len(batches) - 1:
-                gang.arm()
-            if weight:
-                with self._autocast():
-                    loss = self.loss(self.model, inputs, targets)
-                torch.autograd.backward(loss * weight if weight != 1 else loss)
-                mean += loss.item() * weight
-        if gang is not None:
-            mean = gang.sum_up(mean)
+            for number, part in enumerate(parts):
+                if gang is not None and (micro, number) == (len(batches) - 1, len(parts) - 1):
+                    gang.arm()
+                means[number] += self._pass(micro, number, part)
+                if gang is not None and len(parts) > 1:
+                    gang.put(number)
+        mean = gang.sum_up(means) if gang is not None else means[0]
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), spec.clip))
         for what, value in (("loss", mean), ("gradient's norm", norm)):
             if not math.isfinite(value):  # before it gets into the weights
@@ -198,19 +213,34 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return mean
 
+    def _pass(self, micro: int, number: int, part: Part) -> float:
+        """Forward and backward over one shard of a micro-batch; its share of the loss."""
+        inputs, targets, weight = part
+        # All randomness (dropout) is a function of the seed and the number of micro-batch and
+        # shard: nothing to save, and the same wherever it is computed.
+        seed = self.spec.seed * 1_000_003 + self.state.step * self.spec.accumulate + micro
+        shard = self.gang.own[number] if self.gang is not None else 0
+        torch.manual_seed((seed + shard * SHARD_STRIDE) % 2**63)
+        if not weight:
+            return 0.0
+        with self._autocast():
+            loss = self.loss(self.model, inputs.to(self.device), targets.to(self.device))
+        torch.autograd.backward(loss * weight if weight != 1 else loss)
+        return loss.item() * weight
+
     def weights(self) -> Weights:
         """The model's own tensors by name, each tied one once; they change with the next step."""
         return _tensors_of(self.model)
 
-    def _micro_batches(self, step: int) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
-        """Inputs, targets and weight of each micro-batch: its share of the step's targets.
+    def _micro_batches(self, step: int) -> list[list[Part]]:
+        """What is computed of each micro-batch: of a gang this process's shards, else all of it.
 
-        Masked micro-batches have different numbers of targets; weighted like this a step is the
-        same whether its sequences come at once or in parts, or to several processes. Of a gang each
-        process has its rows; those without a target have weight 0.
+        Masked micro-batches have different numbers of targets; weighted by its share of the step's
+        a step is the same whether its sequences come at once or in parts, or to several processes.
+        Parts without a target have weight 0. Made on a lane, ahead.
         """
-        size = self.spec.batch_size
-        rows = self.gang.rows(size) if self.gang is not None else slice(size)
+        size, gang = self.spec.batch_size, self.gang
+        cuts = [slice(size)] if gang is None else [gang.rows(size, shard) for shard in gang.own]
         batches = []
         for micro in range(self.spec.accumulate):
             first = (step * self.spec.accumulate + micro) * size
@@ -218,7 +248,7 @@ class Trainer:
         counted = [batch.targets != IGNORED for _, _, batch in batches]
         total = sum(int(one.sum()) for one in counted)
         return [
-            (inputs[rows], targets[rows], int(one[rows].sum()) / total)
+            [(inputs[rows], targets[rows], int(one[rows].sum()) / total) for rows in cuts]
             for (inputs, targets, _), one in zip(batches, counted, strict=True)
             if one.any()
         ]
@@ -227,7 +257,7 @@ class Trainer:
         batch = self.objective.batch(windows, first)
         inputs = torch.from_numpy(np.ascontiguousarray(batch.inputs))
         targets = torch.from_numpy(np.ascontiguousarray(batch.targets))
-        return inputs.to(self.device), targets.to(self.device), batch
+        return inputs, targets, batch
 
     def _autocast(self) -> Any:
         if self.dtype == torch.bfloat16:
@@ -269,7 +299,7 @@ class Trainer:
         if plan.steps is not None:
             plan.planned_at = self.state.step
             self.checkpoints.write_plan(plan)
-            self._say(f"{plan.steps} steps fit the time budget")
+            self._say(f"{counted(plan.steps, 'step')} to fit the time budget")
 
     def _fit_again(self) -> None:
         """Fewer steps where the machine has become slower than planned, or again more of them."""
@@ -317,7 +347,7 @@ class Trainer:
             if check is not None:
                 check()
             with self._autocast():
-                loss = mean_loss(self.model, inputs, targets)
+                loss = mean_loss(self.model, inputs.to(self.device), targets.to(self.device))
             counted = batch.targets != IGNORED
             total += loss.item() * int(counted.sum())
             targets_seen.append(batch.targets[counted])

@@ -1,0 +1,86 @@
+"""Whether the files of an imported model belong together, as far as that is seen without torch.
+
+What isn't seen here is told by whoever loads it. Models made here are not looked at: they fit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from zenos.core.errors import InvalidError
+from zenos.models import intake, presets, safetensors
+from zenos.models.footprint import GATED
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# Model types whose tensors are called as below; others go by names of their own.
+_USUAL: Final = GATED | {"gpt2", "bert"}
+_EMBEDDING: Final = re.compile(
+    r"(model\.|transformer\.|bert\.embeddings\.|embeddings\.)?"
+    r"(embed_tokens|wte|word_embeddings)\.weight"
+)
+_LAYER: Final = re.compile(r"(?:^|\.)(?:layers|layer|h)\.(\d{1,6})\.")
+
+
+class _Tokenizer(msgspec.Struct):
+    model: dict[str, msgspec.Raw]
+
+
+def check(files: Mapping[str, Path]) -> None:
+    """Raises InvalidError for an unknown model type, for tensors that don't fit the config, and
+    for a tokenizer.json that isn't one."""
+    config, _ = intake.inspect(files)
+    presets.check_type(config.get("model_type"))
+    headers = [safetensors.check(p, n) for n, p in files.items() if n.endswith(".safetensors")]
+    shapes = {name: shape for header in headers for name, shape in header.shapes.items()}
+    if config.get("model_type") in _USUAL and not any(
+        name.startswith("quantization") for name in config
+    ):
+        _check_embedding(config, shapes)
+        _check_layers(config, shapes)
+    if "tokenizer.json" in files:
+        _check_tokenizer(files["tokenizer.json"])
+
+
+def _check_embedding(config: Mapping[str, Any], shapes: Shapes) -> None:
+    wanted = (config.get("vocab_size"), _said(config, "hidden_size", "n_embd"))
+    for name, shape in shapes.items():
+        if None not in wanted and _EMBEDDING.fullmatch(name) and shape != wanted:
+            raise InvalidError(
+                f"cannot import this model: {name} has the shape {list(shape)}, and by its "
+                f"config.json it would be {presets.shown(list(wanted))}; take both from the same "
+                "model"
+            )
+
+
+def _check_layers(config: Mapping[str, Any], shapes: Iterable[str]) -> None:
+    wanted = _said(config, "num_hidden_layers", "n_layer")
+    found = {int(layer) for name in shapes for layer in _LAYER.findall(name)}
+    if found and wanted is not None and found != set(range(min(wanted, 10**6))):
+        raise InvalidError(
+            f"cannot import this model: it has weights for {len(found)} of its layers, and by its "
+            f"config.json it has {wanted}; take both from the same model"
+        )
+
+
+def _said(config: Mapping[str, Any], *names: str) -> int | None:
+    """What the config says under one of the names; None where that is no count."""
+    found = (config[name] for name in names if name in config)
+    return next((value for value in found if presets.is_count(value, 10**7)), None)
+
+
+def _check_tokenizer(path: Path) -> None:
+    try:
+        msgspec.json.decode(path.read_bytes(), type=_Tokenizer)
+    except OSError as error:
+        raise InvalidError(f"cannot read tokenizer.json: {error.strerror or error}") from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidError(
+            f"cannot import this model: its tokenizer.json is none ({error}); fetch it again, or "
+            "take it out of the directory"
+        ) from error
