@@ -49,7 +49,7 @@ from zenos.kernel.control import Inbox, View
 from zenos.kernel.step import Kernel
 from zenos.models.registry import Registry
 from zenos.store.sqlite import SqliteStore
-from zenos.workers import fork_server, nodes, saving
+from zenos.workers import fork_server, measuring, nodes, saving
 from zenos.workers.executor import LocalExecutor
 from zenos.workers.limits import raise_open_files
 from zenos.workers.system import LocalSystem, Mode
@@ -75,8 +75,8 @@ async def run(home: Home, config: Config, flags: Mapping[str, Any]) -> None:
         clock = SystemClock(floor=snapshot.now)
         settings = partial(settings_for, given=config.topics)
         topics = DurableTopics(store, clock, await store.load_messages(), settings)
-        inbox, view = Inbox(), View(snapshot)
-        kernel, registry = Kernel(config, snapshot), Registry(home.models)
+        inbox, view = Inbox(), View(snapshot, config)
+        kernel, registry = Kernel(config, snapshot), Registry(home.models, limits.MODEL_LANES_MAX)
         # 4. What forks workers warms up while the rest boots.
         zygote, launcher = fork_server.zygote(home), fork_server.launcher(home)
         await launcher.start()
@@ -103,19 +103,19 @@ async def run(home: Home, config: Config, flags: Mapping[str, Any]) -> None:
             may_use=system.may_use,
             settings=settings,
             on_program_gone=system.on_program_gone,
+            is_paused=system.may_be_frozen,
         )
         home.write_sockets()
         await broker.start(home.bus)
         stack.push_async_callback(broker.close)
-        standing = asyncio.create_task(keep_listening(broker, home))
-        stack.push_async_callback(_end_task, standing)
+        stack.push_async_callback(_end_task, asyncio.create_task(keep_listening(broker, home)))
         system.executor, system.broker = executor, broker
         system.tidy(snapshot)
-        inbox.put(ev.NodeUp(node=nodes.detect(config, executor.cgroups)))
+        inbox.put(view.boots_on(nodes.detect(config, executor.cgroups)))
         await executor.recover(kernel.recovering())
+        stack.push_async_callback(_end_task, measuring.start(config, executor.running, inbox.put))
         # 6. The API.
-        app = create_app(system, config, token)
-        api = asyncio.create_task(serve(app, [listener]))
+        api = asyncio.create_task(serve(create_app(system, config, token), [listener]))
         stack.push_async_callback(_end_task, api)
         host, port = listener.getsockname()[:2]
         write_daemon_file(home, host, port)
@@ -261,7 +261,9 @@ def read_or_make_token(home: Home) -> str:
         token = home.token.read_text().strip()
     except OSError as error:
         raise StorageError(f"cannot read or write {home.token}: {error.strerror}") from error
-    if len(token) < 16:
+    except UnicodeDecodeError:
+        token = ""
+    if len(token) < 16 or not token.isascii() or not token.isprintable() or " " in token:
         raise InvalidError(f"cannot use the token in {home.token}: delete it, a new one is made")
     return token
 
@@ -327,7 +329,7 @@ def watch_signals(system: LocalSystem, flags: Mapping[str, Any], home: Home) -> 
     running = asyncio.get_running_loop()
 
     def stop() -> None:
-        system.shut_down("suspend")
+        system.end_by_signal()
 
     def reload() -> None:
         try:

@@ -4,20 +4,52 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from typing import Final
+from weakref import WeakValueDictionary
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from zenos import __version__
-from zenos.api import audit, bus, errors, events, models, openai, schema, serving, system, tasks
+from zenos.api import (
+    arrays,
+    audit,
+    batches,
+    bus,
+    errors,
+    events,
+    models,
+    openai,
+    outlook,
+    schema,
+    serving,
+    system,
+    tasks,
+)
 from zenos.api.auth import Gate
-from zenos.api.common import home_of
+from zenos.api.common import check_parameters, home_of
 from zenos.api.metrics import Metered, Metrics
 from zenos.api.ports import System
+from zenos.api.refusals import Refusals
 from zenos.core.config import Config
 from zenos.core.errors import ZenosError
+
+NOUNS: Final = (
+    system,
+    openai,
+    tasks,
+    arrays,
+    batches,
+    models,
+    serving,
+    events,
+    bus,
+    audit,
+    outlook,
+)
 
 
 def create_app(system_: System, config: Config, token: str) -> FastAPI:
@@ -37,12 +69,13 @@ def create_app(system_: System, config: Config, token: str) -> FastAPI:
     app.state.system = system_
     app.state.metrics = Metrics()
     app.state.closing = asyncio.Event()
-    for noun in (system, openai, tasks, models, serving, events, bus, audit):
-        app.include_router(noun.router)
+    app.state.once = WeakValueDictionary()  # keys of requests that are being carried out
+    for noun in NOUNS:
+        app.include_router(noun.router, dependencies=[Depends(check_parameters)])
     app.add_exception_handler(ZenosError, _zenos_error)
     app.add_exception_handler(RequestValidationError, _bad_parameters)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_middleware(Gate, config=config, token=token)
+    app.add_middleware(Gate, config=config, token=token, refused=Refusals(system_).refused)
     app.add_middleware(Metered, metrics=app.state.metrics)
     app.openapi = partial(schema.document, app)  # type: ignore[method-assign]
     return app
@@ -62,7 +95,16 @@ async def _bad_parameters(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     response = errors.of_status(status, request.url.path, request.method)
-    allow = (error.headers or {}).get("Allow") if isinstance(error, HTTPException) else None
-    if allow:
-        response.headers["Allow"] = allow
+    if status == 405:
+        response.headers["Allow"] = ", ".join(sorted(_methods(request)))
     return response
+
+
+def _methods(request: Request) -> set[str]:
+    """What the path takes; the framework names the methods of the first of its routes alone."""
+    found: set[str] = set()
+    routes = [route for noun in NOUNS for route in noun.router.routes]
+    for route in [*request.app.routes, *routes]:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found |= set(getattr(route, "methods", None) or ())
+    return found

@@ -15,6 +15,7 @@ from zenos.api.shapes import AuditList
 from zenos.core import audit, limits
 from zenos.core import events as ev
 from zenos.core.errors import ZenosError
+from zenos.core.task import Once
 from zenos.core.wording import FieldError, nearest
 
 router = APIRouter(prefix="/api/audit", tags=["audit"])
@@ -50,21 +51,39 @@ async def list_rows(
     return reply(AuditList(rows=await system_of(request).audit(query)))
 
 
+class Done:
+    """What comes of what is done: remembered where the request is to be carried out once."""
+
+    result = ""
+
+
 @asynccontextmanager
-async def audited(request: Request, action: audit.Action, subject: str) -> AsyncIterator[None]:
+async def audited(
+    request: Request, action: audit.Action, subject: str, once: Once | None = None
+) -> AsyncIterator[Done]:
     """What is done inside gets its row right after it, and before the answer.
 
-    So a crash between the two leaves a change without a row, never a row without its change.
+    So a crash between the two leaves a change without a row, never a row without its change. The
+    same holds for what is remembered under a key.
     """
+    done = Done()
     try:
-        yield
+        yield done
     except ZenosError as error:
         await record(request, action, subject, str(error))
         raise
-    await record(request, action, subject)
+    await record(request, action, subject, once=once, result=done.result)
 
 
-async def record(request: Request, action: audit.Action, subject: str, reason: str = "") -> None:
+async def record(
+    request: Request,
+    action: audit.Action,
+    subject: str,
+    reason: str = "",
+    *,
+    once: Once | None = None,
+    result: str = "",
+) -> None:
     """Write a row; without a reason it was accepted."""
     key = request.headers.get("idempotency-key")
     await system_of(request).record(
@@ -76,5 +95,7 @@ async def record(request: Request, action: audit.Action, subject: str, reason: s
             accepted=not reason,
             reason=reason,
             key=key[: limits.IDEMPOTENCY_KEY_CHARS_MAX] if key else None,
+            once=once,
+            result=result,
         )
     )

@@ -5,7 +5,8 @@ A pure ASGI middleware, so that no path, method or framework feature lies outsid
 1. header and path sizes (431, 414);
 2. Host and Origin against the allow-list (403): a browser is a way in even on 127.0.0.1, since any
    page can have its own name resolve to it;
-3. the bearer token, compared in constant time, on everything but `GET /health` (401);
+3. the bearer token, compared in constant time, on everything but `GET /health` (401); who fails at
+   2 or 3 gets a row of the audit (refusals.py);
 4. the body: its size, alone and together with all others (413, 503), and its time (408).
 """
 
@@ -16,7 +17,7 @@ import hmac
 import ipaddress
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -52,8 +53,11 @@ _HOST: Final = re.compile(r"^(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]@/\\\s]+))(?::[0-9]
 class Gate:
     """Lets in what may come in, with its body read; answers the rest itself."""
 
-    def __init__(self, app: ASGIApp, config: Config, token: str) -> None:
+    def __init__(
+        self, app: ASGIApp, config: Config, token: str, refused: Callable[[Scope, ZenosError], None]
+    ) -> None:
         self.app = app
+        self._refused = refused
         self._token = token.encode()
         own = {config.host.lower()} - _WILDCARDS
         self._hosts = _LOOPBACK_NAMES | own | {host.lower() for host in config.allowed_hosts}
@@ -80,6 +84,8 @@ class Gate:
         except _RefusedBody as refused:
             refusal = refused.response
         except ZenosError as error:
+            if isinstance(error, RefusedError | UnauthorizedError):
+                self._refused(scope, error)
             refusal = errors.respond(error)
         except asyncio.CancelledError:
             if answering.started:
@@ -144,6 +150,11 @@ class Gate:
         scheme, _, token = (given[0] if len(given) == 1 else b"").partition(b" ")
         # Compared in any case, so that the time does not tell why it was refused.
         same = hmac.compare_digest(token.strip(), self._token)
+        if token and scheme.lower() == b"bearer" and not same:
+            raise UnauthorizedError(
+                "cannot let you in: that is not this daemon's token, which stands in the file "
+                "'token' of its home ($ZENOS_HOME/token)"
+            )
         if not (same and scheme.lower() == b"bearer"):
             raise UnauthorizedError
 

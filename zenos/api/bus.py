@@ -28,6 +28,7 @@ from zenos.api.bus_shapes import (
     TopicView,
 )
 from zenos.api.common import IdempotencyKey, principal_of, system_of
+from zenos.api.once import asked
 from zenos.api.schema import operation, read, reply
 from zenos.api.streams import Stream, until, with_pauses
 from zenos.bus import topics as ev
@@ -35,7 +36,7 @@ from zenos.bus.durable_topics import DurableTopics, TopicEvent
 from zenos.bus.topic import Topic
 from zenos.core import limits
 from zenos.core.errors import UnavailableError
-from zenos.core.messages import Message, check_topic
+from zenos.core.messages import Message, check_public_topic
 from zenos.core.wording import FieldError
 
 router = APIRouter(prefix="/api/bus", tags=["bus"])
@@ -76,7 +77,7 @@ async def list_messages(
 
     A topic is there as soon as somebody uses it: one of which nothing is known has no messages.
     """
-    found = _topics(request).topics.topics.get(check_topic(topic))
+    found = _topics(request).topics.topics.get(check_public_topic(topic))
     views: list[MessageView] = []
     size = 0
     for message, receiver in _chosen(found, which) if found is not None else ():
@@ -107,7 +108,7 @@ async def send(request: Request, key: IdempotencyKey = None) -> Response:
         request=topics.next_request(),
         message=Message(
             number=0,
-            topic=check_topic(body.topic),
+            topic=check_public_topic(body.topic),
             id=next(i for i in (body.id, key, secrets.token_urlsafe(16)) if i is not None),
             sender=principal_of(request).user,
             body=_bytes_of(body),
@@ -129,25 +130,39 @@ async def send(request: Request, key: IdempotencyKey = None) -> Response:
         ) from None
 
 
-@router.post("/replay", **operation(Counted, body=ReplayBody, also=(404,)))
-async def replay(request: Request) -> Response:
+@router.post("/replay", **operation(Counted, body=ReplayBody, also=(404, 409)))
+async def replay(request: Request, key: IdempotencyKey = None) -> Response:
     """Deliver dead messages again: those of `ids`, or all of the topic."""
     body: ReplayBody = await read(request, ReplayBody)
     topics = _topics(request)
-    event = ev.Replay(request=topics.next_request(), topic=body.topic, ids=body.ids)
-    async with audited(request, "replay", body.topic):
-        count = _count(await topics.ask(event))
-    return reply(Counted(count=count))
+    topic = check_public_topic(body.topic)
+    event = ev.Replay(request=topics.next_request(), topic=topic, ids=body.ids)
+    return await _counted(request, key, body, event, "replay")
 
 
-@router.post("/purge", **operation(Counted, body=PurgeBody, also=(404,)))
-async def purge(request: Request) -> Response:
+@router.post("/purge", **operation(Counted, body=PurgeBody, also=(404, 409)))
+async def purge(request: Request, key: IdempotencyKey = None) -> Response:
     """Drop a topic's waiting messages (not what a receiver has), or its dead ones."""
     body: PurgeBody = await read(request, PurgeBody)
     topics = _topics(request)
-    event = ev.Purge(request=topics.next_request(), topic=body.topic, select=body.which)
-    async with audited(request, "purge", body.topic):
-        count = _count(await topics.ask(event))
+    topic = check_public_topic(body.topic)
+    event = ev.Purge(request=topics.next_request(), topic=topic, select=body.which)
+    return await _counted(request, key, body, event, "purge")
+
+
+async def _counted(
+    request: Request,
+    key: str | None,
+    body: ReplayBody | PurgeBody,
+    event: ev.Replay | ev.Purge,
+    action: Literal["replay", "purge"],
+) -> Response:
+    async with asked(request, key, body) as said:
+        if said.before is not None:
+            return reply(Counted(count=int(said.before)))
+        async with audited(request, action, body.topic, said.once) as done:
+            count = _count(await _topics(request).ask(event))
+            done.result = str(count)
     return reply(Counted(count=count))
 
 
@@ -159,7 +174,7 @@ async def tail(request: Request, topic: TopicName) -> Response:
     comment comes when nothing happens. A reader that is too slow is cut.
     """
     closing = request.app.state.closing
-    return Stream(_tail(_topics(request), check_topic(topic), closing), "text/event-stream")
+    return Stream(_tail(_topics(request), check_public_topic(topic), closing), "text/event-stream")
 
 
 async def _tail(

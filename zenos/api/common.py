@@ -11,9 +11,11 @@ from zenos.api.ports import System
 from zenos.core import limits
 from zenos.core.errors import InvalidError
 from zenos.core.task import Principal
-from zenos.core.wording import FieldError
+from zenos.core.wording import FieldError, nearest
 
 _REF_CHARS_MAX = 2 * limits.NAME_CHARS_MAX + 1
+
+TASK_CHARS_MAX = limits.NAME_CHARS_MAX + 12  # with an index: NAME[3]
 
 ModelPath = Annotated[
     str,
@@ -26,7 +28,13 @@ ModelPath = Annotated[
 NamePath = Annotated[str, Path(min_length=1, max_length=_REF_CHARS_MAX)]
 TaskPath = Annotated[
     str,
-    Path(min_length=1, max_length=limits.NAME_CHARS_MAX, description="A task's id, or its name."),
+    Path(min_length=1, max_length=TASK_CHARS_MAX, description="A task's id, or its name."),
+]
+ArrayPath = Annotated[
+    str, Path(min_length=1, max_length=TASK_CHARS_MAX, description="An array's id, or its name.")
+]
+NodePath = Annotated[
+    str, Path(min_length=1, max_length=limits.NAME_CHARS_MAX, description="A node's name.")
 ]
 IdempotencyKey = Annotated[
     str | None,
@@ -57,6 +65,24 @@ def principal_of(request: Request) -> Principal:
     """On whose behalf the request is, as the gate found out."""
     principal: Principal = request.scope[PRINCIPAL]
     return principal
+
+
+async def check_parameters(request: Request) -> None:
+    """Raises FieldError for a query parameter that zenos' own path doesn't know.
+
+    A misspelt filter would else answer with everything. OpenAI's paths are left alone, since its
+    clients may send what is new there; so are those that are asked by programs for monitoring.
+    """
+    if not request.url.path.startswith("/api/"):
+        return
+    known = [field.alias for field in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            takes = f"it takes {', '.join(known)}" if known else "this path takes none"
+            hint = nearest(name[:100], known) or f"; {takes}"
+            raise FieldError(
+                f"cannot use the query parameter {name[:64]!a}: it is unknown{hint}", name[:64]
+            )
 
 
 def check_path(path: str) -> str:

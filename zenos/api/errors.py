@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from zenos.api.shapes import ErrorAnswer, ErrorDetail
 from zenos.core.errors import ContextLengthError, InvalidError, ZenosError
-from zenos.core.wording import SHOWN_CHARS_MAX, FieldError, field_error
+from zenos.core.wording import SHOWN_CHARS_MAX, FieldError, field_error, plain_reason
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ STATUS: Final[dict[str, int]] = {
     "unauthorized": 401,
     "refused": 403,
     "numerics": 403,
+    "quota": 403,
     "not_found": 404,
     "conflict": 409,
     "too_large": 413,
@@ -75,7 +76,7 @@ def respond(error: ZenosError, home: str | None = None) -> Response:
     """A ZenosError as a response. Paths in `home` are shown from `$ZENOS_HOME` on."""
     status = status_of(error)
     headers = {}
-    if status == 503:
+    if status == 503 or (status == 504 and error.retry_after_s is not None):
         wait_s = _RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
         headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
     if status == 401:
@@ -124,7 +125,7 @@ def of_parameters(problems: list[dict[str, Any]]) -> FieldError:
     name = where[-1] if where else "request"
     place = where[0] if len(where) > 1 else "request"
     shown = repr(first.get("input"))[:SHOWN_CHARS_MAX]
-    reason = str(first.get("msg", "it is not valid")).lower()
+    reason = plain_reason(str(first.get("msg", "it is not valid")))
     return FieldError(f"cannot use the {place} parameter {name} {shown}: {reason}", name)
 
 

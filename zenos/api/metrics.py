@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from zenos.api.openai_answers import longest
 from zenos.api.ports import System
 from zenos.core import limits
 from zenos.core.resources import Resources
-from zenos.core.wire import Chunk
+from zenos.core.wire import Chunk, Times
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -56,6 +57,9 @@ class Metrics:
         self.requests: Counter[tuple[str, str, str]] = Counter()
         self.durations: dict[str, Histogram] = {}
         self.first_token: dict[str, Histogram] = {}
+        self.queue: dict[str, Histogram] = {}
+        self.load: dict[str, Histogram] = {}
+        self.compute: dict[str, Histogram] = {}
         self.tokens: Counter[tuple[str, str]] = Counter()
         self.generating = 0
 
@@ -67,9 +71,10 @@ class Metrics:
     async def watching(
         self, model: str, chunks: AsyncGenerator[tuple[int, Chunk], None]
     ) -> AsyncGenerator[tuple[int, Chunk], None]:
-        """The same chunks, with their first one timed and their tokens counted."""
+        """The same chunks, with their times and tokens counted."""
         start = time.monotonic()
         first = True
+        times: dict[int, Times] = {}
         self.generating += 1
         try:
             async with aclosing(chunks):
@@ -78,12 +83,22 @@ class Metrics:
                         first = False
                         seconds = time.monotonic() - start
                         self.first_token.setdefault(model, Histogram()).observe(seconds)
+                    if chunk.times is not None:
+                        times[prompt] = chunk.times
                     if chunk.usage is not None:
                         self.tokens[model, "prompt"] += chunk.usage.prompt_tokens
                         self.tokens[model, "completion"] += chunk.usage.completion_tokens
                     yield prompt, chunk
+            self._answered(model, longest(times.values()))
         finally:
             self.generating -= 1
+
+    def _answered(self, model: str, times: Times | None) -> None:
+        """A request has got all of its answer."""
+        if times is not None:
+            self.queue.setdefault(model, Histogram()).observe(times.queue_s)
+            self.load.setdefault(model, Histogram()).observe(times.load_s)
+            self.compute.setdefault(model, Histogram()).observe(times.compute_s)
 
     def exposition(self, system: System) -> tuple[bytes, str]:
         """The text and its media type."""
@@ -124,11 +139,26 @@ class _Collector:
         used = GaugeMetricFamily(
             "zenos_node_used", "What tasks hold of a node", labels=("node", "resource")
         )
+        takes = GaugeMetricFamily(
+            "zenos_node_takes_work",
+            "0 of a node that is cordoned, drained or lost",
+            labels=("node",),
+        )
+        foreign = GaugeMetricFamily(
+            "zenos_node_foreign_memory_bytes",
+            "What processes outside zenos use of a node's memory",
+            labels=("node",),
+        )
         held = self._system.used()
         for name, node in self._system.nodes().items():
             _add_resources(capacity, name, node.capacity)
             _add_resources(used, name, held.get(name, Resources()))
+            takes.add_metric((name,), int(node.takes_work))
+            if node.measured is not None:
+                foreign.add_metric((name,), node.measured.memory)
         yield capacity
+        yield takes
+        yield foreign
         yield used
         replicas = GaugeMetricFamily(
             "zenos_deployment_replicas", "Replicas by deployment", labels=("deployment",)
@@ -171,6 +201,12 @@ class _Collector:
         yield _histograms(
             "zenos_first_token_seconds", "From request to first token", "model", metrics.first_token
         )
+        for name, text, values in (
+            ("queue", "Of answered requests: neither load nor compute", metrics.queue),
+            ("load", "Of answered requests: until a replica was ready", metrics.load),
+            ("compute", "Of answered requests: in the engine", metrics.compute),
+        ):
+            yield _histograms(f"zenos_request_{name}_seconds", text, "model", values)
         tokens = CounterMetricFamily("zenos_tokens", "Tokens", labels=("model", "kind"))
         for (model, kind), count in metrics.tokens.items():
             tokens.add_metric((model, kind), count)

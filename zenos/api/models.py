@@ -22,6 +22,7 @@ from zenos.api.common import (
     principal_of,
     system_of,
 )
+from zenos.api.once import asked
 from zenos.api.ports import System
 from zenos.api.schema import operation, read, reply
 from zenos.api.shapes import (
@@ -84,15 +85,17 @@ async def import_model(request: Request, key: IdempotencyKey = None) -> Response
 
 
 @router.post("/export", **operation(Exported, body=ExportBody, status=201, also=(404, 409)))
-async def export(request: Request) -> Response:
+async def export(request: Request, key: IdempotencyKey = None) -> Response:
     """Write a model as a Hugging Face directory on the daemon's machine.
 
     The same again finds what it has written, and succeeds.
     """
     body: ExportBody = await read(request, ExportBody)
     ref, path = ModelRef.parse(body.ref), Path(check_path(body.path))
-    async with audited(request, "export", str(ref)):
-        await in_thread(system_of(request).registry.export, ref, path)
+    async with asked(request, key, body) as said:
+        if said.before is None:
+            async with audited(request, "export", str(ref), said.once):
+                await in_thread(system_of(request).registry.export, ref, path)
     return reply(Exported(path=str(path)), 201)
 
 
@@ -117,16 +120,18 @@ async def remove(request: Request, ref: ModelPath) -> Response:
 @router.post(
     "/{name}/aliases", **operation(ModelVersion, body=AliasBody, status=201, also=(404, 409))
 )
-async def alias(request: Request, name: NamePath) -> Response:
+async def alias(request: Request, name: NamePath, key: IdempotencyKey = None) -> Response:
     """Let an alias name a version, or move it there."""
     body: AliasBody = await read(request, AliasBody)
     model, word = check_name(name, "model name"), check_name(body.alias, "alias")
     if not 1 <= body.version < 10**9:
         raise InvalidError("cannot use that version: versions are counted from 1")
     registry = system_of(request).registry
-    async with audited(request, "alias", f"{model}:{word} to {body.version}"):
-        await in_thread(registry.alias, model, word, body.version)
-    return reply(await in_thread(registry.resolve, ModelRef(model, word)), 201)
+    async with asked(request, key, body) as said:
+        if said.before is None:
+            async with audited(request, "alias", f"{model}:{word} to {body.version}", said.once):
+                await in_thread(registry.alias, model, word, body.version)
+    return reply(await in_thread(registry.resolve, ModelRef(model, str(body.version))), 201)
 
 
 def _asked(request: Request, key: str | None, body: CopyBody | ImportBody) -> Asked | None:

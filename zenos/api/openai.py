@@ -19,10 +19,9 @@ from zenos.api.openai_answers import Gathering
 from zenos.api.openai_bodies import Common
 from zenos.api.schema import operation, read, reply
 from zenos.api.streams import CLIENT_GONE, Stream, merged, unless_gone
-from zenos.core import limits
 from zenos.core.errors import ContextLengthError, UnavailableError, from_code
 from zenos.core.names import ModelRef
-from zenos.core.wire import Chunk, GenerateRequest
+from zenos.core.wire import Chunk, GenerateRequest, Times
 
 router = APIRouter(tags=["openai"])
 _encode = msgspec.json.Encoder().encode
@@ -30,6 +29,10 @@ _encode = msgspec.json.Encoder().encode
 VERSION_HEADER: Final = "X-Zenos-Model-Version"
 # That it was begun again when a new version came, as the deployment's `on_update` says.
 AGAIN_HEADER: Final = "X-Zenos-Begun-Again"
+# Where its time has gone, in seconds (docs/reference/http.md says what counts as what).
+QUEUE_HEADER: Final = "X-Zenos-Queue-Seconds"
+LOAD_HEADER: Final = "X-Zenos-Load-Seconds"
+COMPUTE_HEADER: Final = "X-Zenos-Compute-Seconds"
 Chunks = AsyncGenerator[tuple[int, Chunk], None]
 
 
@@ -97,9 +100,9 @@ async def _answer(
     system, metrics = system_of(request), metrics_of(request)
     if not body.stream:
         requests = [msgspec.structs.replace(one, whole=True) for one in requests]
-    principal = request.scope[PRINCIPAL]
+    principal, deadline_s = request.scope[PRINCIPAL], openai_bodies.deadline_s(body)
     sources: list[AsyncIterator[Chunk]] = [
-        system.generate(body.model, one, principal, limits.REQUEST_DEADLINE_S) for one in requests
+        system.generate(body.model, one, principal, deadline_s) for one in requests
     ]
     sampling = requests[0].sampling
     gathering = Gathering(
@@ -114,14 +117,15 @@ async def _answer(
             first = await unless_gone(request, _first(chunks))
             if first is not None:
                 events = _events(first, chunks, gathering, body, home_of(request), chat=chat)
-                return _named(Stream(events, "text/event-stream", chunks), first[1].version)
+                answer: Response = Stream(events, "text/event-stream", chunks)
+                return _headed(answer, first[1].version, first[1].times)
         else:
             whole = await unless_gone(request, _gather(chunks, gathering))
             if whole is not None:
                 answer = reply(whole.chat() if chat else whole.completion())
                 if whole.begun_again:
                     answer.headers[AGAIN_HEADER] = "true"
-                return _named(answer, ", ".join(whole.versions))
+                return _headed(answer, ", ".join(whole.versions), whole.times)
     except BaseException as error:
         await chunks.aclose()
         _name_prompt(error, chat=chat)
@@ -130,9 +134,14 @@ async def _answer(
     return Response(status_code=CLIENT_GONE)
 
 
-def _named(answer: Response, version: str) -> Response:
+def _headed(answer: Response, version: str, times: Times | None) -> Response:
+    """With what is known of how it came about, in headers."""
     if version:
         answer.headers[VERSION_HEADER] = version
+    if times is not None:
+        answer.headers[QUEUE_HEADER] = f"{times.queue_s:.6f}"
+        answer.headers[LOAD_HEADER] = f"{times.load_s:.6f}"
+        answer.headers[COMPUTE_HEADER] = f"{times.compute_s:.6f}"
     return answer
 
 

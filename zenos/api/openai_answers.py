@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import codecs
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import msgspec
 
-from zenos.core.wire import Chunk, TokenLogprob, Usage
+from zenos.core.wire import Chunk, Times, TokenLogprob, Usage
 
 Finish = Literal["stop", "length", "content_filter", "tool_calls"]
 
@@ -165,6 +165,7 @@ class Gathering:
         self._usages: list[Usage] = []
         self.begun_again = False
         self._version_of: dict[str, str] = {}  # by request: one for each prompt
+        self._times_of: dict[str, Times] = {}
         self._texts: dict[int, list[str]] = {}
         self._tokens: dict[int, list[TokenLogprob]] = {}
         self._finishes: dict[int, Finish] = {}
@@ -179,11 +180,18 @@ class Gathering:
             self._usages.append(chunk.usage)
         if chunk.version:
             self._version_of[chunk.request] = chunk.version
+        if chunk.times is not None:
+            self._times_of[chunk.request] = chunk.times
 
     @property
     def versions(self) -> list[str]:
         """Which versions of the model have answered: one, unless prompts met a change."""
         return list(dict.fromkeys(self._version_of.values()))
+
+    @property
+    def times(self) -> Times | None:
+        """Where the time has gone: of several prompts, each the longest of any."""
+        return longest(self._times_of.values())
 
     @property
     def usage(self) -> UsageAnswer:
@@ -359,6 +367,18 @@ class Gathering:
             for token in tokens
         ]
         return ChatLogprobs(content=content)
+
+
+def longest(times: Iterable[Times]) -> Times | None:
+    """Each time the longest of any of these; None of none."""
+    those = list(times)
+    if not those:
+        return None
+    return Times(
+        queue_s=max(one.queue_s for one in those),
+        load_s=max(one.load_s for one in those),
+        compute_s=max(one.compute_s for one in those),
+    )
 
 
 def finish_of(chunk: Chunk) -> Finish | None:

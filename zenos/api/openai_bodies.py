@@ -35,7 +35,8 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class Common(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What both kinds of completions take.
 
-    priority: zenos' own: 0 to 100, higher first. Other fields are as OpenAI describes them.
+    priority: zenos' own: 0 to 100, higher first. timeout_s: zenos' own: seconds within which the
+    answer must be there. Other fields are as OpenAI describes them.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Common(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     stream_options: StreamOptions | None = None
     user: str | None = None
     priority: Annotated[int, _from(limits.PRIORITY_MIN, limits.PRIORITY_MAX)] | None = None
+    timeout_s: Annotated[float, _from(0.001, limits.REQUEST_DEADLINE_S)] | None = None
     # Known, not supported: see _NEUTRAL.
     frequency_penalty: Annotated[float, _from(0, 0)] | None = None
     presence_penalty: Annotated[float, _from(0, 0)] | None = None
@@ -80,7 +82,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 class Message(msgspec.Struct, frozen=True, kw_only=True):
     """One message of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part] | None = None
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
@@ -208,6 +210,16 @@ def _sampling(
     return sampling
 
 
+def deadline_s(body: Common) -> float:
+    """Seconds within which all of the answer must be there."""
+    if body.timeout_s is None:
+        return limits.REQUEST_DEADLINE_S
+    if not 0.001 <= body.timeout_s <= limits.REQUEST_DEADLINE_S:  # NaN is neither
+        most = f"{limits.REQUEST_DEADLINE_S:g}"
+        raise FieldError(f"cannot use that timeout_s: from 0.001 to {most}", "timeout_s")
+    return body.timeout_s
+
+
 def _priority(body: Common) -> int:
     if body.priority is None:
         return limits.PRIORITY_NORMAL
@@ -246,7 +258,7 @@ def _tokens(tokens: list[int]) -> list[int]:
 
 def _message(number: int, message: Message) -> dict[str, Any]:
     where = f"messages[{number}]"
-    if message.role in ("tool", "function") or message.tool_calls:
+    if message.tool_calls:
         raise FieldError(f"cannot use {where}: zenos does not support tools", where)
     content = message.content
     if content is None:

@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from zenos.core import events as ev
+from zenos.core.arrays import Array, ArraySpec
 from zenos.core.audit import AuditQuery, AuditRow
+from zenos.core.batches import Batch, BatchSpec
+from zenos.core.node import Cordon, Node
+from zenos.core.outlook import Plan, Why
+from zenos.core.predictions import Estimate
 from zenos.core.resources import Resources
 from zenos.core.specs import DeploymentSpec
-from zenos.core.task import Deployment, Node, Principal, Task, TaskEvent, TaskSpec
+from zenos.core.task import Deployment, Once, Principal, Task, TaskEvent, TaskSpec
 from zenos.core.thread_views import ProcessThreads
 from zenos.core.wire import Chunk, GenerateRequest, Progress
+from zenos.kernel.accounts import Accounts
 from zenos.kernel.control import TaskProgress
 
 if TYPE_CHECKING:
@@ -33,27 +39,58 @@ class System(Protocol):
     topics: DurableTopics
 
     async def submit(self, spec: TaskSpec, principal: Principal, key: str | None) -> Task:
-        """Submit a task; returns when it is remembered. `key`: the same key, the same task."""
+        """Submit a task; returns when it is remembered. `key`: the same key, the same task.
+
+        Elsewhere `once` is remembered with what it does, for `recall`.
+        """
         ...
 
-    async def cancel(self, task: str, principal: Principal) -> Task:
+    async def cancel(self, task: str, principal: Principal, once: Once | None = None) -> Task:
         """Cancel a task, by id; NotFoundError when there is none."""
         ...
 
-    async def pause(self, task: str, principal: Principal) -> Task:
+    async def submit_array(self, spec: ArraySpec, principal: Principal, key: str | None) -> Array:
+        """Submit an array; returns when all of it is remembered. `key`: as of `submit`."""
+        ...
+
+    async def submit_batch(self, spec: BatchSpec, principal: Principal, key: str | None) -> Batch:
+        """Submit several tasks, all or none. `key`: as of `submit`."""
+        ...
+
+    async def cancel_array(self, array: str, principal: Principal) -> Array:
+        """Cancel all tasks of an array, by id; NotFoundError when there is none."""
+        ...
+
+    def arrays(self) -> Mapping[str, Array]:
+        """All arrays that are remembered, by id."""
+        ...
+
+    async def pause(self, task: str, principal: Principal, once: Once | None = None) -> Task:
         """Have a task, by id, give its CPU back; ConflictError in a state without that."""
         ...
 
-    async def suspend(self, task: str, principal: Principal) -> Task:
+    async def suspend(self, task: str, principal: Principal, once: Once | None = None) -> Task:
         """Have a task save its state and give everything back; RefusedError when it can't."""
         ...
 
-    async def resume(self, task: str, principal: Principal, *, inexact: bool) -> Task:
+    async def resume(
+        self, task: str, principal: Principal, once: Once | None = None, *, inexact: bool
+    ) -> Task:
         """Let a paused or held task go on; inexact: a training may with other numerics."""
         ...
 
-    async def nice(self, task: str, priority: int, principal: Principal) -> Task:
+    async def nice(
+        self, task: str, priority: int, principal: Principal, once: Once | None = None
+    ) -> Task:
         """Give a task another priority."""
+        ...
+
+    async def why(self, task: str) -> Why:
+        """Why a task, by id, waits, runs where it runs, or ended as it did; BusyError."""
+        ...
+
+    async def plan(self, ahead_s: float) -> Plan:
+        """The schedule as it is expected, so many seconds ahead; BusyError."""
         ...
 
     async def deploy(
@@ -66,7 +103,9 @@ class System(Protocol):
         """Stop a deployment; NotFoundError when there is none."""
         ...
 
-    async def roll_back(self, name: str, to: int | None, principal: Principal) -> Deployment:
+    async def roll_back(
+        self, name: str, to: int | None, principal: Principal, once: Once | None = None
+    ) -> Deployment:
         """Send a deployment to the version before, or to number `to`; NotFoundError without."""
         ...
 
@@ -82,8 +121,22 @@ class System(Protocol):
         """All nodes, by name."""
         ...
 
+    async def set_cordon(
+        self, node: str, cordon: Cordon | None, principal: Principal, once: Once | None = None
+    ) -> Node:
+        """Have nothing new start on a node, or (None) let it; NotFoundError when there is none."""
+        ...
+
     def used(self) -> Mapping[str, Resources]:
         """What tasks hold, by node."""
+        ...
+
+    def accounts(self) -> Accounts:
+        """What users and projects hold and have had."""
+        ...
+
+    def estimates(self) -> Mapping[str, Estimate]:
+        """What is known of run times, by signature."""
         ...
 
     def progress(self, task: str) -> Progress | None:
@@ -130,6 +183,10 @@ class System(Protocol):
 
     async def audit(self, query: AuditQuery) -> list[AuditRow]:
         """Who did what: the rows that the query takes, the newest first."""
+        ...
+
+    async def recall(self, principal: Principal, once: Once) -> str | None:
+        """What that request is remembered with, if it was carried out already; ConflictError."""
         ...
 
     async def record(self, event: ev.Record) -> None:

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from zenos.api.common import IdempotencyKey, ModelPath, principal_of, system_of
+from zenos.api.once import asked
 from zenos.api.schema import operation, read, reply
 from zenos.api.shapes import DeploymentList, RollbackBody
 from zenos.core.errors import InvalidError, NotFoundError
@@ -30,12 +31,16 @@ async def deploy(request: Request, key: IdempotencyKey = None) -> Response:
 
 
 @router.post("/{name}/rollback", **operation(Deployment, body=RollbackBody, also=(404, 409)))
-async def roll_back(request: Request, name: ModelPath) -> Response:
+async def roll_back(request: Request, name: ModelPath, key: IdempotencyKey = None) -> Response:
     """Serve the version before, or that one, until it is deployed again."""
     body: RollbackBody = await read(request, RollbackBody)
     if body.to is not None and not 1 <= body.to < 10**9:
         raise InvalidError("cannot go back to that version: versions are counted from 1")
-    return reply(await system_of(request).roll_back(name, body.to, principal_of(request)))
+    async with asked(request, key, body) as said:
+        if said.before is None:
+            who = principal_of(request)
+            return reply(await system_of(request).roll_back(name, body.to, who, said.once))
+    return await show(request, said.before)
 
 
 @router.get("/{name}", **operation(Deployment, also=(404,)))

@@ -6,9 +6,13 @@ from typing import Literal
 
 import msgspec
 
+from zenos.core.arrays import Array
 from zenos.core.audit import AuditRow
+from zenos.core.node import Node
+from zenos.core.predictions import Prediction
+from zenos.core.quotas import Quota
 from zenos.core.resources import Resources
-from zenos.core.task import Deployment, Node, Task
+from zenos.core.task import Deployment, State, Task, TaskEvent
 from zenos.core.thread_views import ProcessThreads
 from zenos.core.wire import Progress
 from zenos.models.records import ModelVersion
@@ -38,13 +42,26 @@ class Health(Answer, frozen=True, kw_only=True):
 class TaskView(Answer, frozen=True, kw_only=True):
     """A task and its newest progress; of a queued one, what it waits for.
 
-    threads: how many threads of its pools run or wait.
+    threads: how many threads of its pools run or wait. prediction: how long it is to run, where one
+    task is asked for.
     """
 
     task: Task
     progress: Progress | None = None
     waits: str | None = None
     threads: int = 0
+    prediction: Prediction | None = None
+
+
+class ArrayView(Answer, frozen=True, kw_only=True):
+    """An array, and how many of its tasks are in each state, forgotten ones included.
+
+    waits: of one of which no task runs, what the next of them waits for.
+    """
+
+    array: Array
+    states: dict[State, int]
+    waits: str | None = None
 
 
 class TaskThreads(Answer, frozen=True, kw_only=True):
@@ -54,10 +71,22 @@ class TaskThreads(Answer, frozen=True, kw_only=True):
     processes: list[ProcessThreads]
 
 
+class History(Answer, frozen=True, kw_only=True):
+    """The latest events of a task, in their order; left_out: how many earlier ones are not here."""
+
+    task: str
+    events: list[TaskEvent]
+    left_out: int = 0
+
+
 class TaskList(Answer, frozen=True, kw_only=True):
-    """Tasks that have not ended, then ended ones; the newest first in each."""
+    """Tasks that have not ended, then ended ones; the newest first in each.
+
+    arrays: with `collapse`, those whose tasks are left out.
+    """
 
     tasks: list[TaskView]
+    arrays: list[ArrayView] = []
 
 
 class NodeView(Answer, frozen=True, kw_only=True):
@@ -73,15 +102,37 @@ class NodeList(Answer, frozen=True, kw_only=True):
     nodes: list[NodeView]
 
 
+class AccountView(Answer, frozen=True, kw_only=True):
+    """What a user (`user/NAME`) or a project (`project/NAME`) has, has had, and may have.
+
+    tasks: that wait or run, without replicas. gpu_hours: in the present window. had: of all use by
+    those who have tasks, its part, older use counting less; due: the part that it is due.
+    """
+
+    account: str
+    tasks: int
+    held: Resources
+    gpu_hours: float
+    had: float
+    due: float
+    quota: Quota | None = None
+
+
 class Status(Answer, frozen=True, kw_only=True):
-    """The daemon: uptime_s in seconds; tasks: how many by state. More fields may follow."""
+    """The daemon: uptime_s in seconds; tasks: how many by state. More fields may follow.
+
+    going_down: how, once it was told to; nothing new is taken or started. accounts: users and
+    projects that have tasks.
+    """
 
     pid: int
     version: str
     uptime_s: float
     home: str
+    going_down: Literal["suspend", "drain", "leave"] | None = None
     tasks: dict[str, int]
     nodes: list[NodeView]
+    accounts: list[AccountView] = []
 
 
 class DeploymentList(Answer, frozen=True, kw_only=True):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import logging
+import time
 from typing import Any, Literal
 
 import msgspec
@@ -11,11 +12,13 @@ from starlette.responses import Response
 
 from zenos import __version__
 from zenos.api import audit
-from zenos.api.common import system_of
+from zenos.api.common import IdempotencyKey, NodePath, principal_of, system_of
 from zenos.api.metrics import metrics_of
+from zenos.api.once import Asked, asked, recall
 from zenos.api.ports import System
 from zenos.api.schema import operation, read, reply, schema_of
 from zenos.api.shapes import (
+    AccountView,
     Health,
     NodeList,
     NodeView,
@@ -23,10 +26,13 @@ from zenos.api.shapes import (
     ShutdownBody,
     Status,
 )
-from zenos.core.errors import ZenosError
+from zenos.core.errors import ConflictError, ZenosError
+from zenos.core.node import Cordon
 from zenos.core.resources import Resources
 from zenos.core.task import SCHEMAS
+from zenos.kernel.accounts import Accounts
 
+log = logging.getLogger(__name__)
 router = APIRouter(tags=["system"])
 SchemaName = Literal["train", "create", "task", "deployment"]
 
@@ -42,13 +48,44 @@ async def status(request: Request) -> Response:
     """The daemon, its nodes with capacity and use, and tasks by state."""
     system = system_of(request)
     nodes = msgspec.to_builtins(_nodes(system))
-    return reply({**system.status(), "nodes": nodes})
+    accounts = msgspec.to_builtins(_accounts(system.accounts()))
+    return reply({**system.status(), "nodes": nodes, "accounts": accounts})
 
 
 @router.get("/api/nodes", **operation(NodeList))
 async def nodes(request: Request) -> Response:
     """All nodes, with what tasks hold of them."""
     return reply(NodeList(nodes=_nodes(system_of(request))))
+
+
+@router.post("/api/nodes/{node}/cordon", **operation(NodeView, also=(404, 409)))
+async def cordon(request: Request, node: NodePath, key: IdempotencyKey = None) -> Response:
+    """Have nothing new start on a node; what runs there goes on."""
+    return await _set_cordon(request, node, "cordon", key)
+
+
+@router.post("/api/nodes/{node}/drain", **operation(NodeView, also=(404, 409)))
+async def drain(request: Request, node: NodePath, key: IdempotencyKey = None) -> Response:
+    """The same, and what can save its state there is suspended; the rest runs to its end."""
+    return await _set_cordon(request, node, "drain", key)
+
+
+@router.post("/api/nodes/{node}/uncordon", **operation(NodeView, also=(404, 409)))
+async def uncordon(request: Request, node: NodePath, key: IdempotencyKey = None) -> Response:
+    """Let things start on a node again."""
+    return await _set_cordon(request, node, None, key)
+
+
+async def _set_cordon(
+    request: Request, node: str, wanted: Cordon | None, key: str | None
+) -> Response:
+    system = system_of(request)
+    async with asked(request, key) as said:
+        if said.before is None:
+            found = await system.set_cordon(node, wanted, principal_of(request), said.once)
+        else:
+            found = system.nodes()[said.before]
+    return reply(NodeView(node=found, used=system.used().get(found.name, Resources())))
 
 
 @router.get("/api/schemas/{name}", **operation(dict[str, Any], also=(404,)))
@@ -64,13 +101,23 @@ async def metrics(request: Request) -> Response:
     return Response(text, headers={"content-type": media_type})
 
 
-@router.post("/api/shutdown", **operation(ShutdownAnswer, body=ShutdownBody, status=202))
-async def shut_down(request: Request) -> Response:
+@router.post(
+    "/api/shutdown", **operation(ShutdownAnswer, body=ShutdownBody, status=202, also=(409,))
+)
+async def shut_down(request: Request, key: IdempotencyKey = None) -> Response:
     """Tell the daemon to go down. It answers first."""
     body: ShutdownBody = await read(request, ShutdownBody)
+    said = Asked(None, None)
     # The row first: afterwards nothing may be written any more. It must not keep the daemon up.
-    with suppress(ZenosError):
-        await audit.record(request, "down", body.mode)
+    try:
+        said = await recall(request, key, body)
+        if said.before is not None:  # it has gone down for that, and was started again
+            return reply(ShutdownAnswer(mode=body.mode), 202)
+        await audit.record(request, "down", body.mode, once=said.once, result=body.mode)
+    except ConflictError:
+        raise
+    except ZenosError as error:
+        log.warning("going down without a row of who asked for it: %s", error)
     system_of(request).shut_down(body.mode)
     return reply(ShutdownAnswer(mode=body.mode), 202)
 
@@ -81,3 +128,25 @@ def _nodes(system: System) -> list[NodeView]:
         NodeView(node=node, used=used.get(name, Resources()))
         for name, node in system.nodes().items()
     ]
+
+
+def _accounts(accounts: Accounts) -> list[AccountView]:
+    """Those that have tasks, users first, by name."""
+    accounts.begin(max(accounts.now, time.time()))
+    found = []
+    for name in sorted(accounts.known, key=lambda name: (name.startswith("project"), name)):
+        account = accounts.known[name]
+        if not account.alive:
+            continue
+        standing = accounts.standing(name)
+        view = AccountView(
+            account=name,
+            tasks=account.tasks,
+            held=account.held,
+            gpu_hours=accounts.usage(name).gpu_s / 3600,
+            had=standing.had,
+            due=standing.due,
+            quota=accounts.quota_of(name),
+        )
+        found.append(view)
+    return found

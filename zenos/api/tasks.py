@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import math
 import time
@@ -9,9 +10,11 @@ from collections.abc import Iterable, Iterator
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
+from msgspec.structs import replace
 from starlette.responses import Response
 
 from zenos.api.common import (
+    TASK_CHARS_MAX,
     IdempotencyKey,
     TaskPath,
     check_depth,
@@ -19,17 +22,23 @@ from zenos.api.common import (
     system_of,
 )
 from zenos.api.logs import OFFSET_HEADER, LogAnswer
+from zenos.api.once import asked
 from zenos.api.ports import System
 from zenos.api.schema import operation, read, reply
-from zenos.api.shapes import NiceBody, ResumeBody, TaskList, TaskThreads, TaskView
+from zenos.api.shapes import ArrayView, NiceBody, ResumeBody, TaskList, TaskThreads, TaskView
 from zenos.api.streams import Stream
 from zenos.core import limits
+from zenos.core.arrays import Array
 from zenos.core.errors import NotFoundError, RefusedError
+from zenos.core.node import Node
 from zenos.core.resources import Resources, shortage
 from zenos.core.specs import CreateSpec, ServeSpec, TrainSpec
-from zenos.core.task import Kind, Node, State, Task, TaskSpec
-from zenos.core.wording import FieldError, nearest
-from zenos.kernel.resource_manager import why_never
+from zenos.core.task import HOLDING, Kind, State, Task, TaskSpec
+from zenos.core.wording import FieldError, counted, nearest
+from zenos.kernel import gate
+from zenos.kernel.estimates import prediction
+from zenos.kernel.nodes import kept_out
+from zenos.kernel.pool import admits, why_never
 
 router = APIRouter(prefix="/api/tasks", tags=["tasks"])
 Room = list[tuple[Node, Resources]]  # the nodes, and what is in use of each
@@ -50,18 +59,29 @@ Kinds = Annotated[
 ]
 
 
-@router.get("", **operation(TaskList))
+@router.get("", **operation(TaskList, also=(404,)))
 async def list_tasks(
     request: Request,
     state: States = [],  # noqa: B006 - FastAPI copies it
     kind: Kinds = [],  # noqa: B006
     limit: Annotated[int, Query(ge=1, le=limits.TASKS_LISTED_MAX)] = 1000,
+    array: Annotated[
+        str | None, Query(max_length=TASK_CHARS_MAX, description="Only those of this array.")
+    ] = None,
+    collapse: Annotated[
+        bool, Query(description="Arrays as wholes, in `arrays`, instead of their tasks.")
+    ] = False,
 ) -> Response:
     """Tasks that have not ended, then ended ones; the newest first in each."""
     system = system_of(request)
     states = _chosen("state", state, [s.value for s in State])
     kinds = _chosen("kind", kind, [k.value for k in Kind])
-    tasks = list(system.tasks().values())
+    if array is None:
+        known = system.tasks().values()
+        tasks = [task for task in known if not (collapse and task.array is not None)]
+    else:
+        there = (system.tasks().get(task_id) for task_id in find_array(system, array).tasks)
+        tasks = [task for task in there if task is not None]
 
     def newest(*, ended: bool) -> Iterator[Task]:
         for task in reversed(tasks):
@@ -72,7 +92,12 @@ async def list_tasks(
 
     found = itertools.islice(itertools.chain(newest(ended=False), newest(ended=True)), limit)
     room = _room(system)
-    return reply(TaskList(tasks=[_view(system, task, room) for task in found]))
+    views = [_view(system, task, room) for task in found]
+    shown = collapse and array is None and kinds <= {Kind.RUN.value}
+    wholes = (array_view(system, one) for one in reversed(list(system.arrays().values())))
+    chosen = (one for one in wholes if not states or states & {str(s) for s in one.states})
+    arrays = list(itertools.islice(chosen, limit)) if shown else []
+    return reply(TaskList(tasks=views, arrays=arrays))
 
 
 @router.post("", **operation(Task, body=TaskSpec, status=201, also=(409, 422)))
@@ -93,7 +118,9 @@ async def submit(request: Request, key: IdempotencyKey = None) -> Response:
 async def show(request: Request, task: TaskPath) -> Response:
     """One task."""
     system = system_of(request)
-    return reply(_view(system, find(system, task), _room(system)))
+    found = find(system, task)
+    view = _view(system, found, _room(system))
+    return reply(replace(view, prediction=prediction(found, system.estimates())))
 
 
 @router.get("/{task}/threads", **operation(TaskThreads, also=(404,)))
@@ -105,41 +132,61 @@ async def threads(request: Request, task: TaskPath) -> Response:
 
 
 @router.post("/{task}/cancel", **operation(Task, also=(404, 409)))
-async def cancel(request: Request, task: TaskPath) -> Response:
+async def cancel(request: Request, task: TaskPath, key: IdempotencyKey = None) -> Response:
     """Cancel a task: it ends within the grace time, with its whole process group."""
     system = system_of(request)
-    return reply(await system.cancel(find(system, task).id, principal_of(request)))
+    async with asked(request, key) as said:
+        if said.before is None:
+            who = principal_of(request)
+            return reply(await system.cancel(find(system, task).id, who, said.once))
+    return reply(find(system, said.before))
 
 
 @router.post("/{task}/pause", **operation(Task, also=(403, 404, 409)))
-async def pause(request: Request, task: TaskPath) -> Response:
+async def pause(request: Request, task: TaskPath, key: IdempotencyKey = None) -> Response:
     """Have a task give its CPU back and keep its memory, until it is resumed."""
     system = system_of(request)
-    return reply(await system.pause(find(system, task).id, principal_of(request)))
+    async with asked(request, key) as said:
+        if said.before is None:
+            who = principal_of(request)
+            return reply(await system.pause(find(system, task).id, who, said.once))
+    return reply(find(system, said.before))
 
 
 @router.post("/{task}/suspend", **operation(Task, also=(403, 404, 409)))
-async def suspend(request: Request, task: TaskPath) -> Response:
+async def suspend(request: Request, task: TaskPath, key: IdempotencyKey = None) -> Response:
     """Have a task save its state and give everything back, until it is resumed."""
     system = system_of(request)
-    return reply(await system.suspend(find(system, task).id, principal_of(request)))
+    async with asked(request, key) as said:
+        if said.before is None:
+            who = principal_of(request)
+            return reply(await system.suspend(find(system, task).id, who, said.once))
+    return reply(find(system, said.before))
 
 
 @router.post("/{task}/resume", **operation(Task, body=ResumeBody, also=(404, 409)))
-async def resume(request: Request, task: TaskPath) -> Response:
+async def resume(request: Request, task: TaskPath, key: IdempotencyKey = None) -> Response:
     """Let a paused or held task go on, as soon as it has room."""
     body: ResumeBody = await read(request, ResumeBody)
     system = system_of(request)
     who = principal_of(request)
-    return reply(await system.resume(find(system, task).id, who, inexact=body.inexact))
+    async with asked(request, key, body) as said:
+        if said.before is None:
+            found = find(system, task).id
+            return reply(await system.resume(found, who, said.once, inexact=body.inexact))
+    return reply(find(system, said.before))
 
 
 @router.post("/{task}/nice", **operation(Task, body=NiceBody, also=(403, 404, 409)))
-async def nice(request: Request, task: TaskPath) -> Response:
+async def nice(request: Request, task: TaskPath, key: IdempotencyKey = None) -> Response:
     """Give a task another priority."""
     body: NiceBody = await read(request, NiceBody)
     system = system_of(request)
-    return reply(await system.nice(find(system, task).id, body.priority, principal_of(request)))
+    who = principal_of(request)
+    async with asked(request, key, body) as said:
+        if said.before is None:
+            return reply(await system.nice(find(system, task).id, body.priority, who, said.once))
+    return reply(find(system, said.before))
 
 
 @router.get("/{task}/log", **operation(also=(404,), media="text/plain"))
@@ -166,7 +213,7 @@ async def log(
         if generation > found.generation:
             raise NotFoundError(
                 f"cannot find a generation {generation} of {found.id}: "
-                f"it has been started {found.generation} times"
+                f"it has been started {counted(found.generation, 'time')}"
             )
         follow = False
     closing = request.app.state.closing
@@ -191,13 +238,37 @@ def find(system: System, task: str) -> Task:
     raise NotFoundError(f"cannot find the task {task!a}{hint or ': zenos ps --all lists them'}")
 
 
+def find_array(system: System, name: str) -> Array:
+    """The array of that id, or the newest of that name; NotFoundError."""
+    arrays = system.arrays()
+    if name in arrays:
+        return arrays[name]
+    for array in reversed(list(arrays.values())):
+        if array.spec.name == name:
+            return array
+    hint = nearest(name, [array.name for array in arrays.values()])
+    raise NotFoundError(f"cannot find the array {name!a}{hint or ': zenos ps lists them'}")
+
+
+def array_view(system: System, array: Array) -> ArrayView:
+    """An array as it is shown."""
+    tasks = system.tasks()
+    states = array.states(tasks)
+    waits = None
+    if State.QUEUED in states and not HOLDING & states.keys():
+        there = (tasks.get(task_id) for task_id in array.tasks)
+        first = next(task for task in there if task is not None and task.state is State.QUEUED)
+        waits = waits_for(first, _room(system), system)
+    return ArrayView(array=array, states=states, waits=waits)
+
+
 def _room(system: System) -> Room:
     used = system.used()
     return [(node, used.get(name, Resources())) for name, node in system.nodes().items()]
 
 
 def _view(system: System, task: Task, room: Room) -> TaskView:
-    waits = waits_for(task, room) if not task.is_ended else None
+    waits = waits_for(task, room, system) if not task.is_ended else None
     return TaskView(
         task=task,
         progress=system.progress(task.id),
@@ -206,7 +277,7 @@ def _view(system: System, task: Task, room: Room) -> TaskView:
     )
 
 
-def waits_for(task: Task, room: Room) -> str | None:
+def waits_for(task: Task, room: Room, system: System) -> str | None:
     """What a task waits for that doesn't run, in a few words; None of one that does."""
     if task.state is State.PAUSED and not task.stopping:
         return "waits for its CPU" if task.resuming else f"paused; {_RESUME} {task.id}"
@@ -215,13 +286,25 @@ def waits_for(task: Task, room: Room) -> str | None:
     if task.held is not None:
         reason = task.outcome.error if task.held == "numerics" and task.outcome else None
         return f"held: {reason or _HELD[task.held]}; {_RESUME} {task.id}"
+    if before := gate.waiting_for(task, system.tasks(), system.arrays()):
+        return before
     if task.not_before > (now := time.time()):
-        return f"starts again in {math.ceil(task.not_before - now)} s"
-    never = why_never(task.spec.resources, [node for node, _ in room])
+        left_s = math.ceil(task.not_before - now)
+        if task.generation == 0 and task.spec.start_at is not None:
+            return f"starts in {datetime.timedelta(seconds=left_s)}"
+        return f"starts again in {left_s} s"
+    never = why_never(task.spec.request, [node for node, _ in room])
     if never:
         return f"cannot ever fit: {never}"
-    short = shortage(task.spec.resources, [(node.capacity, used) for node, used in room])
-    return f"waits for {short}" if short else "waits for its turn"
+    if closed := kept_out(task.spec.request, task.spec.workers, [node for node, _ in room]):
+        return closed
+    if full := system.accounts().waiting_for(task):
+        return full
+    there = [(node, used) for node, used in room if admits(node, task.spec.request)]
+    short = shortage(task.spec.request, [(node.capacity, used) for node, used in there])
+    if short:
+        return f"waits for {short}"
+    return gate.in_its_array(task) or "waits for its turn"
 
 
 _RESUME = "zenos resume"

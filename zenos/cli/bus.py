@@ -175,10 +175,13 @@ def replay(
     Example: zenos bus replay jobs/resize
     """
     from zenos.cli.output import put_json, say
+    from zenos.core.wording import counted
 
     with client() as made:
         count = made.bus.replay(topic, ids or None)
-    put_json({"count": count}) if json else say(f"{count} will be delivered again")
+    put_json({"count": count}) if json else say(
+        f"{counted(count, 'message')} will be delivered again"
+    )
 
 
 def purge(
@@ -200,6 +203,7 @@ def purge(
     from zenos.cli.errors import FAILED, INTERRUPTED
     from zenos.cli.output import put_json, say
     from zenos.core.errors import InvalidError
+    from zenos.core.wording import counted
 
     which: Any = "dead" if dead else "waiting"
     if not yes:
@@ -212,7 +216,7 @@ def purge(
             raise typer.Exit(INTERRUPTED) from None
     with client() as made:
         count = made.bus.purge(topic, which)
-    put_json({"count": count}) if json else say(f"{count} dropped")
+    put_json({"count": count}) if json else say(f"{counted(count, 'message')} dropped")
 
 
 def _headers(items: list[str] | None) -> dict[str, str]:
@@ -229,6 +233,8 @@ def _headers(items: list[str] | None) -> dict[str, str]:
 
 def _line(message: MessageInfo) -> str:
     """What has become of a message, in a line."""
+    from zenos.core.wording import counted
+
     said = f"{message.event:<12} {message.id}"
     if message.event == "waiting":
         from zenos.cli.rows import body_text
@@ -237,5 +243,5 @@ def _line(message: MessageInfo) -> str:
     if message.event == "delivered":
         return f"{said}  to {message.receiver}"
     if message.event == "failed":
-        return f"{said}  {message.failures} times"
+        return f"{said}  {counted(message.failures, 'time')}"
     return f"{said}  {message.reason}" if message.reason else said

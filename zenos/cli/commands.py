@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from zenos.cli import errors
-from zenos.core.wording import nearest
+from zenos.core.wording import followed, nearest, plain_reason
 
 
 class Commands(TyperGroup):
@@ -74,7 +74,7 @@ class Commands(TyperGroup):
 def usage_message(error: Any) -> str:
     """What is wrong with a command line, and where to read how it is meant."""
     path = error.ctx.command_path if getattr(error, "ctx", None) else "zenos"
-    return f"cannot {_wrong(error)}; see '{path} --help'"
+    return followed(f"cannot {_wrong(error)}", f"see '{path} --help'")
 
 
 def _wrong(error: Any) -> str:
@@ -88,16 +88,11 @@ def _wrong(error: Any) -> str:
     if kind == "MissingParameter" and name:
         return f"do without {name}: give it"
     if kind == "BadParameter" and name:
-        return f"use that {name}: {_lower(error.message)}"
-    return f"read the command line: {_lower(error.format_message())}"
+        return f"use that {name}: {plain_reason(error.message)}"
+    return f"read the command line: {plain_reason(error.format_message())}"
 
 
 def _shown(param: Any) -> str:
     if param.param_type_name == "option":
         return str(max(param.opts, key=len))
     return str(param.metavar or param.name.upper())
-
-
-def _lower(text: str) -> str:
-    text = text.removeprefix("Value error, ")
-    return text[:1].lower() + text[1:].rstrip(".")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from zenos.client import Client
     from zenos.core.errors import ZenosError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 COMPLETION_TIMEOUT_S = 1.0
+ENDING_CHARS_MAX = 1000  # of why a task failed; the rest is in its log
 T = TypeVar("T")
 
 
@@ -63,6 +64,19 @@ def _deployments(made: Client) -> list[str]:
     return sorted(deployment.name for deployment in made.deployments())
 
 
+def complete_from(known: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Completion by names that no daemon is needed for."""
+    return lambda incomplete: [name for name in known() if name.startswith(incomplete)]
+
+
+def _architectures() -> Iterable[str]:
+    from zenos.core.specs import ARCHITECTURES, MODEL_TYPES
+
+    return (*ARCHITECTURES, *MODEL_TYPES)
+
+
+complete_architectures = complete_from(_architectures)
+complete_priorities = complete_from(lambda: ("low", "normal", "high"))
 complete_tasks = complete(_tasks)
 complete_models = complete(_models)
 complete_deployments = complete(_deployments)
@@ -123,6 +137,9 @@ def finish(task: Task) -> None:
         message = summary(task)
         if message.startswith("cannot"):
             name = f"{task.spec.name}, " if task.spec.name else ""
+            message = (
+                message if len(message) <= ENDING_CHARS_MAX else f"{message[:ENDING_CHARS_MAX]}…"
+            )
             say_error(f"{message} ({name}{task.id}; 'zenos logs {task.id}' shows what it wrote)")
         else:
             say_error(f"{task.name} was {message}")

@@ -28,6 +28,7 @@ EXIT_CODES: Final[dict[str, int]] = {
     "not_found": NOT_FOUND,
     "refused": REFUSED,
     "numerics": REFUSED,
+    "quota": REFUSED,
     "unauthorized": REFUSED,
     "conflict": REFUSED,
     "unfittable": REFUSED,

@@ -16,13 +16,23 @@ import signal
 import sys
 import threading
 import time
-from typing import Any, Final
+from contextlib import suppress
+from typing import Any, Final, NoReturn
 
 # Its default is to be ignored, and nothing else here uses it; that it comes means nothing.
 NUDGE: Final = signal.SIGURG
 # A nudge can come too early for the call just as the signal itself did.
 NUDGES_S: Final = (0.02, 0.1, 0.5)
 LOST: Final = b"\0"
+ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
+
+
+class Ended(SystemExit):
+    """Told to end by a signal; number: its own."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
 
 
 def end_by_default() -> None:
@@ -32,7 +42,11 @@ def end_by_default() -> None:
 
 
 def watch() -> None:
-    """From now on an interrupt is a KeyboardInterrupt. Call it once, in the main thread."""
+    """From now on an interrupt is a KeyboardInterrupt. Call it once, in the main thread.
+
+    SIGTERM and SIGHUP raise `Ended`: who has hidden the cursor, or made a temporary file, undoes it
+    on the way out, which ends in `end_as_told`.
+    """
     heard, tell = os.pipe()
     os.set_blocking(tell, False)
     main = threading.get_ident()
@@ -51,6 +65,23 @@ def watch() -> None:
     # Who started us may have it ignored, as shells do for what runs in the background.
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in ENDING:  # likewise, as nohup does
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end)
+
+
+def _end(number: int, _: Any) -> NoReturn:
+    raise Ended(number)
+
+
+def end_as_told(ended: Ended) -> NoReturn:
+    """End by the signal itself, as whoever sent it expects to see."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # the terminal may be gone
+            stream.flush()
+    signal.signal(ended.number, signal.SIG_DFL)
+    signal.raise_signal(ended.number)
+    raise ended  # somebody has blocked it
 
 
 def _nudge(heard: int, main: int) -> None:

@@ -16,6 +16,8 @@ from zenos.cli import (
     errors,
     interrupts,
     models,
+    nodes,
+    outlook,
     serving,
     simulate,
     system,
@@ -55,7 +57,7 @@ def _options(
     """See `zenos COMMAND --help` for each with an example."""
 
 
-for noun in (system, tasks, yielding, models, serving, bus, audit, simulate):
+for noun in (system, nodes, tasks, yielding, models, serving, bus, audit, outlook, simulate):
     noun.register(app)
 if importlib.util.find_spec("zenos.cli.demo") is not None:
     importlib.import_module("zenos.cli.demo").register(app)
@@ -72,6 +74,8 @@ def main() -> None:
         app(prog_name="zenos")
     except KeyboardInterrupt:
         sys.exit(errors.INTERRUPTED)
+    except interrupts.Ended as ended:
+        interrupts.end_as_told(ended)
     finally:
         try:
             sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from zenos.cli.common import (
     Json,
     client,
+    complete_architectures,
     complete_models,
     end_with,
     finish,
@@ -18,7 +20,10 @@ from zenos.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from zenos.client import Client, ModelVersion, TaskView
+    from zenos.core.task import TaskEvent
 
 Ref = Annotated[
     str,
@@ -44,7 +49,11 @@ def register(app: typer.Typer) -> None:
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name in the registry.")],
     arch: Annotated[
-        str, typer.Option(help="A short name (llama-nano) or a model type (llama, gpt2, bert, t5).")
+        str,
+        typer.Option(
+            help="A short name (llama-nano) or a model type (llama, gpt2, bert, t5).",
+            autocompletion=complete_architectures,
+        ),
     ],
     set_: Annotated[
         list[str] | None,
@@ -125,13 +134,15 @@ def show(
         raise InvalidError("cannot tell what the file is for: write --plot FILE.png")
     with client() as made:
         model, task = _model_or_task(made, name)
+        canceller = _canceller(made, task)
+        past = made.history(task.task.id).events if task is not None and not json else []
     if task is not None:
         if plot:
             raise InvalidError(f"cannot plot the task {task.task.id}: give the model that it made")
         if json:
             put_json(task)
         else:
-            facts(_task_facts(task))
+            facts(_task_facts(task, canceller, past))
         return
     assert model is not None  # noqa: S101 - one of the two was found
     if plot:
@@ -154,10 +165,14 @@ def _model_or_task(made: Client, name: str) -> tuple[ModelVersion | None, TaskVi
 
     try:
         return made.model(name), None
-    except NotFoundError as error:
+    except (NotFoundError, InvalidError) as error:
         try:
             return None, made.task(name).view
-        except (NotFoundError, InvalidError):
+        except NotFoundError:
+            if re.fullmatch(r"t[0-9]+", name):  # so a task's id looks
+                raise
+            raise error from None
+        except InvalidError:
             raise error from None
 
 
@@ -190,27 +205,46 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _task_facts(view: TaskView) -> list[tuple[str, object]]:
+def _canceller(made: Client, view: TaskView | None) -> str:
+    """Who cancelled a task, and when; nothing of others, or where no row tells of it any more."""
     import time
 
-    from zenos.cli.rows import work_line
+    if view is None or view.task.stopping != "cancel":
+        return ""
+    for row in made.audit.rows(action="cancel", subject=view.task.id, limit=10):
+        if row.accepted:
+            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.at))
+            return f"{row.principal.user}, {when}"
+    return ""
+
+
+def _task_facts(
+    view: TaskView, canceller: str = "", past: Sequence[TaskEvent] = ()
+) -> list[tuple[str, object]]:
+    import time
+
+    from zenos.cli.rows import history_lines, prediction_facts, work_line, workers_line
     from zenos.client.display import show_progress, show_seconds, summary, took_s
 
     task = view.task
     outcome = task.outcome
     return [
-        ("task", f"{task.id}{f' ({task.spec.name})' if task.spec.name else ''}"),
+        ("task", f"{task.id} ({task.name})" if task.name != task.id else task.id),
         ("kind", task.kind),
         ("does", work_line(task.spec.work)),
         ("state", task.state),
         ("because", view.waits or (summary(task) if summary(task) != task.state else "")),
+        ("cancelled by", canceller),
         ("progress", show_progress(view.progress)),
         ("priority", task.spec.priority),
         ("wants", task.spec.resources),
+        ("workers", workers_line(task)),
         ("node", task.allocation.node if task.allocation else ""),
         ("submitted", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(task.submitted))),
         ("ran", show_seconds(took_s(task, time.time()))),
+        *prediction_facts(view.prediction),
         ("generation", task.generation),
+        ("history", history_lines(past)),
         ("exit code", "" if outcome is None else outcome.exit_code),
         ("log ends", outcome.log_tail[-1000:].strip() if outcome else ""),
     ]
@@ -264,7 +298,7 @@ def rm(
                     f"write {ref}:VERSION, or --all"
                 )
         aliases = {m.ref: [f"{m.name}:{alias}" for alias in m.aliases] for m in models}
-        removed, failed = for_each(refs, made.remove)
+        removed, failed = for_each(_all_versions(refs, models) if all_ else refs, made.remove)
     if json:
         put_json(
             [
@@ -281,6 +315,13 @@ def rm(
         more = f"; with it went {gone}" if gone else ""
         say(f"{one.removed} is removed, {show_size(one.freed_bytes)} freed{more}")
     end_with(failed)
+
+
+def _all_versions(refs: list[str], models: list[ModelVersion]) -> list[str]:
+    """Each bare name replaced by all versions that it has; unknown names stay, to be told of."""
+    return [
+        version for ref in refs for version in [m.ref for m in models if m.name == ref] or [ref]
+    ]
 
 
 def pull(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 # C0 but tab and newline, DEL, C1: what would let a text drive the terminal.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _CONTROLS_AND_LINES = re.compile("[\x00-\x1f\x7f-\x9f]")
+# Likewise, but what every log has: programs end lines, and draw bars, with a carriage return.
+_DRIVING = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 WIDE = 240  # columns where the output is no terminal
 
 
@@ -40,6 +42,20 @@ def say(text: str) -> None:
 def put(text: str) -> None:
     """A line of the result, on stdout."""
     print(text, flush=True)  # noqa: T201
+
+
+def put_log(text: str, stream: TextIO) -> None:
+    """A part of a task's log: byte by byte as it was written, into a pipe; on a terminal readable.
+
+    text: its bytes as UTF-8, those that are none as `surrogateescape` has them.
+    """
+    raw = text.encode("utf-8", "surrogateescape")
+    if stream.isatty():
+        stream.write(_DRIVING.sub("\ufffd", raw.decode("utf-8", "replace")))
+    else:
+        stream.flush()
+        stream.buffer.write(raw)
+    stream.flush()
 
 
 def put_json(value: Any) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Line = tuple[list[float], list[float]]
 ENDINGS: Final = (".png", ".svg", ".pdf", ".jpg")
 WIDTH_MAX, HEIGHT = 100, 20
+TICKS: Final = 7
 
 
 def lines(model: ModelVersion) -> dict[str, Line]:
@@ -59,8 +60,16 @@ def rendered(model: ModelVersion, *, colours: bool) -> str:
         signal = figure.signal(steps, losses, marker="braille").lines().label(name)
         figure.draw(signal)
     figure.title(f"{model.ref}: loss over steps")
+    whole = step_ticks(min(steps[0] for steps, _ in found.values()), last)
+    figure.ruler("x").ticks(whole, [f"{step:,}" for step in whole])
     text = str(figure.build())
     return text if colours else str(plotext.uncolorize(text))
+
+
+def step_ticks(first: float, last: float) -> list[int]:
+    """Some steps between both, evenly spread: whole numbers, each once."""
+    spread = (first + (last - first) * part / (TICKS - 1) for part in range(TICKS))
+    return sorted({round(step) for step in spread})
 
 
 def write_picture(model: ModelVersion, path: Path) -> None:
@@ -76,6 +85,7 @@ def write_picture(model: ModelVersion, path: Path) -> None:
         ) from None
     matplotlib.use("agg")
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
@@ -83,6 +93,7 @@ def write_picture(model: ModelVersion, path: Path) -> None:
         axes.plot(steps, losses, label=name, marker="o" if len(steps) < 3 else None)
     axes.set_title(model.ref)
     axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("loss (nats per token)")
     axes.grid(visible=True, alpha=0.3)
     axes.legend()

@@ -6,6 +6,7 @@ specifications, `… python` that of the Python client.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import re
@@ -187,7 +188,9 @@ is iterated here is iterated there with `async for`.
 
 Every error is a `zenos.core.errors.ZenosError`, whose `message` says what was wrong and what to do:
 `InvalidError`, `NotFoundError`, `RefusedError`, `ConflictError`, `UnfittableError`, `BusyError`,
-`UnavailableError`, `DeadlineError`, `WorkerError`, `StorageError`, `NoDaemonError`.
+`UnavailableError`, `DeadlineError`, `WorkerError`, `StorageError`, `NoDaemonError`. A field that
+cannot be used is a `zenos.core.wording.FieldError`, an `InvalidError` whose `param` names it as a
+path, such as `data.paths`.
 """
 
 
@@ -197,6 +200,9 @@ def python() -> str:
     from zenos.client import build
 
     parts = [PYTHON_HEAD, "## zenos.connect\n", _callable("zenos.connect", client.connect)]
+    for name in ("call", "map"):  # by name: the command line imports no part of it
+        function = getattr(importlib.import_module("zenos.calls"), name)
+        parts += [f"## zenos.{name}\n", _callable(f"zenos.{name}", function)]
     for type_ in (client.Client, client.Bus, client.Audit, client.TaskHandle, client.Generation):
         parts += [f"## {type_.__name__}\n", _text(type_)]
         own = [base for base in type_.__mro__ if base.__module__.startswith("zenos.client")]

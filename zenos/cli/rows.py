@@ -8,17 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 from zenos.cli.output import coloured
 from zenos.client.display import COLOURS, show_count, show_progress, show_seconds, summary, took_s
+from zenos.core.quotas import Quota, shown
 from zenos.core.resources import show_share, show_size
-from zenos.core.specs import CreateSpec, ProgramSpec, ServeSpec, TrainSpec, Work
+from zenos.core.specs import CallSpec, CreateSpec, ProgramSpec, ServeSpec, TrainSpec, Work
+from zenos.core.wording import counted
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from zenos.client import MessageInfo, ModelVersion, NodeView, TaskView, TopicInfo
-    from zenos.core.task import Deployment, Task
+    from zenos.client.types import AccountView
+    from zenos.core.node import Node
+    from zenos.core.predictions import Prediction
+    from zenos.core.task import Deployment, Task, TaskEvent
 
 TASKS = ("ID", "NAME", "KIND", "STATE", ">PRIO", ">CPU", ">GPU", ">MEMORY", ">TIME", "PROGRESS")
-NODES = ("NODE", ">CPU", ">GPU", ">MEMORY", "LIMITS BY")
+NODES = ("NODE", ">CPU", ">GPU", ">MEMORY", ">USED OUTSIDE", "LIMITS BY")
+ACCOUNTS = ("WHO", ">TASKS", ">CPU", ">GPU", ">MEMORY", ">GPU-HOURS", ">HAD / DUE")
 MODELS = ("MODEL", "ALIASES", "ARCHITECTURE", ">PARAMETERS", ">SIZE", ">HELD-OUT LOSS", "CREATED")
 CELL_CHARS_MAX = 160
+HISTORY_LINES_MAX, HISTORY_CHARS_MAX = 15, 200
 TOPICS = ("TOPIC", ">WAITING", ">WORKED ON", ">DEAD", ">SIZE", ">OLDEST", ">RECEIVERS")
 MESSAGES = (">AGE", "ID", ">PRIO", "SENDER", "RECEIVER", ">FAILED", "BODY")
 DEAD = (">AGE", "ID", ">FAILED", "REASON", "BODY")
@@ -28,7 +37,7 @@ DEPLOYMENTS = ("DEPLOYMENT", "VERSION", ">REPLICAS", ">PRIO", "STATE")
 def task_row(view: TaskView) -> tuple[Any, ...]:
     """One task."""
     task = view.task
-    wants = task.spec.resources
+    wants = task.granted
     return (
         task.id,
         task.label,
@@ -72,6 +81,33 @@ def work_line(work: Work) -> str:
             return f"{work.arch} → {work.name}"
         case ServeSpec():
             return work.model
+        case CallSpec():
+            lanes = "1 lane" if work.lanes == 1 else f"{work.lanes} lanes"
+            return f"functions, on {lanes}"
+
+
+def prediction_facts(made: Prediction | None) -> list[tuple[str, str]]:
+    """How long a task was expected to run, how wrong that was, and how good it usually is."""
+    if made is None:
+        return []
+    whose = {
+        "user": "as the user said",
+        "learned": "learned from tasks like it",
+        "default": "nobody knows: the default",
+    }[made.source]
+    line = f"{show_seconds(made.expected_s)}, {whose}"
+    if made.error is not None and made.source != "default":
+        line += f"; {_off(made.error, 'it took')}"
+    known = f"{made.finished:,} finished" if made.finished else "none has finished"
+    if made.median_error is not None:
+        how = _off(made.median_error, "they took")
+        known += f"; predictions {how} in the median of {made.compared}"
+    return [("expected", line), ("tasks like it", known)]
+
+
+def _off(error: float, took: str) -> str:
+    """How far a prediction was off; beyond all of the real time it was too long, so many times."""
+    return f"off by {error:.0%}" if error <= 1 else f"{error + 1:,.0f} times what {took}"
 
 
 def node_row(view: NodeView) -> tuple[Any, ...]:
@@ -79,12 +115,66 @@ def node_row(view: NodeView) -> tuple[Any, ...]:
     node, used = view.node, view.used
     gpus = f"{show_share(used.gpu)} / {show_share(node.capacity.gpu)}" if node.gpus else "-"
     return (
-        node.name,
+        coloured(f"{node.name} ({node.standing})", "yellow") if node.standing else node.name,
         f"{show_share(used.cpu)} / {show_share(node.capacity.cpu)}",
         gpus + (" (virtual)" if node.virtual_gpus else ""),
         f"{show_size(used.memory)} / {show_size(node.capacity.memory)}",
+        _outside(node),
         ", ".join(f"{what}: {how}" for what, how in node.enforcement.items()),
     )
+
+
+def _outside(node: Node) -> str:
+    """Memory that processes outside zenos use, and of that what nobody is given for it."""
+    if node.measured is None:
+        return "-"
+    gpus = sum(node.measured.gpu_memory)
+    words = show_size(node.measured.memory) + (f", GPU {show_size(gpus)}" if gpus else "")
+    kept = node.capacity.memory - max(0, node.measured.memory_left)
+    return words + (f" ({show_size(kept)} of ours)" if kept > 0 else "")
+
+
+def account_row(view: AccountView) -> tuple[Any, ...]:
+    """One user or project: what it has of what it may have."""
+    quota, held = view.quota or Quota(), view.held
+    bounds = quota.held
+
+    def of(amount: str, bound: str | None) -> str:
+        return amount if bound is None else f"{amount} / {bound}"
+
+    def share(milli: int, what: str) -> str:
+        return of(show_share(milli), show_share(bounds[what]) if what in bounds else None)
+
+    hours = quota.gpu_hours
+    return (
+        shown(view.account),
+        of(str(view.tasks), None if quota.tasks is None else str(quota.tasks)),
+        share(held.cpu, "cpu"),
+        share(held.gpu, "gpu"),
+        of(show_size(held.memory), show_size(bounds["memory"]) if "memory" in bounds else None),
+        of(f"{view.gpu_hours:.1f}", None if hours is None else f"{hours:g}"),
+        f"{view.had:.0%} / {view.due:.0%}",
+    )
+
+
+def workers_line(task: Task) -> str:
+    """Of an elastic training, how many it has and may have."""
+    spec = task.spec
+    if not spec.is_elastic:
+        return ""
+    bounds = f"{spec.workers} to {spec.workers_max}"
+    return f"{task.workers} of {bounds}" if task.allocation is not None else bounds
+
+
+def history_lines(events: Sequence[TaskEvent]) -> str:
+    """A line for each of the latest events."""
+    shown = events[-HISTORY_LINES_MAX:]
+    lines = [f"… and {len(events) - len(shown)} before"] if len(events) > len(shown) else []
+    for event in shown:
+        when = time.strftime("%m-%d %H:%M:%S", time.localtime(event.at))
+        detail = " ".join(event.detail.split())[:HISTORY_CHARS_MAX]
+        lines.append(f"{when}  {event.type}" + (f": {detail}" if detail else ""))
+    return "\n".join(lines)
 
 
 def model_row(model: ModelVersion) -> tuple[Any, ...]:
@@ -161,5 +251,5 @@ def dead_row(message: MessageInfo) -> tuple[Any, ...]:
 def body_text(message: MessageInfo) -> str:
     """A body's beginning; of bytes that are no text, how many."""
     if message.body is None:
-        return f"{message.size} bytes"
+        return counted(message.size, "byte")
     return clipped(message.body)

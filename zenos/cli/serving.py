@@ -11,6 +11,7 @@ from zenos.cli.common import (
     client,
     complete_deployments,
     complete_models,
+    complete_priorities,
     end_with,
     for_each,
 )
@@ -50,7 +51,10 @@ def serve(
     keep_alive: Annotated[
         str | None, typer.Option(help="How long an idle one above the minimum stays, e.g. 5m.")
     ] = None,
-    priority: Annotated[str, typer.Option(help="low, normal, high or 0 to 100.")] = "high",
+    priority: Annotated[
+        str,
+        typer.Option(help="low, normal, high or 0 to 100.", autocompletion=complete_priorities),
+    ] = "high",
     cpu: Annotated[float, typer.Option(help="Cores for each replica.")] = 1.0,
     gpu: Annotated[float, typer.Option(help="GPUs, or a share, for each replica.")] = 0.0,
     memory: Annotated[
@@ -74,7 +78,7 @@ def serve(
 
     Example: zenos serve shakespeare --max-replicas 2 --memory 2GiB
     """
-    from zenos.cli.output import put, put_json
+    from zenos.cli.output import put, put_json, say
     from zenos.client.build import parse_duration
 
     with client() as made:
@@ -92,6 +96,8 @@ def serve(
             context=context,
             on_update=on_update,
         )
+        if deployment.warning:
+            say(f"note: {deployment.warning}")
         if wait and min_replicas > 0:
             deployment = _until_ready(made, deployment)
         if json:
@@ -192,7 +198,10 @@ def run(
     stop_at: Annotated[
         list[str] | None, typer.Option("--stop", help="Text to stop at; may be repeated.")
     ] = None,
-    priority: Annotated[str | None, typer.Option(help="low, normal, high or 0 to 100.")] = None,
+    priority: Annotated[
+        str | None,
+        typer.Option(help="low, normal, high or 0 to 100.", autocompletion=complete_priorities),
+    ] = None,
     system: Annotated[str | None, typer.Option(help="System message of a chat.")] = None,
     chat: Annotated[
         bool | None,

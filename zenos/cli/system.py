@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 
 LEFT_MAX = 1000
 LEFT_SHOWN = 10
+# What a daemon that was told to go down waits for.
+GOING_DOWN = {
+    "suspend": "until trainings have saved; nothing new is started",
+    "drain": "until running tasks have ended; nothing new is started",
+    "leave": "at once; running tasks go on",
+}
 Mode = Literal["suspend", "drain", "leave"]
 SCHEMAS = Literal["train", "create", "task", "deployment"]
 
@@ -103,7 +109,7 @@ def down(
         bool, typer.Option("--leave", help="Let workers go on; the next daemon adopts them.")
     ] = False,
     timeout: Annotated[
-        float | None, typer.Option(help="Seconds to wait for its end; by default for ever.")
+        float | None, typer.Option(min=0, help="Seconds to wait for its end; by default for ever.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -144,12 +150,13 @@ def down(
 
 
 def _going_on(made: Client, mode: Mode) -> list[Task]:
-    """What runs without the daemon after this: all that runs with --leave, else programs."""
+    """What runs without the daemon after this: all that runs with --leave, else programs
+    and what executes functions."""
     from zenos.core.task import Kind
 
     if mode == "drain":
         return []
-    kind = Kind.RUN if mode == "suspend" else None
+    kind = f"{Kind.RUN},{Kind.CALL}" if mode == "suspend" else None
     running = "starting,running,pausing,paused"
     return [view.task for view in made.tasks(state=running, kind=kind, limit=LEFT_MAX)]
 
@@ -178,10 +185,12 @@ def _say_down(
 def status(json: Json = False) -> None:
     """Show the daemon, its nodes with what is in use, tasks by state, and deployments.
 
+    Where there are quotas, or several users or projects have tasks, also what each holds.
+
     Example: zenos status --json
     """
     from zenos.cli.output import facts, put_json, table
-    from zenos.cli.rows import DEPLOYMENTS, NODES, deployment_row, node_row
+    from zenos.cli.rows import ACCOUNTS, DEPLOYMENTS, NODES, account_row, deployment_row, node_row
     from zenos.client.display import show_seconds
 
     with client() as made:
@@ -196,13 +205,26 @@ def status(json: Json = False) -> None:
             ("zenos", f"{found.version} at {made.address.url}"),
             ("process", f"{found.pid}, up {show_seconds(found.uptime_s)}"),
             ("home", found.home),
+            ("going down", _going_down(found.going_down)),
             ("tasks", counts),
             ("store", found.store if found.store not in (None, "ok") else ""),
         ]
     )
     table(NODES, (node_row(view) for view in found.nodes))
+    bounded = any(account.quota is not None for account in found.accounts)
+    if bounded or len(found.accounts) > len(("user", "project")):
+        table(ACCOUNTS, map(account_row, found.accounts))
     if served:
         table(DEPLOYMENTS, (deployment_row(deployment, views) for deployment in served))
+
+
+def _going_down(mode: str | None) -> Any:
+    if mode is None:
+        return ""
+    from zenos.cli.output import coloured
+
+    what = GOING_DOWN.get(mode)
+    return coloured(f"{mode}: {what}" if what else mode, "yellow")
 
 
 def _status_json(found: Any, served: Any) -> dict[str, Any]:

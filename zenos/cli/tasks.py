@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from zenos.cli.common import Json, client, complete_tasks, end_with, finish, for_each
+from zenos.cli.common import (
+    Json,
+    client,
+    complete_priorities,
+    complete_tasks,
+    end_with,
+    finish,
+    for_each,
+)
 from zenos.cli.train_flags import in_flags, merged, read_spec, with_train_flags
+from zenos.cli.when_flags import ARRAY, with_when_flags
 
 if TYPE_CHECKING:
     from zenos.client import TaskHandle
@@ -18,14 +28,27 @@ Cpu = Annotated[float, typer.Option(help="Cores, e.g. 0.5.")]
 Gpu = Annotated[float, typer.Option(help="GPUs, or a share of one.")]
 GpuMemory = Annotated[str, typer.Option(help="Memory on the GPU, e.g. 4GiB.")]
 Priority = Annotated[
-    str, typer.Option(help="low, normal, high or 0 to 100; higher goes first.", metavar="PRIORITY")
+    str,
+    typer.Option(
+        help="low, normal, high or 0 to 100; higher goes first.",
+        metavar="PRIORITY",
+        autocompletion=complete_priorities,
+    ),
 ]
 Time = Annotated[
     str | None, typer.Option(help="Expected run time: 90s, 10m, 2h. Short work goes first.")
 ]
 TimeLimit = Annotated[str | None, typer.Option(help="End it after this time: 90s, 10m, 2h.")]
 Name = Annotated[str | None, typer.Option(help="A name for it.")]
+Topic = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="A topic of the bus that it may use; may be repeated."),
+]
 Retries = Annotated[int, typer.Option(help="How often a failed run is started again.")]
+Key = Annotated[
+    str | None,
+    typer.Option(help="Idempotency-Key: sent again with the same, it gives the same task."),
+]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show it live until it ends.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait quietly until it ends.")]
 TaskName = Annotated[
@@ -37,14 +60,17 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     panel = "Tasks"
     arguments_follow = {"allow_interspersed_args": False}
-    app.command("submit", rich_help_panel=panel, context_settings=arguments_follow)(submit)
-    app.command("train", rich_help_panel=panel)(with_train_flags(train))
+    app.command("submit", rich_help_panel=panel, context_settings=arguments_follow)(
+        with_when_flags(submit, array=ARRAY)
+    )
+    app.command("train", rich_help_panel=panel)(with_train_flags(with_when_flags(train)))
     app.command("ps", rich_help_panel=panel)(ps)
     app.command("logs", rich_help_panel=panel)(logs)
     app.command("cancel", rich_help_panel=panel)(cancel)
 
 
 def submit(
+    context: typer.Context,
     program: Annotated[
         list[str], typer.Argument(metavar="-- PROGRAM [ARGS]...", help="What to run.")
     ],
@@ -62,10 +88,7 @@ def submit(
         typer.Option(metavar="NAME[=VALUE]", help="An environment variable; may be repeated."),
     ] = None,
     cwd: Annotated[Path | None, typer.Option(help="Its working directory; default this.")] = None,
-    topic: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="A topic of the bus that it may use; may be repeated."),
-    ] = None,
+    topic: Topic = None,
     yields: Annotated[
         str,
         typer.Option(
@@ -75,17 +98,24 @@ def submit(
     ] = "none",
     name: Name = None,
     retries: Retries = 0,
+    array: str | None = None,
+    key: Key = None,
     follow: Follow = False,
     wait: Wait = False,
     json: Json = False,
+    when: Mapping[str, Any] = {},
 ) -> None:
-    """Run any program as a task.
+    """Run any program as a task, or as an array of tasks; or all tasks of a FILE.yaml.
 
     Example: zenos submit --cpu 2 --memory 4GiB --follow -- python work.py --epochs 3
     """
+    from zenos.cli import batches
     from zenos.client import build
     from zenos.client.build import TaskOptions
 
+    if batches.is_file_of_tasks(program):
+        _submit_file(context, Path(program[0]), follow=follow, wait=wait, json=json)
+        return
     options = TaskOptions(
         name=_named(name),
         cpu=cpu,
@@ -96,11 +126,40 @@ def submit(
         time=time,
         time_limit=time_limit,
         retries=retries,
+        **when,
     )
     spec = options.task(build.program(program, _environment(env), cwd, topic or (), yields))
     spec.check()
     with client() as made:
-        _after_submit(made.submit(spec), follow=follow, wait=wait, json=json, log=True)
+        if array is not None:
+            from zenos.cli.arrays import submit as submit_array
+
+            submit_array(made, spec, array, key=key, follow=follow, wait=wait, json=json)
+            return
+        _after_submit(made.submit(spec, key=key), follow=follow, wait=wait, json=json, log=True)
+
+
+def _submit_file(
+    context: typer.Context, file: Path, *, follow: bool, wait: bool, json: bool
+) -> None:
+    from zenos.cli import batches
+    from zenos.core.errors import InvalidError
+
+    if follow:
+        raise InvalidError("cannot follow a file of tasks: 'zenos logs -f TASK' follows one")
+    with client() as made:
+        batches.submit(made, file, given=_flags_given(context), wait=wait, json=json)
+
+
+def _flags_given(context: typer.Context) -> list[str]:
+    """The flags of this command that were given, other than those for any submission."""
+    found = []
+    for option in context.command.params:
+        source = context.get_parameter_source(str(option.name))
+        given = source is not None and source.name == "COMMANDLINE"
+        if given and option.param_type_name == "option":
+            found.append(str(option.opts[0]))
+    return [flag for flag in found if flag not in ("--wait", "--json", "--follow")]
 
 
 def _named(name: str | None) -> str:
@@ -141,6 +200,7 @@ def train(
         typer.Option(
             help="low, normal, high or 0 to 100; higher goes first. Default normal.",
             metavar="PRIORITY",
+            autocompletion=complete_priorities,
         ),
     ] = None,
     time: Time = None,
@@ -149,9 +209,11 @@ def train(
     retries: Annotated[
         int | None, typer.Option(help="How often a failed run is started again. Default 0.")
     ] = None,
+    key: Key = None,
     follow: Follow = False,
     wait: Wait = False,
     json: Json = False,
+    when: Mapping[str, Any] = {},
     **flags: Any,
 ) -> None:
     """Train a model; the result is registered. Flags win over the file, the file over defaults.
@@ -170,14 +232,15 @@ def train(
         "time": time,
         "time_limit": time_limit,
         "retries": retries,
+        **when,
     }
     options = {option: value for option, value in given.items() if value is not None}
     values = merged(read_spec(spec) if spec is not None else {}, {**flags, **options})
-    with in_flags(flags):
+    with in_flags(flags, has_file=spec is not None):
         work = build.train_task(None, values)
         work.check()
     with client() as made:
-        handle = made.submit(work)
+        handle = made.submit(work, key=key)
         _note_missing(work.work)
         _after_submit(handle, follow=follow, wait=wait, json=json, log=False)
 
@@ -200,6 +263,8 @@ def _after_submit(handle: TaskHandle, *, follow: bool, wait: bool, json: bool, l
     from zenos.cli.errors import INTERRUPTED
     from zenos.cli.output import put_json, say
 
+    if handle.task.warning:
+        say(f"note: {handle.task.warning}")
     if not follow and not wait:
         if json:
             put_json(handle.task)
@@ -266,46 +331,58 @@ def _ended(handle: TaskHandle) -> None:
     say(f"{task.name} succeeded in {show_seconds(took_s(task))}{what}")
 
 
-def _stream_log(handle: TaskHandle, stream: Any) -> None:
-    for text in handle.log(follow=True):
-        stream.write(text)
-        stream.flush()
+def _stream_log(handle: TaskHandle, stream: TextIO) -> None:
+    from zenos.cli.output import put_log
+
+    for text in handle.log(follow=True, errors="surrogateescape"):
+        put_log(text, stream)
 
 
 def ps(
-    all_: Annotated[bool, typer.Option("--all", "-a", help="Ended tasks too.")] = False,
+    all_: Annotated[
+        bool, typer.Option("--all", "-a", help="Ended tasks too, and each task of an array.")
+    ] = False,
     state: Annotated[
         str | None, typer.Option(help="Only these states, e.g. queued,running.")
     ] = None,
     kind: Annotated[str | None, typer.Option(help="Only these kinds, e.g. train,serve.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=9999, help="At most so many.")] = 100,
+    array: Annotated[
+        str | None, typer.Option(metavar="ARRAY", help="The tasks of an array, by its id or name.")
+    ] = None,
     threads: Annotated[
         bool, typer.Option("--threads", help="Under each task the threads of its pools.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """List tasks: what runs, what waits, how far it is.
+    """List tasks: what runs, what waits, how far it is. An array is one line.
 
     Example: zenos ps --all --kind train
     """
+    from zenos.cli.arrays import array_row, listed
     from zenos.cli.output import put_json, say, table
     from zenos.cli.rows import TASKS, task_row
     from zenos.cli.threads import put_tree, threads_of
     from zenos.core.task import ENDED, State
 
-    if state is None and not all_:
+    if state is None and not all_ and array is None:
         state = ",".join(s for s in State if s not in ENDED)
     with client() as made:
-        views = made.tasks(state=state, kind=kind, limit=limit + 1)
-        more, views = len(views) > limit, views[:limit]
+        views, arrays = listed(
+            made, state, kind, limit + 1, array=array, whole=not (all_ or threads)
+        )
+        more = len(views) + len(arrays) > limit
+        arrays = arrays[:limit]
+        views = views[: limit - len(arrays)]
         known = threads_of(made, views) if threads else {}
     hint = "no tasks" if all_ else "no tasks run or wait; 'zenos ps --all' lists ended ones"
     if threads:
         put_tree(views, known, empty=hint, json=json)
     elif json:
-        put_json(views)
+        put_json([*arrays, *views])
     else:
-        table(TASKS, (task_row(view) for view in views), empty=hint)
+        rows = [*map(array_row, arrays), *map(task_row, views)]
+        table(TASKS, rows, empty=hint)
     if more and not json:
         say(f"the first {limit}; --limit shows more")
 
@@ -328,7 +405,7 @@ def logs(
     import sys
     from collections import deque
 
-    from zenos.cli.output import put_json
+    from zenos.cli.output import put_json, put_log
     from zenos.core.errors import InvalidError
 
     if json and follow:
@@ -338,25 +415,28 @@ def logs(
     with client() as made:
         handle = made.task(task)
         if json or tail is not None:
-            whole = "".join(handle.log(generation=generation))
+            errors = "replace" if json else "surrogateescape"
+            whole = "".join(handle.log(generation=generation, errors=errors))
             lines: deque[str] = deque(whole.splitlines(keepends=True), maxlen=tail)
             if json:
                 put_json({"task": handle.id, "log": "".join(lines)})
                 return
-            sys.stdout.write("".join(lines))
-            sys.stdout.flush()
+            put_log("".join(lines), sys.stdout)
             if not follow:
                 return
         skip = 0 if tail is None else handle.log_offset
-        for text in handle.log(follow=follow, offset=skip, generation=generation):
-            sys.stdout.write(text)
-            sys.stdout.flush()
+        for text in handle.log(
+            follow=follow, offset=skip, generation=generation, errors="surrogateescape"
+        ):
+            put_log(text, sys.stdout)
 
 
 def cancel(
     tasks: Annotated[
         list[str],
-        typer.Argument(metavar="TASK...", help="Ids or names.", autocompletion=complete_tasks),
+        typer.Argument(
+            metavar="TASK...", help="Ids or names, of arrays too.", autocompletion=complete_tasks
+        ),
     ],
     wait: Annotated[bool, typer.Option("--wait", help="Wait until they have ended.")] = False,
     json: Json = False,
@@ -368,9 +448,11 @@ def cancel(
 
     Example: zenos cancel t12
     """
+    from zenos.cli.arrays import cancel as cancel_arrays
     from zenos.cli.output import put_json, say
 
     with client() as made:
+        arrays, tasks = cancel_arrays(made, tasks, wait=wait)
         handles, failed = for_each(tasks, made.task)
         over = {handle.id for handle in handles if handle.task.is_ended}
         for handle in handles:
@@ -379,7 +461,9 @@ def cancel(
             for handle in handles:
                 handle.wait()
         if json:
-            put_json([handle.task for handle in handles])
+            put_json([*arrays, *(handle.task for handle in handles)])
+    for view in [] if json else arrays:
+        say(f"{view.array.name} is cancelled: {view.ended} of {view.array.indices.count} ended")
     for handle in [] if json else handles:
         task = handle.task
         if handle.id in over:

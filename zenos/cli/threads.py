@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 COLUMNS = ("ID", "NAME", "POOL", ">LANE", "STATE", ">PRIO", ">TIME", ">CPU TIME", "PROGRESS")
 _COLOURS = {
     "running": COLOURS[State.RUNNING],
+    "prefill": COLOURS[State.STARTING],
     "queued": COLOURS[State.QUEUED],
     "delayed": COLOURS[State.PAUSED],
 }
@@ -81,9 +82,11 @@ def thread_lines(threads: TaskThreads) -> Iterator[tuple[Any, ...]]:
 
 
 def _line(pool: PoolView, thread: ThreadView) -> tuple[Any, ...]:
-    runs = thread.state == "running"
+    runs = thread.runs
     doing = []
-    if runs or thread.progress:
+    if thread.unit:
+        doing += [_count(thread)] if runs or thread.total else []
+    elif runs or thread.progress:
         doing.append(f"{thread.progress:.0%}")
     if thread.items != 1:
         doing.append(f"of {thread.items} items")
@@ -97,6 +100,12 @@ def _line(pool: PoolView, thread: ThreadView) -> tuple[Any, ...]:
         coloured(thread.state, _COLOURS[thread.state]),
         thread.priority,
         show_seconds(thread.ran_s if runs else thread.waited_s),
-        f"{thread.cpu_s:.1f} s" if runs else "",
+        f"{thread.cpu_s:.1f} s" if runs and (thread.cpu_s or not thread.unit) else "",
         clipped(" ".join(doing)),
     )
+
+
+def _count(thread: ThreadView) -> str:
+    """As `37 of 128 tokens`."""
+    done = f"{thread.done:,}"
+    return f"{done} of {thread.total:,} {thread.unit}" if thread.total else f"{done} {thread.unit}"

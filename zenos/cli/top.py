@@ -53,7 +53,8 @@ def nodes_table(views: Sequence[NodeView]) -> Table:
     table = Table.grid(padding=(0, 2))
     for view in views:
         node, used, capacity = view.node, view.used, view.node.capacity
-        cells: list[Any] = [Text(node.name, style="bold")]
+        name = f"{node.name} ({node.standing})" if node.standing else node.name
+        cells: list[Any] = [Text(name, style="bold")]
         held: list[tuple[str, int, int, Callable[[int], str]]] = [
             ("cpu", used.cpu, capacity.cpu, show_share)
         ]
@@ -71,6 +72,8 @@ def head(status: Status, url: str) -> Text:
     """The first line: where, since when, how many tasks in each state."""
     line = Text.assemble((f"zenos {status.version} ", "bold"), url)
     line.append(f"  up {show_seconds(status.uptime_s)}")
+    if status.going_down is not None:
+        line.append(f"  going down ({status.going_down})", style="yellow")
     for state, count in status.tasks.items():
         line.append(f"  {count} {state}", style=COLOURS[state])
     return line
@@ -80,7 +83,7 @@ def task_cells(view: TaskView) -> tuple[Any, ...]:
     """A line of the table of tasks."""
     task, progress = view.task, view.progress
     share = fraction(progress)
-    doing: Any = Text(progress.stage if progress is not None else "")
+    doing: Any = Text(progress.stage if progress is not None and not task.is_ended else "")
     if share is not None and not task.is_ended:
         doing = Text.assemble(bar(share, 12), f" {share:4.0%} ", progress.stage if progress else "")
         if progress is not None and progress.left_s is not None:
@@ -173,6 +176,8 @@ class Top(App[int]):
         self._interval_s = interval_s
         self._with_ended = True
         self._looking = False
+        self._failed = False  # the last look
+        self._ended: frozenset[str] = frozenset()
 
     def compose(self) -> ComposeResult:
         """Head, nodes, tasks, what went wrong, keys."""
@@ -206,16 +211,20 @@ class Top(App[int]):
             views = await self._client.tasks(limit=TASKS_SHOWN)
             threads = await self._threads(views)
         except ZenosError as error:
+            self._failed = True
             self._say(error.message)
             return
         finally:
             self._looking = False
-        self._say("")
+        if self._failed:  # what an action has said stays, to be read
+            self._failed = False
+            self._say("")
         self.query_one("#head", Static).update(head(status, self._client.address.url))
         self.query_one("#nodes", Static).update(nodes_table(status.nodes))
         below = self.query_one("#threads", Static)
         below.display = threads is not None
         below.update(threads_table(threads) if threads is not None else "")
+        self._ended = frozenset(v.task.id for v in views if v.task.is_ended)
         self._draw([v for v in ordered(views) if self._with_ended or not v.task.is_ended])
 
     async def _threads(self, views: Sequence[TaskView]) -> TaskThreads | None:
@@ -260,8 +269,11 @@ class Top(App[int]):
 
     def action_cancel(self) -> None:
         """Ask, then cancel the selected task."""
+        self._say("")
         selected = self.selected
-        if selected is not None:
+        if selected in self._ended:
+            self._say(f"{selected} has ended already")
+        elif selected is not None:
             self.push_screen(Confirm(f"Cancel {selected}?"), self._canceller(selected))
 
     def _canceller(self, task: str) -> Any:

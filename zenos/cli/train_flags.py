@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Final, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 import msgspec
 import typer
 
+from zenos.cli.common import complete_architectures, complete_from
 from zenos.core.specs import DataSpec, TrainSpec
 
 SPEC_BYTES_MAX: Final = 1024 * 1024
@@ -85,12 +86,17 @@ def with_train_flags(command: Callable[..., None]) -> Callable[..., None]:
 def _parameter(name: str, field: Any) -> inspect.Parameter:
     flag = flag_of(name)
     type_, about = _plain_type(field.type)
+    if name == "workers":
+        type_, about = str, f"{about} LEAST..MOST: so many as there is room for, while it runs too."
     default = "" if field.default in (msgspec.NODEFAULT, None) else f" Default {field.default}."
+    choices: tuple[str, ...] = get_args(type_) if get_origin(type_) is Literal else ()
+    completion = complete_architectures if name == "arch" else complete_from(lambda: choices)
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if type_ is bool else flag,
         help=f"{_HELP.get(name) or about}{default}",
         rich_help_panel=_panel(name),
         show_default=False,
+        autocompletion=completion if choices or name == "arch" else None,
     )
     return inspect.Parameter(
         name.replace(".", "__"),
@@ -142,13 +148,20 @@ def merged(file: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def in_flags(flags: Mapping[str, Any]) -> Iterator[None]:
-    """Errors name what was typed: a field that was given as a flag by its flag."""
+def in_flags(flags: Mapping[str, Any], *, has_file: bool = False) -> Iterator[None]:
+    """Errors name what was typed: a field that was given as a flag by its flag.
+
+    What is missing is a flag too where there is no file that it might stand in.
+    """
     from zenos.core.errors import InvalidError
 
     try:
         yield
     except InvalidError as error:
+        missing = re.fullmatch(r"cannot do without the field '([\w.]+)': give it", error.message)
+        if missing and not has_file:
+            told = f"cannot do without {flag_of(missing[1])}: give it; see 'zenos train --help'"
+            raise type(error)(told) from None
         message = error.message
         for given, value in flags.items():
             name = given.replace("__", ".")
@@ -178,6 +191,17 @@ def read_spec(path: Path) -> dict[str, Any]:
         re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
         list("-+0123456789"),
     )
+
+    def unique(loader: Loader, node: yaml.MappingNode) -> Iterator[dict[Any, Any]]:
+        """Of a key that stands there twice PyYAML takes the last, and the first is lost."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.YAMLError(f"{key.value[:64]!r} is there twice")
+            seen.add(str(key.value))
+        yield from loader.construct_yaml_map(node)
+
+    Loader.add_constructor("tag:yaml.org,2002:map", unique)
     try:
         with path.open("rb") as file:
             raw = file.read(SPEC_BYTES_MAX + 1)

@@ -16,9 +16,17 @@ LOOK_S = 0.5
 
 
 def room(name: str, replicas: list[TaskView]) -> str | None:
-    """What a deployment waits for while all its replicas are queued; None when they are not."""
+    """What a deployment waits for while all its replicas are queued; None when they are not.
+
+    One that has failed before waits to be started again, whatever room there is.
+    """
+    from zenos.client.display import again
+
     if not replicas or any(view.task.state != "queued" for view in replicas):
         return None
+    failed = next((why for view in replicas if (why := again(view.task))), None)
+    if failed is not None:
+        return f"{name} is started again: {failed}"
     waits = next((view.waits for view in replicas if view.waits), None)
     return f"{name} waits for room{f': {waits}' if waits else ''}"
 

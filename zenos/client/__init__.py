@@ -8,7 +8,9 @@ from zenos.client.bus import AsyncBus, Bus
 from zenos.client.bus_calls import MessageInfo, Sent, TopicInfo
 from zenos.client.sync import Client, Generation, TaskHandle, connect
 from zenos.client.types import (
+    ArrayView,
     Chunk,
+    History,
     ModelVersion,
     NodeView,
     Removed,
@@ -19,8 +21,10 @@ from zenos.client.types import (
     TokenLogprob,
     Usage,
 )
+from zenos.core.outlook import Plan, Why
 
 __all__ = [
+    "ArrayView",
     "AsyncAudit",
     "AsyncBus",
     "AsyncClient",
@@ -31,9 +35,11 @@ __all__ = [
     "Chunk",
     "Client",
     "Generation",
+    "History",
     "MessageInfo",
     "ModelVersion",
     "NodeView",
+    "Plan",
     "Removed",
     "Sent",
     "Status",
@@ -44,6 +50,7 @@ __all__ = [
     "TokenLogprob",
     "TopicInfo",
     "Usage",
+    "Why",
     "connect",
     "connect_async",
 ]

@@ -32,11 +32,16 @@ class DaemonFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Address(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to send requests, and with which token. daemon: the local one, if it is that."""
+    """Where to send requests, and with which token. daemon: the local one, if it is that.
+
+    token_from: `given`, `ZENOS_TOKEN`, or the path of the file. home: of the local daemon.
+    """
 
     url: str
     token: str
     daemon: DaemonFile | None = None
+    token_from: str = "given"  # noqa: S105 - no password
+    home: str | None = None
 
     @property
     def is_loopback(self) -> bool:
@@ -60,12 +65,19 @@ def find(
         url, daemon = url_of(host), None
     else:
         daemon = read_daemon_file(place)
+        if daemon is None and place.daemon.exists() and (pid := _holder(place)):
+            raise StorageError(
+                f"cannot read {place.daemon}: it is damaged, and the daemon is process {pid}; end "
+                f"it (kill {pid}) and type 'zenos up', which writes it anew"
+            )
         if daemon is None or not daemon.is_alive:
             raise NoDaemonError(
                 f"cannot reach a daemon: none runs on {place.root}; start it with 'zenos up'"
             )
         url = daemon.url
-    return Address(url=url, token=_token(token, place), daemon=daemon)
+    found, source = _token(token, place)
+    root = None if daemon is None else str(place.root)
+    return Address(url=url, token=found, daemon=daemon, token_from=source, home=root)
 
 
 def url_of(host: str) -> str:
@@ -88,9 +100,35 @@ def url_of(host: str) -> str:
     )
 
 
-def _token(given: str | None, place: Home) -> str:
-    token = given or os.environ.get("ZENOS_TOKEN")
+def wrong_token(address: Address) -> str:
+    """What to do about a token that the daemon doesn't know, by where the token came from."""
+    file = Path(address.home) / "token" if address.home is not None else None
+    of_home = "the file 'token' in its home" if file is None else str(file)
+    cannot = f"cannot get in at {address.url}:"
+    if address.token_from == "ZENOS_TOKEN":  # noqa: S105 - the variable's name
+        instead = f"set it to what stands in {of_home}"
+        unset = "unset it, or " if file is not None else ""
+        return f"{cannot} ZENOS_TOKEN is set to another token than that daemon's; {unset}{instead}"
+    if address.token_from == "given":  # noqa: S105 - no password
+        return f"{cannot} the token given is not that daemon's, which stands in {of_home}"
+    if file is None:
+        return (
+            f"{cannot} the token in {address.token_from} is not that daemon's; set ZENOS_TOKEN to "
+            f"what stands in {of_home}"
+        )
+    return (
+        f"{cannot} the token in {address.token_from} has changed since the daemon was started; end "
+        f"the daemon (kill {address.daemon.pid if address.daemon else 'it'}) and type 'zenos up'"
+    )
+
+
+def _token(given: str | None, place: Home) -> tuple[str, str]:
+    """The token, and where it came from: see `Address.token_from`."""
+    token, source = given, "given"
     if not token:
+        token, source = os.environ.get("ZENOS_TOKEN"), "ZENOS_TOKEN"
+    if not token:
+        source = str(place.token)
         try:
             token = place.token.read_text(encoding="utf-8").strip()
         except FileNotFoundError:
@@ -101,20 +139,39 @@ def _token(given: str | None, place: Home) -> str:
         except (OSError, UnicodeDecodeError) as error:
             raise StorageError(f"cannot read {place.token}: {error}") from None
     if not token.isascii() or not token.isprintable() or " " in token:
-        raise InvalidError("cannot use this token: it has characters that no token has")
-    return token
+        shown = "the token given" if source == "given" else f"the token of {source}"
+        raise InvalidError(f"cannot use {shown}: it has characters that no token has")
+    return token, source
 
 
 def read_daemon_file(home: Home) -> DaemonFile | None:
-    """What the home says of its daemon; None when there is no such file."""
+    """What the home says of its daemon; None when there is no such file, or a damaged one.
+
+    A power cut or a full disk may leave a damaged one; the next daemon writes it anew.
+    """
     try:
         return msgspec.json.decode(home.daemon.read_bytes(), type=DaemonFile)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise StorageError(f"cannot read {home.daemon}: {error.strerror}") from None
-    except msgspec.MsgspecError as error:
-        raise StorageError(f"cannot read {home.daemon}: {error}") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def _holder(home: Home) -> int | None:
+    """The process that has the home's lock: looked up, for taking it might keep a daemon out."""
+    try:
+        inode = home.lock.stat().st_ino
+        locks = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    for line in locks:
+        # 1: FLOCK  ADVISORY  WRITE 123 08:01:4711 0 EOF
+        fields = line.split()
+        if len(fields) > 5 and fields[1] == "FLOCK" and fields[5].endswith(f":{inode}"):
+            return int(fields[4]) if fields[4].isdecimal() else None
+    return None
 
 
 def start_time(pid: int) -> float | None:

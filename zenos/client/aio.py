@@ -14,15 +14,17 @@ import httpx
 
 from zenos.client import build, calls, display, feeds, transport
 from zenos.client.address import Address, find
+from zenos.client.arrays import AsyncArrays
 from zenos.client.audit import AsyncAudit
 from zenos.client.bus import AsyncBus
 from zenos.client.calls import Call, Mode
 from zenos.client.generation import GenerationState
 from zenos.client.model_calls import AsyncModels
+from zenos.client.nodes import AsyncNodes
+from zenos.client.outlook import AsyncAhead, AsyncHandleAhead
 from zenos.client.threads import AsyncHandleThreads, AsyncThreads
 from zenos.client.types import (
     Chunk,
-    NodeView,
     Status,
     TaskProgress,
     TaskView,
@@ -53,7 +55,7 @@ def connect_async(
     return AsyncClient(find(host, token, home), retry_s=retry_s, home=place)
 
 
-class AsyncClient(AsyncModels, AsyncYielding, AsyncThreads):
+class AsyncClient(AsyncModels, AsyncNodes, AsyncYielding, AsyncThreads, AsyncArrays, AsyncAhead):
     """The daemon, for programs and notebooks. Every method raises ZenosError's classes."""
 
     def __init__(
@@ -96,10 +98,6 @@ class AsyncClient(AsyncModels, AsyncYielding, AsyncThreads):
     async def status(self) -> Status:
         """The daemon, its nodes, and its tasks by state."""
         return await self._run(calls.status())
-
-    async def nodes(self) -> list[NodeView]:
-        """All nodes with what tasks hold of them."""
-        return (await self._run(calls.nodes())).nodes
 
     async def schema(self, name: str) -> dict[str, Any]:
         """The JSON schema of `train`, `task` or `deployment`."""
@@ -282,7 +280,9 @@ class AsyncClient(AsyncModels, AsyncYielding, AsyncThreads):
         async with self.http.stream(call.method, call.path, **options) as response:
             if not response.is_success:
                 content = await response.aread()
-                raise transport.error_of(response.status_code, response.headers, content)
+                raise transport.error_of(
+                    response.status_code, response.headers, content, self.address
+                )
             heard(response.headers)
             yield response.aiter_bytes()
 
@@ -355,7 +355,7 @@ class AsyncGeneration:
             await client.wait_before_retry(attempts.pause_s or 0)
 
 
-class AsyncTaskHandle(AsyncHandleYielding, AsyncHandleThreads):
+class AsyncTaskHandle(AsyncHandleYielding, AsyncHandleThreads, AsyncHandleAhead):
     """One task: its newest view, and what can be done with it."""
 
     def __init__(self, client: AsyncClient, view: TaskView) -> None:
@@ -443,16 +443,21 @@ class AsyncTaskHandle(AsyncHandleYielding, AsyncHandleThreads):
         return await self.wait(progress=True)
 
     async def log(
-        self, *, follow: bool = False, offset: int = 0, generation: int | None = None
+        self,
+        *,
+        follow: bool = False,
+        offset: int = 0,
+        generation: int | None = None,
+        errors: str = "replace",
     ) -> AsyncGenerator[str]:
         """The log's text in pieces; follow: go on until the task has ended.
 
         offset: bytes to leave out; `log_offset` says up to where it was read. generation: of an
-        earlier run of a task that was started again, whole and not followed. What the log no longer
-        holds is said in its place.
+        earlier run of a task that was started again, whole and not followed. errors: as of `open`,
+        for bytes that are no UTF-8. What the log no longer holds is said in its place.
         """
         follow = follow and generation is None
-        feed = feeds.LogFeed(self.view, offset, follow=follow, generation=generation)
+        feed = feeds.LogFeed(self.view, offset, follow=follow, generation=generation, errors=errors)
         outage = transport.Outage(self._client.address, self._client.retry_s)
         while True:
             problem: Exception | None = None

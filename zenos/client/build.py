@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -11,10 +12,11 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from zenos.core import limits
-from zenos.core.errors import InvalidError
+from zenos.core.errors import InvalidError, ZenosError
 from zenos.core.resources import Resources
 from zenos.core.specs import CreateSpec, DeploymentSpec, ProgramSpec, TrainSpec, Work
 from zenos.core.task import TaskSpec
+from zenos.core.times import parse_time
 from zenos.core.wording import field_error
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -24,7 +26,7 @@ PRIORITIES: Final = {
     "high": limits.PRIORITY_HIGH,
 }
 # What a task gets whose user says nothing: torch alone takes some hundred megabytes.
-MEMORY_DEFAULT: Final = {"program": "512MiB", "create": "1GiB", "train": "2GiB"}
+MEMORY_DEFAULT: Final = {"program": "512MiB", "create": "1GiB", "train": "2GiB", "call": "1GiB"}
 _DURATION: Final = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|min|h|d)?\s*$")
 _SECONDS: Final = {
     None: 1.0,
@@ -65,11 +67,21 @@ def parse_duration(value: float | str | None, what: str = "time") -> float | Non
     return float(match[1]) * _SECONDS[match[2]]
 
 
+def parse_list(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Names from `"a,b"` or from several of such texts."""
+    texts = [value] if isinstance(value, str) else value or ()
+    return tuple(p.strip() for text in texts for p in text.split(",") if p.strip())
+
+
 class TaskOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a task is to be run, as people write it: `cpu=0.5, memory="2GiB", time="10m"`.
 
     time: the expected run time; time_limit: after which it is ended. What a training with several
-    workers is given of cpu, gpu and memory is for each of them.
+    workers is given of cpu, gpu and memory is for each of them. after: tasks, by id or name, that
+    must have succeeded before; `any:` before one: must have ended. at: start not
+    before; by: should have ended; `18:00` (the next one), ISO 8601, `+2h` or Unix seconds. node:
+    the only one on which it may run; labels: that its node must have. exclusive: it gets all that
+    its node has.
     """
 
     name: str = ""
@@ -81,12 +93,19 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     time: float | str | None = None
     time_limit: float | str | None = None
     retries: int = 0
+    after: str | Sequence[str] = ()
+    at: float | str | None = None
+    by: float | str | None = None
+    node: str = ""
+    labels: dict[str, str] = {}
+    exclusive: bool = False
 
     def task(self, work: Work) -> TaskSpec:
         """The task that does this work."""
         tag = type(work).__struct_config__.tag
         memory = MEMORY_DEFAULT.get(str(tag), "512MiB") if self.memory is None else self.memory
         each = Resources.of(self.cpu, self.gpu, memory, self.gpu_memory)
+        now = time.time()
         # A number of workers that is out of bounds is an error by and by.
         workers = work.workers if isinstance(work, TrainSpec) else 1
         return TaskSpec(
@@ -97,6 +116,12 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             expected_s=parse_duration(self.time, "time"),
             time_limit_s=parse_duration(self.time_limit, "time limit"),
             retries=self.retries,
+            after=parse_list(self.after),
+            start_at=None if self.at is None else parse_time(self.at, "the time", now),
+            node=self.node,
+            labels=self.labels,
+            exclusive=self.exclusive,
+            deadline=None if self.by is None else parse_time(self.by, "the deadline", now),
         )
 
 
@@ -145,7 +170,19 @@ def train(values: Mapping[str, Any], base: Path | None = None) -> TrainSpec:
         data = {"paths": list(data)}
     if isinstance(data, Mapping):
         data = resolve_paths(data, base or Path.cwd())
-    return convert({**values, **({} if data is None else {"data": data})}, TrainSpec)
+    given = {**values, **({} if data is None else {"data": data})}
+    return convert({**given, **_workers(given)}, TrainSpec)
+
+
+def _workers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`workers: 1..4` is an elastic training; nothing where it is a number. InvalidError."""
+    given = values.get("workers")
+    if not isinstance(given, str):
+        return {}
+    least, dots, most = given.partition("..")
+    if not (least.isdecimal() and (most.isdecimal() if dots else True)):
+        raise InvalidError(f"cannot use workers {given!r}: give a number, or two as 1..4")
+    return {"workers": int(most), "workers_min": int(least)} if dots else {"workers": int(least)}
 
 
 def create(**values: Any) -> CreateSpec:
@@ -159,6 +196,50 @@ def deployment(**values: Any) -> DeploymentSpec:
     if "priority" in given:
         given["priority"] = parse_priority(given["priority"])
     return convert(given, DeploymentSpec)
+
+
+def batch(values: Mapping[str, Any], base: Path) -> list[TaskSpec]:
+    """Tasks from a file's mapping `tasks: {NAME: {run: [PROGRAM, ARGUMENT], ...}}`.
+
+    Each has `run`, a program and its arguments, with `env`, `cwd`, `topics` and `yields`, or
+    `train`, fields of TrainSpec; and fields of TaskOptions. Paths are meant from `base`.
+    """
+    unknown = sorted(str(key) for key in values if key != "tasks")
+    tasks = values.get("tasks")
+    if unknown or not isinstance(tasks, Mapping):
+        raise InvalidError(
+            "cannot read the tasks: the file has 'tasks:', and below it each by name"
+        )
+    made: list[TaskSpec] = []
+    for name, given in tasks.items():
+        if not isinstance(name, str) or not isinstance(given, Mapping):
+            raise InvalidError(f"cannot read the task {str(name)[:64]!r}: it must be a mapping")
+        try:
+            made.append(_of_batch(name, given, base))
+        except ZenosError as error:
+            raise InvalidError(f"{error.message} (task {name[:64]})") from None
+    return made
+
+
+def _of_batch(name: str, given: Mapping[str, Any], base: Path) -> TaskSpec:
+    if ("run" in given) == ("train" in given):
+        raise InvalidError("cannot tell what to do: give either 'run' or 'train'")
+    fields = {key: value for key, value in given.items() if key not in ("run", "train")}
+    if "name" in fields:
+        raise InvalidError("cannot name it twice: the name stands before the colon")
+    work: Work
+    if "train" in given:
+        if not isinstance(given["train"], Mapping):
+            raise InvalidError("cannot read 'train': it must be a mapping")
+        work = train(given["train"], base)
+    else:
+        of_program = {key: fields.pop(key) for key in ("env", "topics", "yields") if key in fields}
+        if not isinstance(given["run"], list):
+            raise InvalidError("cannot run that: give a list of arguments, e.g. [ls, -l]")
+        argv = [str(a) if isinstance(a, int | float) else a for a in given["run"]]
+        cwd = Path(base, Path(str(fields.pop("cwd", "."))).expanduser())
+        work = program(argv, cwd=cwd, **of_program)
+    return options({**fields, "name": name}).task(work)
 
 
 def resolve_paths(data: Mapping[str, Any], base: Path) -> dict[str, Any]:

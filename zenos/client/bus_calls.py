@@ -143,14 +143,13 @@ def send(
 def replay(topic: str, ids: Sequence[str] | None) -> Call[Counted]:
     """Deliver dead messages again."""
     body = {"topic": check_topic(topic), "ids": None if ids is None else list(ids)}
-    # Sent again after a lost answer it finds nothing dead any more, and says so.
-    return post("/api/bus/replay", body, Counted, repeatable=False)
+    return post("/api/bus/replay", body, Counted)
 
 
 def purge(topic: str, which: Literal["waiting", "dead"]) -> Call[Counted]:
     """Drop messages."""
     body = {"topic": check_topic(topic), "which": which}
-    return post("/api/bus/purge", body, Counted, repeatable=False)
+    return post("/api/bus/purge", body, Counted)
 
 
 def tail(topic: str) -> Call[bytes]:

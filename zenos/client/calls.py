@@ -6,17 +6,30 @@ import math
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import quote
 
 import msgspec
 
-from zenos.client.types import ModelVersion, NodeView, Removed, Status, TaskThreads, TaskView
+from zenos.client.types import (
+    ArrayView,
+    History,
+    ModelVersion,
+    NodeView,
+    Removed,
+    Status,
+    TaskThreads,
+    TaskView,
+)
 from zenos.core import limits
+from zenos.core.arrays import ArraySpec
+from zenos.core.batches import Batch, BatchSpec
+from zenos.core.dependencies import check_task_name
 from zenos.core.errors import InvalidError
 from zenos.core.names import ModelRef, check_name
+from zenos.core.outlook import Plan, Why
 from zenos.core.specs import DeploymentSpec
 from zenos.core.task import Deployment, State, Task, TaskSpec
 
@@ -54,6 +67,7 @@ class TaskList(msgspec.Struct):
     """Answer of GET /api/tasks."""
 
     tasks: list[TaskView]
+    arrays: list[ArrayView] = []
 
 
 class NodeList(msgspec.Struct):
@@ -129,7 +143,7 @@ def _encode(body: Any) -> bytes:
 
 
 def _task(name: str) -> str:
-    return quote(check_name(name, "task"), safe="")
+    return quote(check_task_name(name), safe="")
 
 
 def _model(ref: str) -> str:
@@ -162,6 +176,12 @@ def nodes() -> Call[NodeList]:
     return Call(method="GET", path="/api/nodes", into=NodeList)
 
 
+def set_cordon(node: str, verb: Literal["cordon", "drain", "uncordon"]) -> Call[NodeView]:
+    """What may start on a node."""
+    name = quote(check_name(node, "node name"), safe="")
+    return _post(f"/api/nodes/{name}/{verb}", {}, NodeView)
+
+
 def schema(name: str) -> Call[dict[str, Any]]:
     """The JSON schema of `train`, `task` or `deployment`."""
     return Call(method="GET", path=f"/api/schemas/{_task(name)}", into=dict[str, Any])
@@ -188,6 +208,40 @@ def tasks(state: State | str | None, kind: str | None, limit: int | None) -> Cal
     return Call(method="GET", path="/api/tasks", into=TaskList, params=params)
 
 
+def tasks_of(array: str) -> Call[TaskList]:
+    """The tasks of an array."""
+    params: dict[str, str | int] = {"array": array, "limit": limits.TASKS_LISTED_MAX}
+    return Call(method="GET", path="/api/tasks", into=TaskList, params=params)
+
+
+def collapsed(state: State | str | None, kind: str | None, limit: int | None) -> Call[TaskList]:
+    """As `tasks`, with arrays as wholes."""
+    call = tasks(state, kind, limit)
+    return replace(call, params={**call.params, "collapse": "true"})
+
+
+def submit_array(spec: ArraySpec, key: str | None) -> Call[ArrayView]:
+    """Submit an array."""
+    spec.check()
+    return _post("/api/arrays", spec, ArrayView, key=key)
+
+
+def submit_batch(spec: BatchSpec, key: str | None) -> Call[Batch]:
+    """Submit several tasks as one."""
+    spec.check()
+    return _post("/api/batches", spec, Batch, key=key)
+
+
+def array(id_: str) -> Call[ArrayView]:
+    """One array."""
+    return Call(method="GET", path=f"/api/arrays/{_task(id_)}", into=ArrayView)
+
+
+def cancel_array(id_: str) -> Call[ArrayView]:
+    """Cancel all tasks of an array."""
+    return _post(f"/api/arrays/{_task(id_)}/cancel", {}, ArrayView)
+
+
 def task(id_: str) -> Call[TaskView]:
     """One task."""
     return Call(method="GET", path=f"/api/tasks/{_task(id_)}", into=TaskView)
@@ -198,6 +252,22 @@ def threads(id_: str) -> Call[TaskThreads]:
     return Call(method="GET", path=f"/api/tasks/{_task(id_)}/threads", into=TaskThreads)
 
 
+def why(id_: str) -> Call[Why]:
+    """Why a task waits, runs where it runs, or ended."""
+    return Call(method="GET", path=f"/api/tasks/{_task(id_)}/why", into=Why)
+
+
+def history(id_: str) -> Call[History]:
+    """What has become of a task."""
+    return Call(method="GET", path=f"/api/tasks/{_task(id_)}/history", into=History)
+
+
+def plan(ahead_s: float | None) -> Call[Plan]:
+    """The schedule ahead."""
+    params: dict[str, str | int] = {} if ahead_s is None else {"ahead_s": str(ahead_s)}
+    return Call(method="GET", path="/api/plan", into=Plan, params=params)
+
+
 def cancel(id_: str) -> Call[Task]:
     """Cancel a task."""
     return _post(f"/api/tasks/{_task(id_)}/cancel", {}, Task)
@@ -205,18 +275,18 @@ def cancel(id_: str) -> Call[Task]:
 
 def pause(id_: str) -> Call[Task]:
     """Pause a task."""
-    return _post(f"/api/tasks/{_task(id_)}/pause", {}, Task, repeatable=False)
+    return _post(f"/api/tasks/{_task(id_)}/pause", {}, Task)
 
 
 def suspend(id_: str) -> Call[Task]:
     """Suspend a task."""
-    return _post(f"/api/tasks/{_task(id_)}/suspend", {}, Task, repeatable=False)
+    return _post(f"/api/tasks/{_task(id_)}/suspend", {}, Task)
 
 
 def resume(id_: str, *, inexact: bool) -> Call[Task]:
     """Let a task go on."""
     path = f"/api/tasks/{_task(id_)}/resume"
-    return _post(path, {"inexact": inexact}, Task, repeatable=False)
+    return _post(path, {"inexact": inexact}, Task)
 
 
 def nice(id_: str, priority: int) -> Call[Task]:
@@ -306,7 +376,7 @@ def deploy(spec: DeploymentSpec, key: str | None) -> Call[Deployment]:
 def roll_back(name: str, to: int | None) -> Call[Deployment]:
     """POST /api/deployments/{name}/rollback. Without a number it goes one further each time."""
     path = f"/api/deployments/{_model(name)}/rollback"
-    return _post(path, {"to": to}, Deployment, repeatable=to is not None)
+    return _post(path, {"to": to}, Deployment)
 
 
 def undeploy(name: str) -> Call[Deployment]:

@@ -104,7 +104,7 @@ def summary(task: Task) -> str:
     """How an ended task ended, in one line; otherwise its state."""
     if task.outcome is not None and task.state in (State.FAILED, State.LOST):
         return task.outcome.describe()
-    if task.stopping and task.state is State.CANCELLED:
+    if task.stopping not in (None, "cancel") and task.state is State.CANCELLED:
         return f"cancelled: {task.stopping}"
     return str(task.state)
 
@@ -126,7 +126,8 @@ def took_s(task: Task, now: float | None = None) -> float | None:
 
 
 def render(view: TaskView) -> RenderableType:
-    """The live display of one task."""
+    """The live display of one task: its bar, and below it what else is known."""
+    from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
@@ -153,12 +154,14 @@ def render(view: TaskView) -> RenderableType:
         cells.append(Text(f"{show_count(progress.done)}/{show_count(progress.total)}"))
     if view.waits and task.state is State.QUEUED:
         cells.append(Text(", ".join(filter(None, (view.waits, again(task))))))
-    for name, value in facts(progress):
-        if name != "left" or running:
-            line = Text(f"{name} " if name else "", style="bright_black")
-            cells.append(line.append(value, style="default"))
     table.add_row(*cells)
-    return table
+    known = [
+        Text(f"{name} " if name else "", style="bright_black").append(value, style="default")
+        for name, value in facts(progress)
+        if name != "left" or running
+    ]
+    # In a row of their own, which is broken between words, as wide as the screen is.
+    return Group(table, Text("  ").join([Text(" "), *known])) if known else table
 
 
 @contextmanager

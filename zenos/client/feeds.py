@@ -88,7 +88,13 @@ class LogFeed:
     """The text of a task's log over as many connections as it takes; no character is cut."""
 
     def __init__(
-        self, view: TaskView, offset: int, *, follow: bool, generation: int | None = None
+        self,
+        view: TaskView,
+        offset: int,
+        *,
+        follow: bool,
+        generation: int | None = None,
+        errors: str = "replace",
     ) -> None:
         self._generation = generation
         self._task = view.task
@@ -96,7 +102,7 @@ class LogFeed:
         self.offset = offset
         self._gap = 0
         self._got = False
-        self._text = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._text = codecs.getincrementaldecoder("utf-8")(errors=errors)
 
     def call(self, now: Task) -> Call[bytes]:
         """The request that goes on where the last one ended."""

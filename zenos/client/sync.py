@@ -14,15 +14,17 @@ import httpx
 
 from zenos.client import build, calls, display, feeds, transport
 from zenos.client.address import Address, find
+from zenos.client.arrays import Arrays
 from zenos.client.audit import Audit
 from zenos.client.bus import Bus
 from zenos.client.calls import Call, Mode
 from zenos.client.generation import GenerationState
 from zenos.client.model_calls import Models
+from zenos.client.nodes import Nodes
+from zenos.client.outlook import Ahead, HandleAhead
 from zenos.client.threads import HandleThreads, Threads
 from zenos.client.types import (
     Chunk,
-    NodeView,
     Status,
     TaskProgress,
     TaskView,
@@ -52,7 +54,7 @@ def connect(
     return Client(find(host, token, home), retry_s=retry_s, home=home if host is None else None)
 
 
-class Client(Models, Yielding, Threads):
+class Client(Models, Nodes, Yielding, Threads, Arrays, Ahead):
     """The daemon, for programs and notebooks. Every method raises ZenosError's classes."""
 
     def __init__(
@@ -97,10 +99,6 @@ class Client(Models, Yielding, Threads):
     def status(self) -> Status:
         """The daemon, its nodes, and its tasks by state."""
         return self._run(calls.status())
-
-    def nodes(self) -> list[NodeView]:
-        """All nodes with what tasks hold of them."""
-        return self._run(calls.nodes()).nodes
 
     def schema(self, name: str) -> dict[str, Any]:
         """The JSON schema of `train`, `task` or `deployment`."""
@@ -282,7 +280,9 @@ class Client(Models, Yielding, Threads):
         with self.http.stream(call.method, call.path, **options) as response:
             if not response.is_success:
                 content = response.read()
-                raise transport.error_of(response.status_code, response.headers, content)
+                raise transport.error_of(
+                    response.status_code, response.headers, content, self.address
+                )
             heard(response.headers)
             yield response.iter_bytes()
 
@@ -354,7 +354,7 @@ class Generation:
             client.wait_before_retry(attempts.pause_s or 0)
 
 
-class TaskHandle(HandleYielding, HandleThreads):
+class TaskHandle(HandleYielding, HandleThreads, HandleAhead):
     """One task: its newest view, and what can be done with it."""
 
     def __init__(self, client: Client, view: TaskView) -> None:
@@ -442,16 +442,21 @@ class TaskHandle(HandleYielding, HandleThreads):
         return self.wait(progress=True)
 
     def log(
-        self, *, follow: bool = False, offset: int = 0, generation: int | None = None
+        self,
+        *,
+        follow: bool = False,
+        offset: int = 0,
+        generation: int | None = None,
+        errors: str = "replace",
     ) -> Generator[str]:
         """The log's text in pieces; follow: go on until the task has ended.
 
         offset: bytes to leave out; `log_offset` says up to where it was read. generation: of an
-        earlier run of a task that was started again, whole and not followed. What the log no longer
-        holds is said in its place.
+        earlier run of a task that was started again, whole and not followed. errors: as of `open`,
+        for bytes that are no UTF-8. What the log no longer holds is said in its place.
         """
         follow = follow and generation is None
-        feed = feeds.LogFeed(self.view, offset, follow=follow, generation=generation)
+        feed = feeds.LogFeed(self.view, offset, follow=follow, generation=generation, errors=errors)
         outage = transport.Outage(self._client.address, self._client.retry_s)
         while True:
             problem: Exception | None = None

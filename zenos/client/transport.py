@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from typing import Any, Generic, TypeVar
 
@@ -16,7 +17,7 @@ import httpx
 import msgspec
 
 from zenos import __version__
-from zenos.client.address import Address
+from zenos.client.address import Address, wrong_token
 from zenos.client.calls import Call
 from zenos.core import limits
 from zenos.core.errors import (
@@ -59,16 +60,26 @@ class _ErrorBody(msgspec.Struct):
     error: _Detail
 
 
-def error_of(status: int, headers: httpx.Headers, content: bytes) -> ZenosError:
-    """The error that an answer with such a status and body stands for."""
+def error_of(
+    status: int, headers: httpx.Headers, content: bytes, address: Address | None = None
+) -> ZenosError:
+    """The error that an answer with such a status and body stands for.
+
+    address: whose answer it is; then the message says what to do here, in the words of this side.
+    """
     try:
         detail = msgspec.json.decode(content, type=_ErrorBody).error
     except msgspec.MsgspecError:
         detail = _Detail(f"cannot understand the answer: HTTP status {status}, not from zenos?")
     code = detail.code if detail.code and detail.code not in ("timeout",) else None
+    message = detail.message
+    if code == "unauthorized" and address is not None:
+        message = wrong_token(address)
+    elif address is not None and address.home is not None:
+        message = message.replace("$ZENOS_HOME", address.home)  # others aren't told the path
     return from_code(
         code or _BY_STATUS.get(status, "internal"),
-        detail.message,
+        message,
         retry_after_s=_seconds(headers.get("Retry-After")),
     )
 
@@ -79,6 +90,7 @@ def _seconds(text: str | None) -> float | None:
 
 def options(address: Address) -> dict[str, Any]:
     """How httpx is to be set up. No proxy stands between us and this machine's daemon."""
+    plain = address.is_loopback and address.url.startswith("http://")
     return {
         "base_url": address.url,
         "headers": {
@@ -87,8 +99,17 @@ def options(address: Address) -> dict[str, Any]:
         },
         "timeout": httpx.Timeout(60.0, connect=CONNECT_TIMEOUT_S),
         "trust_env": not address.is_loopback,
+        "verify": without_authorities() if plain else True,
         "follow_redirects": False,
     }
+
+
+def without_authorities() -> ssl.SSLContext:
+    """For where there is no TLS: to read all authorities takes longer than most calls.
+
+    Should TLS be spoken after all, nobody is trusted.
+    """
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def request_options(call: Call[Any], *, silence_s: float | None = None) -> dict[str, Any]:
@@ -128,7 +149,7 @@ class Attempts(Generic[T]):
                     f"cannot understand the daemon's answer ({problem}): "
                     "are client and daemon of the same version?"
                 ) from None
-        error = error_of(response.status_code, response.headers, response.content)
+        error = error_of(response.status_code, response.headers, response.content, self.address)
         if isinstance(error, NotFoundError) and self.uncertain and self.call.gone is not None:
             return self.call.gone
         if not isinstance(error, UnavailableError) or not self._again(error.retry_after_s):

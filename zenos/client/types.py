@@ -6,8 +6,12 @@ from typing import Any
 
 import msgspec
 
+from zenos.core.arrays import Array
+from zenos.core.node import Node
+from zenos.core.predictions import Prediction
+from zenos.core.quotas import Quota
 from zenos.core.resources import Resources
-from zenos.core.task import Node, State, Task
+from zenos.core.task import ENDED, State, Task, TaskEvent
 from zenos.core.thread_views import ProcessThreads
 from zenos.core.wire import Progress
 
@@ -16,13 +20,30 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True):
     """A task and its newest progress (None before the first report).
 
     waits: of a queued one, what it waits for, in words. threads: how many threads of its pools run
-    or wait.
+    or wait. prediction: how long it is to run, where the task itself was asked for.
     """
 
     task: Task
     progress: Progress | None = None
     waits: str | None = None
     threads: int = 0
+    prediction: Prediction | None = None
+
+
+class ArrayView(msgspec.Struct, frozen=True, kw_only=True):
+    """An array, and how many of its tasks are in each state.
+
+    waits: of one of which no task runs, what the next of them waits for, in words.
+    """
+
+    array: Array
+    states: dict[State, int] = {}
+    waits: str | None = None
+
+    @property
+    def ended(self) -> int:
+        """How many of its tasks have ended."""
+        return sum(count for state, count in self.states.items() if state in ENDED)
 
 
 class TaskProgress(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +60,14 @@ class TaskThreads(msgspec.Struct, frozen=True, kw_only=True):
     processes: list[ProcessThreads]
 
 
+class History(msgspec.Struct, frozen=True, kw_only=True):
+    """The latest events of a task, in their order; left_out: how many earlier ones are not here."""
+
+    task: str
+    events: list[TaskEvent]
+    left_out: int = 0
+
+
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     """A node and what tasks hold of it."""
 
@@ -46,8 +75,27 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     used: Resources
 
 
+class AccountView(msgspec.Struct, frozen=True, kw_only=True):
+    """A user (`user/NAME`) or a project (`project/NAME`). gpu_hours: in the present window.
+
+    tasks: that wait or run, without replicas. had: its part of all use by those who have tasks,
+    older use counting less; due: the part that it is due.
+    """
+
+    account: str
+    tasks: int
+    held: Resources
+    gpu_hours: float
+    had: float
+    due: float
+    quota: Quota | None = None
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """The daemon. uptime_s: seconds; tasks: how many by state; store: `ok` or `failing`."""
+    """The daemon. uptime_s: seconds; tasks: how many by state; store: `ok` or `failing`.
+
+    going_down: `suspend`, `drain` or `leave` once it was told to; it takes and starts nothing new.
+    """
 
     pid: int
     version: str
@@ -55,8 +103,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     home: str
     tasks: dict[State, int] = {}
     nodes: list[NodeView] = []
+    accounts: list[AccountView] = []
     zygote_ready: bool | None = None
     store: str | None = None
+    going_down: str | None = None
 
 
 class FileInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,131 @@
+"""Arrays of tasks at the command line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from zenos.cli.errors import FAILED
+from zenos.cli.output import coloured, put, put_json, say
+from zenos.cli.rows import clipped, work_line
+from zenos.client.display import COLOURS
+from zenos.core.arrays import ArraySpec, parse_indices
+from zenos.core.errors import InvalidError, NotFoundError
+from zenos.core.resources import show_share, show_size
+from zenos.core.task import State
+
+if TYPE_CHECKING:
+    from zenos.client import ArrayView, Client, TaskView
+    from zenos.core.task import TaskSpec
+
+
+def submit(
+    made: Client,
+    spec: TaskSpec,
+    indices: str,
+    *,
+    key: str | None,
+    follow: bool,
+    wait: bool,
+    json: bool,
+) -> None:
+    """Submit an array; the exit code is 1 where it was waited for, and not all succeeded."""
+    if follow:
+        raise InvalidError("cannot follow an array: 'zenos logs -f NAME[INDEX]' follows a task")
+    view = made.submit_array(ArraySpec(task=spec, indices=parse_indices(indices)), key=key)
+    if wait:
+        view = _wait(made, view)
+    if json:
+        put_json(view)
+    elif not wait:
+        put(view.array.id)
+        name = view.array.name
+        say(f"{name} has {view.array.indices.count} tasks; 'zenos ps --array {name}' lists them")
+    else:
+        say(f"{view.array.name}: {summary(view)}")
+    if wait and set(view.states) - {State.SUCCEEDED}:
+        raise typer.Exit(FAILED)
+
+
+def _wait(made: Client, view: ArrayView) -> ArrayView:
+    for task in made.array_tasks(view.array.id):
+        if not task.task.is_ended:
+            try:
+                made.task(task.task.id).wait()
+            except NotFoundError:  # ended and forgotten meanwhile
+                continue
+    return made.array(view.array.id)
+
+
+def listed(
+    made: Client,
+    state: str | None,
+    kind: str | None,
+    limit: int,
+    *,
+    array: str | None,
+    whole: bool,
+) -> tuple[list[TaskView], list[ArrayView]]:
+    """What `zenos ps` shows: tasks, and arrays as wholes."""
+    if array is not None:
+        views = made.array_tasks(array)
+        states = state.split(",") if state else None
+        return [v for v in views if states is None or v.task.state in states], []
+    if whole:
+        return made.collapsed(state=state, kind=kind, limit=limit)
+    return made.tasks(state=state, kind=kind, limit=limit), []
+
+
+def cancel(made: Client, names: list[str], *, wait: bool) -> tuple[list[ArrayView], list[str]]:
+    """Cancel the arrays among these names; what is left are tasks, or nothing that is known.
+
+    A name is a task's where there is one of it, as everywhere else.
+    """
+    views, others = [], []
+    for name in dict.fromkeys(names):
+        try:
+            known = made.array(name)
+            if known.array.id != name and _is_task(made, name):
+                others.append(name)
+                continue
+            view = made.cancel_array(known.array.id)
+        except (NotFoundError, InvalidError):
+            others.append(name)
+            continue
+        views.append(_wait(made, view) if wait else view)
+    return views, others
+
+
+def _is_task(made: Client, name: str) -> bool:
+    try:
+        made.task(name)
+    except NotFoundError:
+        return False
+    return True
+
+
+def summary(view: ArrayView) -> str:
+    """`40 succeeded, 2 failed of 100`."""
+    parts = [f"{count} {state}" for state, count in view.states.items() if count]
+    return f"{', '.join(parts)} of {view.array.indices.count}"
+
+
+def array_row(view: ArrayView) -> tuple[Any, ...]:
+    """An array, as a row among those of tasks."""
+    wants, states = view.array.spec.resources, view.states
+    order = [State.RUNNING, *(s for s in State if s is not State.RUNNING)]
+    state = next((s for s in order if states.get(s)), State.QUEUED)
+    doing = ", ".join(filter(None, (summary(view), view.waits)))
+    return (
+        view.array.id,
+        view.array.spec.name,
+        "array",
+        coloured(str(state), COLOURS[state]),
+        view.array.spec.priority,
+        show_share(wants.cpu),
+        show_share(wants.gpu) if wants.gpu else "",
+        show_size(wants.memory) if wants.memory else "",
+        "",
+        clipped(f"{doing}: {work_line(view.array.spec.work)}"),
+    )
