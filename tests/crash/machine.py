@@ -118,7 +118,13 @@ class Machine:
 
     def finish(self) -> dict[str, Task]:
         """All tasks, once they have ended."""
-        until(lambda: all(task.is_ended for task in self.tasks().values()), 120)
+        try:
+            until(lambda: all(task.is_ended for task in self.tasks().values()), 120)
+        except AssertionError as error:
+            left = [task for task in self.tasks().values() if not task.is_ended]
+            said = "\n".join(f"{task.id} {task.name}: {task}" for task in left)
+            log = self.home.daemon_log.read_text()[-8000:]
+            raise AssertionError(f"these have not ended:\n{said}\n{log}") from error
         return self.tasks()
 
     def lines(self) -> Counter[int]:

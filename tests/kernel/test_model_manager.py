@@ -27,8 +27,8 @@ def replicas(h: Harness, name: str = "m") -> list[Task]:
     return [h.kernel.state.tasks[r] for r in deployment.replicas] if deployment else []
 
 
-def make_ready(h: Harness) -> Task:
-    task = replicas(h)[-1]
+def make_ready(h: Harness, task: Task | None = None) -> Task:
+    task = task or replicas(h)[-1]
     h.run(task)
     h.step(ev.WorkerReady(task=task.id, generation=h.now(task).generation))
     return h.now(task)
@@ -92,6 +92,72 @@ def test_load_adds_replicas_up_to_the_most() -> None:
     assert len(replicas(h)) == 3
     h.step(ev.Used(name="m", in_flight=100))
     assert len(replicas(h)) == 3
+
+
+def test_replicas_stay_for_as_many_requests_as_came_at_once_within_the_keep_alive() -> None:
+    h = Harness(node(cpu=8))
+    deploy(h, replace(SPEC, max_replicas=4, slots=4, memory="100MB"))
+    h.step(ev.Used(name="m", in_flight=9))
+    loaded = [make_ready(h, task) for task in replicas(h)]
+    assert len(loaded) == 3
+    for _ in range(20):
+        for in_flight in (5, 9, 0, 2, 12):
+            h.step(ev.Used(name="m", in_flight=in_flight))
+            h.wait(5)
+    assert not h.stopped
+    assert len(replicas(h)) == 3
+
+    # Twelve need three; then eight, two; then none. Each leaves a keep-alive later, the newest first.
+    h.step(ev.Used(name="m", in_flight=8))
+    h.wait(30)
+    h.step(ev.Used(name="m", in_flight=0))
+    h.wait(29)
+    assert not h.stopped
+    h.wait(1)
+    assert [stop.task for stop in h.stopped] == [loaded[2].id]
+    h.exit(loaded[2])
+    h.wait(29)
+    assert len(h.stopped) == 1
+    h.wait(1)
+    assert {stop.task for stop in h.stopped} == {task.id for task in loaded}
+
+
+def test_a_replica_that_has_answered_and_does_not_end_is_ended_by_force() -> None:
+    h = Harness(config=Config(cancel_grace_s=10.0, model_drain_s=600.0))
+    deploy(h, replace(SPEC, keep_alive_s=1.0))
+    task = make_ready(h)
+    h.step(ev.Used(name="m", in_flight=0))
+    h.wait(1)
+    assert [(stop.task, stop.grace_s) for stop in h.stopped] == [(task.id, 600.0)]
+    # A request that was sent to it before it was known to end: it is answered.
+    h.wait(5)
+    h.step(ev.Used(name="m", in_flight=1))
+    h.wait(300)
+    assert len(h.stopped) == 1
+    h.step(ev.Used(name="m", in_flight=0))
+    h.wait(9)
+    assert len(h.stopped) == 1
+    assert h.steps[-1].wake == h.clock.now() + 1
+    h.wait(1)
+    assert [(stop.task, stop.grace_s) for stop in h.stopped[1:]] == [(task.id, 0.0)]
+    h.wait(60)
+    assert len(h.stopped) == 2
+    h.exit(task, exit_code=None, signal=9)
+    assert h.now(task).state is State.SUCCEEDED
+
+
+def test_a_replica_that_is_not_loaded_is_not_loaded_for_the_keep_alive() -> None:
+    h = Harness(node(cpu=2))
+    deploy(h, replace(SPEC, max_replicas=3, memory="100MB"))
+    h.step(ev.Used(name="m", in_flight=3 * SPEC.slots))
+    assert [task.state for task in replicas(h)].count(State.QUEUED) == 1
+    h.step(ev.Used(name="m", in_flight=1))
+    assert [task.state for task in replicas(h)] == [State.STARTING, State.STARTING]
+    lost = replicas(h)[-1]
+    h.exit(lost, exit_code=None, signal=9)
+    h.wait(2)
+    assert lost.id not in [task.id for task in replicas(h)]
+    assert len(replicas(h)) == 1
 
 
 def test_min_replicas_are_kept_and_replaced_when_they_fail() -> None:
@@ -332,4 +398,5 @@ def test_a_replica_that_is_needed_no_more_has_as_long_for_its_answers_as_one_tha
     h.step(ev.Used(name="m", in_flight=2))
     assert len(h.started) == 2
     h.step(ev.Used(name="m", in_flight=1))
+    h.wait(spec.keep_alive_s)
     assert [stop.grace_s for stop in h.stopped] == [Config().model_drain_s]

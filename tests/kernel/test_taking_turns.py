@@ -107,7 +107,8 @@ class World:
             self._fly(number, asked)
             return
         self._waiting[asked.model][number] = asked
-        spec = DeploymentSpec(model=asked.model, memory="500MB")
+        keep_alive_s = self.h.config.keep_alive_s
+        spec = DeploymentSpec(model=asked.model, memory="500MB", keep_alive_s=keep_alive_s)
         self.step(ev.Demand(name=asked.model, spec=spec))
         self._tell(asked.model)
         self._put(self.now + asked.patience_s, lambda: self._leave(number, asked))

@@ -68,10 +68,10 @@ class World:
         self.arrived.set()
         return True
 
-    def ready(self) -> None:
+    def ready(self, replica: str = "t1") -> None:
         """The replica has loaded."""
         task = Task(
-            id="t1",
+            id=replica,
             spec=TaskSpec(work=ServeSpec(model="m:1", deployment="m")),
             principal=Principal(),
             submitted=0.0,
@@ -79,10 +79,10 @@ class World:
             state=State.RUNNING,
             ready=True,
         )
-        self.view.apply(Changes(tasks={"t1": task}))
+        self.view.apply(Changes(tasks={replica: task}))
 
-    def answer(self, **said: Any) -> None:
-        self.router.on_chunk("t1", msgspec.msgpack.encode(Chunk(request="r", **said)))
+    def answer(self, replica: str = "t1", **said: Any) -> None:
+        self.router.on_chunk(replica, msgspec.msgpack.encode(Chunk(request="r", **said)))
 
     def generate(self, request: str = "r", deadline_s: float = 600.0) -> AsyncIterator[Chunk]:
         return self.router.generate("m", GenerateRequest(id=request), Principal(), deadline_s)
@@ -164,3 +164,25 @@ async def test_who_finds_a_replica_does_not_wait_for_one(world: World) -> None:
     world.answer(finish="length", usage=USAGE, times=Times(compute_s=0.0))
     assert (await answer).finish == "length"
     assert all(used.waiting == 0 for used in world.used())
+
+
+async def test_what_a_replica_that_is_going_down_refuses_another_answers(world: World) -> None:
+    await world._demand(ev.Demand(name="m"))
+    world.ready()
+    answer = asyncio.ensure_future(soon(world.generate()))
+    await world.arrived.wait()
+    # It was told to end before we have read so: here it is as ready as before.
+    world.posted.clear()
+    world.asked.clear()
+    world.answer(refused=True)
+    await world.asked.wait()
+    assert world.used()[-1] == ev.Used(name="m", in_flight=1, waiting=1)
+    world.arrived.clear()
+    more = msgspec.structs.replace(world.deployment, replicas=["t1", "t2"])
+    world.view.apply(Changes(deployments={"m": more}))
+    world.ready("t2")
+    await world.arrived.wait()
+    assert [task for task, topic, _ in world.sent if topic == "request"] == ["t1", "t2"]
+    world.answer("t2", finish="length", usage=USAGE)
+    assert (await answer).finish == "length"
+    assert not any(topic == "abort" for _, topic, _ in world.sent)

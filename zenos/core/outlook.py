@@ -38,8 +38,8 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
 
     tasks: what holds something, and of what waits the first ones. expected_s: seconds of their
     whole runs; sources: whose word that is. waiting: how many wait in all; left_out:
-    how many of those are not here. used_at, in_flight, unanswered, asked_at, unloaded: of
-    deployments. ready_at: of replicas. usage: by account.
+    how many of those are not here. used_at, needed_at, in_flight, unanswered, asked_at,
+    unloaded: of deployments. ready_at: of replicas. usage: by account.
     """
 
     now: float
@@ -59,6 +59,7 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
     given_way: dict[str, list[float]] = {}
     in_flight: dict[str, int] = {}
     used_at: dict[str, float] = {}
+    needed_at: dict[str, list[float]] = {}
     unanswered: dict[str, int] = {}
     asked_at: dict[str, float] = {}
     unloaded: list[str] = []

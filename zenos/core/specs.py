@@ -333,7 +333,8 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     keep_alive_s: Annotated[
         float,
         about(
-            "Seconds that a replica above `min_replicas` stays after its last request.",
+            "Seconds that a replica above `min_replicas` stays after the requests in flight last "
+            "took so many.",
             0,
             limits.EXPECTED_S_MAX,
         ),

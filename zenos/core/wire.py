@@ -119,8 +119,9 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     finish: set on the last chunk of a choice. usage: set on the last chunk of the request, which is
     also the last finish. error and code: the request failed; the last chunk. version: of the model
     that computed it, the same for all of one request. again: what came before of this request does
-    not count, it is begun again; nothing else is said then. times: on the first chunk and on that
-    with the usage.
+    not count, it is begun again; nothing else is said then. refused: the replica is going down and
+    has begun nothing of it; another is to answer. times: on the first chunk and on that with the
+    usage.
     """
 
     request: str
@@ -134,6 +135,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     code: str | None = None
     version: str = ""
     again: bool = False
+    refused: bool = False
     times: Times | None = None
 
 

@@ -112,7 +112,7 @@ def _growing(kernel: Kernel) -> list[Task]:
 
 def _may(kernel: Kernel, task: Task, now: float) -> bool:
     times = kernel.preemption.times_given_way(task.id, now)
-    stayed = task.running is not None and now - task.running >= kernel.config.grow_s
+    stayed = task.running is not None and now >= task.running + kernel.config.grow_s
     return stayed and 2 * times < kernel.config.preemptions_per_hour
 
 

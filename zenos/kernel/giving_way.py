@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from zenos.core import limits
 from zenos.core.resources import Resources
 from zenos.core.specs import ServeSpec
-from zenos.core.task import State, Task
+from zenos.core.task import Deployment, State, Task
 from zenos.kernel.queue import Entry
 from zenos.kernel.scheduler import order_of
 from zenos.kernel.supervision import GIVES_WAY
@@ -74,9 +74,10 @@ class GivingWay:
         for entry in [*overdue, *waiting]:
             chosen = self._enough(entry, residents, coming, now)
             for resident in chosen:
-                # Its keep-alive is over: it isn't loaded again before somebody asks.
-                state.asking.unloaded.add(resident.deployment)
                 models.stop_replicas([resident.task], 0, now, GIVES_WAY)
+                if not self._loaded(state.deployments[resident.deployment]):
+                    # Its keep-alive is over: it isn't loaded again before somebody asks.
+                    state.asking.unloaded.add(resident.deployment)
             residents = [one for one in residents if one not in chosen]
 
     def next_wake(self, now: float) -> float:
@@ -102,12 +103,17 @@ class GivingWay:
         for deployment in state.deployments.values():
             if deployment.stopping:
                 continue
-            name = deployment.name
-            busy = bool(state.asking.in_flight.get(name))
-            live = [t for t in models.live(deployment) if t.state is not State.QUEUED]
-            for task in live[deployment.spec.min_replicas :]:
+            name, spec = deployment.name, deployment.spec
+            needed = math.ceil(state.asking.in_flight.get(name, 0) / spec.slots)
+            needed_at = [None, *state.asking.further(name)]
+            for place, task in enumerate(self._loaded(deployment)):
+                if place < spec.min_replicas:
+                    continue
+                busy = place < needed
                 since = state.asking.ready_at.get(task.id, task.started or now)
-                unused = state.asking.used_at.get(name, task.submitted)
+                unused = needed_at[place] if place < len(needed_at) else None
+                if unused is None:
+                    unused = state.asking.used_at.get(name, task.submitted)
                 # Who loads for requests hasn't had its turn yet.
                 if task.ready or not busy:
                     found.append(_Resident(task, name, since, unused, busy))
@@ -115,6 +121,11 @@ class GivingWay:
             found,
             key=lambda r: (r.busy, r.since if r.busy else r.unused_since, order_of(r.task.id)),
         )
+
+    def _loaded(self, deployment: Deployment) -> list[Task]:
+        """Its replicas that are there, or start, and needn't end yet; the oldest first."""
+        live = self._kernel.models.live(deployment)
+        return [task for task in live if task.state is not State.QUEUED]
 
     def _may(self, resident: _Resident, entry: Entry, now: float) -> bool:
         """Whether a replica gives way to that task now."""
@@ -130,7 +141,7 @@ class GivingWay:
             return theirs > mine or (theirs == mine and now >= asked_at + config.model_wait_s)
         if theirs >= mine:  # 3
             return stayed or theirs > mine or not name
-        return now - resident.unused_since >= self._patience_s(entry.task, now)
+        return now >= resident.unused_since + self._patience_s(entry.task, now)
 
     def _patience_s(self, task_id: str, now: float) -> float:
         """How long a replica must have been idle to end for a task of a lower priority.

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from zenos.core import events as ev
 from zenos.core import limits
-from zenos.core.actions import Update
+from zenos.core.actions import StopWorker, Update
 from zenos.core.errors import NotFoundError, RefusedError, UnavailableError
 from zenos.core.names import ModelRef
 from zenos.core.resources import Resources
@@ -206,8 +206,7 @@ class ModelManager:
             # A new request is a new chance.
             deployment = state.put_deployment(replace(deployment, error=None, failures=0))
         asking, name = state.asking, event.name
-        asking.used_at[name] = now
-        asking.in_flight[name] = max(asking.in_flight.get(name, 0), 1)
+        asking.count(name, max(asking.in_flight.get(name, 0), 1), deployment.spec, now)
         asking.unanswered[name] = max(asking.unanswered.get(name, 0), 1)
         asking.asked_at.setdefault(name, now)
         return deployment
@@ -215,10 +214,10 @@ class ModelManager:
     def used(self, event: ev.Used, now: float) -> None:
         """How many requests are in flight, and how many of them wait for a replica."""
         asking, name = self._kernel.state.asking, event.name
-        if name not in self._kernel.state.deployments:
+        deployment = self._kernel.state.deployments.get(name)
+        if deployment is None:
             return
-        asking.in_flight[name] = event.in_flight
-        asking.used_at[name] = now
+        asking.count(name, event.in_flight, deployment.spec, now)
         asking.unanswered[name] = event.waiting
         if event.waiting:
             asking.asked_at.setdefault(name, now)
@@ -291,6 +290,40 @@ class ModelManager:
             if (deployment.stopping or idle) and not deployment.replicas:
                 state.delete_deployment(name)
 
+    def end_answered(self, now: float) -> None:
+        """End by force replicas that were told to end, and have had nothing to answer for long.
+
+        They have `model_drain_s` for their answers, which is far longer than they need without any.
+        """
+        for task, due in self._answered(now):
+            if due <= now:
+                over = replace(task, stop_at=now)
+                self._kernel.state.put(
+                    task, over, now, "stopping", "it has answered, and not ended"
+                )
+                self._kernel.actions.append(
+                    StopWorker(task=task.id, generation=task.generation, grace_s=0.0)
+                )
+
+    def _answered(self, now: float) -> list[tuple[Task, float]]:
+        """Replicas that end and have nothing to answer, and when they are to have ended by that."""
+        state, config = self._kernel.state, self._kernel.config
+        found: list[tuple[Task, float]] = []
+        for task in (state.tasks[task_id] for task_id in state.stopping):
+            deployment = self._deployment_of(task)
+            if task.stopping not in supervision.ANSWERING or deployment is None:
+                continue
+            if task.stop_at is None or task.stop_at <= now:
+                continue  # it is ended by force already
+            if state.asking.in_flight.get(deployment.name):
+                continue
+            told_at = task.stop_at - supervision.grace_s(task, config)
+            used_at = state.asking.used_at.get(deployment.name, told_at)
+            due = max(told_at, used_at) + config.cancel_grace_s
+            if due < task.stop_at:
+                found.append((task, due))
+        return found
+
     def wanted(self, deployment: Deployment, now: float) -> int:
         """How many replicas there should be.
 
@@ -298,7 +331,9 @@ class ModelManager:
         2. One for each full set of slots in use, and one while used within the keep-alive. One
            that was unloaded is loaded again for requests that wait, and for as long as they do:
            what is being answered by a replica that ends needs none.
-        3. Within min_replicas and max_replicas.
+        3. Of those that are loaded as many as were needed at once within the keep-alive: requests
+           come and go from one moment to the next, and a load takes far longer than an answer.
+        4. Within min_replicas and max_replicas.
         """
         state, spec = self._kernel.state, deployment.spec
         if deployment.stopping or deployment.error is not None:  # 1
@@ -309,11 +344,15 @@ class ModelManager:
         )
         wanted = math.ceil(in_flight / spec.slots)  # 2
         used_at = state.asking.used_at.setdefault(deployment.name, now)
-        if wanted == 0 and now - used_at < spec.keep_alive_s:
-            # One that waits for room still is there for requests that nobody waits for any more.
-            loaded = sum(task.state is not State.QUEUED for task in self.live(deployment))
+        # One that waits for room still is there for requests that nobody waits for any more.
+        loaded = sum(task.state is not State.QUEUED for task in self.live(deployment))
+        if wanted == 0 and now < used_at + spec.keep_alive_s:
             wanted = min(1, loaded) if deployment.implicit or away else 1
-        return min(max(wanted, spec.min_replicas), spec.max_replicas)  # 3
+        further = state.asking.further(deployment.name)
+        kept = sum(now < at + spec.keep_alive_s for at in further)
+        if kept:  # 3
+            wanted = max(wanted, min(1 + kept, loaded))
+        return min(max(wanted, spec.min_replicas), spec.max_replicas)  # 4
 
     def live(self, deployment: Deployment) -> list[Task]:
         """Its replicas, without those that end and those of what it was before."""
@@ -337,12 +376,15 @@ class ModelManager:
 
     def next_wake(self, now: float) -> float:
         """When the next keep-alive ends."""
-        state = self._kernel.state
-        ends = [
-            state.asking.used_at.get(d.name, now) + d.spec.keep_alive_s
-            for d in state.deployments.values()
-            if d.replicas and not state.asking.in_flight.get(d.name) and d.spec.min_replicas == 0
-        ]
+        asking = self._kernel.state.asking
+        ends: list[float] = []
+        for deployment in self._kernel.state.deployments.values():
+            name, spec = deployment.name, deployment.spec
+            if deployment.replicas and not asking.in_flight.get(name) and spec.min_replicas == 0:
+                ends.append(asking.used_at.get(name, now) + spec.keep_alive_s)
+            if len(deployment.replicas) > max(1, spec.min_replicas):
+                ends += [at + spec.keep_alive_s for at in asking.further(name)]
+        ends += [due for _, due in self._answered(now)]
         return min((end for end in ends if end > now), default=math.inf)
 
     def _start_replicas(self, deployment: Deployment, count: int, now: float) -> None:

@@ -73,6 +73,7 @@ def take(kernel: Kernel, now: float, focus: str | None = None) -> Picture:
         },
         in_flight=dict(state.asking.in_flight),
         used_at=dict(state.asking.used_at),
+        needed_at={name: list(times) for name, times in state.asking.needed_at.items()},
         unanswered=dict(state.asking.unanswered),
         asked_at=dict(state.asking.asked_at),
         unloaded=sorted(state.asking.unloaded),

@@ -59,6 +59,7 @@ def build(picture: Picture) -> Kernel:
     asking = state.asking
     asking.in_flight, asking.used_at = dict(picture.in_flight), dict(picture.used_at)
     asking.unanswered, asking.asked_at = dict(picture.unanswered), dict(picture.asked_at)
+    asking.needed_at = {name: list(times) for name, times in picture.needed_at.items()}
     asking.unloaded, asking.ready_at = set(picture.unloaded), dict(picture.ready_at)
     state.scheduler.queue.collect_overdue(picture.now)
     return kernel

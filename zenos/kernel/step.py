@@ -100,6 +100,7 @@ class Kernel:
         self.state.release_delayed(now)
         self.state.raise_due(now)
         self.models.reconcile(now)
+        self.models.end_answered(now)
         gate.settle(self.state, now)
         gate.admit(self.state, now)
         self.preemption.renew_claims()

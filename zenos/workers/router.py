@@ -48,6 +48,7 @@ class Flight:
         self.replica = replica
         self.chunks: asyncio.Queue[Chunk] = asyncio.Queue(limits.STREAM_CHUNKS_WAITING_MAX)
         self.lost = False  # the replica has gone
+        self.refused = False  # it is going, and takes nothing more
         self.cut = False  # nothing more is taken in
         self.delivered = False  # something was given to the client
 
@@ -162,11 +163,12 @@ class Router:
                 f"cannot take more requests for {name}: too many wait already", retry_after_s=1
             )
         deadline = time.monotonic() + deadline_s
+        refusing = set[str]()
         self._count(name, +1)
         try:
             while True:
                 begun = time.monotonic()
-                replica = await self._ready_replica(name, model, principal, deadline)
+                replica = await self._ready_replica(name, model, principal, deadline, refusing)
                 watch.loaded(begun)
                 flight = Flight(request, replica)
                 async with aclosing(self._fly(flight, deadline)) as chunks:
@@ -175,6 +177,8 @@ class Router:
                         yield watch.complete(chunk)
                 if flight.delivered or not flight.lost:
                     return
+                if flight.refused:  # heard before we have read that it was told to end
+                    refusing.add(replica)
         finally:
             self._count(name, -1)
 
@@ -200,6 +204,9 @@ class Router:
                     if flight.lost and not flight.delivered:
                         return
                     raise from_code(chunk.code or "worker", chunk.error)
+                if chunk.refused:
+                    flight.lost = flight.refused = True
+                    return
                 finished = chunk.usage is not None
                 yield chunk
         finally:
@@ -235,13 +242,13 @@ class Router:
         return limits.REQUESTS_WAITING_MAX + slots
 
     async def _ready_replica(
-        self, name: str, model: str, principal: Principal, deadline: float
+        self, name: str, model: str, principal: Principal, deadline: float, refusing: set[str]
     ) -> str:
         """The ready replica with the fewest requests; asks the kernel for one and waits for it.
 
-        Raises UnfittableError at once where no node can ever hold one.
+        refusing: not one of these. Raises UnfittableError at once where no node can ever hold one.
         """
-        replica = self._least_loaded(self._view.deployments.get(name))
+        replica = self._least_loaded(self._view.deployments.get(name), refusing)
         if replica is not None:
             return replica
         asked = False
@@ -250,7 +257,7 @@ class Router:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 while True:
                     deployment = self._view.deployments.get(name)
-                    replica = self._least_loaded(deployment)
+                    replica = self._least_loaded(deployment, refusing)
                     if replica is not None:
                         return replica
                     if not asked:
@@ -299,10 +306,11 @@ class Router:
             for wait in waits:
                 wait.cancel()
 
-    def _least_loaded(self, deployment: Deployment | None) -> str | None:
+    def _least_loaded(self, deployment: Deployment | None, refusing: set[str]) -> str | None:
         if deployment is None:
             return None
-        tasks = (self._view.tasks.get(replica) for replica in deployment.replicas)
+        replicas = (replica for replica in deployment.replicas if replica not in refusing)
+        tasks = (self._view.tasks.get(replica) for replica in replicas)
         ready = [t.id for t in tasks if t is not None and _can_answer(t) and self._connected(t.id)]
         return min(ready, key=lambda t: self._per_replica.get(t, 0)) if ready else None
 

@@ -15,7 +15,7 @@ import pytest
 from tests.runtime.engine.conftest import Made
 from tests.runtime.train.helpers import Bus, make_context, make_task
 from zenos.core.specs import ServeSpec
-from zenos.core.wire import Abort, Chunk, GenerateRequest
+from zenos.core.wire import Abort, Chunk, GenerateRequest, Stop
 from zenos.runtime.engine.intake import LONG_CHARS, Intake, Prompted
 from zenos.runtime.engine.serve import Loaded
 
@@ -103,6 +103,23 @@ def test_the_least_number_of_tokens_is_never_too_large(loaded: Loaded) -> None:
 
 def test_a_failure_is_told_to_whoever_asked(hand: Any) -> None:
     assert hand(("request", request("a", "river " * 100_000)), last=(Chunk, "a")) == [(Chunk, "a")]
+
+
+def test_what_comes_after_the_word_to_end_is_for_another_replica(
+    tmp_path: Path, loaded: Loaded
+) -> None:
+    bus = Bus()
+    bus.put("stop", msgspec.msgpack.encode(Stop(save=False)))
+    bus.put("request", request("a"))
+    task = make_task(ServeSpec(model="m", deployment="m"))
+    intake = Intake(make_context(tmp_path / "home", task, bus), loaded.tokenize)
+    intake.start()
+    try:
+        assert intake.handed.get(timeout=30) == Stop(save=False)
+        assert intake.handed.get(timeout=30) == Chunk(request="a", refused=True)
+    finally:
+        intake.done.set()
+        intake.join(30)
 
 
 class Gated:

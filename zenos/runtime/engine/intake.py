@@ -39,7 +39,7 @@ class Prompted(NamedTuple):
     arrival: int
 
 
-Incoming = Prompted | Abort | Chunk | Weights
+Incoming = Prompted | Abort | Chunk | Weights | Stop
 
 
 class Intake(threading.Thread):
@@ -73,8 +73,11 @@ class Intake(threading.Thread):
 
     def _turn(self, pool: Pool) -> None:
         envelope = self._context.receive(0.0 if self._waiting else IDLE_WAIT_S)
-        self.stop = self._context.stop_requested() or self.stop
-        if self.stop is not None:
+        stop = self._context.stop_requested()
+        if stop is not None:
+            if stop is not self.stop:
+                self.stop = stop
+                self.handed.put(stop)  # whoever waits for something to do wakes
             self.done.wait(0.01)
         while envelope is not None:
             try:
@@ -107,9 +110,10 @@ class Intake(threading.Thread):
         self.handed.put(abort)
 
     def _request(self, pool: Pool, request: GenerateRequest, arrival: int) -> None:
+        if self.stop is not None:
+            self.handed.put(Chunk(request=request.id, refused=True))
+            return
         try:
-            if self.stop is not None:
-                raise ZenosError("cannot answer: the replica is going down")
             if _chars(request) < LONG_CHARS:
                 self.handed.put(Prompted(request, self._tokenize(request), arrival))
                 return

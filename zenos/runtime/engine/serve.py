@@ -301,6 +301,8 @@ class Replica:
                 self._context.send("data", "chunk", item)
             elif isinstance(item, Weights):
                 self._renewal.hear(item)
+            elif isinstance(item, Stop):
+                continue  # `serve` looks at the last word itself
             else:
                 request = item.request
                 try:

@@ -17,6 +17,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -141,11 +142,15 @@ class Checkpoint:
                 )
             self._manifest = msgspec.json.decode(manifest, type=_Manifest)
             for name, expected in self._manifest.files.items():
-                path = directory / name
-                size = path.stat().st_size
+                size = (directory / name).stat().st_size
                 if size != expected.bytes:
                     raise DamagedError(f"{name} has {size} bytes instead of {expected.bytes}")
-                if _sha256(path) != expected.sha256:
+            hashes = {
+                name: beside("checkpoint", f"reading {name}", partial(_sha256, directory / name))
+                for name in self._manifest.files
+            }
+            for name, digest in hashes.items():
+                if digest.result() != self._manifest.files[name].sha256:
                     raise DamagedError(f"{name} has changed since it was written")
         except (OSError, msgspec.DecodeError) as error:
             raise DamagedError(str(error)) from error
@@ -219,18 +224,27 @@ class Checkpoints:
         """Whether a checkpoint is being written at the moment."""
         return self._writing is not None and not self._writing.done()
 
-    def begin(self, state: State, model: Tensors, optimizer: Tensors, best: Tensors | None) -> None:
+    def begin(
+        self,
+        state: State,
+        model: Tensors,
+        optimizer: Tensors,
+        best: Tensors | None,
+        *,
+        copy: bool = True,
+    ) -> None:
         """Copy everything and write the copy on a lane; waits for one that is being written.
 
-        `best` is not copied: the caller never changes it in place.
+        copy: not needed by who waits until it is written. `best` is not copied in any case: the
+        caller never changes it in place.
         """
         self._join()
         parts = {
-            "model": self._copy("model", model),
-            "optimizer": self._copy("optimizer", optimizer),
+            "model": self._copy("model", model) if copy else _on_cpu(model),
+            "optimizer": self._copy("optimizer", optimizer) if copy else _on_cpu(optimizer),
         }
         if best is not None:
-            parts["best"] = {name: tensor.detach().cpu() for name, tensor in best.items()}
+            parts["best"] = _on_cpu(best)
         views = {part: _views(tensors) for part, tensors in parts.items()}
         encoded = msgspec.convert(msgspec.to_builtins(state), State)  # a copy of its own
 
@@ -313,6 +327,11 @@ class Checkpoints:
             raise StorageError(f"cannot put {path} aside: {error.strerror or error}") from error
 
 
+def _on_cpu(tensors: Tensors) -> dict[str, torch.Tensor]:
+    """The same memory where it is the CPU's."""
+    return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+
+
 def _views(tensors: Tensors) -> list[tuple[str, str, list[int], Any]]:
     """(name, safetensors dtype, shape, bytes) of each tensor, sorted by name.
 
@@ -330,7 +349,7 @@ def _views(tensors: Tensors) -> list[tuple[str, str, list[int], Any]]:
 
 
 def _write_tensors(path: Path, views: list[tuple[str, str, list[int], Any]]) -> _File:
-    """Write a safetensors file in one pass, hashing on the way.
+    """Write a safetensors file; it is hashed beside, which takes as long as to write it.
 
     The format: the header's length (8 bytes, little-endian), the header (JSON: dtype, shape and
     offsets of each tensor), then the tensors' bytes without gaps.
@@ -343,18 +362,23 @@ def _write_tensors(path: Path, views: list[tuple[str, str, list[int], Any]]) -> 
         offset = end
     head = msgspec.json.encode(header)
     head += b" " * (-len(head) % 8)
-    digest = hashlib.sha256()
-    size = 0
+    pieces = [len(head).to_bytes(8, "little"), head, *(view for *_, view in views)]
+    hashed = beside("checkpoint", f"hashing {path.name}", partial(_digest, pieces))
     failpoints.passing("durable.write")
     with path.open("xb", buffering=0) as file:
-        for piece in (len(head).to_bytes(8, "little"), head, *(view for *_, view in views)):
+        for piece in pieces:
             left = memoryview(piece)
-            digest.update(left)
-            size += left.nbytes
             while left:
                 left = left[file.write(left) :]
         os.fsync(file.fileno())
-    return _File(size, digest.hexdigest())
+    return _File(8 + len(head) + offset, hashed.result())
+
+
+def _digest(pieces: list[Any]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def _seal(body: bytes) -> bytes:

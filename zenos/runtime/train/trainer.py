@@ -391,10 +391,10 @@ class Trainer:
         self.state = state
         self._say(note or f"resumed at step {state.step}")
 
-    def _begin_save(self) -> None:
+    def _begin_save(self, *, copy: bool = True) -> None:
         best = self.best if self.state.best_step not in (None, self.state.step) else None
         moments = optimizer.moments(self.model, self.optimizer)
-        self.checkpoints.begin(self.state, _tensors_of(self.model), moments, best)
+        self.checkpoints.begin(self.state, _tensors_of(self.model), moments, best, copy=copy)
 
     def _save_if_due(self) -> None:
         """Begin a checkpoint; where one is being written still, as soon as that is done."""
@@ -416,7 +416,7 @@ class Trainer:
         if self.checkpoints.saved_step == self.state.step:
             return True
         self.report(Progress(stage="saving", done=self.state.step, note=f"at {when}"))
-        self._begin_save()
+        self._begin_save(copy=False)
         failure = self.checkpoints.wait()
         if failure is not None:
             self._say(self._failed(failure))
