@@ -107,7 +107,7 @@ def test_replicas_stay_for_as_many_requests_as_came_at_once_within_the_keep_aliv
     assert not h.stopped
     assert len(replicas(h)) == 3
 
-    # Twelve need three; then eight, two; then none. Each leaves a keep-alive later, the newest first.
+    # Twelve need three, then eight two, then none: each leaves a keep-alive later, newest first.
     h.step(ev.Used(name="m", in_flight=8))
     h.wait(30)
     h.step(ev.Used(name="m", in_flight=0))

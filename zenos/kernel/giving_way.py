@@ -98,7 +98,7 @@ class GivingWay:
 
     def _residents(self, now: float) -> list[_Resident]:
         """Replicas that need not stay, in the order in which they give way."""
-        state, models = self._kernel.state, self._kernel.models
+        state = self._kernel.state
         found: list[_Resident] = []
         for deployment in state.deployments.values():
             if deployment.stopping:
