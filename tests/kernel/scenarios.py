@@ -25,6 +25,7 @@ from zenos.core.errors import ZenosError
 from zenos.core.node import Node
 from zenos.core.specs import DeploymentSpec
 from zenos.core.task import HOLDING, Kind, Outcome, State, Task, TaskSpec
+from zenos.kernel import supervision
 from zenos.kernel.step import Kernel, Step
 from zenos.store.memory import MemoryStore
 
@@ -231,7 +232,8 @@ class World:
             return
         if told.grace_s == 0.0 and not told.save:
             self.end(worker, Outcome(signal=9))
-            worker.reported = True  # nobody wants to know
+            # Of most that are killed nobody wants to know; of a replica that didn't end, one does.
+            worker.reported = supervision.current(self.kernel, name, generation) is None
         else:
             worker.stop = told
 
