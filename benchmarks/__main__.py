@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.report import Row, machine, say, table
+from benchmarks.report import Part, machine, say, table
 
 PARTS = (
     "daemon",
@@ -36,8 +36,8 @@ def main() -> int:
     """Run the parts, print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--json", type=Path, help="write the figures there as well")
-    parser.add_argument("--markdown", type=Path, help="write the table there as well")
+    parser.add_argument("--json", type=Path, help="keep the figures there, beside other parts'")
+    parser.add_argument("--markdown", type=Path, help="write the page of all that is kept there")
     parser.add_argument("--quick", action="store_true", help="few rounds: to see that it works")
     given = parser.parse_args()
     unknown = set(given.parts) - set(PARTS)
@@ -46,21 +46,33 @@ def main() -> int:
     load = os.getloadavg()[0]
     if load > 0.5:
         say(f"the machine is busy (load {load:.1f}): the figures will be worth little")
-    rows: list[Row] = []
-    for part in given.parts or PARTS:
-        say(f"-- {part}")
-        rows += importlib.import_module(f"benchmarks.{part}").rows(quick=given.quick)
     described = machine()
-    text = table(rows)
-    print(text)
-    if given.json:
-        given.json.write_bytes(
-            msgspec.json.format(msgspec.json.encode({"machine": described, "rows": rows}))
-        )
-    if given.markdown:
-        notes = remarks(given.markdown)
-        given.markdown.write_text(page(described, text) + notes, encoding="utf-8")
+    kept = read(given.json)
+    for name in given.parts or PARTS:
+        say(f"-- {name}")
+        rows = importlib.import_module(f"benchmarks.{name}").rows(quick=given.quick)
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        kept[name] = Part(measured=today, machine=described, rows=rows)
+        print(table(rows), flush=True)
+        # After each part: what comes later may fail.
+        if given.json:
+            given.json.write_bytes(msgspec.json.format(msgspec.json.encode(in_order(kept))))
+        if given.markdown:
+            notes = remarks(given.markdown)
+            given.markdown.write_text(page(in_order(kept)) + notes, encoding="utf-8")
     return 0
+
+
+def read(path: Path | None) -> dict[str, Part]:
+    """What was measured before, by part."""
+    if path is None or not path.exists():
+        return {}
+    return msgspec.json.decode(path.read_bytes(), type=dict[str, Part])
+
+
+def in_order(kept: dict[str, Part]) -> dict[str, Part]:
+    """The parts in their order; one that is no more goes."""
+    return {name: kept[name] for name in PARTS if name in kept}
 
 
 def remarks(path: Path) -> str:
@@ -71,16 +83,24 @@ def remarks(path: Path) -> str:
     return heading + rest
 
 
-def page(described: dict[str, str], text: str) -> str:
+def page(kept: dict[str, Part]) -> str:
     """The page of documentation with the results."""
-    shown = "; ".join(f"{name} {value}" for name, value in described.items())
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    whens: dict[str, list[str]] = {}
+    for name, part in kept.items():
+        shown = "; ".join(f"{what} {value}" for what, value in part.machine.items())
+        whens.setdefault(f"on {part.measured}: {shown}", []).append(name)
+    if len(whens) == 1:
+        measured = f"Measured {next(iter(whens))}."
+    else:
+        lines = (f"- {', '.join(names)} {when}." for when, names in whens.items())
+        measured = "\n".join(["Measured were", "", *lines])
+    text = table([row for part in kept.values() for row in part.rows])
     return (
         "# Benchmarks\n\n"
         "Ours beside the peer's: the same work, in the same run, in turns. Medians, with the\n"
         "lowest and the highest in brackets. `make bench` writes this page; Ray, ZeroMQ\n"
         "and Redis are measured where they are installed (`make bench-peers`).\n\n"
-        f"Measured on {today}: {shown}.\n\n{text}\n"
+        f"{measured}\n\n{text}\n"
     )
 
 

@@ -16,12 +16,12 @@ T = TypeVar("T")
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
-    """Several measurements of one thing."""
+    """Several measurements of one thing; count: how many, None where that was not kept."""
 
     median: float
     low: float
     high: float
-    count: int
+    count: int | None
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Figure:
@@ -119,8 +119,17 @@ def _number(value: float) -> str:
 def _figure(figure: Figure | None, unit: str) -> str:
     if figure is None:
         return "-"
-    spread = f" ({_number(figure.low)} to {_number(figure.high)})" if figure.count > 1 else ""
+    alone = figure.low == figure.high
+    spread = "" if alone else f" ({_number(figure.low)} to {_number(figure.high)})"
     return f"{_number(figure.median)}{spread} {unit}"
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """The rows of one part, with the day and the machine on which they were measured."""
+
+    measured: str
+    machine: dict[str, str]
+    rows: list[Row]
 
 
 def table(rows: Sequence[Row]) -> str:
