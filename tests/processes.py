@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -28,3 +29,23 @@ def until(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it has not come to hold"
         time.sleep(0.01)
+
+
+@contextmanager
+def signalled_until(end: float) -> Iterator[None]:
+    """A signal comes at once, and its handler takes until that time of the monotonic clock.
+
+    So whoever waits for something meanwhile finds its time over. Main thread only.
+    """
+
+    def hold(*_: object) -> None:
+        while time.monotonic() < end:
+            pass
+
+    before = signal.signal(signal.SIGALRM, hold)
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

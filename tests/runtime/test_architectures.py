@@ -20,6 +20,7 @@ from zenos.core.errors import InvalidError, StorageError, ZenosError
 from zenos.models.presets import PRESETS, SIZES
 from zenos.models.records import context_length, family_of
 from zenos.runtime import architectures
+from zenos.runtime.train.parameters import load_weights, weights_of
 
 NANO = ["llama-nano", "gpt-nano", "bert-nano", "t5-nano"]
 VOCABULARY = 256
@@ -286,6 +287,42 @@ def test_what_is_saved_loads_equal(arch: str, tmp_path: Path) -> None:
     kind = architectures.CLASSES[family_of(config)]
     theirs = kind.from_pretrained(tmp_path)  # and transformers itself opens it
     assert torch.equal(logits(theirs), logits(model))
+
+
+@pytest.mark.parametrize("arch", NANO)
+def test_a_model_takes_over_the_weights_of_a_checkpoint(arch: str, tmp_path: Path) -> None:
+    saved = build(arch, seed=1)
+    weights = {name: tensor.detach().clone() for name, tensor in weights_of(saved).items()}
+    restored = architectures.restore(arch, SMALL, VOCABULARY, weights)
+    assert restored is not None
+    # As they are: nothing is copied, but for a small one that some models tie in their own way.
+    own = weights_of(restored)
+    assert own.keys() == weights.keys()
+    copied = [name for name in own if own[name].data_ptr() != weights[name].data_ptr()]
+    assert set(copied) <= {"cls.predictions.bias"}
+    load_weights(restored, weights)
+    assert all(torch.equal(own[name], weights[name]) for name in own)
+    assert all(parameter.requires_grad for parameter in restored.parameters())
+    # And all that is no weight is as in the model that was saved.
+    for mine, theirs in zip(restored.named_buffers(), saved.named_buffers(), strict=True):
+        assert mine[0] == theirs[0]
+        assert torch.equal(mine[1], theirs[1])
+    for model, name in ((saved, "saved"), (restored, "restored")):
+        architectures.save(model, tmp_path / name)
+    names = sorted(path.name for path in (tmp_path / "saved").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "restored").iterdir())
+    for name in names:
+        assert (tmp_path / "saved" / name).read_bytes() == (
+            tmp_path / "restored" / name
+        ).read_bytes()
+
+
+def test_weights_of_another_model_are_not_taken_over() -> None:
+    weights = weights_of(build("llama-nano"))
+    assert architectures.restore("llama-nano", SMALL, 2 * VOCABULARY, weights) is None
+    assert architectures.restore("gpt-nano", SMALL, VOCABULARY, weights) is None
+    weights.popitem()
+    assert architectures.restore("llama-nano", SMALL, VOCABULARY, weights) is None
 
 
 def test_the_dtype_is_what_was_asked_for(tmp_path: Path) -> None:

@@ -49,7 +49,9 @@ class Channel:
         self._task = task
         self._generation = generation
         self._token = token
-        self._incoming: queue.SimpleQueue[Envelope] = queue.SimpleQueue()
+        # No SimpleQueue: its `get` never returns when a signal comes shortly before its timeout
+        # (CPython 3.11: the time that is left becomes negative, which means for ever).
+        self._incoming: queue.Queue[Envelope] = queue.Queue()
         self._outgoing = SendQueue(Policy(), Link())
         self._changed = threading.Condition()
         self._socket: socket.socket | None = None  # of a daemon that has let us in

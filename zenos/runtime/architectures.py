@@ -156,6 +156,33 @@ def build(arch: str, settings: dict[str, Any], vocab_size: int, seed: int) -> to
     return model
 
 
+def restore(
+    arch: str, settings: dict[str, Any], vocab_size: int, tensors: Mapping[str, torch.Tensor]
+) -> torch.nn.Module | None:
+    """The model that `build` makes, in float32; it takes over these weights as they are.
+
+    That saves drawing random ones and copying over them. None where they are not all that the model
+    has.
+    """
+    config = configure(arch, settings, vocab_size)
+    with torch.device("meta"):
+        described = _class(config).from_config(config, dtype=torch.float32)
+    wanted = dict(described.named_parameters())
+    if any(n not in tensors or tensors[n].shape != wanted[n].shape for n in wanted):
+        return None
+    model, report = type(described).from_pretrained(
+        None,
+        config=config,
+        state_dict=dict(tensors),
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    if any(report.get(what) for what in ("missing_keys", "unexpected_keys", "mismatched_keys")):
+        return None
+    restored: torch.nn.Module = model
+    return restored
+
+
 def _class(config: Any) -> Any:
     family = family_of(config.to_dict())
     if family not in CLASSES:

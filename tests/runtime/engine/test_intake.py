@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.processes import signalled_until
 from tests.runtime.engine.conftest import Made
 from tests.runtime.train.helpers import Bus, make_context, make_task
 from zenos.core.specs import ServeSpec
@@ -120,6 +121,21 @@ def test_what_comes_after_the_word_to_end_is_for_another_replica(
     finally:
         intake.done.set()
         intake.join(30)
+
+
+def test_who_waits_for_something_to_do_is_not_held_up_by_a_signal(
+    tmp_path: Path, loaded: Loaded
+) -> None:
+    task = make_task(ServeSpec(model="m", deployment="m"))
+    handed = Intake(make_context(tmp_path / "home", task, Bus()), loaded.tokenize).handed
+    late = threading.Timer(10, handed.put, [Stop(save=False)])
+    late.start()  # who waits for ever is freed by this, and the test fails
+    try:
+        with signalled_until(time.monotonic() + 0.2), pytest.raises(queue.Empty):
+            handed.get(timeout=0.1)
+    finally:
+        late.cancel()
+        late.join()
 
 
 class Gated:

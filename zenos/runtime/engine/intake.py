@@ -54,7 +54,7 @@ class Intake(threading.Thread):
         super().__init__(name="intake", daemon=True)
         self._context = context
         self._tokenize = tokenize
-        self.handed: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
+        self.handed: queue.Queue[Incoming] = queue.Queue()  # no SimpleQueue, as in the channel
         self.stop: Stop | None = None  # the last word to end
         self.done = threading.Event()
         self._arrivals = itertools.count()

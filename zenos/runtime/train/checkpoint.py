@@ -17,7 +17,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -166,6 +166,11 @@ class Checkpoint:
             return None
         loaded: dict[str, torch.Tensor] = load_file(self.directory / name)
         return loaded
+
+    @cached_property
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        """The tensors of `model`, the same each time: a model may take them over."""
+        return self.tensors("model")
 
 
 class Checkpoints:

@@ -33,6 +33,7 @@ from zenos.runtime.train.corpus import Corpus, Survey
 from zenos.runtime.train.gang import RENDEZVOUS, Leader
 from zenos.runtime.train.objectives import objective_for
 from zenos.runtime.train.packing import Packed
+from zenos.runtime.train.parameters import Weights
 from zenos.runtime.train.snapshots import Snapshots
 from zenos.runtime.train.tokenizer import Vocabulary
 from zenos.runtime.train.trainer import Suspended, Trainer
@@ -89,7 +90,8 @@ def _train(context: WorkerContext, spec: TrainSpec, checkpoints: Checkpoints) ->
     if isinstance(gang, Leader):
         gang.begin(data.plan, checkpoint.directory if checkpoint is not None else None)
     device = choose_device(context)
-    model = build(context, spec, data.vocabulary)  # 3
+    weights = checkpoint.weights if checkpoint is not None else None
+    model = build(context, spec, data.vocabulary, weights)  # 3
     trainer = Trainer(
         spec,
         model,
@@ -268,13 +270,20 @@ def _vocabulary(
 # -- model
 
 
-def build(context: WorkerContext, spec: TrainSpec, vocabulary: Vocabulary) -> torch.nn.Module:
-    """The model to train, in float32. Raises InvalidError when it doesn't fit the objective."""
+def build(
+    context: WorkerContext, spec: TrainSpec, vocabulary: Vocabulary, weights: Weights | None = None
+) -> torch.nn.Module:
+    """The model to train, in float32. Raises InvalidError when it doesn't fit the objective.
+
+    weights: a checkpoint's, which it takes over where it can; `Trainer.resume` makes sure of that.
+    """
     context.report(Progress(stage="building"))
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model: Any
     if spec.arch is not None:
-        model = architectures.build(spec.arch, spec.settings, vocabulary.size, spec.seed)
+        arch, settings, size = spec.arch, spec.settings, vocabulary.size
+        model = architectures.restore(arch, settings, size, weights) if weights else None
+        model = model or architectures.build(arch, settings, size, spec.seed)
         for config in (model.config, getattr(model, "generation_config", None)):
             if config is not None:
                 config.bos_token_id = config.eos_token_id = vocabulary.end_id

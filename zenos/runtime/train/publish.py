@@ -21,8 +21,9 @@ from zenos.runtime import architectures
 from zenos.runtime.context import WorkerContext
 from zenos.runtime.train import schedule, snapshots
 from zenos.runtime.train.baselines import Baselines
+from zenos.runtime.train.parameters import load_weights
 from zenos.runtime.train.tokenizer import Vocabulary
-from zenos.runtime.train.trainer import Suspended, Trainer, load_weights
+from zenos.runtime.train.trainer import Suspended, Trainer
 
 log = logging.getLogger(__name__)
 

@@ -82,9 +82,11 @@ def _follow(context: WorkerContext, gang: Follower) -> None:
         raise RankError(f"cannot go on together: rank 0 says {word!r} before the beginning")
     vocabulary = Vocabulary(context.home.cache / "tokenizers" / word.plan.tokenizer)
     device = choose_device(context)
+    checkpoint = Checkpoint(Path(word.checkpoint)) if word.checkpoint is not None else None
+    weights = checkpoint.weights if checkpoint is not None else None
     trainer = Trainer(
         spec,
-        build(context, spec, vocabulary),
+        build(context, spec, vocabulary, weights),
         objective_for(spec, vocabulary),
         Packed(context.home.cache / "packs" / word.plan.pack),
         Checkpoints(context.home.checkpoint(context.task.id)),
@@ -94,8 +96,8 @@ def _follow(context: WorkerContext, gang: Follower) -> None:
         stopping=lambda: False,
         gang=gang,
     )
-    if word.checkpoint is not None:
-        trainer.resume(Checkpoint(Path(word.checkpoint)))
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
     gang.join(trainer.model, context.run_dir / RENDEZVOUS)
     trainer.model.train()
     with trainer.at_work():

@@ -23,6 +23,7 @@ from zenos.runtime.train.gang import Gang
 from zenos.runtime.train.inputs import Inputs
 from zenos.runtime.train.objectives import IGNORED, Objective, mean_loss
 from zenos.runtime.train.packing import Packed, Samples, Tokens, held_out_windows
+from zenos.runtime.train.parameters import Weights, load_weights, weights_of
 from zenos.runtime.train.shown import ShownSteps
 from zenos.runtime.train.speed import Speed
 
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 
 CURVE_POINTS: Final = 200
 SHARD_STRIDE: Final = 2**61 - 1  # between the seeds of two shards
-Weights = dict[str, torch.Tensor]
 Part = tuple[torch.Tensor, torch.Tensor, float]  # inputs, targets, weight
 
 
@@ -230,7 +230,7 @@ class Trainer:
 
     def weights(self) -> Weights:
         """The model's own tensors by name, each tied one once; they change with the next step."""
-        return _tensors_of(self.model)
+        return weights_of(self.model)
 
     def _micro_batches(self, step: int) -> list[list[Part]]:
         """What is computed of each micro-batch: of a gang this process's shards, else all of it.
@@ -328,7 +328,7 @@ class Trainer:
         if state.best_loss is None or loss < state.best_loss:
             state.best_step, state.best_loss = state.step, loss
             # New tensors each time: the ones before may be on their way to the disk.
-            self.best = {n: p.detach().clone() for n, p in _tensors_of(self.model).items()}
+            self.best = {n: p.detach().clone() for n, p in weights_of(self.model).items()}
 
     def _leave_if_told(self) -> None:
         """Whoever goes on evaluates anew: nothing hangs on how far this one has come."""
@@ -377,7 +377,7 @@ class Trainer:
         note = numerics.check_same(
             state.fingerprint, self.state.fingerprint, inexact=self.spec.inexact
         )
-        model, moments = checkpoint.tensors("model"), checkpoint.tensors("optimizer")
+        model, moments = checkpoint.weights, checkpoint.tensors("optimizer")
         if model is None or moments is None:
             raise StorageError(f"cannot resume from {checkpoint.directory}: a part is missing")
         load_weights(self.model, model)
@@ -386,7 +386,7 @@ class Trainer:
         if best is not None:
             self.best = {name: tensor.to(self.device) for name, tensor in best.items()}
         elif state.best_step is not None:
-            self.best = {n: p.detach().clone() for n, p in _tensors_of(self.model).items()}
+            self.best = {n: p.detach().clone() for n, p in weights_of(self.model).items()}
         state.fingerprint = self.state.fingerprint
         self.state = state
         self._say(note or f"resumed at step {state.step}")
@@ -394,7 +394,7 @@ class Trainer:
     def _begin_save(self, *, copy: bool = True) -> None:
         best = self.best if self.state.best_step not in (None, self.state.step) else None
         moments = optimizer.moments(self.model, self.optimizer)
-        self.checkpoints.begin(self.state, _tensors_of(self.model), moments, best, copy=copy)
+        self.checkpoints.begin(self.state, weights_of(self.model), moments, best, copy=copy)
 
     def _save_if_due(self) -> None:
         """Begin a checkpoint; where one is being written still, as soon as that is done."""
@@ -477,23 +477,3 @@ class Trainer:
     def _warn(self, stage: str, note: str) -> None:
         log.warning("%s", note)
         self.report(Progress(stage=stage, note=note))
-
-
-def load_weights(model: torch.nn.Module, weights: Weights) -> None:
-    """Copy saved tensors into a model's own. Raises StorageError for those of another model."""
-    own = _tensors_of(model)
-    if own.keys() != weights.keys():
-        raise StorageError("cannot resume: the checkpoint is of another model")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(weights[name])
-
-
-def _tensors_of(model: torch.nn.Module) -> Weights:
-    """Parameters, and the buffers that belong to a model's state; each tied tensor once."""
-    parameters: Weights = dict(model.named_parameters())
-    known = {id(p) for p in model.parameters()}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if name not in parameters and id(tensor) not in known:
-            parameters[name] = tensor
-    return parameters
