@@ -27,7 +27,7 @@ from zenos.api.bus_shapes import (
     TopicList,
     TopicView,
 )
-from zenos.api.common import IdempotencyKey, principal_of, system_of
+from zenos.api.common import OPERATORS, IdempotencyKey, principal_of, system_of
 from zenos.api.once import asked
 from zenos.api.schema import operation, read, reply
 from zenos.api.streams import Stream, until, with_pauses
@@ -35,7 +35,7 @@ from zenos.bus import topics as ev
 from zenos.bus.durable_topics import DurableTopics, TopicEvent
 from zenos.bus.topic import Topic
 from zenos.core import limits
-from zenos.core.errors import UnavailableError
+from zenos.core.errors import RefusedError, UnavailableError
 from zenos.core.messages import Message, check_public_topic
 from zenos.core.wording import FieldError
 
@@ -99,6 +99,8 @@ async def send(request: Request, key: IdempotencyKey = None) -> Response:
     """
     body: SendBody = await read(request, SendBody)
     topics = _topics(request)
+    topic = check_public_topic(body.topic)
+    _check_may_send(request, topic)
     for name in ("delay_s", "deadline_s"):
         if not 0 <= getattr(body, name) <= limits.LEASE_S_MAX:
             raise FieldError(
@@ -108,7 +110,7 @@ async def send(request: Request, key: IdempotencyKey = None) -> Response:
         request=topics.next_request(),
         message=Message(
             number=0,
-            topic=check_public_topic(body.topic),
+            topic=topic,
             id=next(i for i in (body.id, key, secrets.token_urlsafe(16)) if i is not None),
             sender=principal_of(request).user,
             body=_bytes_of(body),
@@ -130,7 +132,7 @@ async def send(request: Request, key: IdempotencyKey = None) -> Response:
         ) from None
 
 
-@router.post("/replay", **operation(Counted, body=ReplayBody, also=(404, 409)))
+@router.post("/replay", **OPERATORS, **operation(Counted, body=ReplayBody, also=(404, 409)))
 async def replay(request: Request, key: IdempotencyKey = None) -> Response:
     """Deliver dead messages again: those of `ids`, or all of the topic."""
     body: ReplayBody = await read(request, ReplayBody)
@@ -140,7 +142,7 @@ async def replay(request: Request, key: IdempotencyKey = None) -> Response:
     return await _counted(request, key, body, event, "replay")
 
 
-@router.post("/purge", **operation(Counted, body=PurgeBody, also=(404, 409)))
+@router.post("/purge", **OPERATORS, **operation(Counted, body=PurgeBody, also=(404, 409)))
 async def purge(request: Request, key: IdempotencyKey = None) -> Response:
     """Drop a topic's waiting messages (not what a receiver has), or its dead ones."""
     body: PurgeBody = await read(request, PurgeBody)
@@ -196,6 +198,16 @@ async def _tail(
 async def _until_none(queue: asyncio.Queue[TopicEvent | None]) -> AsyncGenerator[TopicEvent, None]:
     while (event := await queue.get()) is not None:
         yield event
+
+
+def _check_may_send(request: Request, topic: str) -> None:
+    """Topics below a task's id are that task's; all others are everybody's."""
+    owner = system_of(request).tasks().get(topic.partition("/")[0])
+    if owner is not None and not principal_of(request).may_change(owner.principal):
+        raise RefusedError(
+            f"cannot send to {topic}: it is a topic of {owner.id}, which belongs to "
+            f"{owner.principal.user}"
+        )
 
 
 def _topics(request: Request) -> DurableTopics:
