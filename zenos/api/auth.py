@@ -170,8 +170,8 @@ class Gate:
             raise UnauthorizedError
         if not same and user is None:
             raise UnauthorizedError(
-                "cannot let you in: that is no token of this daemon's, or it was revoked; its own "
-                "stands in the file 'token' of its home ($ZENOS_HOME/token)"
+                "cannot let you in: that is not this daemon's token, which stands in the file "
+                "'token' of its home ($ZENOS_HOME/token), nor a user's, unless it was revoked"
             )
         return None if same else user
 

@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from zenos.core import durable, limits
+from zenos.core.clock import SystemClock
 from zenos.core.errors import (
     ConflictError,
     ExpiredError,
@@ -60,10 +61,10 @@ class _File(msgspec.Struct, kw_only=True):
 class Tokens:
     """All tokens of users. A change is on the disk before it counts; threads may ask at once."""
 
-    def __init__(self, path: Path | None = None, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path | None = None, now: Callable[[], float] | None = None) -> None:
         """path: the file, None for none; StorageError when it can't be read. now: seconds."""
         self._path = path
-        self._now = now
+        self._now = now or _wall_time()
         self._changing = threading.Lock()
         self._use(_read(path) if path is not None else [])
 
@@ -150,6 +151,15 @@ class Tokens:
             except OSError as error:
                 raise StorageError(f"cannot write {self._path}: {error.strerror}") from error
         self._use(tokens)
+
+
+def _wall_time() -> Callable[[], float]:
+    """Seconds since 1970, which a clock that is set back doesn't take back.
+
+    The clock alone would stand still while the machine sleeps.
+    """
+    clock = SystemClock()
+    return lambda: max(clock.now(), time.time())
 
 
 def _check(user: str, project: str, expires_s: float | None) -> None:

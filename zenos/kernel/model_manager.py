@@ -98,7 +98,7 @@ class ModelManager:
         if old is not None and _is_owned(old) and not event.principal.may_change(old.principal):
             raise RefusedError(
                 f"cannot change how {name} is served: {old.principal.user} serves it, of another "
-                f"project; 'zenos copy {name} NAME' gives you one of your own"
+                f"project; 'zenos cp {name} NAME' gives you one of your own"
             )
         state.accounts.check_ever(event.principal, replica_resources(event.spec, event.memory))
         state.resources.check_fits_ever(replica_resources(event.spec, event.memory))
