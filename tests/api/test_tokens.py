@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -135,7 +136,8 @@ async def test_what_is_streamed_ends_with_the_token(
         httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as ann,
         ann.stream("GET", "/api/events") as answer,
     ):
-        parts, heard = answer.aiter_text(), []
+        parts = answer.aiter_text()
+        heard: list[str] = []
 
         async def hear(until: str) -> None:
             while until not in "".join(heard):
@@ -171,7 +173,9 @@ async def test_one_changes_what_is_of_ones_project_and_reads_all(
     assert "it is of another project" in refusal(waits)
     assert system.view.tasks[task].state is State.RUNNING
     said = refusal(await bob.post("/api/bus/messages", json={"topic": f"{task}/in", "body": "x"}))
-    assert f"it is a topic of {task}" in said
+    assert f"it is one of {task}" in said
+    work = {"type": "program", "argv": ["true"], "topics": [task]}
+    assert f"it is one of {task}" in refusal(await bob.post("/api/tasks", json={"work": work}))
     for who in ("ann", "eve", ""):
         sent = await people[who].post(
             "/api/bus/messages", json={"topic": f"{task}/in", "body": "x", "id": f"of-{who}"}
@@ -186,7 +190,7 @@ async def test_one_changes_what_is_of_ones_project_and_reads_all(
     assert (row["subject"], row["accepted"]) == (task, False)
 
 
-MACHINE = (
+MACHINE: tuple[tuple[str, str, Any], ...] = (
     ("GET", "/api/tokens", None),
     ("POST", "/api/tokens", {"name": "x", "user": "bob"}),
     ("DELETE", "/api/tokens/anns", None),
@@ -197,6 +201,20 @@ MACHINE = (
     ("POST", "/api/bus/replay", {"topic": "jobs"}),
     ("POST", "/api/bus/purge", {"topic": "jobs"}),
 )
+
+
+def test_what_each_route_that_changes_something_gives_to_whom_is_written_down(app: FastAPI) -> None:
+    page = Path(__file__).parent.parent.parent / "docs" / "security.md"
+    table = [line for line in page.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    for path, item in app.openapi()["paths"].items():
+        for method in {"post", "delete", "put", "patch"} & item.keys():
+            told = [line for line in table if f"`{method.upper()} {path}`" in line]
+            assert len(told) == 1, f"{method.upper()} {path}"
+            # Both columns of users: nothing of it.
+            alone = "| no | no |" in told[0]
+            bare = {(verb, re.sub("anns$", "{name}", one)) for verb, one, _ in MACHINE}
+            bare = {(verb, one.replace("/local/", "/{node}/")) for verb, one in bare}
+            assert alone == ((method.upper(), path) in bare), (method, path)
 
 
 @pytest.mark.parametrize(("method", "path", "body"), MACHINE)

@@ -29,13 +29,14 @@ from zenos.api.bus_shapes import (
 )
 from zenos.api.common import OPERATORS, IdempotencyKey, principal_of, system_of
 from zenos.api.once import asked
+from zenos.api.rights import check_may_use
 from zenos.api.schema import operation, read, reply
 from zenos.api.streams import Stream, until, with_pauses
 from zenos.bus import topics as ev
 from zenos.bus.durable_topics import DurableTopics, TopicEvent
 from zenos.bus.topic import Topic
 from zenos.core import limits
-from zenos.core.errors import RefusedError, UnavailableError
+from zenos.core.errors import UnavailableError
 from zenos.core.messages import Message, check_public_topic
 from zenos.core.wording import FieldError
 
@@ -100,7 +101,7 @@ async def send(request: Request, key: IdempotencyKey = None) -> Response:
     body: SendBody = await read(request, SendBody)
     topics = _topics(request)
     topic = check_public_topic(body.topic)
-    _check_may_send(request, topic)
+    check_may_use(request, topic)
     for name in ("delay_s", "deadline_s"):
         if not 0 <= getattr(body, name) <= limits.LEASE_S_MAX:
             raise FieldError(
@@ -198,16 +199,6 @@ async def _tail(
 async def _until_none(queue: asyncio.Queue[TopicEvent | None]) -> AsyncGenerator[TopicEvent, None]:
     while (event := await queue.get()) is not None:
         yield event
-
-
-def _check_may_send(request: Request, topic: str) -> None:
-    """Topics below a task's id are that task's; all others are everybody's."""
-    owner = system_of(request).tasks().get(topic.partition("/")[0])
-    if owner is not None and not principal_of(request).may_change(owner.principal):
-        raise RefusedError(
-            f"cannot send to {topic}: it is a topic of {owner.id}, which belongs to "
-            f"{owner.principal.user}"
-        )
 
 
 def _topics(request: Request) -> DurableTopics:

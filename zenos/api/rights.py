@@ -1,4 +1,6 @@
-"""Whose models are: what a user's token may change of the registry. See docs/security.md."""
+"""What the holder of a user's token may change beside tasks and deployments, of which the kernel
+decides: models, topics. See docs/security.md.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from fastapi import Request
 from zenos.api.common import principal_of, system_of
 from zenos.core.errors import NotFoundError, RefusedError
 from zenos.core.names import ModelRef
-from zenos.core.specs import CreateSpec, TrainSpec
+from zenos.core.specs import CreateSpec, ProgramSpec, TrainSpec
 from zenos.core.task import TaskSpec
 from zenos.models.records import ModelVersion
 
@@ -22,14 +24,27 @@ def check_may_change(request: Request, version: ModelVersion) -> None:
         raise RefusedError(f"cannot change {version.ref}: {_whose(version)}")
 
 
+def check_may_use(request: Request, topic: str) -> None:
+    """RefusedError for a topic below another project's task; all others are everybody's."""
+    owner = system_of(request).tasks().get(topic.partition("/")[0])
+    if owner is not None and not principal_of(request).may_change(owner.principal):
+        raise RefusedError(
+            f"cannot use the topic {topic}: it is one of {owner.id}, which belongs to "
+            f"{owner.principal.user}"
+        )
+
+
 async def check_may_make(request: Request, specs: Iterable[TaskSpec]) -> None:
-    """RefusedError for a task that would register a version of another project's model."""
+    """RefusedError for a task that would change what is another project's: models and topics."""
     for spec in specs:
         match spec.work:
             case TrainSpec(model=model, publish=published):
                 await check_may_add(request, model, published)
             case CreateSpec(name=name):
                 await check_may_add(request, name)
+            case ProgramSpec(topics=topics):
+                for topic in topics:
+                    check_may_use(request, topic)
 
 
 async def check_may_add(request: Request, *names: str | None) -> None:
