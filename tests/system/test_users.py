@@ -94,6 +94,25 @@ def test_two_people_with_a_quota_for_one_share_a_machine(system: System) -> None
         assert system.lines()[1] == 6
 
 
+def test_a_model_belongs_to_the_project_of_who_made_it(system: System) -> None:
+    anns, bobs = grant(system, "anns", "ann", "vision"), grant(system, "bobs", "bob")
+    with coming(system, anns) as ann, coming(system, bobs) as bob:
+        made = ann.create("reader", "bert-nano", cpu=0.1).wait(60)
+        assert made.state is State.SUCCEEDED, made
+        assert ann.model("reader").lineage.project == "vision"
+        for change in (
+            lambda: bob.create("reader", "bert-nano"),
+            lambda: bob.remove("reader:1"),
+            lambda: bob.alias("reader", "prod", 1),
+        ):
+            with pytest.raises(RefusedError, match="it belongs to the project vision"):
+                change()
+        assert bob.copy("reader", "his").lineage.project == "bob"
+        bob.remove("his:1")
+        assert [version.ref for version in bob.models()] == ["reader:1"]
+        ann.remove("reader:1")
+
+
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
 def test_who_is_let_in_survives_the_daemon(system: System, end: signal.Signals) -> None:
     anns, gone = grant(system, "anns", "ann", "vision"), grant(system, "gone", "eve")

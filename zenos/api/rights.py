@@ -13,7 +13,7 @@ from zenos.api.common import principal_of, system_of
 from zenos.core.errors import NotFoundError, RefusedError
 from zenos.core.names import ModelRef
 from zenos.core.specs import CreateSpec, ProgramSpec, TrainSpec
-from zenos.core.task import TaskSpec
+from zenos.core.task import Principal, TaskSpec
 from zenos.models.records import ModelVersion
 
 
@@ -68,4 +68,6 @@ async def check_may_add(request: Request, *names: str | None) -> None:
 
 def _whose(version: ModelVersion) -> str:
     project = version.lineage.project
-    return f"it belongs to the project {project}" if project else "it belongs to the operator"
+    if project in (None, Principal().project):
+        return "it belongs to the operator"
+    return f"it belongs to the project {project}"
