@@ -357,6 +357,8 @@ async def test_what_makes_no_token(
     assert says in answer.json()["error"]["message"]
     assert answer.json()["error"]["message"].startswith("cannot ")
     assert len((await people[""].get("/api/tokens")).json()["tokens"]) == 3
+    # What isn't valid has no row, as everywhere.
+    assert len(await rows(people[""], action="grant")) == (4 if status == 409 else 3)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from zenos.api.models import in_thread
 from zenos.api.schema import operation, read, reply
 from zenos.api.shapes import TokenBody, TokenList, TokenMade, TokenView
 from zenos.core import limits
-from zenos.core.tokens import Token, Tokens
+from zenos.core.names import check_name
+from zenos.core.tokens import Token, Tokens, checked
 
 router = APIRouter(prefix="/api/tokens", tags=["tokens"], dependencies=[Depends(for_operator)])
 TokenPath = Annotated[
@@ -36,6 +37,7 @@ async def create(request: Request) -> Response:
     knows the token any more.
     """
     body: TokenBody = await read(request, TokenBody)
+    checked(body.name, body.user, body.project, body.expires_s)
     make = _tokens(request).create
     async with audited(request, "grant", f"{body.name} for {body.user}"):
         made, said = await in_thread(make, body.name, body.user, body.project, body.expires_s)
@@ -55,7 +57,7 @@ async def create(request: Request) -> Response:
 @router.delete("/{name}", **operation(TokenView, also=(404,)))
 async def revoke(request: Request, name: TokenPath) -> Response:
     """Take a token back: its holder's next request is refused, and what is being streamed ends."""
-    tokens = _tokens(request)
+    tokens, name = _tokens(request), check_name(name, "name of a token")
     async with audited(request, "revoke", name):
         gone = await in_thread(tokens.revoke, name)
     return reply(_view(tokens, gone))

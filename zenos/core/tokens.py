@@ -106,10 +106,7 @@ class Tokens:
         Raises InvalidError for what may not be used, ConflictError for a name that is taken, and
         StorageError.
         """
-        name = check_new_name(name, "name of a token")
-        user = check_name(user, "user")
-        project = check_name(user if project is None else project, "project")
-        _check(user, project, expires_s)
+        name, user, project = checked(name, user, project, expires_s)
         said = PREFIX + secrets.token_urlsafe(_BYTES)
         now = self._now()
         token = Token(
@@ -136,7 +133,7 @@ class Tokens:
     def revoke(self, name: str) -> Token:
         """Take a token back: it lets nobody in any more. NotFoundError, StorageError."""
         with self._changing:
-            token = self._by_name.get(check_name(name, "name of a token"))
+            token = self._by_name.get(name)
             if token is None:
                 hint = nearest(name, list(self._by_name)) or ": 'zenos token list' shows them"
                 raise NotFoundError(f"cannot find a token {name!a}{hint}")
@@ -162,7 +159,12 @@ def _wall_time() -> Callable[[], float]:
     return lambda: max(clock.now(), time.time())
 
 
-def _check(user: str, project: str, expires_s: float | None) -> None:
+def checked(
+    name: str, user: str, project: str | None, expires_s: float | None
+) -> tuple[str, str, str]:
+    """Name, user and project as they are kept; InvalidError for what no token may have."""
+    name, user = check_new_name(name, "name of a token"), check_name(user, "user")
+    project = check_name(user if project is None else project, "project")
     if user == _OPERATOR.user:
         raise InvalidError(
             f"cannot use the user {user}: that is who has the token of the home; give another"
@@ -177,6 +179,7 @@ def _check(user: str, project: str, expires_s: float | None) -> None:
             f"cannot let a token expire in {expires_s:g} s: give more than 0, at most "
             f"{limits.EXPECTED_S_MAX:g} s, or leave it out"
         )
+    return name, user, project
 
 
 def _read(path: Path) -> list[Token]:
