@@ -25,11 +25,10 @@ from zenos.core.errors import (
     NotFoundError,
     StorageError,
 )
-from zenos.core.names import check_name, check_new_name
+from zenos.core.names import TOKEN_PREFIX, check_name, check_new_name
 from zenos.core.task import Principal
 from zenos.core.wording import nearest
 
-PREFIX: Final = "zenos_"  # so that one is known for what it is where it shouldn't be
 _BYTES: Final = 32
 _OPERATOR: Final = Principal()
 
@@ -107,7 +106,7 @@ class Tokens:
         StorageError.
         """
         name, user, project = checked(name, user, project, expires_s)
-        said = PREFIX + secrets.token_urlsafe(_BYTES)
+        said = TOKEN_PREFIX + secrets.token_urlsafe(_BYTES)
         now = self._now()
         token = Token(
             name=name,
