@@ -44,6 +44,7 @@ from zenos.core.errors import ConflictError, InvalidError, RefusedError, Storage
 from zenos.core.home import Home
 from zenos.core.messages import settings_for
 from zenos.core.task import HOLDING, Kind, State, Task
+from zenos.core.tokens import Tokens
 from zenos.kernel import loop
 from zenos.kernel.control import Inbox, View
 from zenos.kernel.step import Kernel
@@ -65,7 +66,7 @@ async def run(home: Home, config: Config, flags: Mapping[str, Any]) -> None:
         # 1. The home is ours alone.
         stack.enter_context(claim(home))
         durable.remove_temporaries(home.root)
-        token = read_or_make_token(home)
+        token, users = read_or_make_token(home), Tokens(home.tokens)
         # 2. The address, before anything is started that would have to be stopped again.
         listener = stack.enter_context(listen(config))
         # 3. What the last daemon remembered.
@@ -115,7 +116,7 @@ async def run(home: Home, config: Config, flags: Mapping[str, Any]) -> None:
         await executor.recover(kernel.recovering())
         stack.push_async_callback(_end_task, measuring.start(config, executor.running, inbox.put))
         # 6. The API.
-        api = asyncio.create_task(serve(create_app(system, config, token), [listener]))
+        api = asyncio.create_task(serve(create_app(system, config, token, users), [listener]))
         stack.push_async_callback(_end_task, api)
         host, port = listener.getsockname()[:2]
         write_daemon_file(home, host, port)

@@ -31,6 +31,7 @@ from zenos.core.node import Node
 from zenos.core.resources import Resources
 from zenos.core.specs import DeploymentSpec, ProgramSpec
 from zenos.core.task import Principal, State, TaskSpec
+from zenos.core.tokens import Tokens
 
 EXAMPLES = 20
 SOURCE: list[Path] = []  # a model's directory
@@ -80,7 +81,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             # Two to delete: what is served can't be.
             publish(system.registry, system.source, "other")
             await system.deploy(DeploymentSpec(model="other:1"), Principal(), None)
-            async with serving(create_app(system, Config(), TOKEN)) as url:
+            users = Tokens()
+            users.create("theirs", "ann")
+            async with serving(create_app(system, Config(), TOKEN, users)) as url:
                 found.append(url)
                 started.set()
                 await stop.wait()
@@ -118,6 +121,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/api/deployments": {"min_replicas": 0},
     "/api/models/{name}/aliases": {"alias": "prod", "version": 1},
     "/api/models/copy": {"source": "tiny", "target": "copied"},
+    "/api/tokens": {"name": "made", "user": "ann"},
     "/api/bus/messages": {"topic": "a", "body": "x"},
     "/api/bus/replay": {"topic": "a"},
     "/api/bus/purge": {"topic": "a"},
@@ -130,6 +134,8 @@ def known(case: schemathesis.Case) -> schemathesis.Case:
         thing = "tiny"
         if case.method == "DELETE":
             thing = "other:1" if "deployments" in case.path else "other:2"
+        if "tokens" in case.path:
+            thing = "theirs"
         last = case.path.rpartition("/")[2]
         task = last if last in YIELDING else "t1"
         case.path_parameters[name] = {"task": task, "array": "sweep", "node": "spare"}.get(
@@ -229,6 +235,8 @@ def test_a_stream_is_what_the_document_says(address: str, path: str, body: dict[
 
 ROUTES = {
     "/health",
+    "/api/tokens",
+    "/api/tokens/{name}",
     "/api/audit",
     "/api/tasks/{task}/threads",
     "/api/tasks/{task}/why",

@@ -144,8 +144,9 @@ def test_who_cannot_be_waited_for_is_said() -> None:
         h.submit(spec(after=("x",) * 1001))
     theirs = h.submit(spec(), principal=Principal(user="you", project="other"))
     with pytest.raises(RefusedError, match="of another project"):
-        h.submit(spec(after=(theirs.id,)))
+        h.submit(spec(after=(theirs.id,)), principal=Principal(user="me", project="mine"))
     assert len(h.kernel.state.tasks) == 1
+    assert h.submit(spec(after=(theirs.id,))).after == (theirs.id,)  # the operator may
 
 
 def test_who_is_held_meanwhile_waits_for_both() -> None:

@@ -95,7 +95,7 @@ def test_a_seed_gives_the_same_files_and_what_is_made_loads(tmp_path: Path, arch
     assert all(torch.equal(left[name], right[name]) for name in left)
     assert theirs.get_input_embeddings().weight.shape == (VOCABULARY_DEFAULT, 32)
     assert first.parameters == sum(p.numel() for p in theirs.parameters())
-    assert first.lineage.task == "t1"
+    assert (first.lineage.task, first.lineage.project) == ("t1", "default")
     assert first.lineage.code_version == __version__
 
 

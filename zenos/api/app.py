@@ -28,6 +28,7 @@ from zenos.api import (
     serving,
     system,
     tasks,
+    tokens,
 )
 from zenos.api.auth import Gate
 from zenos.api.common import check_parameters, home_of
@@ -36,6 +37,7 @@ from zenos.api.ports import System
 from zenos.api.refusals import Refusals
 from zenos.core.config import Config
 from zenos.core.errors import ZenosError
+from zenos.core.tokens import Tokens
 
 NOUNS: Final = (
     system,
@@ -49,13 +51,15 @@ NOUNS: Final = (
     bus,
     audit,
     outlook,
+    tokens,
 )
 
 
-def create_app(system_: System, config: Config, token: str) -> FastAPI:
+def create_app(system_: System, config: Config, token: str, users: Tokens | None = None) -> FastAPI:
     """The HTTP interface of a running system.
 
-    `token` opens everything but `GET /health`. Set `app.state.closing` to end open streams.
+    `token` opens everything; those of `users` what is theirs; `GET /health` is open to all. Set
+    `app.state.closing` to end open streams.
     """
     app = FastAPI(
         title="zenos",
@@ -69,13 +73,21 @@ def create_app(system_: System, config: Config, token: str) -> FastAPI:
     app.state.system = system_
     app.state.metrics = Metrics()
     app.state.closing = asyncio.Event()
+    app.state.tokens = users if users is not None else Tokens()
+    app.state.refusals = Refusals(system_)
     app.state.once = WeakValueDictionary()  # keys of requests that are being carried out
     for noun in NOUNS:
         app.include_router(noun.router, dependencies=[Depends(check_parameters)])
     app.add_exception_handler(ZenosError, _zenos_error)
     app.add_exception_handler(RequestValidationError, _bad_parameters)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_middleware(Gate, config=config, token=token, refused=Refusals(system_).refused)
+    app.add_middleware(
+        Gate,
+        config=config,
+        token=token,
+        users=app.state.tokens,
+        refused=app.state.refusals.refused,
+    )
     app.add_middleware(Metered, metrics=app.state.metrics)
     app.openapi = partial(schema.document, app)  # type: ignore[method-assign]
     return app

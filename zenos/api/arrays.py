@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from zenos.api.common import ArrayPath, IdempotencyKey, principal_of, system_of
+from zenos.api.rights import check_may_make
 from zenos.api.schema import operation, read, reply
 from zenos.api.shapes import ArrayView
 from zenos.api.tasks import array_view, find_array
@@ -19,6 +20,7 @@ async def submit(request: Request, key: IdempotencyKey = None) -> Response:
     """Submit an array. The answer comes when all of its tasks are remembered, in one piece."""
     spec: ArraySpec = await read(request, ArraySpec)
     spec.check()
+    await check_may_make(request, [spec.task])
     system = system_of(request)
     array = await system.submit_array(spec, principal_of(request), key)
     return reply(array_view(system, array), 201)

@@ -14,7 +14,7 @@ from zenos.api.schema import operation, reply
 from zenos.api.shapes import AuditList
 from zenos.core import audit, limits
 from zenos.core import events as ev
-from zenos.core.errors import ZenosError
+from zenos.core.errors import RefusedError, ZenosError
 from zenos.core.task import Once
 from zenos.core.wording import FieldError, nearest
 
@@ -41,7 +41,14 @@ async def list_rows(
     ] = None,
     limit: Annotated[int, Query(ge=1, le=limits.AUDIT_LISTED_MAX)] = 100,
 ) -> Response:
-    """Who did what, the newest first."""
+    """Who did what, the newest first: to the operator of all, to others what they did."""
+    who = principal_of(request)
+    if not who.is_operator:
+        if user not in (None, who.user):
+            raise RefusedError(
+                f"cannot show what {user!a} did: the operator alone sees that of others"
+            )
+        user = who.user
     if action is not None and action not in ACTIONS:
         hint = nearest(action[:100], list(ACTIONS)) or f": one of {', '.join(ACTIONS)}"
         raise FieldError(f"cannot use the action {action[:64]!a}{hint}", "action")

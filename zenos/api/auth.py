@@ -5,8 +5,8 @@ A pure ASGI middleware, so that no path, method or framework feature lies outsid
 1. header and path sizes (431, 414);
 2. Host and Origin against the allow-list (403): a browser is a way in even on 127.0.0.1, since any
    page can have its own name resolve to it;
-3. the bearer token, compared in constant time, on everything but `GET /health` (401); who fails at
-   2 or 3 gets a row of the audit (refusals.py);
+3. the bearer token, the home's or a user's, on everything but `GET /health` (401): it says on whose
+   behalf the request is; who fails at 2 or 3 gets a row of the audit (refusals.py);
 4. the body: its size, alone and together with all others (413, 503), and its time (408).
 """
 
@@ -18,6 +18,7 @@ import ipaddress
 import logging
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -35,6 +36,7 @@ from zenos.core.errors import (
     ZenosError,
 )
 from zenos.core.task import Principal
+from zenos.core.tokens import Token, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +56,17 @@ class Gate:
     """Lets in what may come in, with its body read; answers the rest itself."""
 
     def __init__(
-        self, app: ASGIApp, config: Config, token: str, refused: Callable[[Scope, ZenosError], None]
+        self,
+        app: ASGIApp,
+        config: Config,
+        token: str,
+        users: Tokens,
+        refused: Callable[[Scope, ZenosError], None],
     ) -> None:
         self.app = app
         self._refused = refused
         self._token = token.encode()
+        self._users = users
         own = {config.host.lower()} - _WILDCARDS
         self._hosts = _LOOPBACK_NAMES | own | {host.lower() for host in config.allowed_hosts}
         self._bodies_bytes = 0
@@ -75,14 +83,16 @@ class Gate:
         answering = _Answering(send)
         held = _Held(self)
         try:
-            refusal = self._check(scope)
+            refusal = self._check(scope, answering)
             if refusal is None:
                 body = await self._body(scope, receive, held)
-                scope[PRINCIPAL] = Principal()
                 await self.app(scope, _Replay(body, receive), answering.holding(held))
                 return
         except _RefusedBody as refused:
             refusal = refused.response
+        except _Revoked:
+            log.info("cut a stream: its token was revoked, or has expired")
+            return
         except ZenosError as error:
             if isinstance(error, RefusedError | UnauthorizedError):
                 self._refused(scope, error)
@@ -103,7 +113,7 @@ class Gate:
 
     # -- 1 to 3
 
-    def _check(self, scope: Scope) -> Response | None:
+    def _check(self, scope: Scope, answering: _Answering) -> Response | None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         if sum(len(name) + len(value) + 4 for name, value in headers) > limits.HEADER_BYTES_MAX:
             return errors.answer(
@@ -120,7 +130,10 @@ class Gate:
             )
         self._check_host(headers, scope)
         if not (scope["path"] == "/health" and scope["method"] == "GET"):
-            self._check_token(_values(headers, b"authorization"))
+            user = self._user(_values(headers, b"authorization"))
+            scope[PRINCIPAL] = Principal() if user is None else user.principal
+            if user is not None:
+                answering.may_go_on = partial(self._users.admits, user)
         return None
 
     def _check_host(self, headers: list[tuple[bytes, bytes]], scope: Scope) -> None:
@@ -146,17 +159,21 @@ class Gate:
         server = scope.get("server")
         return server is not None and _same_address(name, server[0])
 
-    def _check_token(self, given: list[bytes]) -> None:
-        scheme, _, token = (given[0] if len(given) == 1 else b"").partition(b" ")
-        # Compared in any case, so that the time does not tell why it was refused.
-        same = hmac.compare_digest(token.strip(), self._token)
-        if token and scheme.lower() == b"bearer" and not same:
+    def _user(self, given: list[bytes]) -> Token | None:
+        """Whose token that is; None: the home's."""
+        scheme, _, said = (given[0] if len(given) == 1 else b"").partition(b" ")
+        token = said.strip()
+        # Both in any case, so that the time does not tell why it was refused.
+        same = hmac.compare_digest(token, self._token)
+        user = self._users.find(token)
+        if not token or scheme.lower() != b"bearer":
+            raise UnauthorizedError
+        if not same and user is None:
             raise UnauthorizedError(
                 "cannot let you in: that is not this daemon's token, which stands in the file "
-                "'token' of its home ($ZENOS_HOME/token)"
+                "'token' of its home ($ZENOS_HOME/token), nor a user's, unless it was revoked"
             )
-        if not (same and scheme.lower() == b"bearer"):
-            raise UnauthorizedError
+        return None if same else user
 
     # -- 4
 
@@ -221,6 +238,10 @@ class _RefusedBody(Exception):  # noqa: N818 - carries an answer out of the read
         self.response = response
 
 
+class _Revoked(Exception):  # noqa: N818 - ends a stream, and is nobody's error
+    """The token with which a stream was asked for lets nobody in any more."""
+
+
 class _Held:
     """The bytes that one request holds until its answer begins."""
 
@@ -244,6 +265,7 @@ class _Answering:
         self._send = send
         self._held: _Held | None = None
         self.started = False
+        self.may_go_on: Callable[[], bool] = lambda: True
 
     def holding(self, held: _Held) -> _Answering:
         self._held = held
@@ -255,6 +277,9 @@ class _Answering:
             if self._held is not None:
                 self._held.release()
             message = {**message, "headers": [*message.get("headers", ()), *_SECURITY_HEADERS]}
+        elif not self.may_go_on():
+            # A stream would else go on for ever to who had the token once.
+            raise _Revoked
         await self._send(message)
 
 

@@ -27,8 +27,9 @@ from zenos.api.bus_shapes import (
     TopicList,
     TopicView,
 )
-from zenos.api.common import IdempotencyKey, principal_of, system_of
+from zenos.api.common import OPERATORS, IdempotencyKey, principal_of, system_of
 from zenos.api.once import asked
+from zenos.api.rights import check_may_use
 from zenos.api.schema import operation, read, reply
 from zenos.api.streams import Stream, until, with_pauses
 from zenos.bus import topics as ev
@@ -99,6 +100,8 @@ async def send(request: Request, key: IdempotencyKey = None) -> Response:
     """
     body: SendBody = await read(request, SendBody)
     topics = _topics(request)
+    topic = check_public_topic(body.topic)
+    check_may_use(request, topic)
     for name in ("delay_s", "deadline_s"):
         if not 0 <= getattr(body, name) <= limits.LEASE_S_MAX:
             raise FieldError(
@@ -108,7 +111,7 @@ async def send(request: Request, key: IdempotencyKey = None) -> Response:
         request=topics.next_request(),
         message=Message(
             number=0,
-            topic=check_public_topic(body.topic),
+            topic=topic,
             id=next(i for i in (body.id, key, secrets.token_urlsafe(16)) if i is not None),
             sender=principal_of(request).user,
             body=_bytes_of(body),
@@ -130,7 +133,7 @@ async def send(request: Request, key: IdempotencyKey = None) -> Response:
         ) from None
 
 
-@router.post("/replay", **operation(Counted, body=ReplayBody, also=(404, 409)))
+@router.post("/replay", **OPERATORS, **operation(Counted, body=ReplayBody, also=(404, 409)))
 async def replay(request: Request, key: IdempotencyKey = None) -> Response:
     """Deliver dead messages again: those of `ids`, or all of the topic."""
     body: ReplayBody = await read(request, ReplayBody)
@@ -140,7 +143,7 @@ async def replay(request: Request, key: IdempotencyKey = None) -> Response:
     return await _counted(request, key, body, event, "replay")
 
 
-@router.post("/purge", **operation(Counted, body=PurgeBody, also=(404, 409)))
+@router.post("/purge", **OPERATORS, **operation(Counted, body=PurgeBody, also=(404, 409)))
 async def purge(request: Request, key: IdempotencyKey = None) -> Response:
     """Drop a topic's waiting messages (not what a receiver has), or its dead ones."""
     body: PurgeBody = await read(request, PurgeBody)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
-from fastapi import Header, Path, Request
+from fastapi import Depends, Header, Path, Request
 
 from zenos.api.auth import PRINCIPAL
 from zenos.api.ports import System
 from zenos.core import limits
-from zenos.core.errors import InvalidError
+from zenos.core.errors import InvalidError, RefusedError
 from zenos.core.task import Principal
 from zenos.core.wording import FieldError, nearest
 
@@ -65,6 +65,22 @@ def principal_of(request: Request) -> Principal:
     """On whose behalf the request is, as the gate found out."""
     principal: Principal = request.scope[PRINCIPAL]
     return principal
+
+
+async def for_operator(request: Request) -> None:
+    """Raises RefusedError, with a row of the audit, for who has a user's token."""
+    who = principal_of(request)
+    if not who.is_operator:
+        error = RefusedError(
+            f"cannot do that as {who.user}: it is for the operator alone, who has the token of "
+            "the daemon's home"
+        )
+        request.app.state.refusals.refused(request.scope, error)
+        raise error
+
+
+# Of a route: what concerns the machine, and not somebody's work.
+OPERATORS: Final[dict[str, Any]] = {"dependencies": [Depends(for_operator)]}
 
 
 async def check_parameters(request: Request) -> None:

@@ -23,6 +23,7 @@ STATUS: Final[dict[str, int]] = {
     "invalid": 400,
     "context_length_exceeded": 400,
     "unauthorized": 401,
+    "expired": 401,
     "refused": 403,
     "numerics": 403,
     "quota": 403,

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
@@ -24,6 +25,7 @@ from zenos.api.common import (
 )
 from zenos.api.once import asked
 from zenos.api.ports import System
+from zenos.api.rights import check_may_add, check_may_change
 from zenos.api.schema import operation, read, reply
 from zenos.api.shapes import (
     AliasBody,
@@ -34,7 +36,7 @@ from zenos.api.shapes import (
     ModelList,
     ModelRemoved,
 )
-from zenos.core.errors import ConflictError, InvalidError, StorageError
+from zenos.core.errors import ConflictError, InvalidError, NotFoundError, StorageError
 from zenos.core.names import ModelRef, check_name, check_new_name
 from zenos.models.records import Asked, ModelVersion
 
@@ -69,7 +71,9 @@ async def copy(request: Request, key: IdempotencyKey = None) -> Response:
     asked = _asked(request, key, body)
     source, target = ModelRef.parse(body.source), check_new_name(body.target, "model name")
     async with audited(request, "copy", f"{body.source} to {target}"):
-        made = await in_thread(system_of(request).registry.copy, source, target, asked)
+        await check_may_add(request, target)
+        project = principal_of(request).project
+        made = await in_thread(system_of(request).registry.copy, source, target, asked, project)
     return reply(made, 201)
 
 
@@ -80,7 +84,9 @@ async def import_model(request: Request, key: IdempotencyKey = None) -> Response
     path, name = Path(check_path(body.path)), check_new_name(body.name, "model name")
     take = system_of(request).registry.import_directory
     async with audited(request, "import", name):
-        made = await in_thread(take, path, name, _asked(request, key, body))
+        await check_may_add(request, name)
+        project = principal_of(request).project
+        made = await in_thread(take, path, name, _asked(request, key, body), project)
     return reply(made, 201)
 
 
@@ -112,6 +118,7 @@ async def remove(request: Request, ref: ModelPath) -> Response:
     version = await in_thread(system.registry.resolve, ModelRef.parse(ref))
     exact = ModelRef(version.name, str(version.version))
     async with audited(request, "remove", str(exact)):
+        check_may_change(request, version)
         await _check_unused(system, version)
         freed = await in_thread(system.registry.remove, exact)
     return reply(ModelRemoved(removed=str(exact), freed_bytes=freed))
@@ -130,8 +137,17 @@ async def alias(request: Request, name: NamePath, key: IdempotencyKey = None) ->
     async with asked(request, key, body) as said:
         if said.before is None:
             async with audited(request, "alias", f"{model}:{word} to {body.version}", said.once):
+                await _check_may_alias(request, model, word, body.version)
                 await in_thread(registry.alias, model, word, body.version)
     return reply(await in_thread(registry.resolve, ModelRef(model, str(body.version))), 201)
+
+
+async def _check_may_alias(request: Request, model: str, word: str, version: int) -> None:
+    """Both what the alias is to name and what it names now have to be one's own."""
+    resolve = system_of(request).registry.resolve
+    check_may_change(request, await in_thread(resolve, ModelRef(model, str(version))))
+    with suppress(NotFoundError):
+        check_may_change(request, await in_thread(resolve, ModelRef(model, word)))
 
 
 def _asked(request: Request, key: str | None, body: CopyBody | ImportBody) -> Asked | None:

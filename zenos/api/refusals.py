@@ -1,4 +1,5 @@
-"""Rows of who was not let in: without the token, or by a Host or Origin that isn't ours.
+"""Rows of who was not let in: without a token, or by a Host or Origin that isn't ours; and of
+users who asked for what is the operator's.
 
 Nobody waits for them, so that a refusal costs a stranger's request nothing more; and a flood of
 them is bounded: so many rows in a minute, the rest counted in one more.
@@ -11,6 +12,7 @@ import logging
 
 from starlette.types import Scope
 
+from zenos.api.auth import PRINCIPAL
 from zenos.api.ports import System
 from zenos.core import audit, limits
 from zenos.core import events as ev
@@ -34,7 +36,7 @@ class Refusals:
         self._writing: set[asyncio.Task[None]] = set()
 
     def refused(self, scope: Scope, error: ZenosError) -> None:
-        """The gate has refused that; returns at once."""
+        """That was refused; returns at once."""
         if not self._open:
             self._open = True
             asyncio.get_running_loop().call_later(self._window_s, self._end)
@@ -43,7 +45,8 @@ class Refusals:
             return
         self._written += 1
         peer = (scope.get("client") or ("unknown",))[0]
-        self._write(f"{scope['method']} {scope['path']}", f"{error.message} (from {peer})")
+        reason = f"{error.message} (from {peer})"
+        self._write(f"{scope['method']} {scope['path']}", reason, scope.get(PRINCIPAL, NOBODY))
 
     def _end(self) -> None:
         if self._counted:
@@ -53,10 +56,10 @@ class Refusals:
             )
         self._open, self._written, self._counted = False, 0, 0
 
-    def _write(self, subject: str, reason: str) -> None:
+    def _write(self, subject: str, reason: str, who: Principal = NOBODY) -> None:
         event = ev.Record(
             request=0,
-            principal=NOBODY,
+            principal=who,
             action="refuse",
             subject=audit.bounded(subject.encode("utf-8", "replace").decode()),
             accepted=False,

@@ -122,7 +122,8 @@ class Status(Answer, frozen=True, kw_only=True):
     """The daemon: uptime_s in seconds; tasks: how many by state. More fields may follow.
 
     going_down: how, once it was told to; nothing new is taken or started. accounts: users and
-    projects that have tasks.
+    projects that have tasks. user, project: as whom the one who asks acts; operator: whether with
+    the token of the home.
     """
 
     pid: int
@@ -133,6 +134,9 @@ class Status(Answer, frozen=True, kw_only=True):
     tasks: dict[str, int]
     nodes: list[NodeView]
     accounts: list[AccountView] = []
+    user: str = ""
+    project: str = ""
+    operator: bool = False
 
 
 class DeploymentList(Answer, frozen=True, kw_only=True):
@@ -213,6 +217,41 @@ class ShutdownAnswer(Answer, frozen=True, kw_only=True):
     """The daemon was told to go down."""
 
     mode: Literal["suspend", "drain", "leave"]
+
+
+class TokenBody(Body, frozen=True, kw_only=True):
+    """A token that is to be made. project: by default one that is called as the user.
+
+    expires_s: seconds until it lets nobody in any more; None: never.
+    """
+
+    name: str
+    user: str
+    project: str | None = None
+    expires_s: float | None = None
+
+
+class TokenView(Answer, frozen=True, kw_only=True):
+    """A token of a user. created, expires: seconds since 1970; None: it never expires."""
+
+    name: str
+    user: str
+    project: str
+    created: float
+    expires: float | None = None
+    expired: bool = False
+
+
+class TokenMade(TokenView, frozen=True, kw_only=True):
+    """A new one, with the token itself: nobody can say it again."""
+
+    token: str
+
+
+class TokenList(Answer, frozen=True, kw_only=True):
+    """All tokens of users, by name."""
+
+    tokens: list[TokenView]
 
 
 class AuditList(Answer, frozen=True, kw_only=True):

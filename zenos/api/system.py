@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from zenos import __version__
 from zenos.api import audit
-from zenos.api.common import IdempotencyKey, NodePath, principal_of, system_of
+from zenos.api.common import OPERATORS, IdempotencyKey, NodePath, principal_of, system_of
 from zenos.api.metrics import metrics_of
 from zenos.api.once import Asked, asked, recall
 from zenos.api.ports import System
@@ -49,7 +49,9 @@ async def status(request: Request) -> Response:
     system = system_of(request)
     nodes = msgspec.to_builtins(_nodes(system))
     accounts = msgspec.to_builtins(_accounts(system.accounts()))
-    return reply({**system.status(), "nodes": nodes, "accounts": accounts})
+    who = principal_of(request)
+    you = {"user": who.user, "project": who.project, "operator": who.is_operator}
+    return reply({**system.status(), "nodes": nodes, "accounts": accounts, **you})
 
 
 @router.get("/api/nodes", **operation(NodeList))
@@ -58,19 +60,19 @@ async def nodes(request: Request) -> Response:
     return reply(NodeList(nodes=_nodes(system_of(request))))
 
 
-@router.post("/api/nodes/{node}/cordon", **operation(NodeView, also=(404, 409)))
+@router.post("/api/nodes/{node}/cordon", **OPERATORS, **operation(NodeView, also=(404, 409)))
 async def cordon(request: Request, node: NodePath, key: IdempotencyKey = None) -> Response:
     """Have nothing new start on a node; what runs there goes on."""
     return await _set_cordon(request, node, "cordon", key)
 
 
-@router.post("/api/nodes/{node}/drain", **operation(NodeView, also=(404, 409)))
+@router.post("/api/nodes/{node}/drain", **OPERATORS, **operation(NodeView, also=(404, 409)))
 async def drain(request: Request, node: NodePath, key: IdempotencyKey = None) -> Response:
     """The same, and what can save its state there is suspended; the rest runs to its end."""
     return await _set_cordon(request, node, "drain", key)
 
 
-@router.post("/api/nodes/{node}/uncordon", **operation(NodeView, also=(404, 409)))
+@router.post("/api/nodes/{node}/uncordon", **OPERATORS, **operation(NodeView, also=(404, 409)))
 async def uncordon(request: Request, node: NodePath, key: IdempotencyKey = None) -> Response:
     """Let things start on a node again."""
     return await _set_cordon(request, node, None, key)
@@ -102,7 +104,9 @@ async def metrics(request: Request) -> Response:
 
 
 @router.post(
-    "/api/shutdown", **operation(ShutdownAnswer, body=ShutdownBody, status=202, also=(409,))
+    "/api/shutdown",
+    **OPERATORS,
+    **operation(ShutdownAnswer, body=ShutdownBody, status=202, also=(409,)),
 )
 async def shut_down(request: Request, key: IdempotencyKey = None) -> Response:
     """Tell the daemon to go down. It answers first."""

@@ -24,6 +24,7 @@ from zenos.api.common import (
 from zenos.api.logs import OFFSET_HEADER, LogAnswer
 from zenos.api.once import asked
 from zenos.api.ports import System
+from zenos.api.rights import check_may_make
 from zenos.api.schema import operation, read, reply
 from zenos.api.shapes import ArrayView, NiceBody, ResumeBody, TaskList, TaskThreads, TaskView
 from zenos.api.streams import Stream
@@ -109,6 +110,7 @@ async def submit(request: Request, key: IdempotencyKey = None) -> Response:
     if isinstance(spec.work, CreateSpec | TrainSpec):
         check_depth(spec.work.settings, "settings")
     spec.check()
+    await check_may_make(request, [spec])
     system = system_of(request)
     task = await system.submit(spec, principal_of(request), key)
     return reply(task, 201)

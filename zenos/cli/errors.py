@@ -30,6 +30,7 @@ EXIT_CODES: Final[dict[str, int]] = {
     "numerics": REFUSED,
     "quota": REFUSED,
     "unauthorized": REFUSED,
+    "expired": REFUSED,
     "conflict": REFUSED,
     "unfittable": REFUSED,
     "no_daemon": NO_DAEMON,

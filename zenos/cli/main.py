@@ -22,6 +22,7 @@ from zenos.cli import (
     simulate,
     system,
     tasks,
+    tokens,
     yielding,
 )
 from zenos.cli.commands import Commands
@@ -57,7 +58,19 @@ def _options(
     """See `zenos COMMAND --help` for each with an example."""
 
 
-for noun in (system, nodes, tasks, yielding, models, serving, bus, audit, outlook, simulate):
+for noun in (
+    system,
+    nodes,
+    tokens,
+    tasks,
+    yielding,
+    models,
+    serving,
+    bus,
+    audit,
+    outlook,
+    simulate,
+):
     noun.register(app)
 if importlib.util.find_spec("zenos.cli.demo") is not None:
     importlib.import_module("zenos.cli.demo").register(app)

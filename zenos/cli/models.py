@@ -194,6 +194,7 @@ def _model_facts(model: ModelVersion) -> list[tuple[str, object]]:
         ("created", created if model.created else ""),
         ("parent", model.lineage.parent),
         ("task", model.lineage.task),
+        ("project", model.lineage.project),
         ("data", model.lineage.data_hash),
         ("code", model.lineage.code_version),
         ("metrics", metrics),
@@ -223,7 +224,13 @@ def _task_facts(
 ) -> list[tuple[str, object]]:
     import time
 
-    from zenos.cli.rows import history_lines, prediction_facts, work_line, workers_line
+    from zenos.cli.rows import (
+        history_lines,
+        owner_name,
+        prediction_facts,
+        work_line,
+        workers_line,
+    )
     from zenos.client.display import show_progress, show_seconds, summary, took_s
 
     task = view.task
@@ -231,6 +238,7 @@ def _task_facts(
     return [
         ("task", f"{task.id} ({task.name})" if task.name != task.id else task.id),
         ("kind", task.kind),
+        ("user", "" if task.principal.is_operator else owner_name(task.principal)),
         ("does", work_line(task.spec.work)),
         ("state", task.state),
         ("because", view.waits or (summary(task) if summary(task) != task.state else "")),

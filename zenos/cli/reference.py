@@ -43,7 +43,7 @@ and tasks.
 | --- | --- |
 | `ZENOS_HOME` | the home, with the daemon's files; default `~/.zenos` |
 | `ZENOS_HOST` | address of a daemon, `HOST`, `HOST:PORT` or a URL, instead of the one on the home |
-| `ZENOS_TOKEN` | its token, instead of the one in the home |
+| `ZENOS_TOKEN` | its token, or a user's (`zenos token create`), instead of the one in the home |
 | `ZENOS_DEBUG` | `1` shows where an unexpected fault came from |
 | `NO_COLOR` | no colours |
 
@@ -203,7 +203,8 @@ def python() -> str:
     for name in ("call", "map"):  # by name: the command line imports no part of it
         function = getattr(importlib.import_module("zenos.calls"), name)
         parts += [f"## zenos.{name}\n", _callable(f"zenos.{name}", function)]
-    for type_ in (client.Client, client.Bus, client.Audit, client.TaskHandle, client.Generation):
+    own_objects = (client.Bus, client.Audit, client.UserTokens)
+    for type_ in (client.Client, *own_objects, client.TaskHandle, client.Generation):
         parts += [f"## {type_.__name__}\n", _text(type_)]
         own = [base for base in type_.__mro__ if base.__module__.startswith("zenos.client")]
         members = {name: member for base in own for name, member in vars(base).items()}
@@ -224,7 +225,7 @@ def python() -> str:
 _INTERNAL = frozenset({"look", "wait_before_retry", "stream"})
 _RECORDS = (
     "TaskView", "TaskProgress", "Status", "NodeView", "ModelVersion", "Removed", "Chunk", "Usage",
-    "TokenLogprob", "TopicInfo", "MessageInfo", "Sent",
+    "TokenLogprob", "TopicInfo", "MessageInfo", "Sent", "TokenView",
 )  # fmt: skip
 
 

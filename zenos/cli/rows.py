@@ -14,13 +14,13 @@ from zenos.core.specs import CallSpec, CreateSpec, ProgramSpec, ServeSpec, Train
 from zenos.core.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from zenos.client import MessageInfo, ModelVersion, NodeView, TaskView, TopicInfo
     from zenos.client.types import AccountView
     from zenos.core.node import Node
     from zenos.core.predictions import Prediction
-    from zenos.core.task import Deployment, Task, TaskEvent
+    from zenos.core.task import Deployment, Principal, Task, TaskEvent
 
 TASKS = ("ID", "NAME", "KIND", "STATE", ">PRIO", ">CPU", ">GPU", ">MEMORY", ">TIME", "PROGRESS")
 NODES = ("NODE", ">CPU", ">GPU", ">MEMORY", ">USED OUTSIDE", "LIMITS BY")
@@ -32,6 +32,24 @@ TOPICS = ("TOPIC", ">WAITING", ">WORKED ON", ">DEAD", ">SIZE", ">OLDEST", ">RECE
 MESSAGES = (">AGE", "ID", ">PRIO", "SENDER", "RECEIVER", ">FAILED", "BODY")
 DEAD = (">AGE", "ID", ">FAILED", "REASON", "BODY")
 DEPLOYMENTS = ("DEPLOYMENT", "VERSION", ">REPLICAS", ">PRIO", "STATE")
+
+
+def with_owners(
+    rows: Iterable[tuple[Any, ...]], owners: Sequence[Principal]
+) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    """Columns and rows of tasks; with whose each is, where they are of several people."""
+    if len(set(owners)) < 2:
+        return TASKS, list(rows)
+    told = [
+        (*row[:2], owner_name(owner), *row[2:]) for row, owner in zip(rows, owners, strict=True)
+    ]
+    return (*TASKS[:2], "USER", *TASKS[2:]), told
+
+
+def owner_name(owner: Principal) -> str:
+    """A user, and the project where that is not the user's own."""
+    own = owner.is_operator or owner.project == owner.user
+    return owner.user if own else f"{owner.user} ({owner.project})"
 
 
 def task_row(view: TaskView) -> tuple[Any, ...]:

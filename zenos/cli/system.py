@@ -205,6 +205,7 @@ def status(json: Json = False) -> None:
             ("zenos", f"{found.version} at {made.address.url}"),
             ("process", f"{found.pid}, up {show_seconds(found.uptime_s)}"),
             ("home", found.home),
+            ("you", "" if found.operator else _you(found)),
             ("going down", _going_down(found.going_down)),
             ("tasks", counts),
             ("store", found.store if found.store not in (None, "ok") else ""),
@@ -216,6 +217,13 @@ def status(json: Json = False) -> None:
         table(ACCOUNTS, map(account_row, found.accounts))
     if served:
         table(DEPLOYMENTS, (deployment_row(deployment, views) for deployment in served))
+
+
+def _you(found: Any) -> str:
+    return (
+        f"{found.user}, of the project {found.project}; what concerns the machine is for the "
+        "operator alone"
+    )
 
 
 def _going_down(mode: str | None) -> Any:

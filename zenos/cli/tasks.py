@@ -357,11 +357,13 @@ def ps(
 ) -> None:
     """List tasks: what runs, what waits, how far it is. An array is one line.
 
+    Where they are of several people, whose each is.
+
     Example: zenos ps --all --kind train
     """
     from zenos.cli.arrays import array_row, listed
     from zenos.cli.output import put_json, say, table
-    from zenos.cli.rows import TASKS, task_row
+    from zenos.cli.rows import task_row, with_owners
     from zenos.cli.threads import put_tree, threads_of
     from zenos.core.task import ENDED, State
 
@@ -382,7 +384,9 @@ def ps(
         put_json([*arrays, *views])
     else:
         rows = [*map(array_row, arrays), *map(task_row, views)]
-        table(TASKS, rows, empty=hint)
+        owners = [view.array.principal for view in arrays]
+        owners += [view.task.principal for view in views]
+        table(*with_owners(rows, owners), empty=hint)
     if more and not json:
         say(f"the first {limit}; --limit shows more")
 
@@ -443,20 +447,25 @@ def cancel(
 ) -> None:
     """Cancel tasks: their whole process groups are ended within the grace time.
 
-    Of several names those that are there are cancelled; the others are named, and the exit code
-    is 3.
+    Of several names those that are there and yours are cancelled; the others are named, and the
+    exit code is that of the first of them.
 
     Example: zenos cancel t12
     """
     from zenos.cli.arrays import cancel as cancel_arrays
     from zenos.cli.output import put_json, say
+    from zenos.core.errors import RefusedError
 
     with client() as made:
         arrays, tasks = cancel_arrays(made, tasks, wait=wait)
         handles, failed = for_each(tasks, made.task)
         over = {handle.id for handle in handles if handle.task.is_ended}
-        for handle in handles:
-            handle.cancel()
+        for handle in list(handles):
+            try:
+                handle.cancel()
+            except RefusedError as error:
+                failed.append(error)
+                handles.remove(handle)
         if wait:
             for handle in handles:
                 handle.wait()

@@ -7,6 +7,7 @@ from zenos.client.audit import AsyncAudit, Audit
 from zenos.client.bus import AsyncBus, Bus
 from zenos.client.bus_calls import MessageInfo, Sent, TopicInfo
 from zenos.client.sync import Client, Generation, TaskHandle, connect
+from zenos.client.tokens import AsyncUserTokens, TokenView, UserTokens
 from zenos.client.types import (
     ArrayView,
     Chunk,
@@ -30,6 +31,7 @@ __all__ = [
     "AsyncClient",
     "AsyncGeneration",
     "AsyncTaskHandle",
+    "AsyncUserTokens",
     "Audit",
     "Bus",
     "Chunk",
@@ -48,8 +50,10 @@ __all__ = [
     "TaskThreads",
     "TaskView",
     "TokenLogprob",
+    "TokenView",
     "TopicInfo",
     "Usage",
+    "UserTokens",
     "Why",
     "connect",
     "connect_async",

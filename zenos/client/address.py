@@ -11,6 +11,7 @@ import msgspec
 
 from zenos.core.errors import InvalidError, NoDaemonError, StorageError, UnauthorizedError
 from zenos.core.home import Home
+from zenos.core.names import TOKEN_PREFIX
 
 PORT_DEFAULT = 8642
 
@@ -105,6 +106,12 @@ def wrong_token(address: Address) -> str:
     file = Path(address.home) / "token" if address.home is not None else None
     of_home = "the file 'token' in its home" if file is None else str(file)
     cannot = f"cannot get in at {address.url}:"
+    if address.token.startswith(TOKEN_PREFIX):
+        which = {"given": "the token given", "ZENOS_TOKEN": "the token in ZENOS_TOKEN"}
+        return (
+            f"{cannot} {which.get(address.token_from, address.token_from)} is a user's, which was "
+            "revoked, or is of another daemon; ask whoever runs this one for another"
+        )
     if address.token_from == "ZENOS_TOKEN":  # noqa: S105 - the variable's name
         instead = f"set it to what stands in {of_home}"
         unset = "unset it, or " if file is not None else ""

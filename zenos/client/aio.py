@@ -23,6 +23,7 @@ from zenos.client.model_calls import AsyncModels
 from zenos.client.nodes import AsyncNodes
 from zenos.client.outlook import AsyncAhead, AsyncHandleAhead
 from zenos.client.threads import AsyncHandleThreads, AsyncThreads
+from zenos.client.tokens import AsyncUserTokens
 from zenos.client.types import (
     Chunk,
     Status,
@@ -72,6 +73,7 @@ class AsyncClient(AsyncModels, AsyncNodes, AsyncYielding, AsyncThreads, AsyncArr
         self.http = http or httpx.AsyncClient(**transport.options(address))
         self.bus = AsyncBus(self._run, self.stream)
         self.audit = AsyncAudit(self._run)
+        self.tokens = AsyncUserTokens(self._run)
 
     async def __aenter__(self) -> Self:
         return self

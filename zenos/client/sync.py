@@ -23,6 +23,7 @@ from zenos.client.model_calls import Models
 from zenos.client.nodes import Nodes
 from zenos.client.outlook import Ahead, HandleAhead
 from zenos.client.threads import HandleThreads, Threads
+from zenos.client.tokens import UserTokens
 from zenos.client.types import (
     Chunk,
     Status,
@@ -71,6 +72,7 @@ class Client(Models, Nodes, Yielding, Threads, Arrays, Ahead):
         self.http = http or httpx.Client(**transport.options(address))
         self.bus = Bus(self._run, self.stream)
         self.audit = Audit(self._run)
+        self.tokens = UserTokens(self._run)
 
     def __enter__(self) -> Self:
         return self

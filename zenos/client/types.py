@@ -95,6 +95,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The daemon. uptime_s: seconds; tasks: how many by state; store: `ok` or `failing`.
 
     going_down: `suspend`, `drain` or `leave` once it was told to; it takes and starts nothing new.
+    user, project: as whom one asks; operator: whether with the token of the home.
     """
 
     pid: int
@@ -107,6 +108,9 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     zygote_ready: bool | None = None
     store: str | None = None
     going_down: str | None = None
+    user: str = ""
+    project: str = ""
+    operator: bool = True
 
 
 class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,12 +121,16 @@ class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lineage(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a version comes from. parent: `name:version`; data_hash: of the corpus."""
+    """Where a version comes from. parent: `name:version`; data_hash: of the corpus.
+
+    project: of those who may change it; None where nobody has written that down.
+    """
 
     parent: str | None = None
     data_hash: str | None = None
     task: str | None = None
     code_version: str | None = None
+    project: str | None = None
 
 
 class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):

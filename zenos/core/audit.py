@@ -35,6 +35,8 @@ Action = Literal[
     "uncordon",
     "replay",
     "purge",
+    "grant",
+    "revoke",
     "down",
     "reload",
     "refuse",

@@ -83,6 +83,12 @@ class UnauthorizedError(ZenosError):
     code = "unauthorized"
 
 
+class ExpiredError(UnauthorizedError):
+    """cannot let you in: that token has expired; ask whoever runs this daemon for another"""
+
+    code = "expired"
+
+
 class TooLargeError(ZenosError):
     """cannot take a request that large"""
 

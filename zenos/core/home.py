@@ -45,6 +45,11 @@ class Home(msgspec.Struct, frozen=True):
         return self.root / "token"
 
     @property
+    def tokens(self) -> Path:
+        """What is known of users' tokens: `zenos token`."""
+        return self.root / "tokens.json"
+
+    @property
     def lock(self) -> Path:
         return self.root / "daemon.lock"
 

@@ -29,6 +29,7 @@ TASKS_LISTED_MAX: Final = 10_000
 AUDIT_CHARS_MAX: Final = 500  # of a text in a row
 AUDIT_LISTED_MAX: Final = 1000
 AUDIT_KEPT: Final = 100_000
+TOKENS_MAX: Final = 1000
 REFUSALS_KEPT: Final = 10  # rows of requests that were not let in, in a window
 REFUSALS_WINDOW_S: Final = 60.0
 

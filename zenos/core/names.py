@@ -16,6 +16,8 @@ from zenos.core.errors import InvalidError, RefusedError
 _NAME: Final = re.compile(r"^\w[\w.\-]*$")
 _TASK_ID: Final = re.compile(r"^t[0-9]+$")
 _ARRAY_ID: Final = re.compile(r"^array-[0-9]+$")
+# Users' tokens begin so: one is known for what it is where it is refused, or shouldn't be.
+TOKEN_PREFIX: Final = "zenos_"  # noqa: S105 - no password
 INTERNAL: Final = "zenos"  # the first part of topics that are for zenos' own parts
 _VERSION: Final = re.compile(r"^[1-9][0-9]{0,8}$")
 

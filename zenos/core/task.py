@@ -88,10 +88,19 @@ def check_transition(old: State, new: State) -> None:
 
 
 class Principal(msgspec.Struct, frozen=True, gc=False):
-    """On whose behalf."""
+    """On whose behalf. The one without a word is the operator, who has the token of the home."""
 
     user: str = "local"
     project: str = "default"
+
+    @property
+    def is_operator(self) -> bool:
+        """Whether it may do everything; no token of a user says these two (core/tokens.py)."""
+        return self.user == "local" and self.project == "default"
+
+    def may_change(self, owner: Principal) -> bool:
+        """Whether it may change what is `owner`'s: of one's own project, and the operator all."""
+        return self.project == owner.project or self.is_operator
 
 
 class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -63,7 +63,7 @@ def _cancel(kernel: Kernel, event: ev.CancelArray, now: float) -> Array:
     array = kernel.state.arrays.get(event.array)
     if array is None:
         raise NotFoundError(f"cannot find the array {event.array!a}: 'zenos ps' lists them")
-    if array.principal.project != event.principal.project:
+    if not event.principal.may_change(array.principal):
         raise RefusedError(f"cannot cancel {array.id}: it belongs to {array.principal.user}")
     there = (kernel.state.tasks.get(task_id) for task_id in array.tasks)
     left = [task for task in there if task is not None and not task.is_ended]

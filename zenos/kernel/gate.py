@@ -59,7 +59,7 @@ def resolve(state: KernelState, after: Sequence[str], principal: Principal) -> t
             raise NotFoundError(_unknown(state, wanted.task))  # 2
         if isinstance(parent, Task) and parent.kind is Kind.SERVE:  # 3
             raise RefusedError(f"cannot wait for {parent.id}: it is a replica, and has no end")
-        if parent.principal.project != principal.project:
+        if not principal.may_change(parent.principal):
             raise RefusedError(f"cannot wait for {parent.id}: it is of another project")
         found[str(wanted._replace(task=parent.id))] = None
     return tuple(found)

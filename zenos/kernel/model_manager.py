@@ -18,7 +18,7 @@ from zenos.core.errors import NotFoundError, RefusedError, UnavailableError
 from zenos.core.names import ModelRef
 from zenos.core.resources import Resources
 from zenos.core.specs import DeploymentSpec, ServeSpec
-from zenos.core.task import HOLDING, Deployment, State, Task, TaskSpec
+from zenos.core.task import HOLDING, Deployment, Principal, State, Task, TaskSpec
 from zenos.kernel import supervision
 
 if TYPE_CHECKING:
@@ -45,6 +45,18 @@ def _number(deployment: Deployment) -> int:
 def takes_turns(deployment: Deployment) -> bool:
     """Whether its replicas change their weights while they serve, rather than being replaced."""
     return deployment.turn > 0 and bool(deployment.build)
+
+
+def _is_owned(deployment: Deployment) -> bool:
+    """Whether somebody has deployed it; what a mere request has loaded is anybody's."""
+    return not (deployment.implicit or deployment.stopping)
+
+
+def _owner(old: Deployment | None, asker: Principal) -> Principal:
+    """Whose a deployment is that is made or changed; the operator's change takes it from nobody."""
+    if old is not None and _is_owned(old) and old.principal.project != asker.project:
+        return old.principal
+    return asker
 
 
 def replica_spec(deployment: Deployment) -> TaskSpec:
@@ -82,6 +94,12 @@ class ModelManager:
             return state.deployments[known]
         if self._kernel.draining:
             raise UnavailableError("cannot deploy: the daemon is going down")
+        old = state.deployments.get(name)
+        if old is not None and _is_owned(old) and not event.principal.may_change(old.principal):
+            raise RefusedError(
+                f"cannot change how {name} is served: {old.principal.user} serves it, of another "
+                f"project; 'zenos cp {name} NAME' gives you one of your own"
+            )
         state.accounts.check_ever(event.principal, replica_resources(event.spec, event.memory))
         state.resources.check_fits_ever(replica_resources(event.spec, event.memory))
         deployment = self._put(name, event, event.spec, now, implicit=False)
@@ -106,7 +124,7 @@ class ModelManager:
             spec=spec,
             version=event.version,
             memory=event.memory,
-            principal=event.principal,
+            principal=_owner(old, event.principal),
             created=old.created if old else now,
             used=now,
             replicas=old.replicas if old else [],
@@ -141,6 +159,9 @@ class ModelManager:
                 continue
             if (ref.version or 0) <= _number(deployment):
                 continue
+            by = self._kernel.state.tasks.get(event.task)
+            if by and _is_owned(deployment) and not by.principal.may_change(deployment.principal):
+                continue  # another project's training doesn't change what one serves
             self._turn(
                 replace(
                     deployment,
@@ -156,7 +177,7 @@ class ModelManager:
         deployment = self._kernel.state.deployments.get(event.name)
         if deployment is None or deployment.stopping:
             raise NotFoundError(f"cannot find a deployment of {event.name!r}: it isn't served")
-        if deployment.principal.project != event.principal.project:
+        if not event.principal.may_change(deployment.principal):
             raise RefusedError(f"cannot roll back {event.name}: it belongs to another project")
         if deployment.pinned and deployment.version == event.version:
             return deployment
@@ -180,7 +201,7 @@ class ModelManager:
         deployment = self._kernel.state.deployments.get(event.name)
         if deployment is None:
             raise NotFoundError(f"cannot find a deployment of {event.name!r}: it isn't served")
-        if deployment.principal.project != event.principal.project:
+        if not event.principal.may_change(deployment.principal):
             raise RefusedError(f"cannot stop {event.name}: it belongs to another project")
         self._kernel.unchanged = deployment.stopping
         return self._kernel.state.put_deployment(replace(deployment, stopping=True))

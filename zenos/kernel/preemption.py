@@ -245,7 +245,7 @@ def _find(kernel: Kernel, task_id: str, principal: Principal, verb: str) -> Task
     task = kernel.state.tasks.get(task_id)
     if task is None:
         raise NotFoundError(f"cannot find task {task_id!r}: 'zenos ps --all' lists them")
-    if task.principal.project != principal.project:
+    if not principal.may_change(task.principal):
         raise RefusedError(f"cannot {verb} {task.id}: it belongs to {task.principal.user}")
     return task
 

@@ -323,7 +323,7 @@ class Kernel:
         task = self.state.tasks.get(event.task)
         if task is None:
             raise NotFoundError(f"cannot find task {event.task!r}: 'zenos ps --all' lists them")
-        if task.principal.project != event.principal.project:
+        if not event.principal.may_change(task.principal):
             raise RefusedError(f"cannot cancel {task.id}: it belongs to {task.principal.user}")
         if task.is_ended or task.stopping == "cancel":
             self.unchanged = True

@@ -34,12 +34,16 @@ class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lineage(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a version comes from. parent: `name:version`; data_hash: of the corpus."""
+    """Where a version comes from. parent: `name:version`; data_hash: of the corpus.
+
+    project: of those who may change it; None where nobody has written that down.
+    """
 
     parent: str | None = None
     data_hash: str | None = None
     task: str | None = None
     code_version: str | None = None
+    project: str | None = None
 
 
 class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):

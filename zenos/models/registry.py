@@ -198,14 +198,20 @@ class Registry:
             aliases = {**names.aliases, alias: found.version}
             self._write_names(found.name, replace(names, aliases=aliases))
 
-    def copy(self, source: ModelRef | str, target: str, asked: Asked | None = None) -> ModelVersion:
+    def copy(
+        self,
+        source: ModelRef | str,
+        target: str,
+        asked: Asked | None = None,
+        project: str | None = None,
+    ) -> ModelVersion:
         """The same files as the next version of another name; nothing is stored twice."""
         target = check_name(target, "model name")
         with self._locked():
             if known := self._answered(asked):  # its source may be gone
                 return known
             old = self.resolve(source)
-            lineage = replace(old.lineage, parent=old.ref)
+            lineage = replace(old.lineage, parent=old.ref, project=project)
             return self._register(
                 target,
                 lambda number: replace(
@@ -248,7 +254,7 @@ class Registry:
             return self._collect()
 
     def import_directory(
-        self, path: Path | str, name: str, asked: Asked | None = None
+        self, path: Path | str, name: str, asked: Asked | None = None, project: str | None = None
     ) -> ModelVersion:
         """Register a Hugging Face directory: config, tokenizer and safetensors weights.
 
@@ -260,7 +266,7 @@ class Registry:
         directory = Path(path)
         files = intake.gather(directory)
         fitting.check(files)
-        lineage = Lineage(parent=f"import:{directory.name}")
+        lineage = Lineage(parent=f"import:{directory.name}", project=project)
         return self.publish(name, files, lineage=lineage, asked=asked)
 
     def export(self, ref: ModelRef | str, path: Path | str) -> None:

@@ -43,7 +43,11 @@ def main(context: WorkerContext) -> int:
         version = context.registry.publish(
             spec.name,
             {**files, **(vocabulary.files if vocabulary else {})},
-            lineage=Lineage(task=context.task.id, code_version=__version__),
+            lineage=Lineage(
+                task=context.task.id,
+                code_version=__version__,
+                project=context.task.principal.project,
+            ),
         )
     context.write_result({"model": version.ref, "parameters": version.parameters})
     return 0

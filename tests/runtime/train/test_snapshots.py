@@ -68,7 +68,7 @@ def test_versions_are_published_and_the_training_stays_the_same_bit_for_bit(
     )
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert last.lineage.task == "t2"
+    assert (last.lineage.task, last.lineage.project) == ("t2", "default")
     assert last.lineage.data_hash == end.lineage.data_hash
 
 

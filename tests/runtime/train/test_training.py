@@ -33,6 +33,7 @@ def test_a_causal_model_from_files_to_the_registry(run: Any, corpus: Path) -> No
     assert version.arch == "llama"
     assert version.lineage.task == "t1"
     assert version.lineage.data_hash
+    assert version.lineage.project == "default"
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= version.files.keys()
     # It has learned something: more than how often which token comes.
     assert found["eval_loss"] < found["unigram_loss"] * 0.8

@@ -71,6 +71,7 @@ def publish(
                     data_hash=state.plan.data_digest,
                     task=context.task.id,
                     code_version=__version__,
+                    project=context.task.principal.project,
                 ),
                 metrics=metrics,
                 curve=[list(point) for point in state.curve],

@@ -172,6 +172,7 @@ class Snapshots:
                     data_hash=data_hash,
                     task=self._context.task.id,
                     code_version=__version__,
+                    project=self._context.task.principal.project,
                 ),
                 metrics=metrics,
             )
