@@ -6,6 +6,7 @@ submission, or the end of one running task, in whose place another starts.
 
 from __future__ import annotations
 
+import gc
 import random
 import statistics
 import time
@@ -52,10 +53,13 @@ class Cluster:
         batch = max(200, nodes)
         while len(self.kernel.state.scheduler.queue) < 100:
             self.advance([self.submission() for _ in range(batch)])
+        gc.collect()
         tracemalloc.start()  # it makes all slower, so for the first ones only
         before, held = len(self.kernel.state.scheduler.queue), tracemalloc.get_traced_memory()[0]
         self.advance([self.submission() for _ in range(min(queued, MEASURED))])
-        self.kernel.state.begin(self.now)  # what the last step has changed is no part of it
+        # What the last step has changed, and what nobody has any more, is no part of it.
+        self.kernel.state.begin(self.now)
+        gc.collect()
         grown = tracemalloc.get_traced_memory()[0] - held
         self.bytes_each = grown / (len(self.kernel.state.scheduler.queue) - before)
         tracemalloc.stop()
