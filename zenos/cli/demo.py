@@ -52,7 +52,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """How large the demo is. train_s: seconds of training; a slow machine takes fewer steps, but no
     fewer than `steps_min`, with which the bigram model is beaten.
 
-    second_steps: of each of the two trainings of the second act.
+    second_steps: of each of the two trainings of the second act; second_requests: how often the
+    second of them gives way.
     """
 
     arch: str
@@ -63,6 +64,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     train_s: float
     steps_min: int
     second_steps: int
+    second_requests: int
     parts: tuple[str, ...]
     settings: dict[str, int] = {}
 
@@ -86,6 +88,7 @@ FULL: Final = Plan(
     train_s=120,
     steps_min=800,
     second_steps=150,
+    second_requests=3,
     parts=("**/*.py",),
 )
 QUICK: Final = Plan(
@@ -97,7 +100,8 @@ QUICK: Final = Plan(
     learning_rate=3e-3,
     train_s=15,
     steps_min=600,
-    second_steps=40,
+    second_steps=30,
+    second_requests=1,
     parts=("*.py",),
 )
 
@@ -224,6 +228,7 @@ def _run(plan: Plan, root: Path, picture: Path, console: Any) -> str:
             MODEL,
             data=_data(plan),
             steps=plan.second_steps,
+            requests=plan.second_requests,
             console=console,
         )
         _table(result, answer, yielded, console)

@@ -48,9 +48,10 @@ def show(
     *,
     data: dict[str, Any],
     steps: int,
+    requests: int,
     console: Any,
 ) -> Outcome:
-    """Train twice, the second time with requests for `model`.
+    """Train twice, the second time with so many requests for `model`.
 
     ask: makes one, and says after how many seconds its first token came. data, steps: of each
     training.
@@ -75,8 +76,8 @@ def show(
     )
     handle = client.train(model="disturbed", **trainings)
     first_s = []
-    for part in (1, 2, 3):
-        done = _reaches(handle, part * steps // 4)
+    for part in range(1, requests + 1):
+        done = _reaches(handle, part * steps // (requests + 1))
         first_s.append(ask())
         console.print(f"  asked at step {done}: the first token came after {first_s[-1]:.2f} s")
     disturbed_s = _ended(handle)
@@ -96,12 +97,15 @@ def show(
 
 
 def _tell(made: Outcome, digests: list[str], console: Any) -> None:
-    times = f"{made.preemptions} times" if made.preemptions != 1 else "once"
     ends = "the same weights" if made.same else "OTHER weights"
     console.print(
-        f"  saved and continued {times}, it took {made.disturbed_s:.1f} s and ended in {ends}: "
-        f"{digests[0][:23]}… and {digests[1][:23]}…"
+        f"  saved and continued {_often(made)}, it took {made.disturbed_s:.1f} s and ended in "
+        f"{ends}: {digests[0][:23]}… and {digests[1][:23]}…"
     )
+
+
+def _often(made: Outcome) -> str:
+    return f"{made.preemptions} times" if made.preemptions != 1 else "once"
 
 
 def rows(made: Outcome) -> list[tuple[str, str]]:
@@ -109,7 +113,7 @@ def rows(made: Outcome) -> list[tuple[str, str]]:
     return [
         ("preemption to first token", f"{median(made.first_s):.2f} s"),
         (
-            f"a training that gave way {made.preemptions} times",
+            f"a training that gave way {_often(made)}",
             "same weights as undisturbed" if made.same else "OTHER weights",
         ),
     ]
