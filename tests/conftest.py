@@ -86,5 +86,9 @@ def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(base / "inductor"))
         yield
         forked.server.close()
-        until(lambda: not mentioning(f"{base}/"))  # pytest-1 is no part of pytest-12
+        ours = f"{base}/"  # pytest-1 is no part of pytest-12
+        try:
+            until(lambda: not mentioning(ours))
+        except AssertionError as error:
+            raise AssertionError(f"these are left: {mentioning(ours)}") from error
         assert list(Path(folder).iterdir()) == []
