@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from benchmarks import report
@@ -31,12 +32,18 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_quick_run_writes_a_table_and_json(tmp_path: Path) -> None:
     figures, shown = tmp_path / "b.json", tmp_path / "b.md"
+    # Another part was measured before: it stays, under its own day.
+    before = report.Part(
+        measured="2026-01-02", machine={"cores": "64"}, rows=[report.compare("old", "s", [1.5])]
+    )
+    figures.write_bytes(msgspec.json.encode({"threads": before, "gone": before}))
     shown.write_text("# Benchmarks\n\nan older table\n\n## Remarks\n\nThey stay.\n")
     done = run("daemon", "--quick", "--json", str(figures), "--markdown", str(shown))
     assert done.returncode == 0, done.stderr
     written = json.loads(figures.read_bytes())
-    assert {"processor", "cores", "memory", "torch"} <= set(written["machine"])
-    rows = written["rows"]
+    assert list(written) == ["daemon", "threads"]
+    assert {"processor", "cores", "memory", "torch"} <= set(written["daemon"]["machine"])
+    rows = written["daemon"]["rows"]
     assert [row["unit"] for row in rows] == ["s", "MB", "MB"]
     for row in rows:
         ours = row["ours"]
@@ -49,6 +56,8 @@ def test_the_quick_run_writes_a_table_and_json(tmp_path: Path) -> None:
     assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {row['what']}" for row in rows]
     page = shown.read_text(encoding="utf-8")
     assert done.stdout.strip() in page
+    assert "| old | 1.5 s | - | - | - |" in page
+    assert "- threads on 2026-01-02: cores 64.\n" in page
     assert page.endswith("\n\n## Remarks\n\nThey stay.\n")
     assert "an older table" not in page
     assert not mentioning(f"{tempfile.gettempdir()}/zenos-bench-")
@@ -83,7 +92,11 @@ def test_a_row_compares_the_same_work_alone() -> None:
         ["-", "≤ 1 s: **missed** |"],
     ]
     assert "2 (1 to 3) s | peer: 4 s" in text
-    assert text in page({"cores": "2"}, text)
+    part = report.Part(
+        measured="2026-01-02", machine={"cores": "2"}, rows=[faster, rate, other, alone]
+    )
+    assert text in (whole := page({"a": part}))
+    assert "Measured on 2026-01-02: cores 2." in whole
 
 
 def test_both_sides_take_turns() -> None:

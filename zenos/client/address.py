@@ -66,6 +66,8 @@ def find(
         url, daemon = url_of(host), None
     else:
         daemon = read_daemon_file(place)
+        if daemon is None and place.daemon.exists():
+            daemon = read_daemon_file(place)  # it may have come just now
         if daemon is None and place.daemon.exists() and (pid := _holder(place)):
             raise StorageError(
                 f"cannot read {place.daemon}: it is damaged, and the daemon is process {pid}; end "
