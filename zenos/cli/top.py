@@ -161,6 +161,8 @@ class Top(App[int]):
     ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "quit", "quit"),
+        # The terminal gives no SIGINT while a screen has it: the key has to mean the same.
+        Binding("ctrl+c", "quit", show=False, priority=True),
         Binding("c", "cancel", "cancel task"),
         Binding("e", "toggle_ended", "ended tasks"),
     ]
