@@ -16,6 +16,7 @@ from zenos.client import Client, TaskView, connect
 from zenos.core.errors import ContextLengthError, InvalidError
 from zenos.core.specs import DeploymentSpec, ServeSpec
 from zenos.core.task import Kind, Outcome, Principal, Task, TaskSpec
+from zenos.core.wire import WAITS_FOR_SPACE, Progress
 
 
 def submitted(name: str) -> str:
@@ -165,8 +166,12 @@ def test_a_prompt_that_is_too_long_is_told_as_openai_does(daemon: Daemon, client
         assert error["param"] == ("messages" if "chat" in path else "prompt")
 
 
-def test_wait_says_why_a_run_is_to_be_started_again(
-    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+TRAIN = ("train", "--model", "m", "--arch", "llama-nano", "--data", "x", "--wait")
+
+
+@pytest.mark.parametrize("command", [TRAIN, ("create", "m", "--arch", "llama-nano")])
+def test_who_waits_is_told_why_a_run_is_to_be_started_again(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
     spoken: list[str] = []
     told = threading.Event()
@@ -189,10 +194,39 @@ def test_wait_says_why_a_run_is_to_be_started_again(
 
     driver = threading.Thread(target=drive)
     driver.start()
-    zenos("train", "--model", "m", "--arch", "llama-nano", "--data", "x", "--wait")
+    zenos(*command)
     driver.join()
     assert told.is_set(), spoken
     assert any("No space left on device" in text for text in spoken)
+
+
+def test_who_waits_is_told_that_a_training_waits_for_space(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoken: list[str] = []
+    told = threading.Event()
+
+    def hear(text: str) -> None:
+        spoken.append(text)
+        if "waits for space on the disk" in text:
+            told.set()
+
+    monkeypatch.setattr(output, "say", hear)
+
+    def drive() -> None:
+        until(lambda: "running" in {str(t.state) for t in daemon.double.view.tasks.values()})
+        task = next(iter(daemon.double.view.tasks))
+        daemon.report(task, Progress(stage=WAITS_FOR_SPACE, done=4, total=4))
+        told.wait(20)
+        with connect() as made:
+            made.task(task).cancel()
+
+    driver = threading.Thread(target=drive)
+    driver.start()
+    zenos(*TRAIN)
+    driver.join()
+    assert told.is_set(), spoken
+    assert sum("waits for space" in text for text in spoken) == 1
 
 
 def test_down_names_the_programs_that_run_on(daemon: Daemon, client: Client) -> None:
