@@ -11,6 +11,7 @@ from tests.disks import Disk, small_disk
 from tests.processes import until
 from tests.system.harness import System, refused
 from zenos.client import TaskHandle, connect
+from zenos.core import limits
 from zenos.core.errors import StorageError, UnavailableError, ZenosError
 from zenos.core.task import State
 
@@ -45,7 +46,10 @@ def refuse(system: System) -> None:
         # The one that met it may wait for the store; the next ones are told at once, and why.
         with pytest.raises(ZenosError, match=r"cannot use the database .* full"):
             client.submit(["true"], name="y")
-        assert client.status().store == "failing"
+        status = client.status()
+        assert status.store == "failing"
+        assert status.disk_free is not None
+        assert status.disk_free < limits.MIB
 
 
 def test_what_runs_on_a_full_disk_ends_as_it_ends(full: System, disk: Disk) -> None:

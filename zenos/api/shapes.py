@@ -121,14 +121,15 @@ class AccountView(Answer, frozen=True, kw_only=True):
 class Status(Answer, frozen=True, kw_only=True):
     """The daemon: uptime_s in seconds; tasks: how many by state. More fields may follow.
 
-    going_down: how, once it was told to; nothing new is taken or started. accounts: users and
-    projects that have tasks.
+    disk_free: bytes, of the disk of the home. going_down: how, once it was told to; nothing new is
+    taken or started. accounts: users and projects that have tasks.
     """
 
     pid: int
     version: str
     uptime_s: float
     home: str
+    disk_free: int | None = None
     going_down: Literal["suspend", "drain", "leave"] | None = None
     tasks: dict[str, int]
     nodes: list[NodeView]
