@@ -354,6 +354,7 @@ DAMAGE = [
     (change(model_type="nosuch"), InvalidError, "nosuch"),
     (change(model_type="clip"), InvalidError, "CLIP"),
     (change(rope_parameters={"rope_type": "nosuch"}), InvalidError, "nosuch"),
+    (change(hidden_act="nosuch"), InvalidError, "names 'nosuch', which transformers"),
     (change(quantization_config={"quant_method": "gptq"}), InvalidError, "cannot load the model"),
     (text("{"), InvalidError, "cannot read config.json"),
     (text("[]"), InvalidError, "it is no object"),

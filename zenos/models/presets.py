@@ -44,6 +44,7 @@ POSITIONS: Final = 2048
 # No published model comes near these; beyond them even a description costs minutes.
 SETTING_MAX: Final = 10_000_000
 LAYERS_MAX: Final = 1_000
+NUMBER_MAX: Final = 1e12  # of a setting that is no size: a base of rotary positions, an epsilon
 # What the model types of presets can be trained for from scratch; t5 for nothing here.
 OBJECTIVES: Final = {"llama": "causal_lm", "gpt2": "causal_lm", "bert": "masked_lm", "t5": None}
 # Settings that say how long a sequence may be; GPT-2 takes both names.
@@ -129,14 +130,14 @@ PRESETS: Final[dict[str, Preset]] = {
 
 
 @functools.cache
-def _published() -> tuple[frozenset[str], dict[str, list[str]]]:
-    """Model types, and what may be set in those of presets, as transformers has them.
+def _published() -> tuple[frozenset[str], dict[str, list[str]], frozenset[str]]:
+    """Model types, what may be set in those of presets, and activations, as transformers has them.
 
     Kept as data (zenos/runtime/published.py makes it), for the daemon never imports transformers.
     """
     text = resources.files("zenos.models").joinpath("architectures.json").read_text("utf-8")
     found = json.loads(text)
-    return frozenset(found["model_types"]), found["settings"]
+    return frozenset(found["model_types"]), found["settings"], frozenset(found["activations"])
 
 
 def check_arch(arch: str, settings: dict[str, Any]) -> None:
@@ -144,7 +145,7 @@ def check_arch(arch: str, settings: dict[str, Any]) -> None:
 
     Of model types that have no preset, names of settings are known to the task alone.
     """
-    types, known = _published()
+    types, known, _ = _published()
     preset = PRESETS.get(arch)
     if preset is None and arch not in types:
         family, _, _ = arch.partition("-")
@@ -167,11 +168,22 @@ def check_arch(arch: str, settings: dict[str, Any]) -> None:
 
 def check_type(model_type: str | None) -> None:
     """Raises InvalidError for a config's model type that transformers doesn't have here."""
-    types, _ = _published()
+    types, _, _ = _published()
     if model_type is not None and model_type not in types:
         raise InvalidError(
             f"cannot import a model of the type {model_type[:100]!r}: transformers has none such "
             f"here{nearest(model_type[:100], sorted(types))}"
+        )
+
+
+def check_activation(name: str, value: Any) -> None:
+    """Raises InvalidError, with the nearest, for an activation that a config of that name lacks."""
+    *_, known = _published()
+    if not isinstance(value, str) or value not in known:
+        hint = nearest(str(value)[:100], sorted(known))
+        raise InvalidError(
+            f"cannot import this model: its config.json sets {name} to {shown(value)}, and "
+            f"transformers has no such activation here{hint}"
         )
 
 

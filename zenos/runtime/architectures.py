@@ -18,6 +18,7 @@ from zenos.models import safetensors
 from zenos.models.presets import (
     COUNTS,
     LAYERS_MAX,
+    NUMBER_MAX,
     PRESETS,
     Preset,
     check_count,
@@ -26,7 +27,6 @@ from zenos.models.presets import (
 )
 from zenos.models.records import family_of
 
-NUMBER_MAX: Final = 1e12  # of a setting that is no size: a base of rotary positions, an epsilon
 # Settings that follow from others, and cannot be set.
 DECIDED: Final = frozenset(
     {"model_type", "architectures", "transformers_version", "_name_or_path", "dtype"}
@@ -211,6 +211,8 @@ def load(
         reason = " ".join(str(error).split())
         if "ignore_mismatched_sizes" in reason:
             reason = "its weights don't have the shapes that its config.json gives them"
+        elif isinstance(error, KeyError):  # these say a bare word
+            reason = f"its config.json names {reason[:100]}, which transformers doesn't have here"
         elif "trust_remote_code" in reason:
             reason = "it needs program code that came with it, and such code is never run"
         raise InvalidError(f"cannot load the model: {reason[:300]}") from error
