@@ -27,7 +27,6 @@ _EMBEDDING: Final = re.compile(
 _INNER: Final = re.compile(r"\.\d+\.(mlp\.(gate|up)_proj|intermediate\.dense)\.weight$")
 # Numbers that a config sets, besides those that count something.
 _NUMBERS: Final = frozenset({"rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta"})
-_ACTIVATIONS: Final = frozenset({"hidden_act", "hidden_activation", "activation_function"})
 _COUNT_MAX: Final = 10**9  # a model of somebody else's may be larger than what is made here
 _LAYER: Final = re.compile(r"(?:^|\.)(?:layers|layer|h)\.(\d{1,6})\.")
 
@@ -65,7 +64,7 @@ def _check_values(config: Mapping[str, Any]) -> None:
         elif name in _NUMBERS:
             number = type(value) in (int, float) and 0 <= value <= presets.NUMBER_MAX
             wanted = "" if number else f"a number from 0 to {presets.NUMBER_MAX:g}"
-        elif name in _ACTIVATIONS:
+        elif name in presets.ACTIVATIONS:
             presets.check_activation(name, value)
         if wanted:
             raise InvalidError(

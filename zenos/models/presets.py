@@ -41,6 +41,8 @@ SIZES: Final = {
     "small": Size(768, 12, 12, 2048),
 }
 POSITIONS: Final = 2048
+# What model types call their feed-forward layers' activation.
+ACTIVATIONS: Final = frozenset({"hidden_act", "hidden_activation", "activation_function"})
 # No published model comes near these; beyond them even a description costs minutes.
 SETTING_MAX: Final = 10_000_000
 LAYERS_MAX: Final = 1_000
@@ -145,7 +147,7 @@ def check_arch(arch: str, settings: dict[str, Any]) -> None:
 
     Of model types that have no preset, names of settings are known to the task alone.
     """
-    types, known, _ = _published()
+    types, known, activations = _published()
     preset = PRESETS.get(arch)
     if preset is None and arch not in types:
         family, _, _ = arch.partition("-")
@@ -157,6 +159,9 @@ def check_arch(arch: str, settings: dict[str, Any]) -> None:
     for name, value in settings.items():
         if name in COUNTS and value is not None:  # None means the usual, where there is one
             check_count(name, value)
+        if name in ACTIVATIONS and isinstance(value, str) and value not in activations:
+            hint = nearest(value[:100], sorted(activations))
+            raise InvalidError(f"cannot set {name} to {shown(value)}: no such activation{hint}")
     names = known.get(arch if preset is None else preset.model_type)
     if names is None:
         return
@@ -164,6 +169,41 @@ def check_arch(arch: str, settings: dict[str, Any]) -> None:
         if name not in names:
             hint = nearest(name[:100], names)
             raise InvalidError(f"cannot set {name[:100]!r} of {arch}: no such setting{hint}")
+    if preset is not None:
+        _check_heads(arch, {**preset.settings, **_own(preset, settings)})
+
+
+def _own(preset: Preset, settings: dict[str, Any]) -> dict[str, Any]:
+    """These settings by the names that the preset gives them; what is None is left to it."""
+    words = {"hidden_size": "n_embd", "num_attention_heads": "n_head"}
+    alone = "num_key_value_heads"  # None here means as many as there are heads
+    said = {name: value for name, value in settings.items() if value is not None or name == alone}
+    return {words[n] if words.get(n) in preset.settings else n: v for n, v in said.items()}
+
+
+def _check_heads(arch: str, values: dict[str, Any]) -> None:
+    """Raises InvalidError where the heads don't divide the width, or those of keys the heads.
+
+    T5's have a width of their own, and so have other names.
+    """
+    width, heads, name = (
+        (values["n_embd"], values["n_head"], "n_embd")
+        if "n_embd" in values
+        else (values.get("hidden_size"), values.get("num_attention_heads"), "hidden_size")
+    )
+    if width is None or heads is None:
+        return
+    if width % heads:
+        raise InvalidError(
+            f"cannot build {arch}: {name} ({width}) is not a multiple of the {heads} attention "
+            "heads; set another width, or other heads"
+        )
+    shared = values.get("num_key_value_heads") or heads
+    if heads % shared:
+        raise InvalidError(
+            f"cannot build {arch}: {heads} attention heads are not a multiple of the {shared} "
+            "heads of keys and values (num_key_value_heads)"
+        )
 
 
 def check_type(model_type: str | None) -> None:

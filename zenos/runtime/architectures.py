@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +31,9 @@ from zenos.models.records import family_of
 # Settings that follow from others, and cannot be set.
 DECIDED: Final = frozenset(
     {"model_type", "architectures", "transformers_version", "_name_or_path", "dtype"}
+)
+_WRAPPED: Final = re.compile(
+    r"^(Class validation error for validator|Validation error for field) '\w+': \w+: "
 )
 transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
@@ -121,8 +125,12 @@ def _check_tokens(values: dict[str, Any], default: Any, vocab_size: int) -> None
 
 
 def _impossible(arch: str, error: Exception) -> InvalidError:
-    reason = " ".join(str(error).split())[:300]
-    if isinstance(error, KeyError | ArithmeticError):  # these say a bare word
+    # What huggingface_hub's validators say is wrapped in names of theirs, twice.
+    reason = _WRAPPED.sub("", " ".join(str(error).split())).partition(" Errors: ")[0]
+    reason = re.sub(r"<class '(\w+)'>", r"\1", reason)[:300]
+    if isinstance(error, KeyError):  # these say a bare word
+        reason = f"transformers has no {reason} here"
+    elif isinstance(error, ArithmeticError):
         reason = f"{type(error).__name__}: {reason}"
     return InvalidError(f"cannot build {arch} with these settings: {reason}")
 
