@@ -12,6 +12,7 @@ import pytest
 
 from tests.cli.conftest import Daemon, until, zenos
 from zenos.cli import demo, output, waiting
+from zenos.cli.rows import task_rows
 from zenos.client import Client, TaskView, connect
 from zenos.core.errors import ContextLengthError, InvalidError
 from zenos.core.specs import DeploymentSpec, ServeSpec
@@ -122,6 +123,20 @@ def test_what_has_failed_is_not_said_to_wait_for_room() -> None:
     )
     view = TaskView(task=failed, waits="starts again in 1 s")
     assert waiting.room("tiny", [view]) == "tiny is started again: cannot allocate more memory"
+
+
+def test_replicas_of_one_version_under_two_names_are_told_apart() -> None:
+    def replica(number: int, model: str, deployment: str) -> TaskView:
+        work = ServeSpec(model=model, deployment=deployment)
+        spec, by = TaskSpec(work=work), Principal()
+        return TaskView(
+            task=Task(id=f"t{number}", spec=spec, principal=by, submitted=0, kind=Kind.SERVE)
+        )
+
+    views = [replica(1, "docs:1", "docs"), replica(2, "docs:1", "docs:1"), replica(3, "x:1", "x")]
+    names = [row[1] for row in task_rows(views)]
+    assert names == ["docs:1 as docs", "docs:1 as docs:1", "x:1"]
+    assert [row[1] for row in task_rows(views[:1])] == ["docs:1"]
 
 
 def test_a_key_that_is_typed_again_gives_the_same_task(daemon: Daemon) -> None:

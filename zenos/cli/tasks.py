@@ -346,7 +346,7 @@ def ps(
     """
     from zenos.cli.arrays import array_row, listed
     from zenos.cli.output import put_json, say, table
-    from zenos.cli.rows import TASKS, task_row
+    from zenos.cli.rows import TASKS, task_rows
     from zenos.cli.threads import put_tree, threads_of
     from zenos.core.task import ENDED, State
 
@@ -366,7 +366,7 @@ def ps(
     elif json:
         put_json([*arrays, *views])
     else:
-        rows = [*map(array_row, arrays), *map(task_row, views)]
+        rows = [*map(array_row, arrays), *task_rows(views)]
         table(TASKS, rows, empty=hint)
     if more and not json:
         say(f"the first {limit}; --limit shows more")
