@@ -50,7 +50,7 @@ from zenos.kernel.control import Inbox, View
 from zenos.kernel.step import Kernel
 from zenos.models.registry import Registry
 from zenos.store.sqlite import SqliteStore
-from zenos.workers import fork_server, measuring, nodes, saving
+from zenos.workers import disk, fork_server, measuring, nodes, saving
 from zenos.workers.executor import LocalExecutor
 from zenos.workers.limits import raise_open_files
 from zenos.workers.system import LocalSystem, Mode
@@ -109,7 +109,7 @@ async def run(home: Home, config: Config, flags: Mapping[str, Any]) -> None:
         home.write_sockets()
         await broker.start(home.bus)
         stack.push_async_callback(broker.close)
-        stack.push_async_callback(_end_task, asyncio.create_task(keep_listening(broker, home)))
+        stack.push_async_callback(_end_task, asyncio.create_task(keep_watch(broker, home)))
         system.executor, system.broker = executor, broker
         system.tidy(snapshot)
         inbox.put(view.boots_on(nodes.detect(config, executor.cgroups)))
@@ -129,6 +129,11 @@ async def run(home: Home, config: Config, flags: Mapping[str, Any]) -> None:
         watch_signals(system, flags, home)
         log.info("zenos %s listens on http://%s:%d, home %s", __version__, host, port, home.root)
         await _until_stopped(system, inbox, view, looping, {api, keeping})
+
+
+async def keep_watch(broker: Broker, home: Home) -> None:
+    """Look after what others may take away: the bus's socket, the space on the disk."""
+    await asyncio.gather(keep_listening(broker, home), disk.keep_telling(home.root))
 
 
 async def _until_stopped(

@@ -19,6 +19,7 @@ import msgspec
 
 from zenos.bus.durable_topics import DurableTopics
 from zenos.core import events as ev
+from zenos.core import limits
 from zenos.core.actions import (
     Action,
     Discard,
@@ -93,6 +94,7 @@ class Double:
         # What the engine says, and what it was asked.
         self.words = ["Hello", ",", " wörld"]
         self.failure: ZenosError | None = None
+        self.disk_free = limits.TIB
         self.fail_after: int | None = None
         self.gate: asyncio.Event | None = None
         self.hold_at = 1
@@ -268,6 +270,7 @@ class Double:
             "version": "test",
             "uptime_s": 1.5,
             "home": str(self.root),
+            "disk_free": self.disk_free,
             "going_down": self.stopped[-1] if self.stopped else None,
             "tasks": states,
         }

@@ -282,6 +282,7 @@ async def test_bad_fields(http: httpx.AsyncClient, system: Double, field: bytes,
         (b'"train","model":"m","data":{"paths":["/x"]}', "either"),
         (b'"train","model":"m","arch":"a","data":{"paths":["/x"]},"batchsize":2', "'batch_size'?"),
         (b'"train","model":"m","arch":"a","data":{"paths":["/x"]},"clip":-1', "clip"),
+        (b'"train","model":"m","base":"b","data":{"paths":["/x"]},"vocab_size":300', "b's is used"),
         (b'"train","model":"m","arch":"a","data":{"paths":["/x"]},"steps":%b' % HUGE, "steps"),
     ],
 )

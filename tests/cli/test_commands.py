@@ -15,7 +15,7 @@ from zenos.cli import errors, plot
 from zenos.cli.train_flags import fields, flag_of
 from zenos.client import ModelVersion, connect
 from zenos.core import errors as core_errors
-from zenos.core import events
+from zenos.core import events, limits
 from zenos.core.home import Home
 from zenos.core.specs import ProgramSpec, TrainSpec
 from zenos.core.task import Outcome, Task
@@ -331,6 +331,13 @@ def test_status(daemon: Daemon) -> None:
     assert {"pid", "version", "uptime_s", "nodes", "tasks", "deployments"} <= set(found)
     assert found["nodes"][0]["node"]["capacity"]["cpu"] == 4000
     assert "local" in zenos("status").out
+
+
+def test_status_says_when_the_disk_is_nearly_full_and_only_then(daemon: Daemon) -> None:
+    assert "nearly full" not in zenos("status").out
+    daemon.double.disk_free = 3 * limits.MIB
+    assert "nearly full: 3 MiB free; 'zenos rm' frees models" in zenos("status").out
+    assert zenos("status", "--json").json["disk_free"] == 3 * limits.MIB
 
 
 def test_status_says_that_the_daemon_goes_down(daemon: Daemon) -> None:

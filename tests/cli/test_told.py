@@ -12,10 +12,12 @@ import pytest
 
 from tests.cli.conftest import Daemon, until, zenos
 from zenos.cli import demo, output, waiting
+from zenos.cli.rows import task_rows
 from zenos.client import Client, TaskView, connect
 from zenos.core.errors import ContextLengthError, InvalidError
 from zenos.core.specs import DeploymentSpec, ServeSpec
 from zenos.core.task import Kind, Outcome, Principal, Task, TaskSpec
+from zenos.core.wire import WAITS_FOR_SPACE, Progress
 
 
 def submitted(name: str) -> str:
@@ -123,6 +125,20 @@ def test_what_has_failed_is_not_said_to_wait_for_room() -> None:
     assert waiting.room("tiny", [view]) == "tiny is started again: cannot allocate more memory"
 
 
+def test_replicas_of_one_version_under_two_names_are_told_apart() -> None:
+    def replica(number: int, model: str, deployment: str) -> TaskView:
+        work = ServeSpec(model=model, deployment=deployment)
+        spec, by = TaskSpec(work=work), Principal()
+        return TaskView(
+            task=Task(id=f"t{number}", spec=spec, principal=by, submitted=0, kind=Kind.SERVE)
+        )
+
+    views = [replica(1, "docs:1", "docs"), replica(2, "docs:1", "docs:1"), replica(3, "x:1", "x")]
+    names = [row[1] for row in task_rows(views)]
+    assert names == ["docs:1 as docs", "docs:1 as docs:1", "x:1"]
+    assert [row[1] for row in task_rows(views[:1])] == ["docs:1"]
+
+
 def test_a_key_that_is_typed_again_gives_the_same_task(daemon: Daemon) -> None:
     submit = ("submit", "--key", "once", "--", "work")
     assert zenos(*submit).out == zenos(*submit).out
@@ -165,8 +181,12 @@ def test_a_prompt_that_is_too_long_is_told_as_openai_does(daemon: Daemon, client
         assert error["param"] == ("messages" if "chat" in path else "prompt")
 
 
-def test_wait_says_why_a_run_is_to_be_started_again(
-    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+TRAIN = ("train", "--model", "m", "--arch", "llama-nano", "--data", "x", "--wait")
+
+
+@pytest.mark.parametrize("command", [TRAIN, ("create", "m", "--arch", "llama-nano")])
+def test_who_waits_is_told_why_a_run_is_to_be_started_again(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
     spoken: list[str] = []
     told = threading.Event()
@@ -189,10 +209,39 @@ def test_wait_says_why_a_run_is_to_be_started_again(
 
     driver = threading.Thread(target=drive)
     driver.start()
-    zenos("train", "--model", "m", "--arch", "llama-nano", "--data", "x", "--wait")
+    zenos(*command)
     driver.join()
     assert told.is_set(), spoken
     assert any("No space left on device" in text for text in spoken)
+
+
+def test_who_waits_is_told_that_a_training_waits_for_space(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoken: list[str] = []
+    told = threading.Event()
+
+    def hear(text: str) -> None:
+        spoken.append(text)
+        if "waits for space on the disk" in text:
+            told.set()
+
+    monkeypatch.setattr(output, "say", hear)
+
+    def drive() -> None:
+        until(lambda: "running" in {str(t.state) for t in daemon.double.view.tasks.values()})
+        task = next(iter(daemon.double.view.tasks))
+        daemon.report(task, Progress(stage=WAITS_FOR_SPACE, done=4, total=4))
+        told.wait(20)
+        with connect() as made:
+            made.task(task).cancel()
+
+    driver = threading.Thread(target=drive)
+    driver.start()
+    zenos(*TRAIN)
+    driver.join()
+    assert told.is_set(), spoken
+    assert sum("waits for space" in text for text in spoken) == 1
 
 
 def test_down_names_the_programs_that_run_on(daemon: Daemon, client: Client) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from msgspec.structs import replace
 from rich.console import Console
 from textual.widgets import DataTable, Static
@@ -103,6 +104,24 @@ async def test_it_says_when_the_daemon_is_gone_and_goes_on(daemon: Daemon) -> No
         await asyncio.to_thread(daemon.stop)
         await becomes(lambda: "zenos up" in shown(app, "message"), pilot)
         await pilot.press("q")
+
+
+@pytest.mark.parametrize("before", ["", "c"])
+async def test_ctrl_c_leaves_it_from_wherever_it_is(daemon: Daemon, before: str) -> None:
+    def submit() -> None:
+        with connect() as client:
+            client.submit(["work"])
+
+    await asyncio.to_thread(submit)
+    app = Top(connect_async(), interval_s=0.1)
+    async with app.run_test() as pilot:
+        await becomes(lambda: app.query_one(DataTable).row_count == 1, pilot)
+        if before:
+            await pilot.press(before)
+            await becomes(lambda: isinstance(app.screen, Confirm), pilot)
+        await pilot.press("ctrl+c")
+        await becomes(lambda: not app.is_running, pilot)
+    assert app.return_code == 0
 
 
 def test_a_bar_fills_by_eighths() -> None:

@@ -242,3 +242,34 @@ def test_a_program_does_not_begin_when_the_disk_does_not_take_its_start(tmp_path
     assert (run / "lock").exists()
     assert not (run / "started").exists()
     assert not ran.exists()
+
+
+NAMES = """
+import json, os, sys
+from pathlib import Path
+from zenos.core import shim
+def target(spec, directory):
+    for pid in (os.getppid(), os.getpid()):
+        print(Path(f"/proc/{pid}/comm").read_text(), end="", flush=True)
+    return 0
+shim.run(json.loads(sys.argv[1]), os.dup(1), target)
+"""
+
+
+def test_a_shim_and_a_worker_are_called_by_their_task(tmp_path: Path) -> None:
+    directory = tmp_path / "t42" / "1"
+    directory.parent.mkdir()
+    spec = json.dumps({"directory": str(directory), "env": {}})
+    subprocess.run(
+        [sys.executable, "-P", "-c", NAMES, spec],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        check=True,
+    )
+    assert (directory / "log").read_text() == "shim:t42\nzenos:t42\n"
+
+
+def test_a_program_keeps_its_own_name(tmp_path: Path) -> None:
+    with running(tmp_path / "1", "/bin/cat", "/proc/self/comm"):
+        assert ended(tmp_path / "1")["exit_code"] == 0
+    assert (tmp_path / "1" / "log").read_text() == "cat\n"

@@ -80,6 +80,14 @@ def test_bad_names_are_refused(name: str) -> None:
         check_name(name)
 
 
+def test_a_refused_name_is_shown_as_it_was_typed_where_it_can_be() -> None:
+    with pytest.raises(InvalidError, match="the name '🦊'"):
+        check_name("🦊")
+    for name, shown in (("a\x1b[2J", r"'a\\x1b\[2J'"), ("a\u202eb", r"'a\\u202eb'")):
+        with pytest.raises(InvalidError, match=shown):
+            check_name(name)
+
+
 def test_names_are_compared_in_nfc() -> None:
     assert check_name("mode\u0301le") == "mod\u00e9le"
     assert check_name("模型") == "模型"

@@ -109,6 +109,8 @@ def test_what_the_config_does_not_say_is_not_asked_for(registry: Registry, tmp_p
     unsaid: list[dict[str, Any]] = [
         {},
         {"vocab_size": None},
+        {"head_dim": None, "num_key_value_heads": None, "hidden_act": None},  # the usual ones
+        {"num_attention_heads": 3, "head_dim": 4},  # which need not be a part of the whole
         {"model_type": "albert", "hidden_size": 8},  # whose embedding is narrower
         {"hidden_size": 8, "quantization_config": {"bits": 4}},  # whose shapes are its own
     ]
@@ -229,6 +231,17 @@ REFUSED = [
     (says(model_type="lama"), r"of the type 'lama'.*did you mean 'llama'"),
     (says(vocab_size=4), r"embed_tokens\.weight has the shape \[3, 2\].* it would be \[4, 2\]"),
     (says(hidden_size=8), r"has the shape \[3, 2\].* it would be \[3, 8\]"),
+    (says(hidden_size=-2), r"sets hidden_size to -2, and it has to be a whole number from 1"),
+    (says(hidden_size="big"), r"sets hidden_size to 'big', and it has to be a whole number"),
+    (says(num_attention_heads=0), "sets num_attention_heads to 0, and it has to be a whole number"),
+    (says(num_attention_heads=3), "hidden states of 2 among 3 attention heads"),
+    (says(intermediate_size=7), r"up_proj\.weight has the shape \[3, 2\].* it would be \[7, 2\]"),
+    (says(rms_norm_eps="x"), "sets rms_norm_eps to 'x', and it has to be a number"),
+    (
+        says(hidden_act="sillu"),
+        "sets hidden_act to 'sillu'.*no such activation.*did you mean 'silu'",
+    ),
+    (says(hidden_act=["silu"]), "sets hidden_act to .*no such activation"),
     (says(num_hidden_layers=2), r"weights for 1 of its layers, and by its config\.json it has 2"),
     (tokenizer(b""), r"its tokenizer\.json is none"),
     (tokenizer(b"<html>404</html>"), r"its tokenizer\.json is none \(JSON is malformed"),

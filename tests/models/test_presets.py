@@ -28,6 +28,13 @@ def test_what_a_preset_sets_may_be_set(arch: str) -> None:
 
 def test_other_words_for_a_setting_and_other_model_types_pass() -> None:
     check_arch("gpt-nano", {"hidden_size": 64})
+    check_arch("gpt-nano", {"hidden_size": 9, "num_attention_heads": 3})
+    check_arch("t5-nano", {"d_model": 9})  # whose heads need not divide its width
+    check_arch("llama-nano", {"num_key_value_heads": None, "hidden_act": "silu"})
+    check_arch(
+        "llama-nano", {"num_key_value_heads": None, "num_attention_heads": 3, "hidden_size": 9}
+    )
+    check_arch("llama", {"hidden_size": 255})  # of its heads the task alone knows
     check_arch("mistral", {"only_the_task_knows": 1})
 
 
@@ -44,6 +51,19 @@ def test_other_words_for_a_setting_and_other_model_types_pass() -> None:
         ("gpt-nano", {"n_layer": 10**6}, "from 1 to 1000"),
         ("t5-nano", {"d_kv": 0.5}, "cannot set d_kv to 0.5"),
         ("mistral", {"num_attention_heads": "4"}, "cannot set num_attention_heads to '4'"),
+        (
+            "llama-nano",
+            {"hidden_size": 255},
+            "hidden_size (255) is not a multiple of the 4 attention",
+        ),
+        (
+            "gpt-nano",
+            {"hidden_size": 255},
+            "n_embd (255) is not a multiple of the 4 attention heads",
+        ),
+        ("bert-nano", {"num_attention_heads": 5}, "is not a multiple of the 5 attention heads"),
+        ("llama-nano", {"num_key_value_heads": 3}, "4 attention heads are not a multiple of the 3"),
+        ("llama-nano", {"hidden_act": "sillu"}, "no such activation; did you mean 'silu'"),
         ("bert-nano", {"vocab_size": True}, "cannot set vocab_size to True"),
     ],
 )

@@ -48,7 +48,7 @@ async def show(request: Request, name: ModelPath) -> Response:
     """One deployment."""
     deployment = system_of(request).deployments().get(name)
     if deployment is None:
-        raise NotFoundError(f"cannot find a deployment {name!a}: 'zenos ps' lists them")
+        raise NotFoundError(f"cannot find a deployment {name!r}: 'zenos ps' lists them")
     return reply(deployment)
 
 

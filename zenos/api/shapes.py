@@ -121,15 +121,16 @@ class AccountView(Answer, frozen=True, kw_only=True):
 class Status(Answer, frozen=True, kw_only=True):
     """The daemon: uptime_s in seconds; tasks: how many by state. More fields may follow.
 
-    going_down: how, once it was told to; nothing new is taken or started. accounts: users and
-    projects that have tasks. user, project: as whom the one who asks acts; operator: whether with
-    the token of the home.
+    disk_free: bytes, of the disk of the home. going_down: how, once it was told to; nothing new is
+    taken or started. accounts: users and projects that have tasks. user, project: as whom the one
+    who asks acts; operator: whether with the token of the home.
     """
 
     pid: int
     version: str
     uptime_s: float
     home: str
+    disk_free: int | None = None
     going_down: Literal["suspend", "drain", "leave"] | None = None
     tasks: dict[str, int]
     nodes: list[NodeView]

@@ -237,7 +237,7 @@ def find(system: System, task: str) -> Task:
             return other
     names = [t.label for t in itertools.islice(tasks.values(), 1000) if t.label]
     hint = nearest(task, names)
-    raise NotFoundError(f"cannot find the task {task!a}{hint or ': zenos ps --all lists them'}")
+    raise NotFoundError(f"cannot find the task {task!r}{hint or ': zenos ps --all lists them'}")
 
 
 def find_array(system: System, name: str) -> Array:
@@ -249,7 +249,7 @@ def find_array(system: System, name: str) -> Array:
         if array.spec.name == name:
             return array
     hint = nearest(name, [array.name for array in arrays.values()])
-    raise NotFoundError(f"cannot find the array {name!a}{hint or ': zenos ps lists them'}")
+    raise NotFoundError(f"cannot find the array {name!r}{hint or ': zenos ps lists them'}")
 
 
 def array_view(system: System, array: Array) -> ArrayView:

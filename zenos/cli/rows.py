@@ -14,7 +14,7 @@ from zenos.core.specs import CallSpec, CreateSpec, ProgramSpec, ServeSpec, Train
 from zenos.core.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from zenos.client import MessageInfo, ModelVersion, NodeView, TaskView, TopicInfo
     from zenos.client.types import AccountView
@@ -52,13 +52,23 @@ def owner_name(owner: Principal) -> str:
     return owner.user if own else f"{owner.user} ({owner.project})"
 
 
-def task_row(view: TaskView) -> tuple[Any, ...]:
-    """One task."""
+def task_rows(views: Sequence[TaskView]) -> Iterator[tuple[Any, ...]]:
+    """One row for each task. A version that is deployed under several names says under which."""
+    works = [view.task.spec.work for view in views]
+    under = {(work.model, work.deployment) for work in works if isinstance(work, ServeSpec)}
+    for view, work in zip(views, works, strict=True):
+        label = view.task.label
+        if isinstance(work, ServeSpec) and sum(model == work.model for model, _ in under) > 1:
+            label = f"{label} as {work.deployment}"
+        yield _task_row(view, label)
+
+
+def _task_row(view: TaskView, label: str) -> tuple[Any, ...]:
     task = view.task
     wants = task.granted
     return (
         task.id,
-        task.label,
+        label,
         str(task.kind),
         coloured(str(task.state), COLOURS[task.state]),
         task.spec.priority,

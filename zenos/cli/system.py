@@ -209,6 +209,7 @@ def status(json: Json = False) -> None:
             ("going down", _going_down(found.going_down)),
             ("tasks", counts),
             ("store", found.store if found.store not in (None, "ok") else ""),
+            ("disk", _disk(found.disk_free)),
         ]
     )
     table(NODES, (node_row(view) for view in found.nodes))
@@ -224,6 +225,15 @@ def _you(found: Any) -> str:
         f"{found.user}, of the project {found.project}; what concerns the machine is for the "
         "operator alone"
     )
+
+
+def _disk(free: int | None) -> Any:
+    """Only what is to be done something about."""
+    from zenos.cli.output import coloured
+    from zenos.client.display import disk_low
+
+    low = disk_low(free)
+    return coloured(f"{low}; 'zenos rm' frees models", "yellow") if low else ""
 
 
 def _going_down(mode: str | None) -> Any:

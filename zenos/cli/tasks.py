@@ -262,6 +262,7 @@ def _after_submit(handle: TaskHandle, *, follow: bool, wait: bool, json: bool, l
 
     from zenos.cli.errors import INTERRUPTED
     from zenos.cli.output import put_json, say
+    from zenos.cli.waiting import until_end
 
     if handle.task.warning:
         say(f"note: {handle.task.warning}")
@@ -273,7 +274,7 @@ def _after_submit(handle: TaskHandle, *, follow: bool, wait: bool, json: bool, l
         return
     try:
         if not follow:
-            _wait(handle)
+            until_end(handle)
         elif log:
             # The log is the result of a program; with --json that is the task.
             _stream_log(handle, sys.stderr if json else sys.stdout)
@@ -288,22 +289,6 @@ def _after_submit(handle: TaskHandle, *, follow: bool, wait: bool, json: bool, l
     elif not log or not follow:
         _ended(handle)
     finish(handle.task)
-
-
-def _wait(handle: TaskHandle) -> None:
-    """Quietly until it ends; only what keeps it from ending is told, each reason once."""
-    from contextlib import closing
-
-    from zenos.cli.output import say
-    from zenos.client.display import again
-
-    told = set()
-    with closing(handle.follow()) as views:
-        for view in views:
-            reason = again(view.task)
-            if reason and reason not in told:
-                told.add(reason)
-                say(f"{view.task.name} waits to be started again: {reason}")
 
 
 def _submitted(handle: TaskHandle) -> None:
@@ -363,7 +348,7 @@ def ps(
     """
     from zenos.cli.arrays import array_row, listed
     from zenos.cli.output import put_json, say, table
-    from zenos.cli.rows import task_row, with_owners
+    from zenos.cli.rows import task_rows, with_owners
     from zenos.cli.threads import put_tree, threads_of
     from zenos.core.task import ENDED, State
 
@@ -383,7 +368,7 @@ def ps(
     elif json:
         put_json([*arrays, *views])
     else:
-        rows = [*map(array_row, arrays), *map(task_row, views)]
+        rows = [*map(array_row, arrays), *task_rows(views)]
         owners = [view.array.principal for view in arrays]
         owners += [view.task.principal for view in views]
         table(*with_owners(rows, owners), empty=hint)

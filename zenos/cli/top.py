@@ -21,7 +21,7 @@ from zenos.cli.output import clean
 from zenos.cli.rows import work_line
 from zenos.cli.threads import thread_lines
 from zenos.client import AsyncClient, connect_async
-from zenos.client.display import COLOURS, fraction, show_count, show_seconds, took_s
+from zenos.client.display import COLOURS, disk_low, fraction, show_count, show_seconds, took_s
 from zenos.core.errors import NotFoundError, ZenosError
 from zenos.core.resources import show_share, show_size
 from zenos.core.task import State
@@ -74,6 +74,8 @@ def head(status: Status, url: str) -> Text:
     line.append(f"  up {show_seconds(status.uptime_s)}")
     if status.going_down is not None:
         line.append(f"  going down ({status.going_down})", style="yellow")
+    if low := disk_low(status.disk_free):
+        line.append(f"  disk {low}", style="yellow")
     for state, count in status.tasks.items():
         line.append(f"  {count} {state}", style=COLOURS[state])
     return line
@@ -161,6 +163,8 @@ class Top(App[int]):
     ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "quit", "quit"),
+        # The terminal gives no SIGINT while a screen has it: the key has to mean the same.
+        Binding("ctrl+c", "quit", show=False, priority=True),
         Binding("c", "cancel", "cancel task"),
         Binding("e", "toggle_ended", "ended tasks"),
     ]

@@ -1,16 +1,16 @@
-"""Saying what a command waits for, when it is room on the machine."""
+"""Saying what a command waits for: room on the machine, another start, space on the disk."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from zenos.cli.output import say
 
 if TYPE_CHECKING:
-    from zenos.client import Client, TaskView
+    from zenos.client import Client, TaskHandle, TaskView
 
 LOOK_S = 0.5
 
@@ -37,6 +37,24 @@ def replicas_of(made: Client, name: str) -> list[TaskView]:
 
     known = {r for d in made.deployments() if d.name == name for r in d.replicas}
     return [view for view in made.tasks(kind=Kind.SERVE) if view.task.id in known]
+
+
+def until_end(handle: TaskHandle) -> None:
+    """Quietly until a task ends; only what keeps it from ending is told, each reason once."""
+    from zenos.cli import output
+    from zenos.client.display import again
+    from zenos.core.wire import WAITS_FOR_SPACE
+
+    told = set()
+    with closing(handle.follow()) as views:
+        for view in views:
+            name, reason = view.task.name, again(view.task)
+            said = f"{name} waits to be started again: {reason}" if reason else ""
+            if view.progress is not None and view.progress.stage == WAITS_FOR_SPACE:
+                said = f"{name} waits for space on the disk: free some ('zenos rm' frees models)"
+            if said and said not in told:
+                told.add(said)
+                output.say(said)
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from zenos.client.types import TaskView
+from zenos.core import limits
+from zenos.core.resources import show_size
 from zenos.core.task import State, Task
 
 if TYPE_CHECKING:
@@ -113,6 +115,12 @@ def again(task: Task) -> str:
     """Why a task that waits is to be started again; nothing for one that has not failed."""
     failed = task.state is State.QUEUED and task.outcome is not None and task.outcome.error
     return task.outcome.describe() if failed and task.outcome is not None else ""
+
+
+def disk_low(free: int | None) -> str:
+    """That the disk of the home is nearly full, with what is free, in bytes; else nothing."""
+    low = free is not None and free < limits.DISK_LOW_BYTES
+    return f"nearly full: {show_size(free or 0)} free" if low else ""
 
 
 def took_s(task: Task, now: float | None = None) -> float | None:

@@ -94,6 +94,7 @@ class AccountView(msgspec.Struct, frozen=True, kw_only=True):
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The daemon. uptime_s: seconds; tasks: how many by state; store: `ok` or `failing`.
 
+    disk_free: bytes, of the disk of the home; None where that can't be told.
     going_down: `suspend`, `drain` or `leave` once it was told to; it takes and starts nothing new.
     user, project: as whom one asks; operator: whether with the token of the home.
     """
@@ -107,6 +108,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     accounts: list[AccountView] = []
     zygote_ready: bool | None = None
     store: str | None = None
+    disk_free: int | None = None
     going_down: str | None = None
     user: str = ""
     project: str = ""

@@ -39,7 +39,7 @@ class BatchSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             if not task.name:
                 raise InvalidError(f"cannot submit task {number} of the file: it needs a name")
             if task.name in seen:
-                raise InvalidError(f"cannot submit two tasks called {task.name!a}: name one anew")
+                raise InvalidError(f"cannot submit two tasks called {task.name!r}: name one anew")
             seen.add(task.name)
             try:
                 task.check()

@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from zenos.core import failpoints, shim
+from zenos.core.processes import name_process
 
 REASON_SHOWN_MAX = 1000
 # A fork server ends when the daemon does, whatever a terminal or a service manager sends to all of
@@ -91,6 +92,7 @@ def serve(name: str, listener: socket.socket, work: shim.Target | None) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     gc.collect()
     gc.freeze()
+    name_process(f"zenos:{name}")
     listener.send(b"ready")
     while True:
         packet, descriptors, _, _ = socket.recv_fds(listener, 8192, 1)

@@ -38,7 +38,7 @@ def check_name(name: str, what: str = "name") -> str:
     normal = unicodedata.normalize("NFC", name)
     if len(normal) > limits.NAME_CHARS_MAX or not _NAME.match(normal) or normal.endswith("\n"):
         raise InvalidError(
-            f"cannot use the {what} {name!a}: "
+            f"cannot use the {what} {name!r}: "
             "use letters, digits, '_', '-' and '.', beginning with a letter, a digit or '_'"
         )
     if len(normal.encode()) > limits.NAME_BYTES_MAX:

@@ -28,7 +28,13 @@ from typing import Any
 from zenos.core.failpoints import passing
 from zenos.core.memory import Limits
 from zenos.core.output import Output
-from zenos.core.processes import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, identity, prctl
+from zenos.core.processes import (
+    PR_SET_CHILD_SUBREAPER,
+    PR_SET_PDEATHSIG,
+    identity,
+    name_process,
+    prctl,
+)
 from zenos.core.processes import boot_id as boot_id
 from zenos.core.processes import descendants as descendants
 from zenos.core.processes import session_members as session_members
@@ -135,6 +141,7 @@ def run(spec: dict[str, Any], notify: int, target: Target | None = None) -> None
     if lock is None:
         return
     passing("shim.claim.after")
+    name_process(f"shim:{_task(directory)}")
     _say(notify, f"claimed {os.getpid()}")
     # Children that a worker leaves behind become ours, and end with it.
     prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -194,6 +201,11 @@ def _write_exit(directory: str, record: dict[str, Any]) -> None:
             return
 
 
+def _task(directory: str) -> str:
+    """Whose run directory it is: `runs/TASK/GENERATION`."""
+    return os.path.basename(os.path.dirname(directory))
+
+
 def _say(notify: int, line: str) -> None:
     try:
         os.write(notify, f"{line}\n".encode())
@@ -229,6 +241,7 @@ def _worker(
         word = os.read(go, 1)
         os.close(go)
         if word == b"g":
+            name_process(f"zenos:{_task(directory)}")
             code = target(spec, directory) if target is not None else _execute(spec, directory)
     except BaseException as error:  # noqa: BLE001 - a fork must not go on in its parent's code
         os.write(2, f"{type(error).__name__}: {error}\n".encode())

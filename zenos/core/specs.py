@@ -149,6 +149,9 @@ class DataSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         check_bounds(self, "data.")
 
 
+VOCAB_SIZE: Final = 4096
+
+
 class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="train"):
     """A training run: either `arch` (and `settings`), from scratch, or `base`, to go on from."""
 
@@ -164,7 +167,7 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         str | None, about("Registered model whose tokenizer is used; by default one is trained.")
     ] = None
     vocab_size: Annotated[int, about("Tokens of a tokenizer that is trained.", 260, 1_000_000)] = (
-        4096
+        VOCAB_SIZE
     )
     sequence_length: Annotated[int, about("Tokens per sequence.", 8, 1_000_000)] = 256
     batch_size: Annotated[int, about("Sequences per micro-batch.", 1, 65_536)] = 8
@@ -262,6 +265,12 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 raise InvalidError("cannot use 'settings' with 'base': the base model has its own")
         if self.tokenizer is not None:
             ModelRef.parse(self.tokenizer)
+        taken = self.tokenizer or self.base
+        if taken is not None and self.vocab_size != VOCAB_SIZE:
+            raise InvalidError(
+                f"cannot choose vocab_size: no tokenizer is trained, {taken}'s is used; leave it "
+                "out"
+            )
         self.data.check()
         check_bounds(self)
         if self.publish is not None:

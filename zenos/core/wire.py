@@ -18,7 +18,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -195,6 +195,10 @@ class Weights(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     turn: int
     source: str = ""
+
+
+# The stage of a training that has done its steps and can't be published: the disk is full.
+WAITS_FOR_SPACE: Final = "waits for space"
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

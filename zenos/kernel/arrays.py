@@ -62,7 +62,7 @@ def _submit(kernel: Kernel, event: ev.SubmitArray, now: float) -> Array:
 def _cancel(kernel: Kernel, event: ev.CancelArray, now: float) -> Array:
     array = kernel.state.arrays.get(event.array)
     if array is None:
-        raise NotFoundError(f"cannot find the array {event.array!a}: 'zenos ps' lists them")
+        raise NotFoundError(f"cannot find the array {event.array!r}: 'zenos ps' lists them")
     if not event.principal.may_change(array.principal):
         raise RefusedError(f"cannot cancel {array.id}: it belongs to {array.principal.user}")
     there = (kernel.state.tasks.get(task_id) for task_id in array.tasks)

@@ -83,7 +83,7 @@ def _unknown(state: KernelState, name: str) -> str:
             f"cannot wait for {name}: it has ended and been forgotten; 'ended_tasks_kept' and "
             "'ended_task_kept_s' say how long tasks are remembered"
         )
-    return f"cannot wait for {name!a}: there is no such task; 'zenos ps --all' lists them"
+    return f"cannot wait for {name!r}: there is no such task; 'zenos ps --all' lists them"
 
 
 def settle(state: KernelState, now: float) -> None:

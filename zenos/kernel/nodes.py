@@ -109,7 +109,7 @@ def set_cordon(kernel: Kernel, event: ev.SetCordon) -> Node:
     if node is None:
         hint = nearest(event.node, list(kernel.state.nodes))
         raise NotFoundError(
-            f"cannot find the node {event.node!a}{hint or ': zenos node list lists them'}"
+            f"cannot find the node {event.node!r}{hint or ': zenos node list lists them'}"
         )
     if node.cordon == event.cordon:
         kernel.unchanged = True

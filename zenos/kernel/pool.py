@@ -207,7 +207,7 @@ def _nowhere(request: Request, nodes: Sequence[Node]) -> str:
     named = [node for node in nodes if request.node in ("", node.name)]
     if not named:
         names = ", ".join(sorted(node.name for node in nodes)[:NODES_NAMED_MAX])
-        return f"no node is called {request.node!a}; there are {names}"
+        return f"no node is called {request.node!r}; there are {names}"
     wanted = ", ".join(request.labels)
     have = sorted({label for node in named for label in node.labels})
     where = f"the node {request.node} has" if request.node else "nodes have"

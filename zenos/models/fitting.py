@@ -21,9 +21,13 @@ Shapes = Mapping[str, tuple[int, ...]]
 # Model types whose tensors are called as below; others go by names of their own.
 _USUAL: Final = GATED | {"gpt2", "bert"}
 _EMBEDDING: Final = re.compile(
-    r"(model\.|transformer\.|bert\.embeddings\.|embeddings\.)?"
-    r"(embed_tokens|wte|word_embeddings)\.weight"
+    r"^(model\.|transformer\.|bert\.embeddings\.|embeddings\.)?"
+    r"(embed_tokens|wte|word_embeddings)\.weight$"
 )
+_INNER: Final = re.compile(r"\.\d+\.(mlp\.(gate|up)_proj|intermediate\.dense)\.weight$")
+# Numbers that a config sets, besides those that count something.
+_NUMBERS: Final = frozenset({"rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta"})
+_COUNT_MAX: Final = 10**9  # a model of somebody else's may be larger than what is made here
 _LAYER: Final = re.compile(r"(?:^|\.)(?:layers|layer|h)\.(\d{1,6})\.")
 
 
@@ -38,19 +42,59 @@ def check(files: Mapping[str, Path]) -> None:
     presets.check_type(config.get("model_type"))
     headers = [safetensors.check(p, n) for n, p in files.items() if n.endswith(".safetensors")]
     shapes = {name: shape for header in headers for name, shape in header.shapes.items()}
-    if config.get("model_type") in _USUAL and not any(
-        name.startswith("quantization") for name in config
-    ):
-        _check_embedding(config, shapes)
-        _check_layers(config, shapes)
+    if config.get("model_type") in _USUAL:
+        _check_values(config)
+        if not any(name.startswith("quantization") for name in config):
+            _check_embedding(config, shapes)
+            _check_layers(config, shapes)
+            _check_inner(config, shapes)
     if "tokenizer.json" in files:
         _check_tokenizer(files["tokenizer.json"])
 
 
+def _check_values(config: Mapping[str, Any]) -> None:
+    """That what is set can be meant; null is the model type's usual."""
+    for name, value in config.items():
+        wanted = ""
+        if value is None:
+            continue
+        if name in presets.COUNTS:
+            most = presets.LAYERS_MAX if "layer" in name else _COUNT_MAX
+            wanted = "" if presets.is_count(value, most) else f"a whole number from 1 to {most}"
+        elif name in _NUMBERS:
+            number = type(value) in (int, float) and 0 <= value <= presets.NUMBER_MAX
+            wanted = "" if number else f"a number from 0 to {presets.NUMBER_MAX:g}"
+        elif name in presets.ACTIVATIONS:
+            presets.check_activation(name, value)
+        if wanted:
+            raise InvalidError(
+                f"cannot import this model: its config.json sets {name} to {presets.shown(value)}, "
+                f"and it has to be {wanted}; fetch it again"
+            )
+    heads = _said(config, "num_attention_heads", "n_head")
+    width = _said(config, "hidden_size", "n_embd")
+    if heads and width and width % heads and config.get("head_dim") is None:
+        raise InvalidError(
+            f"cannot import this model: its config.json divides hidden states of {width} among "
+            f"{heads} attention heads, which doesn't come out even; fetch it again"
+        )
+
+
 def _check_embedding(config: Mapping[str, Any], shapes: Shapes) -> None:
     wanted = (config.get("vocab_size"), _said(config, "hidden_size", "n_embd"))
+    if None not in wanted:
+        _check_shapes(_EMBEDDING, shapes, wanted)
+
+
+def _check_inner(config: Mapping[str, Any], shapes: Shapes) -> None:
+    wanted = (_said(config, "intermediate_size"), _said(config, "hidden_size"))
+    if None not in wanted:
+        _check_shapes(_INNER, shapes, wanted)
+
+
+def _check_shapes(which: re.Pattern[str], shapes: Shapes, wanted: tuple[int | None, ...]) -> None:
     for name, shape in shapes.items():
-        if None not in wanted and _EMBEDDING.fullmatch(name) and shape != wanted:
+        if which.search(name) and shape != wanted:
             raise InvalidError(
                 f"cannot import this model: {name} has the shape {list(shape)}, and by its "
                 f"config.json it would be {presets.shown(list(wanted))}; take both from the same "

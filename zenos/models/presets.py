@@ -41,9 +41,12 @@ SIZES: Final = {
     "small": Size(768, 12, 12, 2048),
 }
 POSITIONS: Final = 2048
+# What model types call their feed-forward layers' activation.
+ACTIVATIONS: Final = frozenset({"hidden_act", "hidden_activation", "activation_function"})
 # No published model comes near these; beyond them even a description costs minutes.
 SETTING_MAX: Final = 10_000_000
 LAYERS_MAX: Final = 1_000
+NUMBER_MAX: Final = 1e12  # of a setting that is no size: a base of rotary positions, an epsilon
 # What the model types of presets can be trained for from scratch; t5 for nothing here.
 OBJECTIVES: Final = {"llama": "causal_lm", "gpt2": "causal_lm", "bert": "masked_lm", "t5": None}
 # Settings that say how long a sequence may be; GPT-2 takes both names.
@@ -129,14 +132,14 @@ PRESETS: Final[dict[str, Preset]] = {
 
 
 @functools.cache
-def _published() -> tuple[frozenset[str], dict[str, list[str]]]:
-    """Model types, and what may be set in those of presets, as transformers has them.
+def _published() -> tuple[frozenset[str], dict[str, list[str]], frozenset[str]]:
+    """Model types, what may be set in those of presets, and activations, as transformers has them.
 
     Kept as data (zenos/runtime/published.py makes it), for the daemon never imports transformers.
     """
     text = resources.files("zenos.models").joinpath("architectures.json").read_text("utf-8")
     found = json.loads(text)
-    return frozenset(found["model_types"]), found["settings"]
+    return frozenset(found["model_types"]), found["settings"], frozenset(found["activations"])
 
 
 def check_arch(arch: str, settings: dict[str, Any]) -> None:
@@ -144,7 +147,7 @@ def check_arch(arch: str, settings: dict[str, Any]) -> None:
 
     Of model types that have no preset, names of settings are known to the task alone.
     """
-    types, known = _published()
+    types, known, activations = _published()
     preset = PRESETS.get(arch)
     if preset is None and arch not in types:
         family, _, _ = arch.partition("-")
@@ -156,6 +159,9 @@ def check_arch(arch: str, settings: dict[str, Any]) -> None:
     for name, value in settings.items():
         if name in COUNTS and value is not None:  # None means the usual, where there is one
             check_count(name, value)
+        if name in ACTIVATIONS and isinstance(value, str) and value not in activations:
+            hint = nearest(value[:100], sorted(activations))
+            raise InvalidError(f"cannot set {name} to {shown(value)}: no such activation{hint}")
     names = known.get(arch if preset is None else preset.model_type)
     if names is None:
         return
@@ -163,15 +169,61 @@ def check_arch(arch: str, settings: dict[str, Any]) -> None:
         if name not in names:
             hint = nearest(name[:100], names)
             raise InvalidError(f"cannot set {name[:100]!r} of {arch}: no such setting{hint}")
+    if preset is not None:
+        _check_heads(arch, {**preset.settings, **_own(preset, settings)})
+
+
+def _own(preset: Preset, settings: dict[str, Any]) -> dict[str, Any]:
+    """These settings by the names that the preset gives them; what is None is left to it."""
+    words = {"hidden_size": "n_embd", "num_attention_heads": "n_head"}
+    alone = "num_key_value_heads"  # None here means as many as there are heads
+    said = {name: value for name, value in settings.items() if value is not None or name == alone}
+    return {words[n] if words.get(n) in preset.settings else n: v for n, v in said.items()}
+
+
+def _check_heads(arch: str, values: dict[str, Any]) -> None:
+    """Raises InvalidError where the heads don't divide the width, or those of keys the heads.
+
+    T5's have a width of their own, and so have other names.
+    """
+    width, heads, name = (
+        (values["n_embd"], values["n_head"], "n_embd")
+        if "n_embd" in values
+        else (values.get("hidden_size"), values.get("num_attention_heads"), "hidden_size")
+    )
+    if width is None or heads is None:
+        return
+    if width % heads:
+        raise InvalidError(
+            f"cannot build {arch}: {name} ({width}) is not a multiple of the {heads} attention "
+            "heads; set another width, or other heads"
+        )
+    shared = values.get("num_key_value_heads") or heads
+    if heads % shared:
+        raise InvalidError(
+            f"cannot build {arch}: {heads} attention heads are not a multiple of the {shared} "
+            "heads of keys and values (num_key_value_heads)"
+        )
 
 
 def check_type(model_type: str | None) -> None:
     """Raises InvalidError for a config's model type that transformers doesn't have here."""
-    types, _ = _published()
+    types, _, _ = _published()
     if model_type is not None and model_type not in types:
         raise InvalidError(
             f"cannot import a model of the type {model_type[:100]!r}: transformers has none such "
             f"here{nearest(model_type[:100], sorted(types))}"
+        )
+
+
+def check_activation(name: str, value: Any) -> None:
+    """Raises InvalidError, with the nearest, for an activation that a config of that name lacks."""
+    *_, known = _published()
+    if not isinstance(value, str) or value not in known:
+        hint = nearest(str(value)[:100], sorted(known))
+        raise InvalidError(
+            f"cannot import this model: its config.json sets {name} to {shown(value)}, and "
+            f"transformers has no such activation here{hint}"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,7 @@ from zenos.models import safetensors
 from zenos.models.presets import (
     COUNTS,
     LAYERS_MAX,
+    NUMBER_MAX,
     PRESETS,
     Preset,
     check_count,
@@ -26,10 +28,12 @@ from zenos.models.presets import (
 )
 from zenos.models.records import family_of
 
-NUMBER_MAX: Final = 1e12  # of a setting that is no size: a base of rotary positions, an epsilon
 # Settings that follow from others, and cannot be set.
 DECIDED: Final = frozenset(
     {"model_type", "architectures", "transformers_version", "_name_or_path", "dtype"}
+)
+_WRAPPED: Final = re.compile(
+    r"^(Class validation error for validator|Validation error for field) '\w+': \w+: "
 )
 transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
@@ -121,8 +125,12 @@ def _check_tokens(values: dict[str, Any], default: Any, vocab_size: int) -> None
 
 
 def _impossible(arch: str, error: Exception) -> InvalidError:
-    reason = " ".join(str(error).split())[:300]
-    if isinstance(error, KeyError | ArithmeticError):  # these say a bare word
+    # What huggingface_hub's validators say is wrapped in names of theirs, twice.
+    reason = _WRAPPED.sub("", " ".join(str(error).split())).partition(" Errors: ")[0]
+    reason = re.sub(r"<class '(\w+)'>", r"\1", reason)[:300]
+    if isinstance(error, KeyError):  # these say a bare word
+        reason = f"transformers has no {reason} here"
+    elif isinstance(error, ArithmeticError):
         reason = f"{type(error).__name__}: {reason}"
     return InvalidError(f"cannot build {arch} with these settings: {reason}")
 
@@ -238,6 +246,8 @@ def load(
         reason = " ".join(str(error).split())
         if "ignore_mismatched_sizes" in reason:
             reason = "its weights don't have the shapes that its config.json gives them"
+        elif isinstance(error, KeyError):  # these say a bare word
+            reason = f"its config.json names {reason[:100]}, which transformers doesn't have here"
         elif "trust_remote_code" in reason:
             reason = "it needs program code that came with it, and such code is never run"
         raise InvalidError(f"cannot load the model: {reason[:300]}") from error

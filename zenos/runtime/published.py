@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 import transformers
+from transformers.activations import ACT2CLS
 
 from zenos.models.presets import PRESETS
 from zenos.runtime.architectures import settings_of
@@ -19,6 +20,7 @@ def published() -> dict[str, Any]:
     """All model types, and what may be set in those that have presets."""
     families = sorted({preset.model_type for preset in PRESETS.values()})
     return {
+        "activations": sorted(ACT2CLS),
         "model_types": sorted(transformers.CONFIG_MAPPING),
         "settings": {
             family: settings_of(transformers.AutoConfig.for_model(family)) for family in families

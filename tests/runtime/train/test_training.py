@@ -12,15 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from zenos.core.specs import VOCAB_SIZE
 from zenos.runtime import architectures
 from zenos.runtime.context import EXIT_SUSPENDED
-from zenos.runtime.train import schedule
+from zenos.runtime.train import numerics, schedule
 from zenos.runtime.train.checkpoint import Checkpoints
 from zenos.runtime.train.trainer import Trainer
 
 from .helpers import Bus, error, result, spec, weights, write_corpus
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+NO_BASE = {"arch": None, "settings": {}, "base": "nothing", "vocab_size": VOCAB_SIZE}
 
 
 def test_a_causal_model_from_files_to_the_registry(run: Any, corpus: Path) -> None:
@@ -302,7 +305,8 @@ def test_going_on_from_a_registered_model(run: Any, corpus: Path, tmp_path: Path
     code, context = run(spec(corpus, steps=60))
     assert code == 0, error(context)
     first = result(context)
-    work = spec(corpus, model="more", arch=None, base="tiny", settings={}, steps=60, warmup=1)
+    more = {"model": "more", "arch": None, "base": "tiny", "settings": {}, "vocab_size": VOCAB_SIZE}
+    work = spec(corpus, **more, steps=60, warmup=1)
     code, context = run(work, task="t2")
     assert code == 0, error(context)
     version = context.registry.resolve("more")
@@ -311,6 +315,18 @@ def test_going_on_from_a_registered_model(run: Any, corpus: Path, tmp_path: Path
         version.files["tokenizer.json"] == context.registry.resolve("tiny").files["tokenizer.json"]
     )
     assert result(context)["eval_loss"] < first["eval_loss"]
+
+
+def test_a_training_that_is_compiled_says_so(
+    run: Any, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numerics, "try_compile", lambda function: (function, ""))
+    bus = Bus()
+    code, context = run(spec(corpus, steps=2, compile=True), bus=bus)
+    assert code == 0, error(context)
+    stages = [p.stage for p in bus.progress]
+    assert stages[stages.index("building") + 1] == "compiling"
+    assert stages[stages.index("compiling") + 1] == "training"
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -360,8 +376,8 @@ def test_told_to_stop_between_micro_batches_the_step_is_done_again(run: Any, cor
         ({"arch": "lama-nano"}, "llama-nano"),
         ({"settings": {"hiden_size": 64}}, "hidden_size"),
         ({"sequence_length": 9000}, "cannot"),
-        ({"arch": None, "settings": {}, "base": "nothing"}, "cannot find the model 'nothing'"),
-        ({"tokenizer": "nothing:3"}, "cannot find the model 'nothing'"),
+        (NO_BASE, "cannot find the model 'nothing'"),
+        ({"tokenizer": "nothing:3", "vocab_size": VOCAB_SIZE}, "cannot find the model 'nothing'"),
     ],
 )
 def test_bad_specifications(run: Any, corpus: Path, changes: dict[str, Any], message: str) -> None:

@@ -9,21 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 from safetensors import SafetensorError
 
 from zenos import __version__
 from zenos.core.errors import StorageError
 from zenos.core.specs import TrainSpec
-from zenos.core.wire import Progress
+from zenos.core.wire import WAITS_FOR_SPACE, Progress
 from zenos.models import publishing
 from zenos.models.registry import Lineage, ModelVersion, Registry
-from zenos.runtime import architectures
+from zenos.runtime import architectures, space
 from zenos.runtime.context import WorkerContext
 from zenos.runtime.train import schedule, snapshots
 from zenos.runtime.train.baselines import Baselines
-from zenos.runtime.train.parameters import load_weights
+from zenos.runtime.train.parameters import Weights, load_weights
 from zenos.runtime.train.tokenizer import Vocabulary
-from zenos.runtime.train.trainer import Suspended, Trainer
+from zenos.runtime.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -40,51 +41,107 @@ def published(registry: Registry, name: str, task: str) -> dict[str, Any] | None
 def publish(
     context: WorkerContext, spec: TrainSpec, trainer: Trainer, vocabulary: Vocabulary
 ) -> dict[str, Any]:
-    """Register the better of the last and the best weights; the task's result."""
+    """Register the better of the last and the best weights; the task's result.
+
+    On a full disk it waits for space with the weights in memory: the last checkpoint may have had
+    no room either. Raises Suspended when told to stop meanwhile, StorageError when the disk fails.
+    """
     state = trainer.state
     step = state.step
     last = next((e for s, _, e in reversed(state.curve) if s == step), None)
     worse = last is not None and not last <= (state.best_loss or last)  # no number is worse too
+    leaving = _Leaving(trainer)
     if trainer.best is not None and worse:
+        leaving.keep_weights()
         load_weights(trainer.model, trainer.best)
         step = state.best_step or step
-    metrics = _metrics(context, spec, trainer, vocabulary)
+    metrics = _metrics(context, spec, trainer, vocabulary, leaving)
     metrics["published_step"] = step
-    context.report(Progress(stage="publishing", done=step, total=state.step))
     parent = None
     if spec.base is not None:
         base = context.registry.resolve(spec.base)
         parent = f"{base.name}:{base.version}"
+    lineage = Lineage(
+        parent=parent,
+        data_hash=state.plan.data_digest,
+        task=context.task.id,
+        code_version=__version__,
+        project=context.task.principal.project,
+    )
+
+    def write() -> ModelVersion:
+        context.report(Progress(stage="publishing", done=step, total=state.step))
+        return _write(context, spec, trainer, vocabulary, lineage, metrics)
+
+    told: set[str] = set()
+
+    def waiting(error: Exception) -> None:
+        leaving.if_told()
+        note = f"cannot publish {spec.model}: {_why(error)}; waits for space: free some"
+        shown = Progress(stage=WAITS_FOR_SPACE, done=step, total=state.step)
+        context.report(shown if note in told else replace(shown, note=note))
+        told.add(note)
+
     try:
-        # Beside the registry's blobs, so that files can be moved instead of copied.
-        with tempfile.TemporaryDirectory(
-            prefix="publish-", dir=snapshots.scratch(context)
-        ) as scratch:
-            directory = Path(scratch)
-            architectures.save(trainer.model, directory)
-            files = {path.name: path for path in directory.iterdir() if path.is_file()}
-            version = context.registry.publish(
-                spec.model,
-                {**files, **vocabulary.files},
-                lineage=Lineage(
-                    parent=parent,
-                    data_hash=state.plan.data_digest,
-                    task=context.task.id,
-                    code_version=__version__,
-                    project=context.task.principal.project,
-                ),
-                metrics=metrics,
-                curve=[list(point) for point in state.curve],
-            )
+        version = space.wait_for(write, context.home.root, waiting)
     except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or error
+        saved = trainer.checkpoints.saved_step
+        goes_on = f"goes on from step {saved}" if saved else "begins again, as nothing is saved"
         raise StorageError(
-            f"cannot publish {spec.model}: {why}; the training is saved, and tries again in a "
-            "while: free some space"
+            f"cannot publish {spec.model}: {_why(error)}; the training {goes_on} in a while: look "
+            "at the disk"
         ) from error
     if spec.publish == spec.model:
         snapshots.announce(context, version.ref)
     return _result(version)
+
+
+class _Leaving:
+    """The way out of a training that has done all its steps, while it is published."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._weights: Weights | None = None
+
+    def keep_weights(self) -> None:
+        """The last ones, which a checkpoint needs; others are loaded to be published."""
+        if self._trainer.checkpoints.saved_step != self._trainer.state.step:
+            self._weights = {n: p.detach().clone() for n, p in self._trainer.weights().items()}
+
+    def if_told(self) -> None:
+        """Save what isn't saved yet, if that is possible. Raises Suspended when told to stop."""
+        if not self._trainer.stopping():
+            return
+        if self._weights is not None:
+            load_weights(self._trainer.model, self._weights)
+        self._trainer.suspend()
+
+
+def _why(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
+
+
+def _write(
+    context: WorkerContext,
+    spec: TrainSpec,
+    trainer: Trainer,
+    vocabulary: Vocabulary,
+    lineage: Lineage,
+    metrics: dict[str, Any],
+) -> ModelVersion:
+    """Write the model's files, and register them."""
+    # Beside the registry's blobs: on its own disk.
+    with tempfile.TemporaryDirectory(prefix="publish-", dir=snapshots.scratch(context)) as scratch:
+        directory = Path(scratch)
+        architectures.save(trainer.model, directory)
+        files = {path.name: path for path in directory.iterdir() if path.is_file()}
+        return context.registry.publish(
+            spec.model,
+            {**files, **vocabulary.files},
+            lineage=lineage,
+            metrics=metrics,
+            curve=[list(point) for point in trainer.state.curve],
+        )
 
 
 def _result(version: ModelVersion) -> dict[str, Any]:
@@ -92,7 +149,11 @@ def _result(version: ModelVersion) -> dict[str, Any]:
 
 
 def _metrics(
-    context: WorkerContext, spec: TrainSpec, trainer: Trainer, vocabulary: Vocabulary
+    context: WorkerContext,
+    spec: TrainSpec,
+    trainer: Trainer,
+    vocabulary: Vocabulary,
+    leaving: _Leaving,
 ) -> dict[str, Any]:
     """Losses in nats per token, bits per byte, baselines over the same held-out tokens, counts."""
     state, meta = trainer.state, trainer.packed.meta
@@ -113,8 +174,7 @@ def _metrics(
 
     def check() -> None:
         context.report(Progress(stage="evaluating", done=state.step, total=state.step))
-        if trainer.stopping():
-            raise Suspended(trainer.checkpoints.saved_step or 0)
+        leaving.if_told()
 
     if state.plan.last != state.plan.steps:
         metrics["planned_steps"] = state.plan.steps

@@ -469,10 +469,11 @@ class Trainer:
         return self._speed.mean
 
     def _compile(self) -> None:
-        compiled, note = numerics.try_compile(mean_loss)
+        # The stage until the first step has ended: the model itself is compiled in that one.
+        self.report(Progress(stage="compiling", note="minutes, where nothing was compiled before"))
+        self.loss, note = numerics.try_compile(mean_loss)
         if note:
             self._warn("compiling", note)
-        self.loss = compiled
 
     def _warn(self, stage: str, note: str) -> None:
         log.warning("%s", note)
