@@ -63,7 +63,7 @@ FORECAST_TIMEOUT_S: Final = 20.0
 PREDICTIONS_KEPT: Final = 32  # of each signature
 # How preemption keeps from thrashing: a worker stays so long before it gives way, to a higher
 # priority and to an equal; and gives way so often at most.
-RESIDENCE_S: Final = 5.0
+RESIDENCE_S: Final = 2.0
 SLICE_RESIDENCE_S: Final = 600.0
 GROW_S: Final = 60.0  # an elastic training stays so long before it starts again with more workers
 PREEMPTIONS_PER_HOUR: Final = 12
