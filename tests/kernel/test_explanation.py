@@ -109,7 +109,8 @@ def test_gpus_in_pieces() -> None:
 
 
 def test_running_tasks_and_what_could_send_them_away() -> None:
-    h = Harness(node(cpu=2), node(cpu=4, name="second"))
+    config = Config(residence_s=5.0)
+    h = Harness(node(cpu=2), node(cpu=4, name="second"), config=config)
     task = h.submit(spec(TRAIN, expected_s=100.0))
     h.run(task)
     h.wait(2)

@@ -61,7 +61,7 @@ def test_tasks_follow_each_other_as_long_as_they_are_expected_to_run() -> None:
 
 
 def test_a_training_gives_way_and_goes_on() -> None:
-    h = Harness(node(cpu=1))
+    h = Harness(node(cpu=1), config=Config(residence_s=5.0))
     training = h.submit(spec(TRAIN, expected_s=100.0))
     h.run(training)
     h.wait(1)
