@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from tests.kernel.harness import PROGRAM, TRAIN, YIELDING, Harness, node, spec
 from tests.kernel.test_forecast import STEPS, acted, picture
 from zenos.core import events as ev
+from zenos.core.config import Config
 from zenos.core.outlook import Remedy, Why
 from zenos.core.resources import Resources
 from zenos.core.specs import DeploymentSpec

@@ -12,6 +12,7 @@ from tests.kernel.harness import PROGRAM, TRAIN, YIELDING, Harness, node, spec
 from zenos.core import events as ev
 from zenos.core import limits
 from zenos.core.actions import StartWorker
+from zenos.core.config import Config
 from zenos.core.errors import ZenosError
 from zenos.core.outlook import Picture, Plan
 from zenos.core.specs import DeploymentSpec, ProgramSpec
