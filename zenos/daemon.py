@@ -30,6 +30,7 @@ import msgspec
 
 from zenos import __version__
 from zenos.api.app import create_app
+from zenos.api.auth import PrincipalOf
 from zenos.api.server import serve
 from zenos.bus.broker import Authenticate, Broker
 from zenos.bus.durable_topics import DurableTopics
@@ -43,7 +44,7 @@ from zenos.core.config import Config
 from zenos.core.errors import ConflictError, InvalidError, RefusedError, StorageError, ZenosError
 from zenos.core.home import Home
 from zenos.core.messages import settings_for
-from zenos.core.task import HOLDING, Kind, State, Task
+from zenos.core.task import HOLDING, Kind, Principal, State, Task
 from zenos.core.tokens import Tokens
 from zenos.kernel import loop
 from zenos.kernel.control import Inbox, View
@@ -116,10 +117,10 @@ async def run(home: Home, config: Config, flags: Mapping[str, Any]) -> None:
         await executor.recover(kernel.recovering())
         stack.push_async_callback(_end_task, measuring.start(config, executor.running, inbox.put))
         # 6. The API.
-        api = asyncio.create_task(serve(create_app(system, config, token, users), [listener]))
+        app = create_app(system, config, token, users, who_runs(executor.authenticate, view.tasks))
+        api = asyncio.create_task(serve(app, [listener]))
         stack.push_async_callback(_end_task, api)
-        host, port = listener.getsockname()[:2]
-        write_daemon_file(home, host, port)
+        url = write_daemon_file(home, *listener.getsockname()[:2])
         stack.callback(home.daemon.unlink, missing_ok=True)
         # 7. The loop.
         looping = asyncio.create_task(
@@ -127,7 +128,7 @@ async def run(home: Home, config: Config, flags: Mapping[str, Any]) -> None:
         )
         stack.push_async_callback(_end_loop, looping, inbox, system)
         watch_signals(system, flags, home)
-        log.info("zenos %s listens on http://%s:%d, home %s", __version__, host, port, home.root)
+        log.info("zenos %s listens on %s, home %s", __version__, url, home.root)
         await _until_stopped(system, inbox, view, looping, {api, keeping})
 
 
@@ -223,6 +224,16 @@ def who_may_connect(authenticate: Authenticate, token: str) -> Authenticate:
     return may_connect
 
 
+def who_runs(authenticate: Authenticate, tasks: Mapping[str, Task]) -> PrincipalOf:
+    """On whose behalf a running task asks."""
+
+    def principal_of(task: str, generation: int, secret: str) -> Principal | None:
+        known = tasks.get(task)
+        return known.principal if known and authenticate(task, generation, secret) else None
+
+    return principal_of
+
+
 def claim(home: Home) -> IO[bytes]:
     """Lock the home; ConflictError when another daemon has it, StorageError if it can't be used."""
     try:
@@ -304,21 +315,23 @@ def listen(config: Config) -> socket.socket:
     return listener
 
 
-def write_daemon_file(home: Home, host: str, port: int) -> None:
-    """Where clients find the daemon."""
+def write_daemon_file(home: Home, host: str, port: int) -> str:
+    """Say where clients find the daemon; its address."""
     shown = f"[{host}]" if ":" in host else host
+    url = f"http://{shown}:{port}"
     record = {
         "pid": os.getpid(),
         "start_time": nodes.start_time(os.getpid()),
         "host": host,
         "port": port,
-        "url": f"http://{shown}:{port}",
+        "url": url,
         "version": __version__,
     }
     try:
         durable.write_file(home.daemon, msgspec.json.encode(record))
     except OSError as error:
         raise StorageError(f"cannot write {home.daemon}: {error.strerror}") from error
+    return url
 
 
 def end_boot_on_signals() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.processes import until
 from tests.system.harness import System, refused
 from zenos.client import Client, connect
 from zenos.core.errors import QuotaError, RefusedError, UnauthorizedError
+from zenos.core.inside import Inside, bearer, secret
 from zenos.core.task import State
 
 SETTINGS = """
@@ -148,3 +150,35 @@ def test_damaged_tokens_keep_the_daemon_down_and_nothing_is_lost(system: System)
     system.start()
     with coming(system, anns) as ann:
         assert ann.status().user == "ann"
+
+
+def test_what_a_task_submits_belongs_to_its_user(system: System) -> None:
+    """The command and the client act with the rights of the task in which they run."""
+    with coming(system, grant(system, "anns", "ann", "vision")) as ann:
+        asked = [sys.executable, "-m", "zenos", "submit", "--cpu", "0.1", "--", "true"]
+        first = ann.submit(asked, name="first", cpu=0.1, memory="256MiB").wait(60)
+        assert first.state is State.SUCCEEDED
+        made = next(view.task for view in ann.tasks() if view.task.id != first.id)
+        assert (made.principal.user, made.principal.project) == ("ann", "vision")
+        down = [sys.executable, "-m", "zenos", "down"]
+        told = ann.submit(down, name="down", cpu=0.1, memory="256MiB").wait(60)
+        assert told.state is State.FAILED
+        assert "for the operator alone" in "".join(ann.task(told.id).log())
+
+
+def test_a_task_that_has_ended_lets_nobody_in(system: System) -> None:
+    """Its token goes with it: what it has left behind acts for nobody."""
+    with coming(system, grant(system, "anns", "ann")) as ann:
+        task = hold(ann, system, "held")
+        until(lambda: state(ann, task) is State.RUNNING)
+        said = secret(system.home, task, 1)
+        token = bearer(Inside(task, 1), said)
+        with coming(system, token) as of_task:
+            assert of_task.status().user == "ann"
+            guess = bearer(Inside(task, 1), "x" * len(said))
+            with coming(system, guess) as guessing, pytest.raises(UnauthorizedError):
+                guessing.status()
+            ann.cancel(task)
+            ann.task(task).wait(60)
+            with pytest.raises(UnauthorizedError, match=f"task {task} has ended there"):
+                of_task.status()

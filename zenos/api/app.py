@@ -30,7 +30,7 @@ from zenos.api import (
     tasks,
     tokens,
 )
-from zenos.api.auth import Gate
+from zenos.api.auth import Gate, PrincipalOf, no_tasks
 from zenos.api.common import check_parameters, home_of
 from zenos.api.metrics import Metered, Metrics
 from zenos.api.ports import System
@@ -55,11 +55,17 @@ NOUNS: Final = (
 )
 
 
-def create_app(system_: System, config: Config, token: str, users: Tokens | None = None) -> FastAPI:
+def create_app(
+    system_: System,
+    config: Config,
+    token: str,
+    users: Tokens | None = None,
+    tasks: PrincipalOf = no_tasks,
+) -> FastAPI:
     """The HTTP interface of a running system.
 
-    `token` opens everything; those of `users` what is theirs; `GET /health` is open to all. Set
-    `app.state.closing` to end open streams.
+    `token` opens everything; those of `users`, and of running tasks, what is theirs; `GET /health`
+    is open to all. Set `app.state.closing` to end open streams.
     """
     app = FastAPI(
         title="zenos",
@@ -86,6 +92,7 @@ def create_app(system_: System, config: Config, token: str, users: Tokens | None
         config=config,
         token=token,
         users=app.state.tokens,
+        tasks=tasks,
         refused=app.state.refusals.refused,
     )
     app.add_middleware(Metered, metrics=app.state.metrics)

@@ -5,8 +5,8 @@ A pure ASGI middleware, so that no path, method or framework feature lies outsid
 1. header and path sizes (431, 414);
 2. Host and Origin against the allow-list (403): a browser is a way in even on 127.0.0.1, since any
    page can have its own name resolve to it;
-3. the bearer token, the home's or a user's, on everything but `GET /health` (401): it says on whose
-   behalf the request is; who fails at 2 or 3 gets a row of the audit (refusals.py);
+3. the bearer token, the home's, a user's or a task's, on everything but `GET /health` (401): it
+   says on whose behalf the request is; who fails at 2 or 3 gets a row of the audit (refusals.py);
 4. the body: its size, alone and together with all others (413, 503), and its time (408).
 """
 
@@ -26,7 +26,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zenos.api import errors
-from zenos.core import limits
+from zenos.core import inside, limits
 from zenos.core.config import Config
 from zenos.core.errors import (
     RefusedError,
@@ -41,6 +41,8 @@ from zenos.core.tokens import Token, Tokens
 log = logging.getLogger(__name__)
 
 PRINCIPAL: Final = "zenos.principal"
+# On whose behalf a task's generation runs, by its secret; None for one that isn't running.
+PrincipalOf = Callable[[str, int, str], Principal | None]
 _LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _WILDCARDS: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - names of it, nothing is bound
 _SECURITY_HEADERS: Final = [
@@ -52,6 +54,11 @@ _SECURITY_HEADERS: Final = [
 _HOST: Final = re.compile(r"^(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]@/\\\s]+))(?::[0-9]{1,5})?$")
 
 
+def no_tasks(task: str, generation: int, secret: str) -> Principal | None:
+    """Nobody is a task."""
+    return None
+
+
 class Gate:
     """Lets in what may come in, with its body read; answers the rest itself."""
 
@@ -61,9 +68,11 @@ class Gate:
         config: Config,
         token: str,
         users: Tokens,
+        tasks: PrincipalOf,
         refused: Callable[[Scope, ZenosError], None],
     ) -> None:
         self.app = app
+        self._tasks = tasks
         self._refused = refused
         self._token = token.encode()
         self._users = users
@@ -130,7 +139,12 @@ class Gate:
             )
         self._check_host(headers, scope)
         if not (scope["path"] == "/health" and scope["method"] == "GET"):
-            user = self._user(_values(headers, b"authorization"))
+            said = _bearer(_values(headers, b"authorization"))
+            task = inside.parse(said.decode("latin-1"))
+            if task is not None:
+                scope[PRINCIPAL] = self._of_task(*task)
+                return None
+            user = self._user(said)
             scope[PRINCIPAL] = Principal() if user is None else user.principal
             if user is not None:
                 answering.may_go_on = partial(self._users.admits, user)
@@ -159,14 +173,12 @@ class Gate:
         server = scope.get("server")
         return server is not None and _same_address(name, server[0])
 
-    def _user(self, given: list[bytes]) -> Token | None:
+    def _user(self, token: bytes) -> Token | None:
         """Whose token that is; None: the home's."""
-        scheme, _, said = (given[0] if len(given) == 1 else b"").partition(b" ")
-        token = said.strip()
         # Both in any case, so that the time does not tell why it was refused.
         same = hmac.compare_digest(token, self._token)
         user = self._users.find(token)
-        if not token or scheme.lower() != b"bearer":
+        if not token:
             raise UnauthorizedError
         if not same and user is None:
             raise UnauthorizedError(
@@ -174,6 +186,16 @@ class Gate:
                 "'token' of its home ($ZENOS_HOME/token), nor a user's, unless it was revoked"
             )
         return None if same else user
+
+    def _of_task(self, who: inside.Inside, secret: str) -> Principal:
+        """On whose behalf that task runs."""
+        principal = self._tasks(who.task, who.generation, secret)
+        if principal is None:
+            raise UnauthorizedError(
+                f"cannot let you in as task {who.task}: it has ended, was started again since, or "
+                "is another daemon's; set ZENOS_TOKEN to a token"
+            )
+        return principal
 
     # -- 4
 
@@ -230,6 +252,12 @@ class Gate:
     def give_back(self, size: int) -> None:
         """The counterpart of `take`."""
         self._bodies_bytes -= size
+
+
+def _bearer(given: list[bytes]) -> bytes:
+    """The token of an Authorization header; empty where there is none, or something else."""
+    scheme, _, said = (given[0] if len(given) == 1 else b"").partition(b" ")
+    return said.strip() if scheme.lower() == b"bearer" else b""
 
 
 class _RefusedBody(Exception):  # noqa: N818 - carries an answer out of the reading

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
-
-import msgspec
 
 from zenos.bus.envelope import Hello
 from zenos.core.errors import NoDaemonError, StorageError, UnauthorizedError
 from zenos.core.home import Home
-
-
-class _StartFile(msgspec.Struct):
-    """What is needed of `runs/TASK/GENERATION.json`."""
-
-    token: str = ""
+from zenos.core.inside import Inside, inside, secret
 
 
 def find(home: str | Path | None = None) -> tuple[Callable[[], Path], Hello]:
@@ -28,13 +20,11 @@ def find(home: str | Path | None = None) -> tuple[Callable[[], Path], Hello]:
     no daemon has ever run, UnauthorizedError without a token.
     """
     place = Home(Path(home).expanduser().absolute()) if home is not None else Home.default()
-    task = os.environ.get("ZENOS_TASK") if home is None and _is_the_tasks(place) else None
-    if task:
-        generation = os.environ.get("ZENOS_GENERATION", "")
-        if generation.isdecimal() and task.isalnum():
-            token = _task_token(place, task, int(generation))
-            hello = Hello(task=task, generation=int(generation), token=token, program=True)
-            return lambda: place.bus, hello
+    who = inside(place) if home is None else None
+    if who is not None:
+        token = _task_token(place, who)
+        hello = Hello(task=who.task, generation=who.generation, token=token, program=True)
+        return lambda: place.bus, hello
     if not place.token.exists():
         raise NoDaemonError(
             f"cannot reach a daemon: none has run on {place.root}; start it with 'zenos up'"
@@ -43,25 +33,23 @@ def find(home: str | Path | None = None) -> tuple[Callable[[], Path], Hello]:
     return lambda: place.bus, Hello(task="", generation=0, token=token, program=True)
 
 
-def _is_the_tasks(place: Home) -> bool:
-    said = os.environ.get("ZENOS_TASK_HOME")
-    return not said or os.path.realpath(said) == os.path.realpath(place.root)
-
-
-def _task_token(place: Home, task: str, generation: int) -> str:
-    path = place.runs / task / f"{generation}.json"
+def _task_token(place: Home, who: Inside) -> str:
     try:
-        return msgspec.json.decode(_read(path), type=_StartFile).token
-    except msgspec.DecodeError as error:
-        raise StorageError(f"cannot read {path}: {error}") from None
+        return secret(place, *who)
+    except FileNotFoundError as error:
+        raise _without_token(error.filename) from None
 
 
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UnauthorizedError(
-            f"cannot find the token of the bus in {path}: set ZENOS_HOME to the daemon's home"
-        ) from None
+        raise _without_token(path) from None
     except (OSError, UnicodeDecodeError) as error:
         raise StorageError(f"cannot read {path}: {error}") from None
+
+
+def _without_token(path: Path | str) -> UnauthorizedError:
+    return UnauthorizedError(
+        f"cannot find the token of the bus in {path}: set ZENOS_HOME to the daemon's home"
+    )

@@ -43,7 +43,7 @@ and tasks.
 | --- | --- |
 | `ZENOS_HOME` | the home, with the daemon's files; default `~/.zenos` |
 | `ZENOS_HOST` | address of a daemon, `HOST`, `HOST:PORT` or a URL, instead of the one on the home |
-| `ZENOS_TOKEN` | its token, or a user's (`zenos token create`), instead of the one in the home |
+| `ZENOS_TOKEN` | its token, or a user's; default: the task's inside a task, else the home's |
 | `ZENOS_DEBUG` | `1` shows where an unexpected fault came from |
 | `NO_COLOR` | no colours |
 

@@ -1,4 +1,7 @@
-"""Where the daemon is: arguments, else `ZENOS_HOST` and `ZENOS_TOKEN`, else what its home says."""
+"""Where the daemon is: arguments, else `ZENOS_HOST` and `ZENOS_TOKEN`, else what its home says.
+
+Inside a task of that daemon its programs ask with the task's own token, so on behalf of its user.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import msgspec
 
 from zenos.core.errors import InvalidError, NoDaemonError, StorageError, UnauthorizedError
 from zenos.core.home import Home
+from zenos.core.inside import Inside, bearer, inside, parse, secret
 from zenos.core.names import TOKEN_PREFIX
 
 PORT_DEFAULT = 8642
@@ -35,7 +39,8 @@ class DaemonFile(msgspec.Struct, frozen=True, kw_only=True):
 class Address(msgspec.Struct, frozen=True, kw_only=True):
     """Where to send requests, and with which token. daemon: the local one, if it is that.
 
-    token_from: `given`, `ZENOS_TOKEN`, or the path of the file. home: of the local daemon.
+    token_from: `given`, `ZENOS_TOKEN`, the path of the file, or `task ID`. home: of the local
+    daemon.
     """
 
     url: str
@@ -78,7 +83,7 @@ def find(
                 f"cannot reach a daemon: none runs on {place.root}; start it with 'zenos up'"
             )
         url = daemon.url
-    found, source = _token(token, place)
+    found, source = _token(token, place, inside(place) if home is None and not host else None)
     root = None if daemon is None else str(place.root)
     return Address(url=url, token=found, daemon=daemon, token_from=source, home=root)
 
@@ -114,6 +119,12 @@ def wrong_token(address: Address) -> str:
             f"{cannot} {which.get(address.token_from, address.token_from)} is a user's, which was "
             "revoked, or is of another daemon; ask whoever runs this one for another"
         )
+    task = parse(address.token)
+    if task is not None:
+        return (
+            f"{cannot} task {task[0].task} has ended there, or was started again since; set "
+            "ZENOS_TOKEN to a token"
+        )
     if address.token_from == "ZENOS_TOKEN":  # noqa: S105 - the variable's name
         instead = f"set it to what stands in {of_home}"
         unset = "unset it, or " if file is not None else ""
@@ -131,11 +142,19 @@ def wrong_token(address: Address) -> str:
     )
 
 
-def _token(given: str | None, place: Home) -> tuple[str, str]:
-    """The token, and where it came from: see `Address.token_from`."""
+def _token(given: str | None, place: Home, task: Inside | None) -> tuple[str, str]:
+    """The token, and where it came from: see `Address.token_from`. task: as which it may ask."""
     token, source = given, "given"
     if not token:
         token, source = os.environ.get("ZENOS_TOKEN"), "ZENOS_TOKEN"
+    if not token and task is not None:
+        try:
+            return bearer(task, secret(place, *task)), f"task {task.task}"
+        except FileNotFoundError:
+            raise UnauthorizedError(
+                f"cannot act for task {task.task}: it is not known any more on {place.root}; set "
+                "ZENOS_TOKEN to a token"
+            ) from None
     if not token:
         source = str(place.token)
         try:
