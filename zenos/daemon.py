@@ -39,6 +39,7 @@ from zenos.bus.standing import keep_listening
 from zenos.core import config as configuration
 from zenos.core import durable, limits
 from zenos.core import events as ev
+from zenos.core.actions import Snapshot
 from zenos.core.clock import SystemClock
 from zenos.core.config import Config
 from zenos.core.errors import ConflictError, InvalidError, RefusedError, StorageError, ZenosError
@@ -46,7 +47,7 @@ from zenos.core.home import Home
 from zenos.core.messages import settings_for
 from zenos.core.task import HOLDING, Kind, Principal, State, Task
 from zenos.core.tokens import Tokens
-from zenos.kernel import loop
+from zenos.kernel import loop, renaming
 from zenos.kernel.control import Inbox, View
 from zenos.kernel.step import Kernel
 from zenos.models.registry import Registry
@@ -73,7 +74,7 @@ async def run(home: Home, config: Config, flags: Mapping[str, Any]) -> None:
         # 3. What the last daemon remembered.
         store = await open_store(home)
         stack.push_async_callback(store.close)
-        snapshot = await store.load()
+        snapshot = await remembered(store, config)
         clock = SystemClock(floor=snapshot.now)
         settings = partial(settings_for, given=config.topics)
         topics = DurableTopics(store, clock, await store.load_messages(), settings)
@@ -267,6 +268,17 @@ async def open_store(home: Home) -> SqliteStore:
         return await SqliteStore.open(home.database)
     finally:
         os.umask(usual)
+
+
+async def remembered(store: SqliteStore, config: Config) -> Snapshot:
+    """What the store holds, with this machine under the name that it has by now."""
+    snapshot = await store.load()
+    renamed = renaming.of_this_machine(snapshot, config.node)
+    if renamed is None:
+        return snapshot
+    log.info("this machine is now called %s, before %s", config.node, renamed.deleted_nodes)
+    await store.commit(renamed)
+    return await store.load()
 
 
 def read_or_make_token(home: Home) -> str:

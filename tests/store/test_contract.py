@@ -107,8 +107,14 @@ async def test_all_that_was_committed_comes_back(store: Store) -> None:
         estimates=changes.estimates,
         usage=changes.usage,
     )
-    gone = Changes(now=13, deleted_estimates=["run/a"], deleted_usage=["user/bob"])
+    gone = Changes(
+        now=13,
+        deleted_estimates=["run/a"],
+        deleted_usage=["user/bob"],
+        deleted_nodes=["local"],
+    )
     await store.commit(gone)
+    assert (await store.load()).nodes == {}
     assert (await store.load()).estimates == {"run/b": estimate("run/b")}
     assert (await store.load()).usage == {"user/ann": usage("user/ann")}
     assert await store.events(1, 10) == [event(2, "t2"), event(3)]

@@ -48,3 +48,21 @@ def log(system: System, task: str) -> str:
     known = next(one for one in system.tasks().values() if one.id == task)
     path = system.home.run(task, known.generation) / "log"
     return path.read_text() if path.exists() else ""
+
+
+def test_a_machine_that_is_renamed_is_one_node_with_what_runs_on_it(system: System) -> None:
+    system.home.config.write_text("node: before")
+    system.start()
+    system.submit(1, system.hold, cpu=0.5)
+    system.runs(1)
+    assert system.shut_down("leave") == 0
+    system.home.config.write_text("node: after")
+    system.start()
+    (shown,) = system.ask(lambda client: client.nodes())
+    assert (shown.node.name, shown.used.cpu) == ("after", 500)
+    allocation = system.task(1).allocation
+    assert allocation is not None
+    assert allocation.node == "after"
+    system.released.touch()
+    assert system.finish()["n1"].state is State.SUCCEEDED
+    assert system.lines() == {1: 1}

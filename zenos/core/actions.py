@@ -126,6 +126,7 @@ class Changes(msgspec.Struct, kw_only=True):
     deleted_arrays: list[str] = []
     usage: dict[str, Usage] = {}
     deleted_usage: list[str] = []
+    deleted_nodes: list[str] = []
 
     def __bool__(self) -> bool:
         """Whether there is anything to remember."""
@@ -147,6 +148,7 @@ class Changes(msgspec.Struct, kw_only=True):
             or self.deleted_arrays
             or self.usage
             or self.deleted_usage
+            or self.deleted_nodes
         )
 
 

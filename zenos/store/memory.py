@@ -43,6 +43,8 @@ class MemoryStore:
         state.tasks.update(changes.tasks)
         state.deployments.update(changes.deployments)
         state.nodes.update(changes.nodes)
+        for name in changes.deleted_nodes:
+            state.nodes.pop(name, None)
         state.estimates.update(changes.estimates)
         for name in changes.deleted_estimates:
             state.estimates.pop(name, None)

@@ -311,6 +311,7 @@ class SqliteStore:
             _delete(connection, tables.estimates.c.signature, changes.deleted_estimates)
             _upsert(connection, tables.usage, map(rows.usage_row, changes.usage.values()))
             _delete(connection, tables.usage.c.account, changes.deleted_usage)
+            _delete(connection, tables.nodes.c.name, changes.deleted_nodes)
             _upsert(connection, tables.audit, map(rows.audit_row, changes.audit))
             if changes.prune_audit_before:
                 audit, before = tables.audit, changes.prune_audit_before
