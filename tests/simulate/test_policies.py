@@ -18,15 +18,19 @@ from zenos.simulate.world import World
 POLICIES = ("zenos", *peers.POLICIES)
 
 
-def run(policy: str, jobs: list[Job], gpus: int, **config: Any) -> tuple[list[Ran], Meter]:
+def run(
+    policy: str, jobs: list[Job], gpus: int, nodes: int = 1, **config: Any
+) -> tuple[list[Ran], Meter]:
+    """On one pool, or on that many nodes of `gpus` each."""
     meter = Meter(jobs[-1].submit_s)
+    there = [cluster.node(f"n{number}", gpus) for number in range(nodes)]
     heard: list[int] = []
     if policy == "zenos":
-        world = World(jobs, [cluster.node("pool", gpus)], Config(**config), meter, 60.0)
+        world = World(jobs, there, Config(**config), meter, 60.0)
         ran = world.run(heard.append)
         world.kernel.state.check()
     else:
-        ran = peers.run(policy, jobs, gpus * 1000, meter, heard.append)
+        ran = peers.run(policy, jobs, there, meter, heard.append)
     assert heard[-1] == len(jobs)
     assert heard == sorted(heard)
     return ran, meter
@@ -36,8 +40,8 @@ def job(submit_s: float, duration_s: float, gpus: int = 1, **more: Any) -> Job:
     return Job(submit_s=submit_s, duration_s=duration_s, gpu=gpus * 1000, **more)
 
 
-def ends(policy: str, jobs: list[Job], gpus: int, **config: Any) -> list[float]:
-    return [round(r.done_s, 3) for r in run(policy, jobs, gpus, **config)[0]]
+def ends(policy: str, jobs: list[Job], gpus: int, nodes: int = 1, **config: Any) -> list[float]:
+    return [round(r.done_s, 3) for r in run(policy, jobs, gpus, nodes, **config)[0]]
 
 
 @pytest.mark.parametrize(
@@ -51,6 +55,27 @@ def ends(policy: str, jobs: list[Job], gpus: int, **config: Any) -> list[float]:
 def test_classic_policies(policy: str, expected: list[float]) -> None:
     jobs = [job(0, 100, 2), job(1, 50, 4), job(2, 10, 2), job(3, 200, 2)]
     assert ends(policy, jobs, 4) == expected
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("fifo", [100, 50, 60, 55, 150]),  # two are free, and not on one node
+        ("easy", [100, 50, 60, 7, 150]),  # the short one doesn't delay it
+        ("zenos", [100, 50, 60, 7, 150]),
+    ],
+)
+def test_jobs_lie_on_nodes(policy: str, expected: list[float]) -> None:
+    """A gang of six wants four GPUs of one node and two of the other."""
+    jobs = [job(0, 100, 3), job(0, 50, 3), job(1, 10, 2), job(2, 5, 1), job(3, 50, 6)]
+    assert ends(policy, jobs, 4, nodes=2) == expected
+
+
+def test_what_is_started_ahead_leaves_the_first_its_room_on_the_nodes() -> None:
+    """Long ones of one GPU: two may go where the gang will have room beside them."""
+    jobs = [job(0, 100, 4), job(0, 10, 3), job(1, 10, 6), *(job(at, 500) for at in (2, 3, 4))]
+    ran, _ = run("easy", jobs, 4, nodes=2)
+    assert [r.done_s for r in ran] == [100, 10, 110, 502, 510, 610]
 
 
 def test_least_attained_service_lets_the_short_one_through() -> None:

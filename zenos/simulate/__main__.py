@@ -126,7 +126,7 @@ def simulate(request: Request, say: Callable[[dict[str, Any]], None]) -> list[Su
             ran = world.run(progress)
             summary = _with_steps(summarise(policy, jobs, ran, gpus, meter), world, serving)
         else:
-            ran = peers.run(policy, jobs, gpus * 1000, meter, progress)
+            ran = peers.run(policy, jobs, nodes, meter, progress)
             summary = summarise(policy, jobs, ran, gpus, meter)
         say({"type": "summary", "summary": msgspec.to_builtins(summary)})
         summaries.append(summary)

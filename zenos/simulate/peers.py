@@ -1,7 +1,6 @@
-"""Policies to compare with, as the literature has them, on one pool of GPUs.
+"""Policies to compare with, as the literature has them.
 
-They count GPUs and know no nodes, so none is ever left over in pieces, and they suspend and resume
-for nothing: both are in their favour.
+They suspend and resume for nothing, which is in their favour.
 
 fifo: in order of submission, nobody passes anybody.
 easy: backfill with true run times (D. Lifka, "The ANL/IBM SP scheduling system", 1995): the first
@@ -9,6 +8,9 @@ easy: backfill with true run times (D. Lifka, "The ANL/IBM SP scheduling system"
 srtf: shortest remaining time first, with true run times, preemptive.
 las: least attained service first (L. Kleinrock, 1967), preemptive, in classes that grow by a factor
     of four from ten minutes on, so that equals don't take turns for ever.
+
+fifo and easy place jobs on nodes as the kernel does, a gang on as few as there can be. srtf and las
+count GPUs and know no nodes, so none is ever left over in pieces: that is in their favour too.
 """
 
 from __future__ import annotations
@@ -16,9 +18,15 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
+from zenos.core.node import Node
+from zenos.core.resources import Resources
+from zenos.core.task import Allocation
+from zenos.kernel.queue import Shape
+from zenos.kernel.resource_manager import ResourceManager
+from zenos.simulate.cluster import workers_of
 from zenos.simulate.report import Meter, Ran
 from zenos.simulate.traces import Job
 
@@ -29,25 +37,80 @@ LAS_FACTOR: Final = 4.0
 Progress = Callable[[int], None]
 
 
-def run(policy: str, jobs: Sequence[Job], gpu: int, meter: Meter, progress: Progress) -> list[Ran]:
-    """Run jobs (in order of submission) on `gpu` milli-GPUs under one of POLICIES."""
+def run(
+    policy: str, jobs: Sequence[Job], nodes: Sequence[Node], meter: Meter, progress: Progress
+) -> list[Ran]:
+    """Run jobs (in order of submission) on these nodes under one of POLICIES."""
     if policy in ("fifo", "easy"):
-        return _in_order(jobs, gpu, meter, progress, backfill=policy == "easy")
+        return _in_order(jobs, _Places(jobs, nodes), meter, progress, backfill=policy == "easy")
+    gpu = sum(node.capacity.gpu for node in nodes)
     return _preemptive(jobs, gpu, meter, progress, by_age=policy == "las")
 
 
+class _Places:
+    """Which job lies on which nodes."""
+
+    def __init__(self, jobs: Sequence[Job], nodes: Sequence[Node]) -> None:
+        self._resources = ResourceManager()
+        for node in nodes:
+            self._resources.add(node, [])
+        self._jobs = jobs
+        self._held: dict[int, Allocation] = {}
+
+    @property
+    def are_full(self) -> bool:
+        """Whether nothing at all is free."""
+        return self._resources.used().gpu >= self._resources.capacity().gpu
+
+    def take(self, number: int) -> bool:
+        """Place a job, if there is room."""
+        request, workers = self._shape(number)
+        allocation = self._resources.allocate(request, workers=workers)
+        if allocation is None:
+            return False
+        self._held[number] = allocation
+        return True
+
+    def give(self, number: int) -> None:
+        """Give its place back."""
+        self._resources.release(self._held.pop(number))
+
+    def fits_without(self, first: int, ended: Sequence[int]) -> bool:
+        """Whether there would be room for the job `first` if those jobs had ended."""
+        for number in ended:
+            self._resources.release(self._held[number])
+        fits = self._resources.fits(self._shape(first), {})
+        for number in ended:
+            self._resources.occupy(self._held[number])
+        return fits
+
+    def _shape(self, number: int) -> Shape:
+        job = self._jobs[number]
+        return Shape(Resources(gpu=job.gpu), workers_of(job))
+
+    def awaited(self, first: int, running: Iterable[int]) -> list[int]:
+        """Which of `running`, in their order, have to end until there is room for `first`."""
+        ended: list[int] = []
+        for number in running:
+            self._resources.release(self._held[number])
+            ended.append(number)
+            if self._resources.fits(self._shape(first), {}):
+                break
+        for number in ended:
+            self._resources.occupy(self._held[number])
+        return ended
+
+
 def _in_order(
-    jobs: Sequence[Job], gpu: int, meter: Meter, progress: Progress, *, backfill: bool
+    jobs: Sequence[Job], places: _Places, meter: Meter, progress: Progress, *, backfill: bool
 ) -> list[Ran]:
     ran = [Ran() for _ in jobs]
     running: list[tuple[float, int]] = []  # a heap of ends
     waiting: deque[int] = deque()
-    free, coming, done = gpu, 0, 0
+    coming, done = 0, 0
 
     def start(number: int, now: float) -> None:
-        nonlocal free
         job = jobs[number]
-        free -= job.gpu
         heapq.heappush(running, (now + job.duration_s, number))
         meter.add(now, now + job.duration_s, job.gpu / 1000)
 
@@ -58,17 +121,17 @@ def _in_order(
         )
         while running and running[0][0] <= now:
             _, number = heapq.heappop(running)
-            free += jobs[number].gpu
+            places.give(number)
             ran[number].done_s = now
             done += 1
             progress(done)
         while coming < len(jobs) and jobs[coming].submit_s <= now:
             waiting.append(coming)
             coming += 1
-        while waiting and jobs[waiting[0]].gpu <= free:
+        while waiting and places.take(waiting[0]):
             start(waiting.popleft(), now)
-        if backfill and waiting and free:
-            waiting = _backfill(jobs, waiting, running, free, now, start)
+        if backfill and len(waiting) > 1 and not places.are_full:
+            waiting = _backfill(jobs, waiting, running, places, now, start)
     return ran
 
 
@@ -76,30 +139,39 @@ def _backfill(
     jobs: Sequence[Job],
     waiting: deque[int],
     running: Sequence[tuple[float, int]],
-    free: int,
+    places: _Places,
     now: float,
     start: Callable[[int, float], None],
 ) -> deque[int]:
     """Start those behind the first that don't delay it; the ones that are left, in order.
 
-    1. The first one's time is when enough of the running have ended; what is then left is extra.
-    2. Another may start when it fits and ends by then, or fits in what is extra.
+    1. The first one's time is when enough of the running have ended.
+    2. Another may start when it fits and ends by then, or leaves the first its room at that time.
+    3. What one was refused for, others that want as much are: there is only ever less room.
     """
-    need, room, shadow_s, extra = jobs[waiting[0]].gpu, free, math.inf, 0  # 1
-    for end, number in sorted(running):
-        room += jobs[number].gpu
-        if room >= need:
-            shadow_s, extra = end, room - need
-            break
+    ends = sorted(running)
+    first = waiting[0]
+    awaited = places.awaited(first, (number for _, number in ends))  # 1
+    shadow_s = ends[len(awaited) - 1][0] if awaited else now
     left: deque[int] = deque([waiting.popleft()])
+    without_room: set[tuple[int, str]] = set()
+    in_the_way: set[tuple[int, str]] = set()
     for number in waiting:  # 2
         job = jobs[number]
-        in_time = now + job.duration_s <= shadow_s
-        if job.gpu <= free and (in_time or job.gpu <= extra):
+        wanted, in_time = (job.gpu, job.kind), now + job.duration_s <= shadow_s
+        if wanted in without_room or (not in_time and wanted in in_the_way):  # 3
+            left.append(number)
+        elif not places.take(number):
+            without_room.add(wanted)
+            left.append(number)
+        elif in_time:
+            awaited.append(number)
             start(number, now)
-            free -= job.gpu
-            extra -= 0 if in_time else job.gpu
+        elif places.fits_without(first, awaited):
+            start(number, now)
         else:
+            places.give(number)
+            in_the_way.add(wanted)
             left.append(number)
     return left
 
