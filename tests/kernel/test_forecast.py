@@ -61,6 +61,18 @@ def test_tasks_follow_each_other_as_long_as_they_are_expected_to_run() -> None:
     assert h.now(long).state is State.QUEUED
 
 
+def test_a_task_that_would_run_longer_than_its_time_limit_ends_there() -> None:
+    h = Harness(node(cpu=1))
+    h.clock.advance(1_764_480_000.123)
+    limited = h.submit(spec(time_limit_s=100.1))
+    h.run(limited)
+    after = h.submit(spec(expected_s=5.0))
+    made = plan(h)
+    assert made.complete
+    assert times(h, made, limited) == [(0.0, 100.1, "stopped")]
+    assert times(h, made, after) == [(100.1, 105.1, "finished")]
+
+
 def test_a_training_gives_way_and_goes_on() -> None:
     h = Harness(node(cpu=1), config=Config(residence_s=5.0))
     training = h.submit(spec(TRAIN, expected_s=100.0))

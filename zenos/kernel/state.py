@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import math
-from typing import Final
 
 from msgspec.structs import replace
 
@@ -32,9 +31,6 @@ from zenos.kernel.asking import Asking
 from zenos.kernel.estimates import Estimates, signature
 from zenos.kernel.resource_manager import ResourceManager
 from zenos.kernel.scheduler import Scheduler, order_of
-
-# What ends by then is looked at: a sum of times may be off by as much as that.
-ROUNDING_S: Final = 1e-3
 
 
 def ran_s(task: Task, now: float) -> float:
@@ -362,19 +358,11 @@ class KernelState:
         return math.inf
 
     def over_time_limit(self, now: float) -> list[str]:
-        """Running tasks whose time limit is over."""
-        found: list[str] = []
-        left: list[tuple[float, int, str]] = []
-        while self.next_time_limit() <= now + ROUNDING_S:
-            item = heapq.heappop(self._time_limits)
-            if item[2] in found:
-                continue
-            if ran_s(self.tasks[item[2]], now) >= (self.tasks[item[2]].spec.time_limit_s or 0.0):
-                found.append(item[2])
-            left.append(item)
-        for item in left:
-            heapq.heappush(self._time_limits, item)
-        return sorted(found)
+        """Running tasks whose time limit is over, for whoever stops them: each is told once."""
+        found: dict[str, None] = {}
+        while self.next_time_limit() <= now:
+            found[heapq.heappop(self._time_limits)[2]] = None
+        return sorted(found, key=order_of)
 
     def learn(self, task: Task, now: float) -> None:
         """A task has finished: what its run time teaches is remembered, however long it is kept."""
