@@ -27,6 +27,7 @@ from zenos.core.task import (
     check_transition,
 )
 from zenos.kernel import accounts, gate, invariants
+from zenos.kernel.array_ends import ArrayEnds
 from zenos.kernel.asking import Asking
 from zenos.kernel.estimates import Estimates, signature
 from zenos.kernel.resource_manager import ResourceManager
@@ -56,6 +57,7 @@ class KernelState:
         self.config = config
         self.tasks: dict[str, Task] = dict(snapshot.tasks)
         self.arrays: dict[str, Array] = dict(snapshot.arrays)
+        self.array_ends = ArrayEnds(self.arrays.values(), self.tasks.values())
         self.deployments: dict[str, Deployment] = dict(snapshot.deployments)
         self.keys: dict[tuple[str, str], IdempotencyKey] = {
             (key.user, key.key): key for key in sorted(snapshot.keys, key=lambda k: k.at)
@@ -172,6 +174,7 @@ class KernelState:
         self.tasks[new.id] = new
         self.changes.tasks[new.id] = new
         self.accounts.change(old, new)
+        self.array_ends.change(old, new)
         self._file(new, now)
         if event:
             self._note(new, now, event, detail)
@@ -252,7 +255,7 @@ class KernelState:
 
     def _file(self, task: Task, now: float) -> None:
         if task.state is State.QUEUED:
-            before = gate.unmet(task, self.tasks, self.arrays)
+            before = gate.unmet(task, self.is_open)
             for parent in before:
                 self.children.setdefault(parent, {})[task.id] = None
             if task.held is not None:
@@ -328,7 +331,12 @@ class KernelState:
         """What keeps a queued task out of the scheduler's queue, in words; empty without it."""
         if task.id in self.crowded:
             return gate.in_its_array(task)
-        return gate.waiting_for(task, self.tasks, self.arrays)
+        return gate.waiting_for(task, self.tasks, self.arrays, self.is_open)
+
+    def is_open(self, parent: str) -> bool:
+        """Whether a task, or one of an array, has not ended; not so what is not remembered."""
+        task = self.tasks.get(parent)
+        return self.array_ends.is_open(parent) if task is None else not task.is_ended
 
     def release_delayed(self, now: float) -> None:
         """Queue the tasks whose backoff is over."""
@@ -395,6 +403,7 @@ class KernelState:
             self.put_array(replace(array, forgotten=forgotten))
             return
         del self.arrays[array.id]
+        self.array_ends.forget(array.id)
         self.active.pop(array.id, None)
         self.crowds.pop(array.id, None)
         self.uncrowded.discard(array.id)
