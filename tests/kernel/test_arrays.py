@@ -133,6 +133,21 @@ def test_a_task_that_waits_for_its_retry_or_is_held_gives_its_place_to_another()
     assert [task.id for task in at_work(h, array)] == [third.id]
 
 
+def test_who_has_a_place_and_waits_for_room_keeps_it_over_a_restart() -> None:
+    h = Harness(node(cpu=10))
+    array = h.submit_array(spec(**SMALL), "0-3%1")
+    first, second, third, _ = tasks_of(h, array)
+    h.cordon("local", "cordon")
+    h.wait(10)
+    h.exit(first)
+    h = h.restarted()
+    queue = h.kernel.state.scheduler.queue
+    assert second.id in queue
+    assert third.id not in queue
+    h.cordon("local", None)
+    assert [task.id for task in at_work(h, array)] == [second.id]
+
+
 def test_cancel_ends_all_of_it_with_one_row() -> None:
     h = Harness()
     array = h.submit_array(spec(**SMALL), "0-5%2")

@@ -119,11 +119,12 @@ class KernelState:
 
     def _recall(self, snapshot: Snapshot) -> None:
         """File what is remembered, as if it had just come to be so."""
-        # Ended ones in the order of their ends; waiting ones in that in which they came to wait.
+        # Places of an array: first who is at work, then in the order in which they are given
+        # (`gate.admit`). Ended ones in the order of their ends.
         for task in sorted(
             self.tasks.values(),
-            key=lambda t: (t.state not in HOLDING, t.ended or t.queued, order_of(t.id)),
-        ):  # who is at work takes a place of its array first
+            key=lambda t: (t.state not in HOLDING, t.ended or 0.0, order_of(t.id)),
+        ):
             # Of a database from before run times were stored themselves.
             if task.state is State.SUCCEEDED and signature(task) not in snapshot.estimates:
                 made, _ = self.estimates.learn(task, task.ran_s, task.ended or 0.0)
