@@ -124,6 +124,23 @@ def test_of_a_long_queue_the_heads_and_the_longest_waiting_are_looked_at(
     assert (made.waiting, made.left_out) == (8, 4)
 
 
+def test_all_replicas_that_wait_are_in_the_picture_since_their_deployments_name_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    h = Harness(node(cpu=1))
+    h.run(h.submit(spec(expected_s=10.0)))
+    for more in range(4):  # each the head of a bucket of its own
+        h.submit(spec(cpu=1 - more / 10))
+    model = DeploymentSpec(model="m", min_replicas=3, max_replicas=3, memory="100MB")
+    h.ask(ev.Deploy(request=1, spec=model))
+    monkeypatch.setattr(limits, "PICTURED_TASKS_MAX", 2)
+    replicas = h.kernel.state.deployments["m"].replicas
+    made = picture(h)
+    assert {task.id for task in made.tasks if task.state is State.QUEUED} == set(replicas)
+    assert made.left_out == 4
+    assert Forecast(made).run(limits.FORECAST_S_MAX, lambda: False)
+
+
 def test_a_picture_has_nothing_of_what_a_program_is_given() -> None:
     h = Harness(node(cpu=1))
     secret = ProgramSpec(argv=["work", "s3cret"], env={"TOKEN": "s3cret"})
