@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ from zenos.core.errors import (
     TooLargeError,
     UnfittableError,
 )
-from zenos.core.task import HOLDING, Principal, State, Task
+from zenos.core.task import HOLDING, Outcome, Principal, State, Task
 
 SMALL = {"cpu": 0.1, "memory": "5MB"}
 
@@ -132,6 +133,21 @@ def test_a_task_that_waits_for_its_retry_or_is_held_gives_its_place_to_another()
     assert [task.id for task in at_work(h, array)] == [third.id]
 
 
+def test_who_has_a_place_and_waits_for_room_keeps_it_over_a_restart() -> None:
+    h = Harness(node(cpu=10))
+    array = h.submit_array(spec(**SMALL), "0-3%1")
+    first, second, third, _ = tasks_of(h, array)
+    h.cordon("local", "cordon")
+    h.wait(10)
+    h.exit(first)
+    h = h.restarted()
+    queue = h.kernel.state.scheduler.queue
+    assert second.id in queue
+    assert third.id not in queue
+    h.cordon("local", None)
+    assert [task.id for task in at_work(h, array)] == [second.id]
+
+
 def test_cancel_ends_all_of_it_with_one_row() -> None:
     h = Harness()
     array = h.submit_array(spec(**SMALL), "0-5%2")
@@ -172,6 +188,60 @@ def test_an_array_comes_after_others_and_others_after_it() -> None:
     assert h.now(whatever).state is State.STARTING
     late = h.submit(spec(**SMALL, after=(array.id,)))
     assert late.stopping == "a task of array-2 has not succeeded"
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_failure_in_an_array_counts_in_whichever_order_a_step_hears_of_its_ends(
+    order: tuple[int, int],
+) -> None:
+    h = Harness(node(cpu=10))
+    array = h.submit_array(spec(**SMALL), "0-1")
+    child = h.submit(spec(**SMALL, after=(array.id,)))
+    whatever = h.submit(spec(**SMALL, after=(f"any:{array.id}",)))
+    for task in tasks_of(h, array):
+        h.run(task)
+    ends = [
+        ev.WorkerExited(task=task, generation=1, outcome=Outcome(exit_code=code))
+        for task, code in zip(array.tasks, (1, 0), strict=True)
+    ]
+    h.step(*(ends[place] for place in order))
+    assert h.now(child).state is State.CANCELLED
+    assert h.now(whatever).state is State.STARTING
+
+
+class Counting(dict[str, Task]):
+    """Tasks, and how often one was looked up."""
+
+    lookups = 0
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.lookups += 1
+        return super().get(key, default)
+
+    def __getitem__(self, key: str) -> Task:
+        self.lookups += 1
+        return super().__getitem__(key)
+
+
+def test_what_comes_after_an_array_costs_as_much_for_each_task_however_long_the_array_is() -> None:
+    def lookups(count: int) -> int:
+        h = Harness(node(cpu=1))
+        known = h.kernel.state.tasks = Counting(h.kernel.state.tasks)
+        indices = parse_indices(f"0-{count - 1}")
+        for after in ((), ("array-1",)):
+            task = spec(cpu=0.001, memory="4MiB", after=after)
+            event = ev.SubmitArray(request=0, spec=ArraySpec(task=task, indices=indices))
+            h.kernel.step([event], h.clock.now())
+        ends = [
+            ev.WorkerExited(task=f"t{number}", generation=1, outcome=Outcome(exit_code=0))
+            for number in range(1, count + 1)
+        ]
+        for end in (ends[:-1], ends[-1:]):
+            h.kernel.step([*end], h.clock.now())
+        assert all(h.kernel.state.tasks[f"t{count + 1 + k}"].generation for k in range(count))
+        return known.lookups
+
+    assert lookups(400) < 6 * lookups(100)
 
 
 def test_what_of_it_is_forgotten_still_counts_until_all_is() -> None:

@@ -13,6 +13,8 @@ from zenos.core.quotas import Quota
 from zenos.core.resources import Resources
 from zenos.core.specs import TrainSpec
 from zenos.core.task import State, Task, TaskSpec
+from zenos.kernel.explanation import explain
+from zenos.kernel.picture import take
 
 CONFIG = Config(grow_s=60.0, residence_s=5.0, preemptions_per_hour=6)
 
@@ -188,6 +190,21 @@ def test_paused_it_goes_on_with_the_workers_that_it_has() -> None:
     assert h.kernel.state.resources.used().cpu == 0
     h.resume(task)
     assert (h.now(task).state, h.now(task).granted.cpu) == (State.RUNNING, 3000)
+
+
+def test_why_says_what_it_lacks_to_go_on_with_the_workers_that_it_has() -> None:
+    h = Harness(node(cpu=3), config=CONFIG)
+    task = h.submit(elastic(1, 4))
+    h.run(task)
+    h.pause(task)
+    h.paused(task)
+    other = h.submit(spec(cpu=2))
+    h.resume(task)
+    (lack,) = explain(take(h.kernel, h.clock.now(), task.id), task.id).lacks
+    assert (lack.lacks, [holder.task for holder in lack.holders]) == (
+        Resources(cpu=2000),
+        [other.id],
+    )
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,18 @@ def test_tasks_follow_each_other_as_long_as_they_are_expected_to_run() -> None:
     assert h.now(long).state is State.QUEUED
 
 
+def test_a_task_that_would_run_longer_than_its_time_limit_ends_there() -> None:
+    h = Harness(node(cpu=1))
+    h.clock.advance(1_764_480_000.123)
+    limited = h.submit(spec(time_limit_s=100.1))
+    h.run(limited)
+    after = h.submit(spec(expected_s=5.0))
+    made = plan(h)
+    assert made.complete
+    assert times(h, made, limited) == [(0.0, 100.1, "stopped")]
+    assert times(h, made, after) == [(100.1, 105.1, "finished")]
+
+
 def test_a_training_gives_way_and_goes_on() -> None:
     h = Harness(node(cpu=1), config=Config(residence_s=5.0))
     training = h.submit(spec(TRAIN, expected_s=100.0))
@@ -110,6 +122,23 @@ def test_of_a_long_queue_the_heads_and_the_longest_waiting_are_looked_at(
     made = picture(h, tasks[7])
     assert {t.id for t in made.tasks} == {t.id for t in (*tasks[:3], urgent, tasks[7])}
     assert (made.waiting, made.left_out) == (8, 4)
+
+
+def test_all_replicas_that_wait_are_in_the_picture_since_their_deployments_name_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    h = Harness(node(cpu=1))
+    h.run(h.submit(spec(expected_s=10.0)))
+    for more in range(4):  # each the head of a bucket of its own
+        h.submit(spec(cpu=1 - more / 10))
+    model = DeploymentSpec(model="m", min_replicas=3, max_replicas=3, memory="100MB")
+    h.ask(ev.Deploy(request=1, spec=model))
+    monkeypatch.setattr(limits, "PICTURED_TASKS_MAX", 2)
+    replicas = h.kernel.state.deployments["m"].replicas
+    made = picture(h)
+    assert {task.id for task in made.tasks if task.state is State.QUEUED} == set(replicas)
+    assert made.left_out == 4
+    assert Forecast(made).run(limits.FORECAST_S_MAX, lambda: False)
 
 
 def test_a_picture_has_nothing_of_what_a_program_is_given() -> None:

@@ -12,6 +12,8 @@ from zenos.core.errors import RefusedError, UnfittableError
 from zenos.core.resources import Resources
 from zenos.core.specs import DataSpec, TrainSpec
 from zenos.core.task import State, TaskSpec
+from zenos.kernel.explanation import explain
+from zenos.kernel.picture import take
 from zenos.kernel.queue import Shape
 from zenos.kernel.resource_manager import ResourceManager
 from zenos.simulate import cluster
@@ -51,6 +53,18 @@ def test_a_larger_one_takes_as_few_nodes_as_there_can_be_and_the_fullest_for_its
     held = {part.node: part.resources.gpu for part in allocation.parts}
     assert held == {"n1": 4000, "n2": 4000, "n0": 2000}
     assert allocation.total == task.spec.resources
+
+
+def test_why_counts_what_a_gang_holds_on_each_of_its_nodes() -> None:
+    h = nodes(2)
+    task = h.submit(gang(8))
+    h.run(task)
+    waiting = h.submit(gang(1))
+    made = explain(take(h.kernel, h.clock.now()), waiting.id)
+    assert [[holder.task for holder in lack.holders] for lack in made.lacks] == [[task.id]] * 2
+    assert [holder.resources.gpu for lack in made.lacks for holder in lack.holders] == [4000] * 2
+    (remedy,) = [remedy for remedy in made.remedies if remedy.kind == "end"]
+    assert remedy.tasks == [task.id]
 
 
 def test_all_or_nothing_and_everything_comes_back() -> None:

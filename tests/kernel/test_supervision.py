@@ -159,6 +159,20 @@ def test_a_time_limit_ends_a_task() -> None:
     assert "time limit of 60 s" in str(h.now(task).outcome)
 
 
+@pytest.mark.parametrize("limit_s", [3.3, 10.0, 58.31, 100.1])
+def test_a_time_limit_ends_at_the_moment_for_which_the_kernel_asked_to_be_called(
+    limit_s: float,
+) -> None:
+    h = Harness(node(cpu=4))
+    h.clock.advance(1_764_480_000.123)  # as large as kernel time is: so sums of it are rounded
+    for _ in range(4):
+        h.clock.advance(7.7)
+        task = h.submit(spec(time_limit_s=limit_s))
+        h.run(task)
+        h.wait(h.steps[-1].wake - h.clock.now())
+        assert h.now(task).stopping == "time limit"
+
+
 def test_a_worker_that_could_not_be_started_is_tried_three_times_more() -> None:
     h = Harness()
     task = h.submit(spec())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from fastapi import APIRouter, Query, Request
 from msgspec.structs import replace
@@ -42,7 +43,17 @@ from zenos.kernel.nodes import kept_out
 from zenos.kernel.pool import admits, why_never
 
 router = APIRouter(prefix="/api/tasks", tags=["tasks"])
-Room = list[tuple[Node, Resources]]  # the nodes, and what is in use of each
+
+
+class Room(NamedTuple):
+    """What all tasks of one answer are held against: looked up once, since they may be many.
+
+    nodes: with what is in use of each. is_open: whether what a task comes after has not ended.
+    """
+
+    nodes: list[tuple[Node, Resources]]
+    is_open: gate.IsOpen
+
 
 States = Annotated[
     list[str],
@@ -266,7 +277,9 @@ def array_view(system: System, array: Array) -> ArrayView:
 
 def _room(system: System) -> Room:
     used = system.used()
-    return [(node, used.get(name, Resources())) for name, node in system.nodes().items()]
+    nodes = [(node, used.get(name, Resources())) for name, node in system.nodes().items()]
+    tasks, arrays = system.tasks(), system.arrays()
+    return Room(nodes, functools.cache(lambda parent: gate.is_open(parent, tasks, arrays)))
 
 
 def _view(system: System, task: Task, room: Room) -> TaskView:
@@ -288,21 +301,21 @@ def waits_for(task: Task, room: Room, system: System) -> str | None:
     if task.held is not None:
         reason = task.outcome.error if task.held == "numerics" and task.outcome else None
         return f"held: {reason or _HELD[task.held]}; {_RESUME} {task.id}"
-    if before := gate.waiting_for(task, system.tasks(), system.arrays()):
+    if before := gate.waiting_for(task, system.tasks(), system.arrays(), room.is_open):
         return before
     if task.not_before > (now := time.time()):
         left_s = math.ceil(task.not_before - now)
         if task.generation == 0 and task.spec.start_at is not None:
             return f"starts in {datetime.timedelta(seconds=left_s)}"
         return f"starts again in {left_s} s"
-    never = why_never(task.spec.request, [node for node, _ in room])
+    never = why_never(task.spec.request, [node for node, _ in room.nodes])
     if never:
         return f"cannot ever fit: {never}"
-    if closed := kept_out(task.spec.request, task.spec.workers, [node for node, _ in room]):
+    if closed := kept_out(task.spec.request, task.spec.workers, [node for node, _ in room.nodes]):
         return closed
     if full := system.accounts().waiting_for(task):
         return full
-    there = [(node, used) for node, used in room if admits(node, task.spec.request)]
+    there = [(node, used) for node, used in room.nodes if admits(node, task.spec.request)]
     short = shortage(task.spec.request, [(node.capacity, used) for node, used in there])
     if short:
         return f"waits for {short}"

@@ -278,6 +278,10 @@ class Allocation(msgspec.Struct, frozen=True, kw_only=True):
         """What is held, node by node."""
         return (self, *self.others) if self.others else (self,)
 
+    def on(self, node: str) -> Allocation | None:
+        """What of it is held on that node."""
+        return next((part for part in self.parts if part.node == node), None)
+
     @property
     def total(self) -> Resources:
         """What is held on all nodes together."""

@@ -168,7 +168,8 @@ class Candidates:
             task = state.tasks[task_id]
             if not task.can_save or task.state is not State.RUNNING or task.stopping:
                 continue
-            if task.running is None or task.allocation is None:
+            part = task.allocation.on(node) if task.allocation is not None else None
+            if task.running is None or part is None:
                 continue
             since_s = now - task.running
             guarded = self._too_often(task_id, node) or task_id in state.overdue_running
@@ -178,7 +179,6 @@ class Candidates:
             had_s = priority.service_s(task.ran_s + since_s, task.spec.resources)
             demoted = bool(config.slice_s) and had_s >= config.slice_s
             order = order_of(task_id)
-            part = next(part for part in task.allocation.parts if part.node == node)
             base = task.spec.priority
             found.append(Candidate(base, -had_s, order, task, demoted, since_s, guarded, part))
         return sorted(found, key=lambda c: c[:3])
@@ -191,12 +191,11 @@ class Candidates:
             return pool
         room: Pool | None = None
         for task_id in state.on_node.get(node, ()):
-            allocation = state.tasks[task_id].allocation
-            if task_id in state.stopping and allocation is not None:
+            held = state.tasks[task_id].allocation
+            part = held.on(node) if task_id in state.stopping and held is not None else None
+            if part is not None:
                 room = room or pool.copy()
-                for part in allocation.parts:
-                    if part.node == node:
-                        room.release(part)
+                room.release(part)
         return room or pool
 
     def behind(self, node: str, first: Task) -> list[Candidate]:

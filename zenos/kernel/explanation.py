@@ -207,7 +207,7 @@ def _lacks(kernel: Kernel, task: Task, now: float) -> list[Lack]:
     held = state.scheduler.reserved(task.id)
     request = task.spec.request
     if task.allocation is not None:  # paused, and to go on: its CPU, where it is
-        request = Resources(cpu=request.cpu)
+        request = Resources(cpu=task.granted.cpu)
         pool = state.resources.pools.get(task.allocation.node)
         pools = [pool] if pool is not None else []
         held = {}
@@ -259,8 +259,8 @@ def _holders(kernel: Kernel, node: str, wanted: Resources, now: float) -> list[H
     """Who holds some of what is wanted, who is expected to end first at the head."""
     found: list[Holder] = []
     for task in (kernel.state.tasks[task_id] for task_id in kernel.state.holding):
-        held = task.allocation
-        if held is None or held.node != node or not _shares(held.resources, wanted):
+        held = task.allocation.on(node) if task.allocation is not None else None
+        if held is None or not _shares(held.resources, wanted):
             continue
         found.append(
             Holder(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -25,19 +25,21 @@ if TYPE_CHECKING:
 
 Tasks = Mapping[str, Task]
 Arrays = Mapping[str, Array]
+IsOpen = Callable[[str], bool]  # whether a parent has not ended, by id
 
 
-def unmet(task: Task, tasks: Tasks, arrays: Arrays) -> list[str]:
+def unmet(task: Task, is_open: IsOpen) -> list[str]:
     """The ids of those that a task still waits for; of a parent that is gone it has been told."""
     if not task.after or task.generation:
         return []
-
-    def is_open(parent: str) -> bool:
-        if parent in arrays:
-            return arrays[parent].is_open(tasks)
-        return parent in tasks and not tasks[parent].is_ended
-
     return [parent for parent in map(_bare, task.after) if is_open(parent)]
+
+
+def is_open(parent: str, tasks: Tasks, arrays: Arrays) -> bool:
+    """Whether a task, or one of an array, has not ended: looked up in all of them."""
+    if parent in arrays:
+        return arrays[parent].is_open(tasks)
+    return parent in tasks and not tasks[parent].is_ended
 
 
 def _bare(entry: str) -> str:
@@ -89,7 +91,8 @@ def _unknown(state: KernelState, name: str) -> str:
 def settle(state: KernelState, now: float) -> None:
     """What follows from tasks that have ended in this step, chain-wide.
 
-    1. A success is what its children wait for; so is any end, of those that said `any:`.
+    1. A success is what its children wait for; so is any end, of those that said `any:`. Of an
+       array that is the success of all its tasks, in whichever order they have ended.
     2. After any other end a child is cancelled, with the first cause as the reason.
     3. A child without a parent that still runs is released: it begins to wait for its turn now.
     """
@@ -98,32 +101,38 @@ def settle(state: KernelState, now: float) -> None:
     state.ended_now.clear()
     while waiting:
         ended = state.tasks[waiting.popleft()]
-        cause = causes.get(ended.id) or verdict(ended)
-        for parent in _who_ended(state, ended, cause):
+        for parent, why in _who_ended(state, ended, causes.get(ended.id) or verdict(ended)):
             for child_id in list(state.children.get(parent, ())):
                 child = state.tasks.get(child_id)
                 if child is None or child.state is not State.QUEUED or child.generation:
                     continue
-                if cause and parent in child.after:  # 2
-                    causes[child_id] = cause
-                    _cancel(state, child, parent, cause, now)
-                elif child.held is None and not unmet(child, state.tasks, state.arrays):  # 1, 3
+                if why and parent in child.after:  # 2
+                    causes[child_id] = why
+                    _cancel(state, child, parent, why, now)
+                elif child.held is None and not unmet(child, state.is_open):  # 1, 3
                     free = replace(child, queued=max(now, child.not_before))
                     state.put(child, free, now, "released", "what it came after has ended")
-            if parent == ended.id or not state.arrays[parent].is_open(state.tasks):
+            if not state.is_open(parent):
                 state.children.pop(parent, None)
         waiting.extend(state.ended_now)
         state.ended_now.clear()
 
 
-def _who_ended(state: KernelState, ended: Task, cause: str) -> list[str]:
-    """A task; and its array where that has ended with it, or can't succeed any more."""
+def _who_ended(state: KernelState, ended: Task, cause: str) -> list[tuple[str, str]]:
+    """A task; and its array where that has ended with it, or can't succeed any more.
+
+    Each with why those that come after its success cannot start; empty when they can.
+    """
+    found = [(ended.id, cause)]
     array = ended.array.id if ended.array is not None else ""
-    if array not in state.children:
-        return [ended.id]
-    if cause or not state.arrays[array].is_open(state.tasks):
-        return [ended.id, array]
-    return [ended.id]
+    if array in state.children and (cause or not state.is_open(array)):
+        failed = _array_failed(array) if state.array_ends.has_failed(array) else ""
+        found.append((array, cause or failed))
+    return found
+
+
+def _array_failed(array: str) -> str:
+    return f"a task of {array} has not succeeded"
 
 
 def admit(state: KernelState, now: float) -> None:
@@ -146,15 +155,15 @@ def verdict(parent: Task) -> str:
     return f"{parent.id} {how}"
 
 
-def spoilt(task: Task, tasks: Tasks, arrays: Arrays) -> tuple[str, str]:
+def spoilt(state: KernelState, task: Task) -> tuple[str, str]:
     """A parent that has ended otherwise than a task waits for, and how; empty without one."""
     for entry in task.after:
         wanted = parse_after(entry)
-        array, parent = arrays.get(wanted.task), tasks.get(wanted.task)
+        parent = state.tasks.get(wanted.task)
         if wanted.any_end:
             continue
-        if array is not None and array.failed(tasks):
-            return array.id, f"a task of {array.id} has not succeeded"
+        if state.array_ends.has_failed(wanted.task):
+            return wanted.task, _array_failed(wanted.task)
         if parent is not None and parent.is_ended and verdict(parent):
             return parent.id, verdict(parent)
     return "", ""
@@ -162,7 +171,7 @@ def spoilt(task: Task, tasks: Tasks, arrays: Arrays) -> tuple[str, str]:
 
 def end_if_spoilt(state: KernelState, task: Task, now: float) -> Task:
     """A new task whose parent has ended already counts that at once."""
-    parent, cause = spoilt(task, state.tasks, state.arrays)
+    parent, cause = spoilt(state, task)
     return _cancel(state, task, parent, cause, now) if parent else task
 
 
@@ -179,9 +188,9 @@ def _cancel(state: KernelState, child: Task, parent: str, cause: str, now: float
     return state.put(child, ended, now, "cancelled", text)
 
 
-def waiting_for(task: Task, tasks: Tasks, arrays: Arrays) -> str:
+def waiting_for(task: Task, tasks: Tasks, arrays: Arrays, is_open: IsOpen) -> str:
     """What keeps a queued task out of the scheduler's queue, in words; empty when nothing does."""
-    left = unmet(task, tasks, arrays)
+    left = unmet(task, is_open)
     if not left:
         return ""
     more = f" and {len(left) - 1} more" if len(left) > 1 else ""

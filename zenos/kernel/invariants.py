@@ -34,7 +34,8 @@ def check(state: KernelState) -> None:
     7. A paused task holds no CPU, and what else it asked for; any other that holds something
        holds all of it, unless it is ended or saved out of a pause.
     8. Who is blocked has a parent that has not ended, and will hear of its end.
-    9. Of an array no more tasks are in the queue or at work than may be, and all are counted.
+    9. Of an array no more tasks are in the queue or at work than may be, and all are counted, as
+       are those that have not ended, or not in success.
     10. On a node that is lost nothing is held.
     11. Hosts of calls are those that hold something.
     12. What a user and a project hold is the sum over their tasks; and a task of theirs stands
@@ -69,6 +70,9 @@ def check(state: KernelState) -> None:
 
 def _check_arrays(state: KernelState) -> None:
     for array in state.arrays.values():  # 9
+        ends = (array.is_open(state.tasks), array.failed(state.tasks))
+        if ends != (state.is_open(array.id), state.array_ends.has_failed(array.id)):
+            raise InvariantError(f"{array.id}: its tasks say open and failed {ends}")
         if array.indices.limit is None:
             continue
         found = {t for t in array.tasks if t in state.holding or t in state.scheduler.queue}
@@ -103,7 +107,7 @@ def _check_accounts(state: KernelState) -> None:
 
 
 def _check_parents(state: KernelState, task: Task) -> None:
-    before = gate.unmet(task, state.tasks, state.arrays) if task.state is State.QUEUED else []
+    before = gate.unmet(task, state.is_open) if task.state is State.QUEUED else []
     if (task.id in state.blocked) != (bool(before) and task.held is None):  # 8
         raise InvariantError(f"{task.id}: waits for {before}, blocked or not")
     if any(task.id not in state.children.get(parent, ()) for parent in before):

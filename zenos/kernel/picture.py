@@ -29,13 +29,13 @@ _REASON_CHARS_MAX: Final = 400
 def take(kernel: Kernel, now: float, focus: str | None = None) -> Picture:
     """A picture with all that holds something, and of what waits `PICTURED_TASKS_MAX` at most.
 
-    Those are the heads of the queue, which decide, and then who has waited for longest. focus: a
-    task that is in it in any case. Ended tasks are not.
+    Those are the heads of the queue, which decide, and then who was submitted first. focus: a task
+    that is in it in any case, if it has not ended. Ended tasks are not.
     """
     state = kernel.state
     waiting = state.waiting_count()
     chosen = dict.fromkeys(sorted(state.holding))
-    chosen.update(dict.fromkeys(_waiting(kernel, focus, waiting)))
+    chosen.update(_waiting(kernel, focus, waiting))
     tasks = [state.tasks[task_id] for task_id in chosen]
     expected_s: dict[str, float] = {}
     sources: dict[str, Source] = {}
@@ -84,29 +84,27 @@ def take(kernel: Kernel, now: float, focus: str | None = None) -> Picture:
     )
 
 
-def _waiting(kernel: Kernel, focus: str | None, count: int) -> Iterator[str]:
+def _waiting(kernel: Kernel, focus: str | None, count: int) -> dict[str, None]:
+    """Which of the `count` that wait are in it: deployments name their replicas, so those all."""
     state = kernel.state
-    seen: set[str] = set()
 
-    def of_all() -> Iterator[str]:
-        if focus is not None and focus in state.tasks and not state.tasks[focus].is_ended:
-            yield focus
+    def others() -> Iterator[str]:
         if count > limits.PICTURED_TASKS_MAX:
             for entry in (*state.scheduler.queue.overdue_heads(), *state.scheduler.queue.heads()):
                 yield entry.task
-        # Replicas that wait belong to their deployments.
-        for deployment in state.deployments.values():
-            yield from deployment.replicas
         for task in state.tasks.values():
             if task.state is State.QUEUED:
                 yield task.id
 
-    for task_id in of_all():
-        if task_id not in seen and task_id not in state.holding:
-            seen.add(task_id)
-            yield task_id
-            if len(seen) >= min(count, limits.PICTURED_TASKS_MAX):
-                return
+    needed = [focus] if focus is not None and focus in state.tasks else []
+    needed += [name for row in state.deployments.values() for name in row.replicas]
+    chosen = dict.fromkeys(n for n in needed if state.tasks[n].state is State.QUEUED)
+    most = min(count, limits.PICTURED_TASKS_MAX)
+    for task_id in others() if len(chosen) < most else ():
+        chosen[task_id] = None
+        if len(chosen) >= most:
+            break
+    return chosen
 
 
 def _expected(kernel: Kernel, task: Task) -> tuple[float, Source]:

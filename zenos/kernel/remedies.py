@@ -18,6 +18,7 @@ from zenos.core.resources import Resources, show_some
 from zenos.core.task import HOLDING, Kind, Outcome, State, Task
 from zenos.kernel.forecast import Forecast
 from zenos.kernel.placement import WHOLE
+from zenos.kernel.queue import order_of
 
 PRIORITIES_TRIED_MAX: Final = 12
 ENDS_TRIED_MAX: Final = 24
@@ -124,23 +125,27 @@ def _ends(picture: Picture, task: Task, lacks: Sequence[Lack]) -> Ways:
     nodes = [lack.node for lack in lacks][:NODES_TRIED_MAX]
     there: dict[str, list[Task]] = {name: [] for name in nodes}
     for other in picture.tasks:
-        held = other.allocation
-        if held is not None and held.node in there and other.id != task.id and not other.stopping:
-            there[held.node].append(other)
+        held = other.allocation.parts if other.allocation is not None else ()
+        for part in held if other.id != task.id and not other.stopping else ():
+            if part.node in there:
+                there[part.node].append(other)
     for tasks in there.values():
-        tasks.sort(key=lambda t: (t.spec.priority, t.spec.resources.cpu, t.id))
-    alone = [other for name in nodes for other in there[name]]
-    for other in alone[:ENDS_TRIED_MAX]:
-        yield _end([other]), [_exited(other)]
+        tasks.sort(key=lambda t: (t.spec.priority, t.spec.resources.cpu, order_of(t.id)))
+    alone: dict[str, tuple[Task, str]] = {}  # a gang on several nodes is asked about once
+    for name in nodes:
+        for other in there[name]:
+            alone.setdefault(other.id, (other, name))
+    for other, name in [*alone.values()][:ENDS_TRIED_MAX]:
+        yield _end([other], name), [_exited(other)]
     for name in nodes:
         for count in range(2, min(len(there[name]), ENDS_TRIED_MAX) + 1):
             several = there[name][:count]
-            yield _end(several), [_exited(other) for other in several]
+            yield _end(several, name), [_exited(other) for other in several]
 
 
-def _end(tasks: list[Task]) -> Remedy:
-    held = sum((t.allocation.resources for t in tasks if t.allocation is not None), Resources())
-    node = tasks[0].allocation.node if tasks[0].allocation is not None else ""
+def _end(tasks: list[Task], node: str) -> Remedy:
+    parts = (task.allocation.on(node) for task in tasks if task.allocation is not None)
+    held = sum((part.resources for part in parts if part is not None), Resources())
     names = ", ".join(named(task) for task in tasks)
     verb = "holds" if len(tasks) == 1 else "hold"
     return Remedy(

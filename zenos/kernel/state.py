@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import math
-from typing import Final
 
 from msgspec.structs import replace
 
@@ -28,13 +27,11 @@ from zenos.core.task import (
     check_transition,
 )
 from zenos.kernel import accounts, gate, invariants
+from zenos.kernel.array_ends import ArrayEnds
 from zenos.kernel.asking import Asking
 from zenos.kernel.estimates import Estimates, signature
 from zenos.kernel.resource_manager import ResourceManager
 from zenos.kernel.scheduler import Scheduler, order_of
-
-# What ends by then is looked at: a sum of times may be off by as much as that.
-ROUNDING_S: Final = 1e-3
 
 
 def ran_s(task: Task, now: float) -> float:
@@ -60,6 +57,7 @@ class KernelState:
         self.config = config
         self.tasks: dict[str, Task] = dict(snapshot.tasks)
         self.arrays: dict[str, Array] = dict(snapshot.arrays)
+        self.array_ends = ArrayEnds(self.arrays.values(), self.tasks.values())
         self.deployments: dict[str, Deployment] = dict(snapshot.deployments)
         self.keys: dict[tuple[str, str], IdempotencyKey] = {
             (key.user, key.key): key for key in sorted(snapshot.keys, key=lambda k: k.at)
@@ -121,11 +119,12 @@ class KernelState:
 
     def _recall(self, snapshot: Snapshot) -> None:
         """File what is remembered, as if it had just come to be so."""
-        # Ended ones in the order of their ends; waiting ones in that in which they came to wait.
+        # Places of an array: first who is at work, then in the order in which they are given
+        # (`gate.admit`). Ended ones in the order of their ends.
         for task in sorted(
             self.tasks.values(),
-            key=lambda t: (t.state not in HOLDING, t.ended or t.queued, order_of(t.id)),
-        ):  # who is at work takes a place of its array first
+            key=lambda t: (t.state not in HOLDING, t.ended or 0.0, order_of(t.id)),
+        ):
             # Of a database from before run times were stored themselves.
             if task.state is State.SUCCEEDED and signature(task) not in snapshot.estimates:
                 made, _ = self.estimates.learn(task, task.ran_s, task.ended or 0.0)
@@ -176,6 +175,7 @@ class KernelState:
         self.tasks[new.id] = new
         self.changes.tasks[new.id] = new
         self.accounts.change(old, new)
+        self.array_ends.change(old, new)
         self._file(new, now)
         if event:
             self._note(new, now, event, detail)
@@ -256,7 +256,7 @@ class KernelState:
 
     def _file(self, task: Task, now: float) -> None:
         if task.state is State.QUEUED:
-            before = gate.unmet(task, self.tasks, self.arrays)
+            before = gate.unmet(task, self.is_open)
             for parent in before:
                 self.children.setdefault(parent, {})[task.id] = None
             if task.held is not None:
@@ -332,7 +332,12 @@ class KernelState:
         """What keeps a queued task out of the scheduler's queue, in words; empty without it."""
         if task.id in self.crowded:
             return gate.in_its_array(task)
-        return gate.waiting_for(task, self.tasks, self.arrays)
+        return gate.waiting_for(task, self.tasks, self.arrays, self.is_open)
+
+    def is_open(self, parent: str) -> bool:
+        """Whether a task, or one of an array, has not ended; not so what is not remembered."""
+        task = self.tasks.get(parent)
+        return self.array_ends.is_open(parent) if task is None else not task.is_ended
 
     def release_delayed(self, now: float) -> None:
         """Queue the tasks whose backoff is over."""
@@ -362,19 +367,11 @@ class KernelState:
         return math.inf
 
     def over_time_limit(self, now: float) -> list[str]:
-        """Running tasks whose time limit is over."""
-        found: list[str] = []
-        left: list[tuple[float, int, str]] = []
-        while self.next_time_limit() <= now + ROUNDING_S:
-            item = heapq.heappop(self._time_limits)
-            if item[2] in found:
-                continue
-            if ran_s(self.tasks[item[2]], now) >= (self.tasks[item[2]].spec.time_limit_s or 0.0):
-                found.append(item[2])
-            left.append(item)
-        for item in left:
-            heapq.heappush(self._time_limits, item)
-        return sorted(found)
+        """Running tasks whose time limit is over, for whoever stops them: each is told once."""
+        found: dict[str, None] = {}
+        while self.next_time_limit() <= now:
+            found[heapq.heappop(self._time_limits)[2]] = None
+        return sorted(found, key=order_of)
 
     def learn(self, task: Task, now: float) -> None:
         """A task has finished: what its run time teaches is remembered, however long it is kept."""
@@ -407,6 +404,7 @@ class KernelState:
             self.put_array(replace(array, forgotten=forgotten))
             return
         del self.arrays[array.id]
+        self.array_ends.forget(array.id)
         self.active.pop(array.id, None)
         self.crowds.pop(array.id, None)
         self.uncrowded.discard(array.id)
