@@ -33,7 +33,8 @@ class Candidate(NamedTuple):
     priority: its base priority; service_s: what it has had, negative so that most goes first.
     guarded: it started as overdue, or has given way too often of late: it doesn't give way to
     equals, nor, for a while, to tasks of a higher priority; to requests for a model it does.
-    part: what it holds on the node in question.
+    part: what it holds on the node in question. cost: devices that are taken back, on all its
+    nodes: cores where it has no GPU. is_elastic: some of them may be lent to it.
     """
 
     priority: int
@@ -44,11 +45,8 @@ class Candidate(NamedTuple):
     since_s: float  # the length of its present stay
     guarded: bool
     part: Allocation
-
-    @property
-    def cost(self) -> float:
-        """Devices that are taken back, on all its nodes: cores where it has no GPU."""
-        return priority.service_s(1.0, self.task.granted)
+    cost: float
+    is_elastic: bool
 
 
 class Need(NamedTuple):
@@ -58,6 +56,29 @@ class Need(NamedTuple):
     demoted: bool
     replica: bool
     request: Resources
+
+
+class _Stay(NamedTuple):
+    """A task on a node, as long as it is the same record: all that its candidate has but the time.
+
+    part: what it holds there; None where it could not give way in any case. running: since when.
+    """
+
+    task: Task
+    part: Allocation | None
+    running: float = 0.0
+    order: int = 0
+    cost: float = 0.0
+    is_elastic: bool = False
+
+
+def _stay(task: Task, node: str) -> _Stay:
+    part = task.allocation.on(node) if task.allocation is not None else None
+    able = task.can_save and task.state is State.RUNNING and not task.stopping
+    if not able or part is None or task.running is None:
+        return _Stay(task, None)
+    cost = priority.service_s(1.0, task.granted)
+    return _Stay(task, part, task.running, order_of(task.id), cost, task.spec.is_elastic)
 
 
 class _Here:
@@ -80,6 +101,7 @@ class Candidates:
         self.held: dict[str, Resources] = {}
         self.now = 0.0
         self._here: dict[str, _Here] = {}
+        self._stays: dict[str, dict[str, _Stay]] = {}  # by node, of the tasks that were there last
         # Nodes by when they were last touched, the latest last: by whom that was seen is counted.
         self._touched: dict[str, int] = {}
         self._count = 0
@@ -144,7 +166,7 @@ class Candidates:
         return self._later[0][0] if self._later else math.inf
 
     def _not_before(self, node: str, at: float) -> None:
-        """Look at a node again then."""
+        """Look at a node again then; infinity: not for this."""
         if at < self._later_of.get(node, math.inf):
             self._later_of[node] = at
             heapq.heappush(self._later, (at, node))
@@ -163,25 +185,48 @@ class Candidates:
 
     def _find(self, node: str) -> list[Candidate]:
         state, config, now = self._kernel.state, self._kernel.config, self.now
+        there = state.on_node.get(node)
+        if not there or not config.preemptions_per_hour:
+            self._stays.pop(node, None)
+            return []
+        before, tasks, given_way = self._stays.get(node, {}), state.tasks, self.given_way
+        residence_s, slice_s, overdue = config.residence_s, config.slice_s, state.overdue_running
+        stays: dict[str, _Stay] = {}
         found: list[Candidate] = []
-        for task_id in state.on_node.get(node, ()) if config.preemptions_per_hour else ():
-            task = state.tasks[task_id]
-            if not task.can_save or task.state is not State.RUNNING or task.stopping:
+        for task_id in there:
+            task, stay = tasks[task_id], before.get(task_id)
+            if stay is None or stay.task is not task:
+                stay = _stay(task, node)
+            stays[task_id] = stay
+            _, part, running, order, cost, is_elastic = stay
+            if part is None:
                 continue
-            part = task.allocation.on(node) if task.allocation is not None else None
-            if task.running is None or part is None:
+            since_s = now - running
+            often = task_id in given_way and self._too_often(task_id, node)
+            if since_s < residence_s:
+                self._not_before(node, running + residence_s)
                 continue
-            since_s = now - task.running
-            guarded = self._too_often(task_id, node) or task_id in state.overdue_running
-            if since_s < config.residence_s:
-                self._not_before(node, task.running + config.residence_s)
-                continue
-            had_s = priority.service_s(task.ran_s + since_s, task.spec.resources)
-            demoted = bool(config.slice_s) and had_s >= config.slice_s
-            order = order_of(task_id)
-            base = task.spec.priority
-            found.append(Candidate(base, -had_s, order, task, demoted, since_s, guarded, part))
-        return sorted(found, key=lambda c: c[:3])
+            guarded = often or task_id in overdue
+            spec = task.spec
+            had_s = priority.service_s(task.ran_s + since_s, spec.resources)
+            demoted = bool(slice_s) and had_s >= slice_s
+            found.append(
+                Candidate(
+                    spec.priority,
+                    -had_s,
+                    order,
+                    task,
+                    demoted,
+                    since_s,
+                    guarded,
+                    part,
+                    cost,
+                    is_elastic,
+                )
+            )
+        self._stays[node] = stays
+        found.sort()  # no two have the same order of submission, so nothing behind it is compared
+        return found
 
     def _room(self, node: str) -> Pool:
         """A node as it will be when all have ended that end already."""
@@ -242,7 +287,9 @@ class Candidates:
 
     def _able(self, node: str, need: Need, candidates: list[Candidate]) -> list[Candidate]:
         config, now = self._kernel.config, self.now
+        equals_stay = need.demoted or not config.slice_s
         found: list[Candidate] = []
+        later = math.inf
         for candidate in candidates:
             if candidate.priority > need.priority:
                 break  # they are in order
@@ -250,20 +297,24 @@ class Candidates:
                 if need.replica or not self._is_guarded(candidate):
                     found.append(candidate)
                 continue
-            lent = None if candidate.guarded else elastic.lent(candidate.task)
-            if lent is not None and lent.node == node:
-                found.append(candidate._replace(part=lent))
+            if candidate.guarded:
                 continue
-            if need.demoted or not config.slice_s or candidate.guarded:
+            if candidate.is_elastic:
+                lent = elastic.lent(candidate.task)
+                if lent is not None and lent.node == node:
+                    found.append(candidate._replace(part=lent))
+                    continue
+            if equals_stay:
                 continue
             stays = now - candidate.since_s + config.slice_residence_s
             if candidate.demoted and stays <= now:
                 found.append(candidate)
             elif candidate.demoted:
-                self._not_before(node, stays)
+                later = min(later, stays)
             elif candidate.cost > 0:
                 short_s = (config.slice_s + candidate.service_s) / candidate.cost
-                self._not_before(node, max(stays, now + short_s))
+                later = min(later, max(stays, now + short_s))
+        self._not_before(node, later)
         return found
 
     def _is_guarded(self, candidate: Candidate) -> bool:
