@@ -16,6 +16,8 @@ from zenos.threads import codec
 
 _SIMPLE: Final = (int, float, str, bytes, bool, type(None))
 _STILL: Final = frozenset({*_SIMPLE, complex, types.ModuleType, types.BuiltinFunctionType, type})
+# The faster way saves a few microseconds for each pickle; to look at more items takes longer.
+LOOKED_AT_MAX: Final = 64
 NOTHING: Final = codec.dumps(((), {}), simple=True)
 
 
@@ -39,8 +41,8 @@ def arguments_of(arguments: tuple[Any, ...], named: dict[str, Any]) -> bytes:
 
 def items_of(items: list[Any]) -> bytes:
     """The pickled items of a chunk."""
-    kinds = set(map(type, items))
-    return _checked(codec.dumps(items, simple=kinds.issubset(_SIMPLE)))
+    simple = len(items) <= LOOKED_AT_MAX and set(map(type, items)).issubset(_SIMPLE)
+    return _checked(codec.dumps(items, simple=simple))
 
 
 def _checked(body: bytes) -> bytes:

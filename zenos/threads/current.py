@@ -17,7 +17,7 @@ _SERIAL: Final = struct.Struct("=Q")
 _PROGRESS: Final = struct.Struct("=Qd")
 _CANCEL_AT, _PROGRESS_AT = 0, 64  # a cache line each: one side writes the one, one the other
 # Between two looks at the word to stop a piece of a chunk should take about so long.
-PIECE_S_MIN, PIECE_S_MAX, PIECE_ITEMS_MAX = 0.001, 0.01, 1024
+PIECE_S_MIN, PIECE_S_MAX, PIECE_ITEMS_MAX = 0.001, 0.01, 4096
 
 
 class Token(Protocol):
