@@ -50,8 +50,11 @@ def sync_file(path: Path) -> None:
         os.close(fd)
 
 
-def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Write `data` to `path`, replacing what is there, atomically and durably."""
+def write_file(path: Path, data: bytes, mode: int = 0o600, *, sync: bool = True) -> None:
+    """Write `data` to `path`, replacing what is there, atomically and durably.
+
+    sync: as of `new_directory`.
+    """
     temporary = temporary_beside(path)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
@@ -60,8 +63,9 @@ def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
             view = memoryview(data)
             while view:
                 view = view[os.write(fd, view) :]
-            failpoints.passing("durable.fsync")
-            os.fsync(fd)
+            if sync:
+                failpoints.passing("durable.fsync")
+                os.fsync(fd)
         finally:
             os.close(fd)
         failpoints.passing("durable.rename")
@@ -69,29 +73,44 @@ def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    if sync:
+        sync_directory(path.parent)
+
+
+def sync_tree(path: Path) -> None:
+    """Make a directory durable with all that was written below it. OSError."""
+    _sync_below(path)
     sync_directory(path.parent)
 
 
+def _sync_below(path: Path) -> None:
+    for root, _, files in os.walk(path):
+        for name in files:
+            sync_file(Path(root, name))
+        sync_directory(Path(root))
+
+
 @contextmanager
-def new_directory(path: Path, mode: int = 0o700) -> Iterator[Path]:
+def new_directory(path: Path, mode: int = 0o700, *, sync: bool = True) -> Iterator[Path]:
     """Fill a directory beside `path`, then put it in place at the end, atomically and durably.
 
     `path` must not exist. The files written inside are fsynced here. On an error nothing is left.
+    sync: False leaves making it durable to `sync_tree`, later. Until then a crash of the machine
+    may leave it in place with files that are not whole: whoever reads it has to see that.
     """
     temporary = temporary_beside(path)
     temporary.mkdir(mode=mode)
     try:
         yield temporary
-        for root, _, files in os.walk(temporary):
-            for name in files:
-                sync_file(Path(root, name))
-            sync_directory(Path(root))
+        if sync:
+            _sync_below(temporary)
         failpoints.passing("durable.rename")
         temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    sync_directory(path.parent)
+    if sync:
+        sync_directory(path.parent)
 
 
 def append(fd: int, data: bytes) -> None:

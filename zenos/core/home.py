@@ -146,14 +146,25 @@ class Home(msgspec.Struct, frozen=True):
     def checkpoint(self, task: str) -> Path:
         return self.checkpoints / task
 
-    def saved_step(self, task: str) -> int:
-        """The step of a training's newest checkpoint, by the name of its directory; 0 without."""
+    def newest_checkpoint(self, task: str) -> Path | None:
+        """A training's newest checkpoint, by the names of their directories; None without one."""
         try:
-            names = [path.name for path in self.checkpoint(task).iterdir()]
+            found = {_step_of(path): path for path in self.checkpoint(task).iterdir()}
         except OSError:
-            return 0
-        steps = (name.removeprefix(CHECKPOINT_PREFIX) for name in names)
-        return max((int(step) for step in steps if step.isdecimal()), default=0)
+            return None
+        newest = max(found, default=0)
+        return found[newest] if newest else None
+
+    def saved_step(self, task: str) -> int:
+        """The step of a training's newest checkpoint; 0 without one."""
+        newest = self.newest_checkpoint(task)
+        return _step_of(newest) if newest is not None else 0
+
+
+def _step_of(path: Path) -> int:
+    """The step of a checkpoint; 0 for what is none."""
+    step = path.name.removeprefix(CHECKPOINT_PREFIX)
+    return int(step) if step.isdecimal() else 0
 
 
 def _is_usable(place: Path) -> bool:

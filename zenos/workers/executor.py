@@ -29,12 +29,14 @@ from zenos.core.resources import parse_size
 from zenos.core.specs import ProgramSpec, program_of
 from zenos.core.task import Task
 from zenos.core.watch import STOPPING
+from zenos.kernel.supervision import EXIT_SUSPENDED
 from zenos.task import YIELD
 from zenos.workers import freezing, runs
 from zenos.workers.fork_server import ForkServer
 from zenos.workers.freezing import How
 from zenos.workers.limits import Cgroups
 from zenos.workers.runs import Found
+from zenos.workers.syncing import LateSyncs
 
 log = logging.getLogger(__name__)
 KILL_AGAIN_S: Final = 5.0
@@ -93,6 +95,7 @@ class LocalExecutor:
         self.cgroups = cgroups or Cgroups.detect(config, home.id)
         self._handles: dict[tuple[str, int], Handle] = {}
         self._loop = asyncio.get_running_loop()
+        self._syncs = LateSyncs(home)
 
     # -- starting
 
@@ -243,6 +246,8 @@ class LocalExecutor:
         match found:
             case Found.ENDED:
                 outcome = runs.outcome(handle.directory)
+                if outcome.exit_code == EXIT_SUSPENDED:
+                    self._syncs.saved(task)
                 return WorkerExited(
                     task=task,
                     generation=generation,
@@ -455,4 +460,5 @@ class LocalExecutor:
                 timer.cancel()
             self._unwatch(handle)
         self._handles.clear()
+        await self._syncs.close()
         await asyncio.to_thread(self.cgroups.close)

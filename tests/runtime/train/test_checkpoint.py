@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests import disks
+from tests.processes import until
 from zenos.core import failpoints
 from zenos.core.errors import RefusedError
 from zenos.core.home import Home
@@ -194,6 +195,66 @@ def test_any_failing_write_leaves_the_one_before(
     assert latest_step(tmp_path) in ((1, 2) if failure else (2,))
     save(checkpoints, 3)
     assert latest_step(tmp_path) == 3
+
+
+def leave(root: Path, step: int) -> None:
+    """What a process does that goes with a checkpoint."""
+    checkpoints = Checkpoints(root)
+    shifted = {name: tensor + step for name, tensor in MODEL.items()}
+    checkpoints.begin(state(step), shifted, MOMENTS, None, copy=False, sync=False)
+    assert checkpoints.wait() is None
+
+
+def test_who_leaves_does_not_wait_for_the_disk_and_whoever_goes_on_has_it_synced(
+    tmp_path: Path, armed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        save(Checkpoints(tmp_path), step)
+    failpoints.arm("durable.fsync=raise@1")  # nothing comes by here
+    leave(tmp_path, 3)
+    failpoints.arm("")
+    assert [p.name[-1] for p in sorted(tmp_path.iterdir())] == ["1", "2", "3"]
+    synced: list[Path] = []
+    monkeypatch.setattr("zenos.core.durable.sync_tree", synced.append)
+    checkpoints = Checkpoints(tmp_path)
+    found, _ = checkpoints.latest()
+    assert found is not None
+    assert synced == []
+    for _ in range(2):
+        checkpoints.tidy()
+    until(lambda: len(list(tmp_path.iterdir())) == 2)
+    assert synced == [found.directory]
+    assert [p.name[-1] for p in sorted(tmp_path.iterdir())] == ["2", "3"]
+
+
+def test_what_cannot_be_synced_leaves_all_the_others(
+    tmp_path: Path, armed: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2):
+        save(Checkpoints(tmp_path), step)
+    leave(tmp_path, 3)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.latest()
+    failpoints.arm("durable.fsync=raise@1")
+    checkpoints.tidy()
+    until(lambda: "cannot sync" in caplog.text)
+    assert [p.name[-1] for p in sorted(tmp_path.iterdir())] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("left", [0, 100, None])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "manifest.json"])
+def test_a_power_cut_before_it_is_synced_costs_what_came_after_the_one_before(
+    tmp_path: Path, name: str, left: int | None
+) -> None:
+    """The names are there, and of a file what the disk had got; or not even that."""
+    save(Checkpoints(tmp_path), 2)
+    leave(tmp_path, 3)
+    path = tmp_path / "step-000000003" / name
+    if left is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:left])
+    assert latest_step(tmp_path) == 2
 
 
 @pytest.fixture

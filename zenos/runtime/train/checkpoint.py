@@ -4,6 +4,11 @@ A checkpoint is a directory `step-000000200` that appears whole or not at all (w
 fsynced, renamed). The last good one stays until the next is in place, and one before it, so that a
 damaged one has a predecessor. Nothing here is a pickle.
 
+Who leaves with a checkpoint doesn't wait for the disk, which takes longer than all else. What it
+leaves is whole for every process; the daemon has it synced a little later, and the one before stays
+until that is done. A power cut in between costs what came after that one, as at any other moment;
+that the newest is not whole then shows by its hashes.
+
     model.safetensors       parameters and buffers
     optimizer.safetensors   AdamW's moments and step counts
     best.safetensors        parameters of the best evaluation, if that was an earlier step
@@ -181,6 +186,7 @@ class Checkpoints:
         self._writing: Future[None] | None = None
         self._buffers: dict[str, dict[str, torch.Tensor]] = {}
         self._failure: OSError | None = None
+        self._left: Path | None = None  # the checkpoint from which this process goes on
         self.saved_step: int | None = None
 
     # -- reading
@@ -202,6 +208,7 @@ class Checkpoints:
                 self._put_aside(path)
                 continue
             self.saved_step = found.state.step
+            self._left = path
             return found, notes
         return None, notes
 
@@ -237,11 +244,12 @@ class Checkpoints:
         best: Tensors | None,
         *,
         copy: bool = True,
+        sync: bool = True,
     ) -> None:
         """Copy everything and write the copy on a lane; waits for one that is being written.
 
         copy: not needed by who waits until it is written. `best` is not copied in any case: the
-        caller never changes it in place.
+        caller never changes it in place. sync: not for who leaves with it; see `tidy`.
         """
         self._join()
         parts = {
@@ -254,7 +262,7 @@ class Checkpoints:
         encoded = msgspec.convert(msgspec.to_builtins(state), State)  # a copy of its own
 
         def write() -> None:
-            self._write(encoded, views)
+            self._write(encoded, views, sync=sync)
             self.saved_step = encoded.step
 
         self._writing = beside("checkpoint", f"step {encoded.step}", write)
@@ -296,19 +304,40 @@ class Checkpoints:
             buffers[name].copy_(source)
         return buffers
 
-    def _write(self, state: State, parts: dict[str, list[tuple[str, str, list[int], Any]]]) -> None:
+    def tidy(self) -> None:
+        """Once, on a lane: sync what an earlier process has left, and remove what is too old."""
+        if self._left is None:
+            return
+        left, self._left = self._left, None
+
+        def sync() -> None:
+            try:
+                durable.sync_tree(left)
+            except OSError as error:
+                log.warning("cannot sync %s: %s", left, error.strerror or error)
+            else:
+                self._prune()
+
+        beside("checkpoint", f"syncing {left.name}", sync)
+
+    def _write(
+        self, state: State, parts: dict[str, list[tuple[str, str, list[int], Any]]], *, sync: bool
+    ) -> None:
         path = self.root / f"{CHECKPOINT_PREFIX}{state.step:09d}"
         if path.exists():
             return  # the same step again, by a run that repeats it: the same bytes
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with durable.new_directory(path) as fresh:
+        with durable.new_directory(path, sync=sync) as fresh:
             files: dict[str, _File] = {}
             for part, views in parts.items():
-                files[f"{part}.safetensors"] = _write_tensors(fresh / f"{part}.safetensors", views)
+                name = f"{part}.safetensors"
+                files[name] = _write_tensors(fresh / name, views, sync=sync)
                 report(len(files) / len(parts))
             manifest = _Manifest(format=FORMAT, state=state, files=files)
-            durable.write_file(fresh / MANIFEST, _seal(msgspec.json.encode(manifest)))
-        self._prune()
+            encoded = msgspec.json.encode(manifest)
+            durable.write_file(fresh / MANIFEST, _seal(encoded), sync=sync)
+        if sync:
+            self._prune()
 
     def _prune(self) -> None:
         """Keep the newest KEPT; remove what is damaged and what a killed writer left."""
@@ -353,7 +382,9 @@ def _views(tensors: Tensors) -> list[tuple[str, str, list[int], Any]]:
     ]
 
 
-def _write_tensors(path: Path, views: list[tuple[str, str, list[int], Any]]) -> _File:
+def _write_tensors(
+    path: Path, views: list[tuple[str, str, list[int], Any]], *, sync: bool
+) -> _File:
     """Write a safetensors file; it is hashed beside, which takes as long as to write it.
 
     The format: the header's length (8 bytes, little-endian), the header (JSON: dtype, shape and
@@ -375,7 +406,8 @@ def _write_tensors(path: Path, views: list[tuple[str, str, list[int], Any]]) -> 
             left = memoryview(piece)
             while left:
                 left = left[file.write(left) :]
-        os.fsync(file.fileno())
+        if sync:
+            os.fsync(file.fileno())
     return _File(8 + len(head) + offset, hashed.result())
 
 

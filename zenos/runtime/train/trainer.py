@@ -153,6 +153,7 @@ class Trainer:
             self._evaluate_if_due()
             self._save_if_due()
             self._tell(loss)
+            self.checkpoints.tidy()
             if self.after_step is not None:
                 self.after_step(self.state)
         self._save_and_wait("the last step")
@@ -391,10 +392,11 @@ class Trainer:
         self.state = state
         self._say(note or f"resumed at step {state.step}")
 
-    def _begin_save(self, *, copy: bool = True) -> None:
+    def _begin_save(self, *, copy: bool = True, sync: bool = True) -> None:
         best = self.best if self.state.best_step not in (None, self.state.step) else None
         moments = optimizer.moments(self.model, self.optimizer)
-        self.checkpoints.begin(self.state, weights_of(self.model), moments, best, copy=copy)
+        weights = weights_of(self.model)
+        self.checkpoints.begin(self.state, weights, moments, best, copy=copy, sync=sync)
 
     def _save_if_due(self) -> None:
         """Begin a checkpoint; where one is being written still, as soon as that is done."""
@@ -408,7 +410,7 @@ class Trainer:
             self._save_due = False
             self._begin_save()
 
-    def _save_and_wait(self, when: str) -> bool:
+    def _save_and_wait(self, when: str, *, sync: bool = True) -> bool:
         """Save now; whether that worked. A failure is told, and the one before stays."""
         failure = self.checkpoints.wait()
         if failure is not None:
@@ -416,7 +418,7 @@ class Trainer:
         if self.checkpoints.saved_step == self.state.step:
             return True
         self.report(Progress(stage="saving", done=self.state.step, note=f"at {when}"))
-        self._begin_save(copy=False)
+        self._begin_save(copy=False, sync=sync)
         failure = self.checkpoints.wait()
         if failure is not None:
             self._say(self._failed(failure))
@@ -424,7 +426,7 @@ class Trainer:
 
     def suspend(self) -> None:
         """Save and leave. Raises Suspended with the step that a resume will go on from."""
-        saved = not self.state.step or self._save_and_wait("being told to stop")
+        saved = not self.state.step or self._save_and_wait("being told to stop", sync=False)
         raise Suspended(self.checkpoints.saved_step or 0, saved=saved)
 
     def _failed(self, failure: OSError) -> str:
