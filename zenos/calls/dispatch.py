@@ -23,6 +23,7 @@ from typing import Any, Final
 from zenos.calls import wire
 from zenos.calls.journal import Journal, Left
 from zenos.calls.lanes import Lane, Work
+from zenos.calls.past import Key, Past
 from zenos.core import limits
 from zenos.core.errors import DeadlineError, LaneError, WorkerError, ZenosError
 from zenos.core.thread_views import LaneView, PoolView, ThreadView
@@ -32,13 +33,12 @@ UNCERTAIN: Final = (
     "cannot tell whether {name} ran to its end: {why}. It does not run again; with "
     "idempotent=True it would"
 )
-Key = tuple[bytes, int]  # a program, its number of a call
 
 
 class Dispatch:
     """Calls and lanes. Belongs to the host's thread, but for `snapshot`.
 
-    works: what has not ended, by program and number. on_end: is told of each end.
+    works: what has not ended, by program and number. past: what has. on_end: is told of each end.
     """
 
     def __init__(
@@ -49,9 +49,8 @@ class Dispatch:
         on_end: Callable[[Work, wire.Result], None],
     ) -> None:
         self.works: dict[Key, Work] = {}
-        self.uncertain: dict[Key, wire.Result] = {}  # of earlier hosts, until they are asked for
+        self.past = Past()
         self.held_bytes = 0
-        self._ended: set[Key] = set()  # of earlier hosts
         self._count = count
         self._journal = journal
         self._poll = poll
@@ -184,6 +183,8 @@ class Dispatch:
         """Calls that are kept, as soon as they are synced."""
         for work in works:
             self.works[work.caller, work.call.id] = work
+            if work.segment:
+                self.past.accept(work.caller, work.call.id)
             self.held_bytes += len(work.call.arguments)
 
     def enqueue(self, work: Work) -> None:
@@ -276,7 +277,7 @@ class Dispatch:
 
     def refuse(self, work: Work, error: ZenosError) -> None:
         """A call ends with an error of ours."""
-        self._finish(work, _refused(error))
+        self._finish(work, wire.refused(error))
 
     def refuse_all(self, error: ZenosError) -> None:
         """All that have not ended do so."""
@@ -337,10 +338,11 @@ class Dispatch:
 
     # -- of earlier hosts
 
-    def take_over(self, left: Left) -> None:
-        """What may run goes into the queue; of the rest it is known that nobody knows."""
+    def take_over(self, left: Left) -> int:
+        """What may run goes into the queue; of the rest nobody knows how it ended: how many."""
         self._paths = left.paths
-        self._ended = left.ended
+        self.past.read(left.ended)
+        uncertain = 0
         for work in left.unfinished:
             self.remember([work])
             rebooted = work.serial in left.other_boot
@@ -353,14 +355,13 @@ class Dispatch:
             else:
                 self.enqueue(work)
                 continue
-            error = WorkerError(UNCERTAIN.format(name=work.function.name, why=why))
-            self.uncertain[work.caller, work.call.id] = _refused(error, work.call.id)
-            self.refuse(work, error)
+            uncertain += 1
+            self.refuse(work, WorkerError(UNCERTAIN.format(name=work.function.name, why=why)))
+        return uncertain
 
     def knows(self, caller: bytes, id_: int) -> bool:
-        """Whether a call was accepted before: by this host, or an earlier one."""
-        key = (caller, id_)
-        return key in self.works or key in self.uncertain or key in self._ended
+        """Whether a durable call was accepted before: by this host, or an earlier one."""
+        return (caller, id_) in self.works or self.past.knows(caller, id_)
 
     def is_kept(self, caller: bytes, id_: int) -> bool:
         """Whether a call that has not ended is on the disk."""
@@ -368,17 +369,8 @@ class Dispatch:
         return work is not None and work.segment > 0
 
     def resume(self, caller: bytes, id_: int) -> wire.Result | None:
-        """How a call has ended that an earlier host had accepted; None: it has not."""
-        key = (caller, id_)
-        if key in self.works:
-            return None
-        known = self.uncertain.pop(key, None)
-        if known is not None:
-            return known
-        why = "it has ended, and its host died before it could tell how"
-        if key not in self._ended:
-            why = "nothing is known of it any more"
-        return _refused(WorkerError(f"cannot tell how the call has ended: {why}"), id_)
+        """How a call has ended that was accepted before; None: it has not."""
+        return None if (caller, id_) in self.works else self.past.take(caller, id_)
 
     def close(self) -> None:
         """End all lanes."""
@@ -441,8 +433,3 @@ class Dispatch:
             waited_s=max(0.0, begun - work.since),
             ran_s=max(0.0, now - begun),
         )
-
-
-def _refused(error: ZenosError, id_: int = 0) -> wire.Result:
-    code = wire.LANE if isinstance(error, LaneError) else error.code
-    return wire.Result(id_, wire.REFUSED, wire.encoder.encode((code, error.message)))

@@ -256,13 +256,11 @@ class Host:
                 self._dispatch.enqueue(work)
 
     def _unkept(self, caller: Caller, ids: list[int], error: OSError) -> None:
-        told = _unkept(error)
-        payload = wire.encoder.encode((told.code, told.message))
         for id_ in ids:
-            caller.tell(wire.Result(id_, wire.REFUSED, payload))
+            caller.tell(wire.refused(_unkept(error), id_))
 
     def _resume(self, caller: Caller, id_: int) -> None:
-        """How does a call end that an earlier host had accepted?"""
+        """How does a call end that was accepted before?"""
         result = self._dispatch.resume(caller.name, id_)
         if result is not None:
             caller.tell(result)
@@ -275,6 +273,8 @@ class Host:
         caller = self._by_name.get(work.caller)
         if caller is not None:
             caller.tell(result)
+        elif work.segment:
+            self._dispatch.past.keep(work.caller, result)
 
     def _write(self, caller: Caller) -> None:
         try:
@@ -306,10 +306,10 @@ class Host:
     def _take_over(self) -> None:
         """What an earlier host has accepted and not finished."""
         left = self._journal.read()
-        self._dispatch.take_over(left)
+        uncertain = self._dispatch.take_over(left)
         if left.unfinished:
             said = f"{len(left.unfinished)} calls were left by an earlier host"
-            more = f"{len(self._dispatch.uncertain)} of them may have begun and don't run again"
+            more = f"{uncertain} of them may have begun and don't run again"
             print(f"{said}; {more}", file=sys.stderr)  # noqa: T201 - the task's log
 
     def _leave(self) -> None:

@@ -21,7 +21,7 @@ import msgspec
 
 from zenos import __version__
 from zenos.core import limits
-from zenos.core.errors import InvalidError
+from zenos.core.errors import InvalidError, LaneError, ZenosError
 from zenos.threads import codec
 
 LENGTH: Final = struct.Struct(">I")
@@ -172,6 +172,12 @@ to_lane: Final = msgspec.msgpack.Decoder(ToLane)
 result_of: Final = msgspec.msgpack.Decoder(Result)
 encoder: Final = msgspec.msgpack.Encoder()
 BAD: Final = (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError)
+
+
+def refused(error: ZenosError, id_: int = 0) -> Result:
+    """The end of a call with an error of ours."""
+    code = LANE if isinstance(error, LaneError) else error.code
+    return Result(id_, REFUSED, encoder.encode((code, error.message)))
 
 
 def frame(message: Any) -> bytes:
