@@ -18,6 +18,7 @@ import select
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, Final
 
 from zenos.calls import wire
@@ -29,6 +30,8 @@ from zenos.core.errors import DeadlineError, LaneError, WorkerError, ZenosError
 from zenos.core.thread_views import LaneView, PoolView, ThreadView
 from zenos.threads import allocation
 
+ALARMS_KEPT: Final = 1000
+LOOKS: Final = 100
 UNCERTAIN: Final = (
     "cannot tell whether {name} ran to its end: {why}. It does not run again; with "
     "idempotent=True it would"
@@ -276,8 +279,9 @@ class Dispatch:
         self._on_end(work, result)
 
     def refuse(self, work: Work, error: ZenosError) -> None:
-        """A call ends with an error of ours."""
-        self._finish(work, wire.refused(error))
+        """A call ends with an error of ours, unless it has ended."""
+        if not work.is_over:
+            self._finish(work, wire.refused(error))
 
     def refuse_all(self, error: ZenosError) -> None:
         """All that have not ended do so."""
@@ -308,7 +312,15 @@ class Dispatch:
         self._watch(time.monotonic() + limits.THREAD_GRACE_S, lane, work, "kill")
 
     def _watch(self, when: float, lane: Lane, work: Work, what: str) -> None:
+        if len(self._alarms) >= ALARMS_KEPT + 4 * len(self._lanes):
+            # Of calls that have ended long before their time limit.
+            self._alarms = [one for one in self._alarms if self._is_given(one[1], one[2])]
+            heapq.heapify(self._alarms)
         heapq.heappush(self._alarms, (when, lane.number, work.serial, what))
+
+    def _is_given(self, number: int, serial: int) -> bool:
+        lane = self._lanes.get(number)
+        return lane is not None and serial in lane.given
 
     def _alarm(self, number: int, serial: int, what: str) -> None:
         lane = self._lanes.get(number)
@@ -382,6 +394,13 @@ class Dispatch:
 
     def snapshot(self, threads_max: int) -> PoolView:
         """As a pool is shown. Asked for from another thread: what it copies may be a bit old."""
+        for _ in range(LOOKS):
+            # What it looks at may change, or a lane be closed, under it: then it looks again.
+            with suppress(RuntimeError, ValueError):
+                return self._snapshot(threads_max)
+        return self._snapshot(threads_max)
+
+    def _snapshot(self, threads_max: int) -> PoolView:
         now = time.monotonic()
         lanes = list(self._lanes.values())
         heads = [(lane, head) for lane in lanes if (head := lane.head) is not None]
