@@ -26,7 +26,7 @@ class Caller:
         link.setblocking(False)
         self.fd = link.fileno()
         self.name = b""
-        self.functions: dict[bytes, wire.Function] = {}
+        self.functions = wire.Said()
         self.asks = False  # it waits until its calls are on the disk
         self.is_closing = False
         self.is_writing = False  # its socket took no more

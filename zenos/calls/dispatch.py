@@ -288,11 +288,15 @@ class Dispatch:
         for work in list(self.works.values()):
             self.refuse(work, error)
 
-    def cancel(self, caller: bytes, id_: int) -> None:
-        """Nobody wants a call any more. One that runs is told; its lane is killed later."""
+    def cancel(self, caller: bytes, id_: int) -> bool:
+        """Nobody wants a call any more; whether it had not ended.
+
+        One that runs is told; its lane is killed later.
+        """
         work = self.works.get((caller, id_))
         if work is None:
-            return
+            self.past.drop(caller, id_)
+            return False
         lane = work.lane
         if lane is not None and lane.head is not work:
             for other in reversed(lane.take_back()):
@@ -301,6 +305,7 @@ class Dispatch:
         self._finish(work, wire.Result(0, wire.CANCELLED))
         if lane is not None:
             self._stop(lane, work)
+        return True
 
     def abandon(self, caller: bytes) -> None:
         """A program is gone: what was not accepted durably is nobody's."""

@@ -191,7 +191,8 @@ class Host:
             self._take_calls(caller, message)
         elif isinstance(message, wire.Cancel) and caller.name:
             for id_ in message.ids:
-                self._dispatch.cancel(caller.name, id_)
+                if not self._dispatch.cancel(caller.name, id_):
+                    caller.tell(wire.Result(id_, wire.CANCELLED))
         elif isinstance(message, wire.Asking):
             caller.asks = True
         elif isinstance(message, wire.Resume) and caller.name:
@@ -221,9 +222,15 @@ class Host:
         failpoints.passing("calls.received")
         self._was_called = True
         for function in message.functions:
-            caller.functions[function.key] = function
+            caller.functions.say(function)
+        try:
+            self._add(caller, message.calls)
+        finally:
+            caller.functions.end_frame()
+
+    def _add(self, caller: Caller, calls: list[wire.Call]) -> None:
         durable = []
-        for call in message.calls:
+        for call in calls:
             if call.key not in caller.functions:
                 raise wire.FrameError("cannot run a function that was never said")
             if not call.flags & wire.DURABLE:

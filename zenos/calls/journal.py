@@ -22,7 +22,7 @@ import msgspec
 
 from zenos.calls.lane import SERIAL
 from zenos.calls.lanes import Work
-from zenos.calls.wire import Call, Function, encoder
+from zenos.calls.wire import Call, Function, Said, encoder
 from zenos.core import durable, limits, processes
 from zenos.core.errors import ConflictError
 
@@ -136,7 +136,7 @@ class Journal:
     # -- what is accepted
 
     def keep(
-        self, caller: bytes, calls: list[Call], functions: dict[bytes, Function]
+        self, caller: bytes, calls: list[Call], functions: Said | dict[bytes, Function]
     ) -> list[Work]:
         """Append calls: works, not synced yet. OSError when the disk doesn't take them."""
         if self.fd < 0 or self._size > limits.CALLS_SEGMENT_BYTES:

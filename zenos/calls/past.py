@@ -64,6 +64,11 @@ class Past:
             why = "it has ended, and its host died before it could tell how"
         return wire.refused(WorkerError(f"cannot tell how the call has ended: {why}"), id_)
 
+    def drop(self, caller: bytes, id_: int) -> None:
+        """Nobody wants to hear of a call any more."""
+        if (caller, id_) in self._results:
+            self._forget((caller, id_))
+
     def _forget(self, key: Key) -> wire.Result:
         result = self._results.pop(key)
         self._bytes -= len(result.payload) + RESULT_BYTES
