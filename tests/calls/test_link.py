@@ -12,7 +12,8 @@ from tests.processes import until
 from zenos.calls import finding, wire
 from zenos.calls.finding import Wanted
 from zenos.calls.link import Link
-from zenos.core.errors import UnavailableError
+from zenos.calls.mapping import MapResults
+from zenos.core.errors import InvalidError, UnavailableError
 from zenos.core.home import Home
 
 
@@ -140,3 +141,11 @@ def test_a_connection_keeps_the_newest_functions_and_both_ends_the_same(
             assert len(said) <= 8
     assert heard == names
     assert len(link._said) == len(said)
+
+
+def test_a_map_that_cannot_begin_leaves_nothing_behind(hosts: Hosts, link: Link) -> None:
+    cannot_be_pickled = (number for number in range(2))
+    items = [1, 2, cannot_be_pickled]
+    with pytest.raises(InvalidError, match="cannot send items of f"):
+        MapResults(link, function("f"), items, 1, None, 1, None, None)
+    assert link._pending == {}

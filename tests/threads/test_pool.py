@@ -14,7 +14,8 @@ import pytest
 
 from tests.processes import until
 from tests.threads import work
-from zenos.core.errors import ConflictError, DeadlineError, InvalidError
+from zenos.core import limits
+from zenos.core.errors import BusyError, ConflictError, DeadlineError, InvalidError
 from zenos.threads import Options, Pool, wait_all
 from zenos.threads.runner import Kind
 
@@ -259,6 +260,20 @@ def test_what_a_pool_cannot_do_is_said(pool: Pool) -> None:
     ):
         with pytest.raises(InvalidError, match=r"^cannot "):
             call()
+
+
+def test_a_map_that_cannot_begin_leaves_nothing_behind(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = tmp_path / "gate"
+    held = [pool.submit(work.wait_for, str(gate)) for _ in range(2)]
+    until(lambda: pool.snapshot().queued == 0)
+    monkeypatch.setattr(limits, "THREADS_WAITING_MAX", 3)
+    with pytest.raises(BusyError, match="3 wait already"):
+        pool.map(work.square, range(10), chunk=1)
+    assert pool.snapshot().queued == 0
+    gate.touch()
+    wait_all(held)
 
 
 @pytest.mark.parametrize("kind", KINDS)
