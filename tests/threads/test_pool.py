@@ -262,6 +262,24 @@ def test_what_a_pool_cannot_do_is_said(pool: Pool) -> None:
             call()
 
 
+def test_what_comes_of_a_chunk_after_its_time_changes_nothing(tmp_path: Path) -> None:
+    """Whether whoever iterates looks before, or after its lane has let go."""
+    gate = tmp_path / "gate"
+
+    def late(number: int) -> int:
+        if number:
+            work.wait_for(str(gate))
+        return number
+
+    with Pool(1) as pool:
+        results = pool.map(late, range(3), chunk=3, options=Options(timeout_s=0.05))
+        until(lambda: pool.snapshot().failed == 1)
+        gate.touch()
+        until(lambda: pool.snapshot().lanes[0].state == "idle")
+        with pytest.raises(DeadlineError, match="longer than its time limit"):
+            next(results)
+
+
 def test_a_map_that_cannot_begin_leaves_nothing_behind(
     pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -320,8 +320,8 @@ class Runner:
             died = died or driver.killed
             if died:
                 self._drivers.pop(number)
-            # What was given up meanwhile is nobody's: its job has ended, or is told to run again.
-            job.take(ran)
+            if job.number in self._jobs:  # else it was given up: whoever wanted it has its end
+                job.take(ran)
             event: Event
             if died:
                 event = machine.Died(number, unstarted)
