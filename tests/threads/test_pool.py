@@ -15,7 +15,7 @@ import pytest
 from tests.processes import until
 from tests.threads import work
 from zenos.core import limits
-from zenos.core.errors import BusyError, ConflictError, DeadlineError, InvalidError
+from zenos.core.errors import BusyError, ConflictError, DeadlineError, InvalidError, LaneError
 from zenos.threads import Options, Pool, wait_all
 from zenos.threads.runner import Kind
 
@@ -278,6 +278,22 @@ def test_what_comes_of_a_chunk_after_its_time_changes_nothing(tmp_path: Path) ->
         until(lambda: pool.snapshot().lanes[0].state == "idle")
         with pytest.raises(DeadlineError, match="longer than its time limit"):
             next(results)
+
+
+def test_a_system_without_os_threads_is_an_error_and_not_a_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("starved-"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    said = r"no lane can be started \(can't start new thread\)"
+    with Pool(1, name="starved") as pool, pytest.raises(LaneError, match=said):
+        pool.submit(work.square, 2).result(60)
 
 
 def test_a_map_that_cannot_begin_leaves_nothing_behind(
