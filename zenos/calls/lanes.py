@@ -19,7 +19,6 @@ from zenos.core.errors import LaneError
 from zenos.threads.current import BOARD_BYTES, Board
 
 FUNCTIONS_MAX: Final = 256  # that a lane keeps
-END_WAIT_S: Final = 5.0
 _NOW: Final = int(socket.MSG_DONTWAIT)
 
 
