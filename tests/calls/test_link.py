@@ -5,16 +5,18 @@ from __future__ import annotations
 import queue
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.processes import until
-from zenos.calls import finding, wire
+from zenos.calls import calling, finding, wire
 from zenos.calls.finding import Wanted
 from zenos.calls.link import Link
 from zenos.calls.mapping import MapResults
 from zenos.core.errors import InvalidError, UnavailableError
 from zenos.core.home import Home
+from zenos.core.specs import CallSpec
 
 
 class Host:
@@ -149,3 +151,21 @@ def test_a_map_that_cannot_begin_leaves_nothing_behind(hosts: Hosts, link: Link)
     with pytest.raises(InvalidError, match="cannot send items of f"):
         MapResults(link, function("f"), items, 1, None, 1, None, None)
     assert link._pending == {}
+
+
+def test_a_program_that_goes_to_another_folder_has_its_calls_run_there(
+    hosts: Hosts, tmp_path: Path
+) -> None:
+    wanted, links = Wanted(1, 0, None, 1, None, 600), calling._Links()
+    here = links.to(wanted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        there = links.to(wanted)
+        assert links.to(wanted) is there
+    work = there._spec.work
+    assert isinstance(work, CallSpec)
+    assert work.cwd == str(tmp_path)
+    assert links.to(wanted) is here
+    links.close(0)
+    for thread in [*here._threads, *there._threads]:
+        thread.join(60)
