@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import select
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+import socket
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from zenos.calls import dispatch, wire
+from zenos.calls import callers, dispatch, host, wire
 from zenos.calls.dispatch import Dispatch
 from zenos.calls.journal import Journal
 from zenos.calls.lanes import Work
@@ -59,9 +61,12 @@ class Obeys:
 
     def progress(self) -> tuple[int, float]:
         self.looks += 1
-        if self.looks == 1:
+        if self.looks == 1:  # it has just been closed
             raise ValueError("mmap closed or invalid")
         return 0, 0.0
+
+    def begin(self, paths: list[str], journal: str) -> None:
+        pass
 
     def close(self) -> str:
         os.close(self.pidfd)
@@ -135,3 +140,60 @@ def test_what_was_cancelled_before_it_could_not_be_kept_has_ended_once(running: 
     running.dispatch.refuse(work, StorageError("cannot keep the call"))
     assert running.ended == [(work.serial, wire.CANCELLED)]
     assert running.dispatch.held_bytes == 0
+
+
+class Shut:
+    """A door through which nobody comes."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self.arrived: deque[socket.socket] = deque()
+
+    def close(self) -> None:
+        pass
+
+
+def test_nothing_more_is_run_for_who_does_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its results would fill the host's memory. Others go on."""
+    monkeypatch.setattr(dispatch, "Lane", Obeys)
+    monkeypatch.setattr(host, "Door", Shut)
+    monkeypatch.setattr(callers, "UNREAD_BYTES_MAX", 1_000_000)
+    made = host.Host(1, 60, Journal(tmp_path / "key"), tmp_path / "wanted")
+    made._dispatch.start()
+    (lane,) = made._dispatch._lanes.values()
+    assert isinstance(lane, Obeys)
+    programs = {}
+    for name in (b"reads", b"sleeps"):
+        ours, program = socket.socketpair()
+        made._door.arrived.append(ours)
+        made._woken()
+        program.sendall(wire.frame(wire.Hello(wire.BUILD, name, [])))
+        calls = [wire.Call(id_, FUNCTION.key, b"", 0) for id_ in range(1, 101)]
+        program.sendall(wire.frame(wire.Calls([FUNCTION], calls)))
+        program.setblocking(False)
+        programs[name] = program
+    while any(caller.name == b"" for caller in made._callers.values()) or lane.given:
+        if work := lane.head:
+            lane.said.append(wire.Result(work.serial, wire.DONE, bytes(100_000)))
+            made._dispatch.hear(lane.link.fileno())
+        made._wake()
+        made._turn()
+        with suppress(BlockingIOError):
+            while programs[b"reads"].recv(1_000_000):
+                pass
+    left = Counter(work.caller for work in made._dispatch.works.values())
+    assert left.keys() == {b"sleeps"}
+    assert 50 < left[b"sleeps"] < 95
+    while lane.given or made._dispatch.works:
+        if work := lane.head:
+            lane.said.append(wire.Result(work.serial, wire.DONE))
+            made._dispatch.hear(lane.link.fileno())
+        with suppress(BlockingIOError):
+            while programs[b"sleeps"].recv(1_000_000):
+                pass
+        made._wake()
+        made._turn()
+    made._leave()
+    for program in programs.values():
+        program.close()

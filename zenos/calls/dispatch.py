@@ -59,6 +59,7 @@ class Dispatch:
         self._poll = poll
         self._on_end = on_end
         self._queues: OrderedDict[bytes, deque[Work]] = OrderedDict()
+        self._held: set[bytes] = set()  # programs that don't read what has come of their calls
         self._lanes: dict[int, Lane] = {}  # by number
         self._by_fd: dict[int, Lane] = {}  # by descriptor of link and process
         self._numbers = itertools.count()
@@ -204,6 +205,14 @@ class Dispatch:
     def _put_back(self, work: Work) -> None:
         self._queue(work.caller).appendleft(work)
 
+    def hold(self, caller: bytes) -> None:
+        """Begin none of a program's calls: it doesn't read what has come of the others."""
+        self._held.add(caller)
+
+    def release(self, caller: bytes) -> None:
+        """It does again, or is gone."""
+        self._held.discard(caller)
+
     def step(self) -> None:
         """Give lanes what waits, and do what is due."""
         now = time.monotonic()
@@ -228,8 +237,11 @@ class Dispatch:
 
     def _next(self) -> Work | None:
         """The next call that waits: of the program whose turn it is."""
-        while self._queues:
+        for _ in range(len(self._queues)):
             caller, queue = next(iter(self._queues.items()))
+            if caller in self._held:
+                self._queues.move_to_end(caller)
+                continue
             while queue:
                 work = queue.popleft()
                 if not work.is_over:
@@ -253,7 +265,9 @@ class Dispatch:
 
     def _share(self) -> None:
         """A lane has nothing to do, and nothing waits: what another hasn't taken is taken back."""
-        if self._queues or not any(x.takes_calls and not x.given for x in self._lanes.values()):
+        if self._queues.keys() - self._held or not any(
+            x.takes_calls and not x.given for x in self._lanes.values()
+        ):
             return
         most = max(self._lanes.values(), key=lambda lane: len(lane.given))
         if len(most.given) > 1:

@@ -280,6 +280,8 @@ class Host:
         caller = self._by_name.get(work.caller)
         if caller is not None:
             caller.tell(result)
+            if caller.reads_too_little:
+                self._dispatch.hold(caller.name)
         elif work.segment:
             self._dispatch.past.keep(work.caller, result)
 
@@ -293,6 +295,8 @@ class Host:
         if done == caller.is_writing:
             caller.is_writing = not done
             self._listen(caller)
+        if not caller.reads_too_little:
+            self._dispatch.release(caller.name)
 
     def _listen(self, caller: Caller) -> None:
         reads = 0 if self._is_full else select.EPOLLIN
@@ -306,6 +310,7 @@ class Host:
         caller.close()
         if self._by_name.get(caller.name) is caller:
             del self._by_name[caller.name]
+            self._dispatch.release(caller.name)
             self._dispatch.abandon(caller.name)
 
     # -- beginning and end
