@@ -8,6 +8,7 @@ import asyncio
 import os
 import socket
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,15 +20,19 @@ import pytest
 from tests.bus.harness import Station, in_thread, station
 from tests.bus.test_stuck import stopped
 from tests.processes import until
-from zenos.bus import envelope
+from zenos.bus import envelope, operations
 from zenos.bus.aio import AsyncBus
 from zenos.bus.aio_topics import Message
+from zenos.bus.bodies import Encoded
 from zenos.bus.envelope import Envelope, Hello, body_in, encode
 from zenos.bus.memory import Buffer, Pool
+from zenos.bus.operations import Sending
+from zenos.bus.order import Policy
+from zenos.bus.session import Session
 from zenos.bus.stream import FrameReader, Heartbeat, Welcome, greet
 from zenos.bus.sync import Bus
 from zenos.core import limits
-from zenos.core.errors import DeadlineError, TooLargeError
+from zenos.core.errors import DeadlineError, TooLargeError, UnavailableError
 from zenos.core.messages import TopicSettings
 
 LONG_S = 60.0
@@ -92,6 +97,32 @@ def test_who_is_waken_while_there_is_no_daemon_does_not_spin(bus: Station) -> No
     bus.start()
     bus.connect().topic("work").send(b"", timeout_s=LONG_S)
     assert waiting.result(LONG_S).body == b""
+
+
+def frames_of(error: BaseException) -> int:
+    """How many frames an error keeps."""
+    return len(list(traceback.walk_tb(error.__traceback__)))
+
+
+@pytest.mark.parametrize("why", ["lost", "closed"])
+def test_an_error_keeps_nothing_of_those_who_have_heard_it_before(why: str) -> None:
+    session = Session(0, lambda: None)
+    session.connect("me", Policy())
+
+    def call() -> None:
+        steps = operations.call(session, "work", Encoded(bytes(1000)), Sending())
+        slot, _ = next(steps)
+        slot.fill(lost=True)
+        steps.send(True)
+
+    def failed() -> int:
+        with pytest.raises(UnavailableError) as raised:
+            call()
+        return frames_of(raised.value)
+
+    if why == "closed":
+        session.close(UnavailableError("cannot use the bus: it was closed"))
+    assert failed() == failed()
 
 
 def test_what_is_taken_back_is_said_though_the_operation_fails(bus: Station) -> None:

@@ -1,4 +1,4 @@
-"""When a host tells a program what."""
+"""When a host tells a program what, and what a program hears of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from zenos.calls import wire
+from zenos.calls import finding, wire
 from zenos.calls.callers import Caller
 
 
@@ -63,3 +63,17 @@ def test_who_reads_nothing_does_not_keep_the_host_awake(
     assert caller.wake == -math.inf
     caller.is_writing = True
     assert caller.wake == math.inf
+
+
+def test_what_the_host_says_right_after_it_lets_a_program_in_is_heard(
+    pair: tuple[Caller, socket.socket],
+) -> None:
+    """Such as how a call has ended that an earlier host had accepted."""
+    caller, program = pair
+    caller.say(wire.Ready())
+    caller.tell(wire.Result(7, wire.DONE))
+    caller.flush()
+    finding._greet(program, b"me")
+    assert wire.Frames(wire.from_host).take(program.recv(65536)) == [
+        wire.Results([wire.Result(7, wire.DONE)])
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from zenos.calls import wire
 from zenos.calls.journal import Journal, Left
 from zenos.calls.lane import SERIAL
 from zenos.calls.lanes import Work
-from zenos.core import limits, processes
+from zenos.core import durable, limits, processes
 from zenos.core.errors import ConflictError
 
 FUNCTION = wire.Function(b"f", "work", b"pickle")
@@ -149,3 +150,39 @@ def test_what_is_to_be_synced_is_all_that_was_kept_since(
         opened.end(work)
     opened.flush()
     assert files() == []  # all has ended: nothing is left to be kept
+
+
+def failing_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The disk doesn't take one write of that kind."""
+    takes = getattr(durable, name)
+
+    def fail(*_: object) -> None:
+        monkeypatch.setattr(durable, name, takes)
+        raise OSError(errno.EIO, "the disk has failed")
+
+    monkeypatch.setattr(durable, name, fail)
+
+
+def test_an_end_that_could_not_be_written_is_written_with_the_next(
+    opened: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = keep(opened, 1, 2, 3)
+    opened.end(first)
+    failing_once(monkeypatch, "append")
+    with pytest.raises(OSError, match="the disk has failed"):
+        opened.flush()
+    opened.end(second)
+    opened.flush()
+    assert [w.call.id for w in again(opened).unfinished] == [3]
+    opened.end(third)
+
+
+def test_a_segment_that_could_not_be_begun_is_not_used(
+    opened: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing_once(monkeypatch, "sync_directory")
+    with pytest.raises(OSError, match="the disk has failed"):
+        keep(opened, 1)
+    (work,) = keep(opened, 1)
+    assert [w.call.id for w in again(opened).unfinished] == [1]
+    opened.end(work)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import wait
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -57,6 +60,45 @@ def test_a_killed_host_loses_nothing_and_runs_nothing_twice(system: System, tmp_
         future.result(60)
     expected = Counter(["running", "again", "again", *(f"w{n}" for n in range(10))])
     assert Counter(work.lines(ran)) == expected
+
+
+@contextmanager
+def kept_away(system: System) -> Iterator[None]:
+    """This program finds no host meanwhile."""
+    with (system.home.calls / "finding.lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def test_results_wait_for_a_program_that_finds_the_next_host_late(
+    system: System, tmp_path: Path
+) -> None:
+    system.start()
+    ran, gate = tmp_path / "ran", tmp_path / "gate"
+    first = zenos.call(work.note_and_wait, str(ran), str(gate), "first", keep_alive_s=600)
+    waiting = [zenos.call(work.note_and_tell, str(ran), n, keep_alive_s=600) for n in "abc"]
+    until(lambda: work.lines(ran) == ["first"])
+    assert all(future.wait_accepted(60) for future in waiting)
+    with kept_away(system):
+        kill_hosts(system)
+        until(lambda: work.lines(ran) == ["first", "a", "b", "c"])
+    assert [future.result(60) for future in waiting] == ["a", "b", "c"]
+    with pytest.raises(WorkerError, match="its host died while it ran"):
+        first.result(60)
+
+
+def test_what_the_next_host_has_run_does_not_run_again(system: System, tmp_path: Path) -> None:
+    """Its program was never told that it was accepted, and so sends it again."""
+    armed, ran = tmp_path / "armed", tmp_path / "ran"
+    armed.mkdir()
+    system.start(f"dir:{armed}")
+    assert zenos.call(work.increment, 1, keep_alive_s=600).result(60) == 2
+    with kept_away(system):
+        (armed / "calls.kept=kill").touch()
+        future = zenos.call(work.note_and_tell, str(ran), "once", keep_alive_s=600)
+        until(lambda: work.lines(ran) == ["once"])
+    assert future.result(60) == "once"
+    assert work.lines(ran) == ["once"]
 
 
 def test_calls_go_on_without_a_daemon_and_with_the_next(system: System, tmp_path: Path) -> None:

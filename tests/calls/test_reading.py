@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from tests.processes import until
 from zenos.calls import wire
 from zenos.calls.reading import Connection, Turns
+from zenos.core.errors import ConflictError
 
 
 class Program:
@@ -22,11 +24,13 @@ class Program:
         self.turns = Turns()
         self.connection = Connection(ours, self.turns.wake_fd)
         self.came: dict[int, threading.Thread] = {}  # who has read it
+        self.on_take: Callable[[], None] = lambda: None
         self._arrived = threading.Condition()
         self.thread = threading.Thread(target=self.turns.serve, args=(self.connection, self.take))
         self.thread.start()
 
     def take(self, message: object) -> bool:
+        self.on_take()
         with self._arrived:
             if isinstance(message, wire.Accepted):
                 self.came |= dict.fromkeys(message.ids, threading.current_thread())
@@ -128,3 +132,24 @@ def test_a_frame_that_makes_no_sense_ends_it(program: Program) -> None:
     program.thread.join(60)
     assert program.connection.over
     assert not program.connection.left
+
+
+@pytest.mark.parametrize("led", [False, True])
+def test_who_is_called_back_by_the_reader_is_told_not_to_wait(program: Program, led: bool) -> None:
+    """It could wait for ever: nobody else reads meanwhile."""
+    said: list[str] = []
+
+    def call_back() -> None:
+        program.on_take = lambda: None
+        try:
+            program.wait(3000, time.monotonic() + 0.5)
+        except ConflictError as error:
+            said.append(error.message)
+
+    first = lead(program) if led else 1
+    program.on_take = call_back
+    program.say(first)
+    if led:
+        program.wait(first)
+    until(lambda: first in program.came)
+    assert ["in a callback" in text for text in said] == [True]

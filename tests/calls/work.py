@@ -21,6 +21,11 @@ def note(path: str, line: str = "") -> None:
         file.write(f"{line}\n")
 
 
+def note_and_tell(path: str, line: str) -> str:
+    note(path, line)
+    return line
+
+
 def note_and_wait(path: str, gate: str, line: str = "") -> str:
     """Say that it has begun, and go on once the gate is there."""
     note(path, line)

@@ -14,7 +14,8 @@ import pytest
 
 from tests.processes import until
 from tests.threads import work
-from zenos.core.errors import ConflictError, DeadlineError, InvalidError
+from zenos.core import limits
+from zenos.core.errors import BusyError, ConflictError, DeadlineError, InvalidError, LaneError
 from zenos.threads import Options, Pool, wait_all
 from zenos.threads.runner import Kind
 
@@ -259,6 +260,54 @@ def test_what_a_pool_cannot_do_is_said(pool: Pool) -> None:
     ):
         with pytest.raises(InvalidError, match=r"^cannot "):
             call()
+
+
+def test_what_comes_of_a_chunk_after_its_time_changes_nothing(tmp_path: Path) -> None:
+    """Whether whoever iterates looks before, or after its lane has let go."""
+    gate = tmp_path / "gate"
+
+    def late(number: int) -> int:
+        if number:
+            work.wait_for(str(gate))
+        return number
+
+    with Pool(1) as pool:
+        results = pool.map(late, range(3), chunk=3, options=Options(timeout_s=0.05))
+        until(lambda: pool.snapshot().failed == 1)
+        gate.touch()
+        until(lambda: pool.snapshot().lanes[0].state == "idle")
+        with pytest.raises(DeadlineError, match="longer than its time limit"):
+            next(results)
+
+
+def test_a_system_without_os_threads_is_an_error_and_not_a_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("starved-"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    said = r"no lane can be started \(can't start new thread\)"
+    with Pool(1, name="starved") as pool, pytest.raises(LaneError, match=said):
+        pool.submit(work.square, 2).result(60)
+
+
+def test_a_map_that_cannot_begin_leaves_nothing_behind(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = tmp_path / "gate"
+    held = [pool.submit(work.wait_for, str(gate)) for _ in range(2)]
+    until(lambda: pool.snapshot().queued == 0)
+    monkeypatch.setattr(limits, "THREADS_WAITING_MAX", 3)
+    with pytest.raises(BusyError, match="3 wait already"):
+        pool.map(work.square, range(10), chunk=1)
+    assert pool.snapshot().queued == 0
+    gate.touch()
+    wait_all(held)
 
 
 @pytest.mark.parametrize("kind", KINDS)

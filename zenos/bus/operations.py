@@ -12,7 +12,7 @@ from zenos.bus.bodies import ARRAYS, SHARED, Encoded, Opened
 from zenos.bus.codec import CONTENT_TYPE, decode_value, opened_value
 from zenos.bus.envelope import Kind, close_all
 from zenos.bus.inbox import Inbox, Received, ReceivedDescriptors, Slot
-from zenos.bus.session import LOST, Session, Steps, decode, raise_error
+from zenos.bus.session import Session, Steps, decode, lost, raise_error
 from zenos.bus.terms import Nacked, Want
 from zenos.core import failpoints, limits
 from zenos.core.errors import ConflictError, DeadlineError, InvalidError, WorkerError, ZenosError
@@ -135,7 +135,7 @@ def send_transient(
         session.forget(number)
         raise DeadlineError(f"cannot send to {topic} in time: no answer came")
     if slot.lost:
-        raise LOST
+        raise lost()
     raise_error(slot.value)
     return key
 
@@ -169,7 +169,7 @@ def call(session: Session, topic: str, encoded: Encoded, how: Sending) -> Steps[
     if not answered:
         raise DeadlineError(f"cannot finish the call of {topic} in time: no reply came")
     if slot.lost:
-        raise LOST
+        raise lost()
     raise_error(slot.value)
     replied: Received = slot.value
     return replied

@@ -229,14 +229,18 @@ class Session:
         """Wait until there is a connection. Raises NoDaemonError at the deadline."""
         while not self.is_connected:
             if self.closed is not None:
-                raise self.closed
+                raise self._closed_again(self.closed)
             slot = Slot()
             self._arrivals.append(slot)
             if not (yield slot, deadline):
                 self._arrivals.remove(slot)
                 raise NoDaemonError("cannot reach the daemon in time: start it with 'zenos up'")
         if self.closed is not None:
-            raise self.closed
+            raise self._closed_again(self.closed)
+
+    @staticmethod
+    def _closed_again(error: ZenosError) -> ZenosError:
+        return type(error)(error.message)  # as `lost`, below
 
     def request(
         self,
@@ -397,7 +401,12 @@ def raise_error(answer: Received) -> None:
         raise from_code(headers["code"], error, retry_after_s=float(wait_s) if wait_s else None)
 
 
-LOST: Final = UnavailableError(
-    "cannot tell whether it was done: the daemon went away meanwhile; ask again if twice is as "
-    "good as once"
-)
+def lost() -> UnavailableError:
+    """To be raised where the connection has ended before an answer came.
+
+    A new one each time: an error keeps the frames of all who have raised it, and what is in them.
+    """
+    return UnavailableError(
+        "cannot tell whether it was done: the daemon went away meanwhile; ask again if twice is as "
+        "good as once"
+    )

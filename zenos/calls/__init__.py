@@ -1,4 +1,5 @@
-"""Functions on warm lanes: `zenos.call` and `zenos.map`. See docs/calls.md."""
+"""Functions on warm lanes: `zenos.call` and `zenos.map`. See
+docs/how-to/call-functions.md."""
 
 from __future__ import annotations
 

@@ -16,6 +16,8 @@ READ_BYTES: Final = 256 * limits.KIB
 ACCEPTED_S: Final = 0.05  # at most, until a program hears of what it doesn't ask for
 RESULTS_AT_ONCE: Final = 4096
 RESULT_BYTES_AT_ONCE: Final = limits.MIB
+UNREAD_BYTES_MAX: Final = 64 * limits.MIB  # of results that one program doesn't read
+RESULT_BYTES: Final = 256  # of each, beside its payload
 
 
 class Caller:
@@ -26,12 +28,13 @@ class Caller:
         link.setblocking(False)
         self.fd = link.fileno()
         self.name = b""
-        self.functions: dict[bytes, wire.Function] = {}
+        self.functions = wire.Said()
         self.asks = False  # it waits until its calls are on the disk
         self.is_closing = False
         self.is_writing = False  # its socket took no more
         self._frames = wire.Frames(wire.from_program)
         self._results: list[wire.Result] = []
+        self._results_bytes = 0
         self._accepted: list[int] = []
         self._due = math.inf  # when it is to be told of those
         self._out: deque[memoryview] = deque()
@@ -60,6 +63,12 @@ class Caller:
     def tell(self, result: wire.Result) -> None:
         """A call of its has ended; it is told with the others of this turn."""
         self._results.append(result)
+        self._results_bytes += len(result.payload) + RESULT_BYTES
+
+    @property
+    def reads_too_little(self) -> bool:
+        """Whether so much waits for it that nothing more should be run for it."""
+        return self.is_writing and self._results_bytes > UNREAD_BYTES_MAX
 
     def accept(self, id_: int) -> None:
         """A call of its is on the disk. Unless it asks, that is told with results, or later."""
@@ -92,7 +101,7 @@ class Caller:
             self._out.append(memoryview(wire.frame(wire.Accepted(accepted))))
         if not self._results:
             return
-        results, self._results = self._results, []
+        results, self._results, self._results_bytes = self._results, [], 0
         part: list[wire.Result] = []
         size = 0
         for result in results:

@@ -32,12 +32,13 @@ class _Links:
     def forget(self) -> None:
         """In a fork: the parent's links are its own."""
         self._lock = threading.Lock()
-        self._links: dict[tuple[Path, Wanted, tuple[str, ...]], Link] = {}  # and home, sys.path
+        # And home, folder, sys.path.
+        self._links: dict[tuple[Path, Wanted, str, tuple[str, ...]], Link] = {}
         self.functions = values.Functions()
 
     def to(self, wanted: Wanted) -> Link:
         """The link to such a host. NoDaemonError where no daemon runs."""
-        key = (Home.default().root, wanted, tuple(sys.path))
+        key = (Home.default().root, wanted, _folder(), tuple(sys.path))
         link = self._links.get(key)
         if link is None:
             with self._lock:
@@ -52,6 +53,13 @@ class _Links:
             gone, self._links = self._links, {}
         for link in gone.values():
             link.close(wait_s)
+
+
+def _folder() -> str:
+    try:
+        return os.getcwd()  # noqa: PTH109 - once for each call
+    except FileNotFoundError:  # it was removed: who has a host in it goes on
+        return ""
 
 
 links: Final = _Links()

@@ -18,27 +18,30 @@ import select
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, Final
 
 from zenos.calls import wire
 from zenos.calls.journal import Journal, Left
 from zenos.calls.lanes import Lane, Work
+from zenos.calls.past import Key, Past
 from zenos.core import limits
 from zenos.core.errors import DeadlineError, LaneError, WorkerError, ZenosError
 from zenos.core.thread_views import LaneView, PoolView, ThreadView
 from zenos.threads import allocation
 
+ALARMS_KEPT: Final = 1000
+LOOKS: Final = 100
 UNCERTAIN: Final = (
     "cannot tell whether {name} ran to its end: {why}. It does not run again; with "
     "idempotent=True it would"
 )
-Key = tuple[bytes, int]  # a program, its number of a call
 
 
 class Dispatch:
     """Calls and lanes. Belongs to the host's thread, but for `snapshot`.
 
-    works: what has not ended, by program and number. on_end: is told of each end.
+    works: what has not ended, by program and number. past: what has. on_end: is told of each end.
     """
 
     def __init__(
@@ -49,14 +52,14 @@ class Dispatch:
         on_end: Callable[[Work, wire.Result], None],
     ) -> None:
         self.works: dict[Key, Work] = {}
-        self.uncertain: dict[Key, wire.Result] = {}  # of earlier hosts, until they are asked for
+        self.past = Past()
         self.held_bytes = 0
-        self._ended: set[Key] = set()  # of earlier hosts
         self._count = count
         self._journal = journal
         self._poll = poll
         self._on_end = on_end
         self._queues: OrderedDict[bytes, deque[Work]] = OrderedDict()
+        self._held: set[bytes] = set()  # programs that don't read what has come of their calls
         self._lanes: dict[int, Lane] = {}  # by number
         self._by_fd: dict[int, Lane] = {}  # by descriptor of link and process
         self._numbers = itertools.count()
@@ -184,6 +187,8 @@ class Dispatch:
         """Calls that are kept, as soon as they are synced."""
         for work in works:
             self.works[work.caller, work.call.id] = work
+            if work.segment:
+                self.past.accept(work.caller, work.call.id)
             self.held_bytes += len(work.call.arguments)
 
     def enqueue(self, work: Work) -> None:
@@ -199,6 +204,14 @@ class Dispatch:
 
     def _put_back(self, work: Work) -> None:
         self._queue(work.caller).appendleft(work)
+
+    def hold(self, caller: bytes) -> None:
+        """Begin none of a program's calls: it doesn't read what has come of the others."""
+        self._held.add(caller)
+
+    def release(self, caller: bytes) -> None:
+        """It does again, or is gone."""
+        self._held.discard(caller)
 
     def step(self) -> None:
         """Give lanes what waits, and do what is due."""
@@ -224,8 +237,11 @@ class Dispatch:
 
     def _next(self) -> Work | None:
         """The next call that waits: of the program whose turn it is."""
-        while self._queues:
+        for _ in range(len(self._queues)):
             caller, queue = next(iter(self._queues.items()))
+            if caller in self._held:
+                self._queues.move_to_end(caller)
+                continue
             while queue:
                 work = queue.popleft()
                 if not work.is_over:
@@ -249,7 +265,9 @@ class Dispatch:
 
     def _share(self) -> None:
         """A lane has nothing to do, and nothing waits: what another hasn't taken is taken back."""
-        if self._queues or not any(x.takes_calls and not x.given for x in self._lanes.values()):
+        if self._queues.keys() - self._held or not any(
+            x.takes_calls and not x.given for x in self._lanes.values()
+        ):
             return
         most = max(self._lanes.values(), key=lambda lane: len(lane.given))
         if len(most.given) > 1:
@@ -275,19 +293,24 @@ class Dispatch:
         self._on_end(work, result)
 
     def refuse(self, work: Work, error: ZenosError) -> None:
-        """A call ends with an error of ours."""
-        self._finish(work, _refused(error))
+        """A call ends with an error of ours, unless it has ended."""
+        if not work.is_over:
+            self._finish(work, wire.refused(error))
 
     def refuse_all(self, error: ZenosError) -> None:
         """All that have not ended do so."""
         for work in list(self.works.values()):
             self.refuse(work, error)
 
-    def cancel(self, caller: bytes, id_: int) -> None:
-        """Nobody wants a call any more. One that runs is told; its lane is killed later."""
+    def cancel(self, caller: bytes, id_: int) -> bool:
+        """Nobody wants a call any more; whether it had not ended.
+
+        One that runs is told; its lane is killed later.
+        """
         work = self.works.get((caller, id_))
         if work is None:
-            return
+            self.past.drop(caller, id_)
+            return False
         lane = work.lane
         if lane is not None and lane.head is not work:
             for other in reversed(lane.take_back()):
@@ -296,6 +319,7 @@ class Dispatch:
         self._finish(work, wire.Result(0, wire.CANCELLED))
         if lane is not None:
             self._stop(lane, work)
+        return True
 
     def abandon(self, caller: bytes) -> None:
         """A program is gone: what was not accepted durably is nobody's."""
@@ -307,7 +331,15 @@ class Dispatch:
         self._watch(time.monotonic() + limits.THREAD_GRACE_S, lane, work, "kill")
 
     def _watch(self, when: float, lane: Lane, work: Work, what: str) -> None:
+        if len(self._alarms) >= ALARMS_KEPT + 4 * len(self._lanes):
+            # Of calls that have ended long before their time limit.
+            self._alarms = [one for one in self._alarms if self._is_given(one[1], one[2])]
+            heapq.heapify(self._alarms)
         heapq.heappush(self._alarms, (when, lane.number, work.serial, what))
+
+    def _is_given(self, number: int, serial: int) -> bool:
+        lane = self._lanes.get(number)
+        return lane is not None and serial in lane.given
 
     def _alarm(self, number: int, serial: int, what: str) -> None:
         lane = self._lanes.get(number)
@@ -337,10 +369,11 @@ class Dispatch:
 
     # -- of earlier hosts
 
-    def take_over(self, left: Left) -> None:
-        """What may run goes into the queue; of the rest it is known that nobody knows."""
+    def take_over(self, left: Left) -> int:
+        """What may run goes into the queue; of the rest nobody knows how it ended: how many."""
         self._paths = left.paths
-        self._ended = left.ended
+        self.past.read(left.ended)
+        uncertain = 0
         for work in left.unfinished:
             self.remember([work])
             rebooted = work.serial in left.other_boot
@@ -353,14 +386,13 @@ class Dispatch:
             else:
                 self.enqueue(work)
                 continue
-            error = WorkerError(UNCERTAIN.format(name=work.function.name, why=why))
-            self.uncertain[work.caller, work.call.id] = _refused(error, work.call.id)
-            self.refuse(work, error)
+            uncertain += 1
+            self.refuse(work, WorkerError(UNCERTAIN.format(name=work.function.name, why=why)))
+        return uncertain
 
     def knows(self, caller: bytes, id_: int) -> bool:
-        """Whether a call was accepted before: by this host, or an earlier one."""
-        key = (caller, id_)
-        return key in self.works or key in self.uncertain or key in self._ended
+        """Whether a durable call was accepted before: by this host, or an earlier one."""
+        return (caller, id_) in self.works or self.past.knows(caller, id_)
 
     def is_kept(self, caller: bytes, id_: int) -> bool:
         """Whether a call that has not ended is on the disk."""
@@ -368,17 +400,8 @@ class Dispatch:
         return work is not None and work.segment > 0
 
     def resume(self, caller: bytes, id_: int) -> wire.Result | None:
-        """How a call has ended that an earlier host had accepted; None: it has not."""
-        key = (caller, id_)
-        if key in self.works:
-            return None
-        known = self.uncertain.pop(key, None)
-        if known is not None:
-            return known
-        why = "it has ended, and its host died before it could tell how"
-        if key not in self._ended:
-            why = "nothing is known of it any more"
-        return _refused(WorkerError(f"cannot tell how the call has ended: {why}"), id_)
+        """How a call has ended that was accepted before; None: it has not."""
+        return None if (caller, id_) in self.works else self.past.take(caller, id_)
 
     def close(self) -> None:
         """End all lanes."""
@@ -390,6 +413,13 @@ class Dispatch:
 
     def snapshot(self, threads_max: int) -> PoolView:
         """As a pool is shown. Asked for from another thread: what it copies may be a bit old."""
+        for _ in range(LOOKS):
+            # What it looks at may change, or a lane be closed, under it: then it looks again.
+            with suppress(RuntimeError, ValueError):
+                return self._snapshot(threads_max)
+        return self._snapshot(threads_max)
+
+    def _snapshot(self, threads_max: int) -> PoolView:
         now = time.monotonic()
         lanes = list(self._lanes.values())
         heads = [(lane, head) for lane in lanes if (head := lane.head) is not None]
@@ -441,8 +471,3 @@ class Dispatch:
             waited_s=max(0.0, begun - work.since),
             ran_s=max(0.0, now - begun),
         )
-
-
-def _refused(error: ZenosError, id_: int = 0) -> wire.Result:
-    code = wire.LANE if isinstance(error, LaneError) else error.code
-    return wire.Result(id_, wire.REFUSED, wire.encoder.encode((code, error.message)))

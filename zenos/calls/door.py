@@ -11,10 +11,11 @@ from contextlib import suppress
 from typing import Final
 
 from zenos.bus.sync import connect
-from zenos.core.errors import DeadlineError, RefusedError, UnavailableError, ZenosError
+from zenos.core.errors import RefusedError, ZenosError
 from zenos.core.names import calls_topic
 
 USERS: Final = "user."  # how the broker calls programs outside any task
+AGAIN_S: Final = 0.1  # until it is tried again to hear of programs
 
 
 class Door:
@@ -24,6 +25,7 @@ class Door:
         self.arrived: deque[socket.socket] = deque()
         self._wake = wake
         self._bus = connect()
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="calls-door", daemon=True)
 
     def start(self) -> None:
@@ -32,6 +34,7 @@ class Door:
 
     def close(self) -> None:
         """Let nobody in any more."""
+        self._closing.set()
         self._bus.close()
         if self._thread.ident is not None:
             self._thread.join()
@@ -41,13 +44,12 @@ class Door:
         while True:
             try:
                 message = topic.receive()
-            except UnavailableError:
-                if self._bus.session.closed is not None:
+            except ZenosError:  # also what a daemon says that can't have it at the moment
+                if self._closing.wait(AGAIN_S):
                     return
                 continue
-            except DeadlineError:
-                continue
-            with suppress(ZenosError), message:
+            # An error is the program's: it hears of it as the block is left.
+            with suppress(ZenosError, OSError), message:
                 # The broker says who it is. A task's programs may be anybody's.
                 if not message.sender.startswith(USERS):
                     raise RefusedError("cannot let a task in: calls come from users' programs")
@@ -59,6 +61,10 @@ class Door:
             os.close(fd)
         if not fds:
             return
-        link = socket.socket(fileno=fds[0])
+        try:
+            link = socket.socket(fileno=fds[0])
+        except OSError:
+            os.close(fds[0])
+            raise
         self.arrived.append(link)
         self._wake()

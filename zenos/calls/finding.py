@@ -191,17 +191,26 @@ def _ask(home: Home, task: str, gave_up: Callable[[], bool]) -> socket.socket | 
 
 
 def _greet(link: socket.socket, caller: bytes) -> None:
+    """Say who this is, and hear that it may come in; what the host says next is left to be read."""
     link.settimeout(GREET_S)
     link.sendall(wire.frame(wire.Hello(wire.BUILD, caller, paths())))
     frames = wire.Frames(wire.from_host)
-    while True:
-        data = link.recv(65536)
-        if not data:
+    head = _exactly(link, wire.LENGTH.size)
+    frames.take(head)
+    (message,) = frames.take(_exactly(link, wire.LENGTH.unpack(head)[0]))
+    if isinstance(message, wire.Ready):
+        link.settimeout(None)
+        return
+    if isinstance(message, wire.Refused):
+        raise from_code(message.code, message.message)
+    raise EOFError
+
+
+def _exactly(link: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        part = link.recv(min(size - len(data), 65536))
+        if not part:
             raise EOFError
-        for message in frames.take(data):
-            if isinstance(message, wire.Refused):
-                raise from_code(message.code, message.message)
-            if isinstance(message, wire.Ready):
-                link.settimeout(None)
-                return
-            raise EOFError
+        data += part
+    return bytes(data)

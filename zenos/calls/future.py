@@ -101,13 +101,22 @@ class CallFuture(concurrent.futures.Future[T]):
         if self._is_kept():
             return True
         self._link.ask()
-        event = self._accepted = self._accepted or threading.Event()
+        event = self._event()
         left_s = self._link.lead(self._is_kept, timeout)
         if not self._is_kept():
-            super().add_done_callback(lambda _: event.set())
             with self._link.following(self._is_kept):
                 event.wait(left_s)
         return self._is_kept()
+
+    def _event(self) -> threading.Event:
+        """Set once it is on the disk, or has ended: one for all who wait for that."""
+        with self._once:
+            event = self._accepted
+            if event is not None:
+                return event
+            event = self._accepted = threading.Event()
+        super().add_done_callback(lambda _: event.set())
+        return event
 
     def _is_kept(self) -> bool:
         return self.is_accepted or self.done()

@@ -191,7 +191,8 @@ class Host:
             self._take_calls(caller, message)
         elif isinstance(message, wire.Cancel) and caller.name:
             for id_ in message.ids:
-                self._dispatch.cancel(caller.name, id_)
+                if not self._dispatch.cancel(caller.name, id_):
+                    caller.tell(wire.Result(id_, wire.CANCELLED))
         elif isinstance(message, wire.Asking):
             caller.asks = True
         elif isinstance(message, wire.Resume) and caller.name:
@@ -221,9 +222,15 @@ class Host:
         failpoints.passing("calls.received")
         self._was_called = True
         for function in message.functions:
-            caller.functions[function.key] = function
+            caller.functions.say(function)
+        try:
+            self._add(caller, message.calls)
+        finally:
+            caller.functions.end_frame()
+
+    def _add(self, caller: Caller, calls: list[wire.Call]) -> None:
         durable = []
-        for call in message.calls:
+        for call in calls:
             if call.key not in caller.functions:
                 raise wire.FrameError("cannot run a function that was never said")
             if not call.flags & wire.DURABLE:
@@ -256,13 +263,11 @@ class Host:
                 self._dispatch.enqueue(work)
 
     def _unkept(self, caller: Caller, ids: list[int], error: OSError) -> None:
-        told = _unkept(error)
-        payload = wire.encoder.encode((told.code, told.message))
         for id_ in ids:
-            caller.tell(wire.Result(id_, wire.REFUSED, payload))
+            caller.tell(wire.refused(_unkept(error), id_))
 
     def _resume(self, caller: Caller, id_: int) -> None:
-        """How does a call end that an earlier host had accepted?"""
+        """How does a call end that was accepted before?"""
         result = self._dispatch.resume(caller.name, id_)
         if result is not None:
             caller.tell(result)
@@ -275,6 +280,10 @@ class Host:
         caller = self._by_name.get(work.caller)
         if caller is not None:
             caller.tell(result)
+            if caller.reads_too_little:
+                self._dispatch.hold(caller.name)
+        elif work.segment:
+            self._dispatch.past.keep(work.caller, result)
 
     def _write(self, caller: Caller) -> None:
         try:
@@ -286,6 +295,8 @@ class Host:
         if done == caller.is_writing:
             caller.is_writing = not done
             self._listen(caller)
+        if not caller.reads_too_little:
+            self._dispatch.release(caller.name)
 
     def _listen(self, caller: Caller) -> None:
         reads = 0 if self._is_full else select.EPOLLIN
@@ -299,6 +310,7 @@ class Host:
         caller.close()
         if self._by_name.get(caller.name) is caller:
             del self._by_name[caller.name]
+            self._dispatch.release(caller.name)
             self._dispatch.abandon(caller.name)
 
     # -- beginning and end
@@ -306,10 +318,10 @@ class Host:
     def _take_over(self) -> None:
         """What an earlier host has accepted and not finished."""
         left = self._journal.read()
-        self._dispatch.take_over(left)
+        uncertain = self._dispatch.take_over(left)
         if left.unfinished:
             said = f"{len(left.unfinished)} calls were left by an earlier host"
-            more = f"{len(self._dispatch.uncertain)} of them may have begun and don't run again"
+            more = f"{uncertain} of them may have begun and don't run again"
             print(f"{said}; {more}", file=sys.stderr)  # noqa: T201 - the task's log
 
     def _leave(self) -> None:

@@ -22,7 +22,7 @@ import msgspec
 
 from zenos.calls.lane import SERIAL
 from zenos.calls.lanes import Work
-from zenos.calls.wire import Call, Function, encoder
+from zenos.calls.wire import Call, Function, Said, encoder
 from zenos.core import durable, limits, processes
 from zenos.core.errors import ConflictError
 
@@ -72,7 +72,7 @@ class Left(msgspec.Struct):
 
 
 class Journal:
-    """The open journal. Belongs to one thread, but for `sync`."""
+    """The open journal. Belongs to one thread, but for the descriptors of `to_sync`."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -136,7 +136,7 @@ class Journal:
     # -- what is accepted
 
     def keep(
-        self, caller: bytes, calls: list[Call], functions: dict[bytes, Function]
+        self, caller: bytes, calls: list[Call], functions: Said | dict[bytes, Function]
     ) -> list[Work]:
         """Append calls: works, not synced yet. OSError when the disk doesn't take them."""
         if self.fd < 0 or self._size > limits.CALLS_SEGMENT_BYTES:
@@ -162,8 +162,8 @@ class Journal:
         if self._ended:
             if self.fd < 0:
                 self._begin_segment()
-            ended, self._ended = self._ended, []
-            self._append(Ended(ended))
+            self._append(Ended(self._ended))
+            self._ended = []
         for number in sorted(self._open):
             # In order: a newer one says what of an older one has ended.
             if self._open[number]:
@@ -213,9 +213,13 @@ class Journal:
             os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC,
             0o600,
         )
-        durable.sync_directory(self.directory)
         self._size, self._functions = 0, set()
         self._open[self.segment] = 0
+        try:
+            durable.sync_directory(self.directory)
+        except OSError:
+            self._close_segment()  # nothing is kept where it may not be found
+            raise
         self._append(Opened(1, processes.boot_id(), self._paths))
 
     def _close_segment(self) -> None:

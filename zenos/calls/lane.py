@@ -20,6 +20,7 @@ from zenos.calls import values, wire
 from zenos.calls.sources import Sources
 from zenos.calls.where import where
 from zenos.core import limits
+from zenos.core.errors import StorageError
 from zenos.threads import current, inherited
 from zenos.threads.current import Board
 
@@ -70,7 +71,11 @@ class Lane:
         if board.cancelled():
             return wire.Result(serial, wire.CANCELLED)
         if message.segment:
-            self._note(message.segment, serial)
+            try:
+                self._note(message.segment, serial)
+            except OSError as error:
+                said = f"cannot write down that the call begins: {error.strerror}; it does not run"
+                return wire.refused(StorageError(said), serial)
         begun = time.monotonic()
         current.here.token, current.here.done = board, serial
         try:

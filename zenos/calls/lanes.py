@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import subprocess
-import sys
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -15,11 +12,9 @@ from typing import Any, Final
 
 from zenos.calls import wire
 from zenos.core import limits
-from zenos.core.errors import LaneError
-from zenos.threads.current import BOARD_BYTES, Board
+from zenos.threads import starting
 
 FUNCTIONS_MAX: Final = 256  # that a lane keeps
-END_WAIT_S: Final = 5.0
 _NOW: Final = int(socket.MSG_DONTWAIT)
 
 
@@ -74,25 +69,10 @@ class Lane:
         self.is_leaving = False  # what it has imported has changed
         self.stopping = 0  # the serial of what was told to end
         self._known: OrderedDict[bytes, None] = OrderedDict()
+        made = starting.start("zenos.calls.lane", socket.SOCK_SEQPACKET, environment)
         # The lane's own end stays open here, to take back what it hasn't taken.
-        self.link, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        fd = os.memfd_create("zenos-lane", os.MFD_CLOEXEC)
-        try:
-            os.ftruncate(fd, BOARD_BYTES)
-            self._board = Board(fd)
-            argv = [str(number) for number in (self._theirs.fileno(), fd, os.getpid())]
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "zenos.calls.lane", *argv],
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, **environment},
-                pass_fds=[self._theirs.fileno(), fd],
-            )
-        except OSError as error:
-            self.link.close()
-            self._theirs.close()
-            raise LaneError(f"cannot start a lane's process: {error}") from error
-        finally:
-            os.close(fd)
+        self.link, self._theirs = made.link, made.theirs
+        self._process, self._board = made.process, made.board
         self.link.setblocking(False)
         self.pid = self._process.pid
         self.pidfd = os.pidfd_open(self.pid)
@@ -193,17 +173,11 @@ class Lane:
         self._theirs.close()
         self._board.close()
         os.close(self.pidfd)
-        if code < 0:
-            with suppress(ValueError):
-                return f"was ended by {signal.Signals(-code).name}"
-        return f"ended with exit code {code}"
+        return starting.how_ended(code)
 
     def cpu_s(self) -> float:
         """CPU time so far, in seconds; 0 when it can't be told."""
-        with suppress(OSError):
-            # The clock of another process's CPU time: clock_getcpuclockid(3), as Linux has it.
-            return time.clock_gettime((~self.pid << 3) | 2)
-        return 0.0
+        return starting.cpu_s(self.pid)
 
     def progress(self) -> tuple[int, float]:
         """What `report` said last."""

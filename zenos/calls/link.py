@@ -66,9 +66,10 @@ class Link:
         self._name = secrets.token_bytes(12)
         self._pending: dict[int, Pending] = {}
         self._bytes = 0
-        self._outbox: list[Pending] = []
-        self._cancelled: list[int] = []
-        self._known: set[bytes] = set()  # functions that this connection has said
+        self._outbox: dict[int, Pending] = {}
+        self._cancelled: list[int] = []  # what this connection is to say of that
+        self._unwanted: set[int] = set()  # durable ones that were cancelled, until a host answers
+        self._said = wire.Said()
         self._socket: socket.socket | None = None
         self._connection: Connection | None = None
         self._turns = Turns()
@@ -116,7 +117,7 @@ class Link:
             pending = Pending(future, call, function)
             self._pending[number] = pending
             self._bytes += pending.size
-            self._outbox.append(pending)
+            self._outbox[number] = pending
             if self._socket is None:
                 self._changed.notify_all()
             elif (
@@ -135,11 +136,12 @@ class Link:
             pending = self._forget(number)
             if pending is None:
                 return
-            if pending in self._outbox:
-                self._outbox.remove(pending)
-            elif self._socket is not None:
-                self._cancelled.append(number)
-                self._flush()
+            if self._outbox.pop(number, None) is None:
+                if pending.future.durable:  # its host may be gone, and the next one has it then
+                    self._unwanted.add(number)
+                if self._socket is not None:
+                    self._cancelled.append(number)
+                    self._flush()
         self._turns.wake()
 
     def lead(self, is_done: Callable[[], bool], timeout_s: float | None = None) -> float | None:
@@ -182,7 +184,8 @@ class Link:
         connection = self._socket
         if connection is None:
             return
-        outbox, self._outbox = self._outbox, []
+        outbox = list(self._outbox.values())
+        self._outbox = {}
         try:
             at = 0
             while at < len(outbox):
@@ -202,12 +205,13 @@ class Link:
         while at < len(outbox) and (size < FRAME_BYTES or not calls):
             pending = outbox[at]
             at += 1
-            if pending.call.key not in self._known:
-                self._known.add(pending.call.key)
+            if pending.call.key not in self._said:
+                self._said.say(pending.function)
                 functions.append(pending.function)
                 size += len(pending.function.body)
             calls.append(pending.call)
             size += pending.size + 32
+        self._said.end_frame()
         connection.sendall(wire.frame(wire.Calls(functions, calls)))
         return at
 
@@ -262,12 +266,14 @@ class Link:
                 return None
         with self._lock:
             self._socket = link
-            self._known.clear()
+            self._said = wire.Said()
             waiting = list(self._pending.values())
             accepted = [p.call.id for p in waiting if p.future.is_accepted]
-            self._outbox = [p for p in waiting if not p.future.is_accepted]
+            self._outbox = {p.call.id: p for p in waiting if not p.future.is_accepted}
             self._cancelled = []
             with suppress(OSError):
+                if self._unwanted:
+                    link.sendall(wire.frame(wire.Cancel(sorted(self._unwanted))))
                 if self._asks:
                     link.sendall(wire.frame(wire.Asking()))
                 if accepted:
@@ -304,6 +310,7 @@ class Link:
     def _end(self, result: wire.Result) -> None:
         with self._lock:
             pending = self._forget(result.id)
+            self._unwanted.discard(result.id)
         if pending is not None:
             settle(pending.future, result, pending.function.name)
 
@@ -315,7 +322,7 @@ class Link:
             chosen = [p for p in self._pending.values() if which is None or which(p)]
             for pending in chosen:
                 self._forget(pending.call.id)
-            self._outbox = [p for p in self._outbox if p.call.id in self._pending]
+                self._outbox.pop(pending.call.id, None)
         for pending in chosen:
             if pending.future.takes_end():
                 pending.future.set_exception(type(error)(error.message))

@@ -57,7 +57,11 @@ class MapResults(Mapped[R]):
         self._waiting: deque[Chunk[Any]] = deque()
         self._ended: queue.SimpleQueue[Chunk[Any]] = queue.SimpleQueue()
         self._stream = self._results()
-        self._fill()
+        try:
+            self._fill()
+        except BaseException:
+            self._cancel()  # what was begun before it failed is nobody's
+            raise
 
     def __iter__(self) -> Iterator[R]:
         return self._stream

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from zenos.calls import wire
 from zenos.core import limits
+from zenos.core.errors import ConflictError
 
 READ_BYTES: Final = 256 * limits.KIB
 ASIDE_S: Final = 0.005  # for which the thread waits whether somebody leads again
@@ -61,6 +62,7 @@ class Turns:
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.Lock())
         self._taken = False
+        self._reader = 0  # the thread that has it
         self._aside = False  # the thread is out of the way
         self._asked = False  # somebody would have led, had the thread been so
         self._led = False  # somebody has, since the thread has looked
@@ -71,12 +73,21 @@ class Turns:
 
     def lead(self, connection: Connection, take: Take, is_done: IsDone, end: float | None) -> None:
         """Read until it is done, the time `end` (monotonic) has come, or nothing comes any more;
-        at once back when it isn't one's turn."""
+        at once back when it isn't one's turn.
+
+        ConflictError for who is called by what it has read, and could wait for ever.
+        """
+        if self._reader == threading.get_ident():
+            raise ConflictError(
+                "cannot wait for a call in a callback of another: what comes is read by the thread "
+                "that calls back; have another thread wait, or add a callback to this one, too"
+            )
         with self._changed:
             if self._taken or not self._aside or connection.over:
                 self._asked = True
                 return
             self._taken = self._led = True
+            self._reader = threading.get_ident()
         try:
             while not is_done() and not connection.over:
                 left_ms = None if end is None else 1e3 * (end - time.monotonic())
@@ -90,7 +101,7 @@ class Turns:
                         connection.read(take)
         finally:
             with self._changed:
-                self._taken = False
+                self._taken, self._reader = False, 0
                 self._aside = not (connection.over or self._is_followed())
                 if self._sleeps or not self._aside:
                     self._changed.notify_all()
@@ -144,9 +155,10 @@ class Turns:
                 if connection.over:
                     return
                 self._taken, self._asked = True, False
+                self._reader = threading.get_ident()
             try:
                 connection.read(take)
             finally:
                 with self._changed:
-                    self._taken = False
+                    self._taken, self._reader = False, 0
                     self._aside = self._asked and not (connection.over or self._is_followed())

@@ -11,11 +11,12 @@ from typing import Any, Final
 
 from zenos.calls.wire import Function
 from zenos.core import limits
-from zenos.core.errors import InvalidError, TooLargeError
+from zenos.core.errors import InvalidError, TooLargeError, WorkerError
 from zenos.threads import codec
 
+TRACEBACK_CHARS: Final = 10_000  # of an error that is too large
 _SIMPLE: Final = (int, float, str, bytes, bool, type(None))
-_STILL: Final = frozenset({*_SIMPLE, complex, types.ModuleType, types.BuiltinFunctionType, type})
+_STILL: Final = frozenset({*_SIMPLE, complex, types.ModuleType, types.BuiltinFunctionType})
 # The faster way saves a few microseconds for each pickle; to look at more items takes longer.
 LOOKED_AT_MAX: Final = 64
 NOTHING: Final = codec.dumps(((), {}), simple=True)
@@ -108,9 +109,17 @@ def _seen(work: Callable[..., Any]) -> tuple[Any, ...] | None:
         found += [cell.cell_contents for cell in work.__closure__ or ()]
     except ValueError:  # an empty cell
         return None
-    if work.__dict__ or any(type(one) not in _STILL for one in found[1:]):
+    if work.__dict__ or not all(map(_is_still, found[1:])):
         return None
     return tuple(found)
+
+
+def _is_still(one: Any) -> bool:
+    """Whether it cannot change in place, or its pickle would not show it: a class of a module."""
+    if type(one) is not type:
+        return type(one) in _STILL
+    module = sys.modules.get(one.__module__)
+    return one.__module__ != "__main__" and getattr(module, one.__qualname__, None) is one
 
 
 def _same(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
@@ -119,7 +128,14 @@ def _same(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
 
 def error_of(error: BaseException, text: str) -> bytes:
     """An error with its traceback, as it goes back. One that doesn't come through is told."""
-    return dump((codec.sendable(error, "call"), text))
+    body = dump((codec.sendable(error, "call"), text))
+    if len(body) > limits.CALL_BYTES_MAX:
+        told = WorkerError(
+            f"cannot finish the call: its function raised a {type(error).__name__} of {len(body)} "
+            f"bytes; at most {limits.CALL_BYTES_MAX} go back"
+        )
+        body = dump((told, text[-TRACEBACK_CHARS:]))
+    return body
 
 
 def result_of(value: Any) -> bytes:

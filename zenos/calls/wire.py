@@ -21,11 +21,13 @@ import msgspec
 
 from zenos import __version__
 from zenos.core import limits
-from zenos.core.errors import InvalidError
+from zenos.core.errors import InvalidError, LaneError, ZenosError
 from zenos.threads import codec
 
 LENGTH: Final = struct.Struct(">I")
 FRAME_BYTES_MAX: Final = 2 * limits.CALL_BYTES_MAX + limits.MIB
+FUNCTIONS_SAID_MAX: Final = 1024
+FUNCTION_BYTES_SAID_MAX: Final = limits.CALL_BYTES_MAX
 # What both ends must share for the one to run the other's functions.
 BUILD: Final = f"zenos {__version__}, {codec.PICKLER}, bytecode {importlib.util.MAGIC_NUMBER.hex()}"
 # Flags of a call.
@@ -75,6 +77,40 @@ class Result(msgspec.Struct, array_like=True):
     seconds: float = 0.0
 
 
+class Said:
+    """The functions that a connection has said, and that both its ends so know: the newest.
+
+    Both ends keep the same, for they take the same frames in the same order, and each forgets what
+    is too much once a frame is done with.
+    """
+
+    def __init__(self) -> None:
+        self._functions: dict[bytes, Function] = {}
+        self._bytes = 0
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._functions
+
+    def __getitem__(self, key: bytes) -> Function:
+        return self._functions[key]
+
+    def __len__(self) -> int:
+        return len(self._functions)
+
+    def say(self, function: Function) -> None:
+        """It is in the present frame. Once it is said it isn't again, unless it was forgotten."""
+        self._functions[function.key] = function
+        self._bytes += len(function.body)
+
+    def end_frame(self) -> None:
+        """Forget the oldest of too many."""
+        while len(self._functions) > FUNCTIONS_SAID_MAX or (
+            self._bytes > FUNCTION_BYTES_SAID_MAX and self._functions
+        ):
+            oldest = self._functions.pop(next(iter(self._functions)))
+            self._bytes -= len(oldest.body)
+
+
 class Hello(msgspec.Struct, array_like=True, tag="hello"):
     """Of a program. build: see BUILD; caller: its own random name; paths: its sys.path."""
 
@@ -84,14 +120,14 @@ class Hello(msgspec.Struct, array_like=True, tag="hello"):
 
 
 class Calls(msgspec.Struct, array_like=True, tag="calls"):
-    """Of a program. functions: those of the calls that this connection has not said before."""
+    """Of a program. functions: those of the calls that this connection has not said; see Said."""
 
     functions: list[Function]
     calls: list[Call]
 
 
 class Cancel(msgspec.Struct, array_like=True, tag="cancel"):
-    """Of a program: nobody wants these any more."""
+    """Of a program: nobody wants these any more. Each is answered with a result of some kind."""
 
     ids: list[int]
 
@@ -172,6 +208,12 @@ to_lane: Final = msgspec.msgpack.Decoder(ToLane)
 result_of: Final = msgspec.msgpack.Decoder(Result)
 encoder: Final = msgspec.msgpack.Encoder()
 BAD: Final = (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError)
+
+
+def refused(error: ZenosError, id_: int = 0) -> Result:
+    """The end of a call with an error of ours."""
+    code = LANE if isinstance(error, LaneError) else error.code
+    return Result(id_, REFUSED, encoder.encode((code, error.message)))
 
 
 def frame(message: Any) -> bytes:

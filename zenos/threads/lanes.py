@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -17,9 +16,9 @@ from typing import Any, Final, Protocol
 
 from zenos.core import limits
 from zenos.core.errors import InvalidError, LaneError, WorkerError
-from zenos.threads import codec
+from zenos.threads import codec, starting
 from zenos.threads.codec import Header
-from zenos.threads.current import BOARD_BYTES, Board, Flag, Ran, run
+from zenos.threads.current import Board, Flag, Ran, run
 from zenos.threads.job import Function, Job
 
 END_WAIT_S: Final = 5.0
@@ -138,25 +137,11 @@ class ProcessLane:
         self._known: OrderedDict[int, None] = OrderedDict()
 
     def open(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._link = ours
-        fd = os.memfd_create("zenos-lane", os.MFD_CLOEXEC)
-        try:
-            os.ftruncate(fd, BOARD_BYTES)
-            self._board = Board(fd)
-            argv = [str(number) for number in (theirs.fileno(), fd, os.getpid())]
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "zenos.threads.lane", *argv],
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, **self._environment},
-                pass_fds=[theirs.fileno(), fd],
-            )
-        except OSError as error:
-            raise LaneError(f"cannot start a lane's process: {error}") from error
-        finally:
-            theirs.close()
-            os.close(fd)
-        self.pid = self._process.pid
+        made = starting.start("zenos.threads.lane", socket.SOCK_STREAM, self._environment)
+        made.theirs.close()
+        ours = self._link = made.link
+        self._process, self._board = made.process, made.board
+        self.pid = made.process.pid
         ours.settimeout(limits.LANE_START_TIMEOUT_S)
         try:
             paths = [path or os.getcwd() for path in sys.path]  # noqa: PTH109
@@ -256,16 +241,10 @@ class ProcessLane:
         except subprocess.TimeoutExpired:
             process.kill()
             code = process.wait()
-        if code < 0:
-            with suppress(ValueError):
-                return f"was ended by {signal.Signals(-code).name}"
-        return f"ended with exit code {code}"
+        return starting.how_ended(code)
 
     def cpu_s(self) -> float:
-        with suppress(OSError):
-            # The clock of another process's CPU time: clock_getcpuclockid(3), as Linux has it.
-            return time.clock_gettime((~self.pid << 3) | 2)
-        return 0.0
+        return starting.cpu_s(self.pid)
 
     def progress(self) -> tuple[int, float]:
         return (0, 0.0) if self._board is None else self._board.progress()

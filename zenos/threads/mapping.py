@@ -198,7 +198,11 @@ class Results(Mapped[R]):
         self._jobs: OrderedDict[int, Job] = OrderedDict()
         self._outcomes: dict[int, Outcome] = {}
         self._ended: queue.SimpleQueue[tuple[Job, Outcome]] = queue.SimpleQueue()
-        self._fill()
+        try:
+            self._fill()
+        except BaseException:
+            self._cancel()  # what was begun before it failed is nobody's
+            raise
         self._lists = self._results()
         self._stream = itertools.chain.from_iterable(self._lists)
 

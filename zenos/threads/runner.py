@@ -231,9 +231,11 @@ class Runner:
         for job, outcome in ended:
             job.on_end(job, outcome)
 
-    def _decide(self, events: Iterable[Event]) -> list[tuple[Job, Outcome]]:
+    def _decide(
+        self, events: Iterable[Event], now: float | None = None
+    ) -> list[tuple[Job, Outcome]]:
         """With the lock held: step, and do what can be done at once."""
-        actions, wake = self._machine.step(events, time.monotonic())
+        actions, wake = self._machine.step(events, time.monotonic() if now is None else now)
         ended: list[tuple[Job, Outcome]] = []
         failed: list[Event] = []
         for action in actions:
@@ -254,9 +256,11 @@ class Runner:
                     self._drivers[action.lane].lane.stop()
                 case machine.Kill():
                     self._drivers[action.lane].kill()
-        if wake < self._wake:
-            self._start_timer()
+        sooner = wake < (self._wake if self._timer is not None else math.inf)
+        is_timed = not sooner or self._start_timer()
         self._wake = wake
+        if not is_timed and not self._drivers:  # nobody is left to look again: as if it were time
+            return ended + self._decide(failed, wake)
         if self._machine.finished:
             self._finished.set()
             self._timer_wanted.notify()
@@ -320,8 +324,8 @@ class Runner:
             died = died or driver.killed
             if died:
                 self._drivers.pop(number)
-            # What was given up meanwhile is nobody's: its job has ended, or is told to run again.
-            job.take(ran)
+            if job.number in self._jobs:  # else it was given up: whoever wanted it has its end
+                job.take(ran)
             event: Event
             if died:
                 event = machine.Died(number, unstarted)
@@ -335,15 +339,23 @@ class Runner:
         self._tell(ended)
         return not died
 
-    def _start_timer(self) -> None:
-        """Have the timer look at the time to wake; it is started when it is first needed."""
+    def _start_timer(self) -> bool:
+        """Have the timer look at the time to wake; it is started when it is first needed.
+
+        False when the system has no OS thread to give: then it is tried again with the next step.
+        """
         if self._timer is None:
-            self._timer = threading.Thread(
+            timer = threading.Thread(
                 target=self._keep_time, name=f"{self._name}-timer", daemon=True
             )
-            self._os_threads.append(self._timer)
-            self._timer.start()
+            try:
+                timer.start()
+            except RuntimeError:
+                return False
+            self._timer = timer
+            self._os_threads.append(timer)
         self._timer_wanted.notify()
+        return True
 
     def _keep_time(self) -> None:
         here.pool = self

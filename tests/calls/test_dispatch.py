@@ -1,0 +1,199 @@
+"""Which call runs where, with lanes that obey. Without any process."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from zenos.calls import callers, dispatch, host, wire
+from zenos.calls.dispatch import Dispatch
+from zenos.calls.journal import Journal
+from zenos.calls.lanes import Work
+from zenos.core.errors import StorageError
+
+ME = b"me"
+FUNCTION = wire.Function(b"f", "work", b"pickle")
+
+
+class Obeys:
+    """A lane: what it is given it has begun."""
+
+    def __init__(self, number: int, _: dict[str, str]) -> None:
+        self.number = number
+        self.given: OrderedDict[int, Work] = OrderedDict()
+        self.is_ready = self.takes_calls = True
+        self.is_leaving = False
+        self.stopping = 0
+        self.pid = 0
+        self.pidfd = os.eventfd(0)
+        self.link = open(os.eventfd(0), "rb", 0)  # noqa: PTH123, SIM115 - closed below
+        self.said: list[wire.Result] = []
+        self.looks = 0
+
+    @property
+    def head(self) -> Work | None:
+        return next(iter(self.given.values()), None)
+
+    def give(self, work: Work) -> bool:
+        work.lane = self  # type: ignore[assignment]
+        self.given[work.serial] = work
+        return True
+
+    def take_back(self) -> list[Work]:
+        return []
+
+    def results(self) -> Iterable[wire.Result]:
+        said, self.said = self.said, []
+        return said
+
+    def stop(self, work: Work) -> None:
+        self.stopping = work.serial
+
+    def cpu_s(self) -> float:
+        return 0.0
+
+    def progress(self) -> tuple[int, float]:
+        self.looks += 1
+        if self.looks == 1:  # it has just been closed
+            raise ValueError("mmap closed or invalid")
+        return 0, 0.0
+
+    def begin(self, paths: list[str], journal: str) -> None:
+        pass
+
+    def close(self) -> str:
+        os.close(self.pidfd)
+        self.link.close()
+        return "ended"
+
+
+class Running:
+    """A dispatch, its only lane, and what has ended there."""
+
+    def __init__(self, journal: Journal, poll: select.epoll) -> None:
+        self.ended: list[tuple[int, int]] = []
+        self.dispatch = Dispatch(
+            1, journal, poll, lambda work, result: self.ended.append((work.serial, result.outcome))
+        )
+        self.dispatch.start()
+        (lane,) = self.dispatch._lanes.values()
+        assert isinstance(lane, Obeys)
+        self.lane: Obeys = lane
+        self.serial = 0
+
+    def call(self, timeout_s: float = 0.0) -> Work:
+        self.serial += 1
+        call = wire.Call(self.serial, FUNCTION.key, b"arguments", timeout_s=timeout_s)
+        return Work(self.serial, ME, call, FUNCTION, 0)
+
+    def run(self, work: Work) -> None:
+        """It is given to the lane, which finishes it at once."""
+        self.dispatch.add(work)
+        self.dispatch.step()
+        self.lane.said.append(wire.Result(work.serial, wire.DONE))
+        self.dispatch.hear(self.lane.link.fileno())
+
+
+@pytest.fixture
+def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    monkeypatch.setattr(dispatch, "Lane", Obeys)
+    journal = Journal(tmp_path / "key")
+    with select.epoll() as poll:
+        made = Running(journal, poll)
+        try:
+            yield made
+        finally:
+            made.dispatch.close()
+            journal.close()
+
+
+def test_time_limits_of_calls_that_have_ended_are_forgotten(running: Running) -> None:
+    for _ in range(5000):
+        running.run(running.call(timeout_s=3600))
+    assert len(running.ended) == 5000
+    assert len(running.dispatch._alarms) < 1200
+    last = running.call(timeout_s=1e-9)
+    running.dispatch.add(last)
+    running.dispatch.step()
+    running.dispatch.step()
+    assert running.ended[-1] == (last.serial, wire.REFUSED)
+
+
+def test_a_lane_that_ends_as_it_is_looked_at_hides_nothing(running: Running) -> None:
+    running.dispatch.add(running.call())
+    running.dispatch.step()
+    assert running.dispatch.snapshot(10).running == 1
+    assert running.lane.looks == 2
+
+
+def test_what_was_cancelled_before_it_could_not_be_kept_has_ended_once(running: Running) -> None:
+    work = running.call()
+    running.dispatch.remember([work])
+    running.dispatch.cancel(ME, work.call.id)
+    running.dispatch.refuse(work, StorageError("cannot keep the call"))
+    assert running.ended == [(work.serial, wire.CANCELLED)]
+    assert running.dispatch.held_bytes == 0
+
+
+class Shut:
+    """A door through which nobody comes."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self.arrived: deque[socket.socket] = deque()
+
+    def close(self) -> None:
+        pass
+
+
+def test_nothing_more_is_run_for_who_does_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its results would fill the host's memory. Others go on."""
+    monkeypatch.setattr(dispatch, "Lane", Obeys)
+    monkeypatch.setattr(host, "Door", Shut)
+    monkeypatch.setattr(callers, "UNREAD_BYTES_MAX", 1_000_000)
+    made = host.Host(1, 60, Journal(tmp_path / "key"), tmp_path / "wanted")
+    made._dispatch.start()
+    (lane,) = made._dispatch._lanes.values()
+    assert isinstance(lane, Obeys)
+    programs = {}
+    for name in (b"reads", b"sleeps"):
+        ours, program = socket.socketpair()
+        made._door.arrived.append(ours)
+        made._woken()
+        program.sendall(wire.frame(wire.Hello(wire.BUILD, name, [])))
+        calls = [wire.Call(id_, FUNCTION.key, b"", 0) for id_ in range(1, 101)]
+        program.sendall(wire.frame(wire.Calls([FUNCTION], calls)))
+        program.setblocking(False)
+        programs[name] = program
+    while any(caller.name == b"" for caller in made._callers.values()) or lane.given:
+        if work := lane.head:
+            lane.said.append(wire.Result(work.serial, wire.DONE, bytes(100_000)))
+            made._dispatch.hear(lane.link.fileno())
+        made._wake()
+        made._turn()
+        with suppress(BlockingIOError):
+            while programs[b"reads"].recv(1_000_000):
+                pass
+    left = Counter(work.caller for work in made._dispatch.works.values())
+    assert left.keys() == {b"sleeps"}
+    assert 50 < left[b"sleeps"] < 95
+    while lane.given or made._dispatch.works:
+        if work := lane.head:
+            lane.said.append(wire.Result(work.serial, wire.DONE))
+            made._dispatch.hear(lane.link.fileno())
+        with suppress(BlockingIOError):
+            while programs[b"sleeps"].recv(1_000_000):
+                pass
+        made._wake()
+        made._turn()
+    made._leave()
+    for program in programs.values():
+        program.close()

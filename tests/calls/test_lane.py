@@ -1,0 +1,50 @@
+"""What a lane's process does with a call. In this process, without any host."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from zenos.calls import values, wire
+from zenos.calls.lane import SERIAL, Lane
+from zenos.core.errors import StorageError
+from zenos.threads.current import BOARD_BYTES, Board
+
+
+@pytest.fixture
+def lane(tmp_path: Path) -> Iterator[Lane]:
+    fd = os.memfd_create("board")
+    os.ftruncate(fd, BOARD_BYTES)
+    board = Board(fd)
+    os.close(fd)
+    link, host = socket.socketpair()
+    with link, host:
+        made = Lane(link, board, os.getppid())
+        made._functions = {b"f": Path.touch}
+        made._journal = tmp_path / "journal"
+        yield made
+        if made._begun >= 0:
+            os.close(made._begun)
+    board.close()
+
+
+def test_a_call_whose_beginning_cannot_be_written_down_does_not_run(
+    lane: Lane, tmp_path: Path
+) -> None:
+    ran = tmp_path / "ran"
+    run = wire.Run(7, b"f", values.arguments_of((ran,), {}), wire.DURABLE, 3)
+    result = lane._run(run, b"")
+    assert (result.id, result.outcome) == (7, wire.REFUSED)
+    code, message = msgspec.msgpack.decode(result.payload)
+    assert code == StorageError.code
+    assert "it does not run" in message
+    assert not ran.exists()
+    lane._journal.mkdir()
+    assert lane._run(run, b"").outcome == wire.DONE
+    assert ran.exists()
+    assert (lane._journal / "00000003.begun").read_bytes() == SERIAL.pack(7)

@@ -1,0 +1,171 @@
+"""What a program says to its hosts. Without any host."""
+
+from __future__ import annotations
+
+import queue
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.processes import until
+from zenos.calls import calling, finding, wire
+from zenos.calls.finding import Wanted
+from zenos.calls.link import Link
+from zenos.calls.mapping import MapResults
+from zenos.core.errors import InvalidError, UnavailableError
+from zenos.core.home import Home
+from zenos.core.specs import CallSpec
+
+
+class Host:
+    """A host as the program hears it, and what the program says to it, frame by frame."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self.link = link
+        link.settimeout(60)
+        self._frames = wire.Frames(wire.from_program)
+        self._heard: list[object] = []
+
+    def say(self, message: object) -> None:
+        self.link.sendall(wire.frame(message))
+
+    def hear(self) -> object:
+        """What is said next."""
+        while not self._heard:
+            data = self.link.recv(65536)
+            assert data, "the program has left"
+            self._heard += self._frames.take(data)
+        return self._heard.pop(0)
+
+
+class Hosts:
+    """Where a program finds its hosts: one after another, as they come."""
+
+    def __init__(self) -> None:
+        self._there: queue.Queue[socket.socket] = queue.Queue()
+        self._ends: list[socket.socket] = []
+
+    def open(self) -> Host:
+        """There is one now."""
+        ours, theirs = socket.socketpair()
+        self._there.put(ours)
+        self._ends += [ours, theirs]
+        return Host(theirs)
+
+    def come_in(self, *given: object) -> socket.socket:
+        gave_up = given[-1]
+        assert callable(gave_up)
+        while not gave_up():
+            try:
+                return self._there.get(timeout=0.01)
+            except queue.Empty:
+                continue
+        raise UnavailableError("cannot reach the host: the program ends")
+
+    def close(self) -> None:
+        for end in self._ends:
+            end.close()
+
+
+@pytest.fixture
+def hosts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosts]:
+    made = Hosts()
+    monkeypatch.setattr(finding, "home_of", Home.default)
+    monkeypatch.setattr(finding, "come_in", made.come_in)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def link(hosts: Hosts) -> Iterator[Link]:
+    made = Link(Wanted(1, 0, None, 1, None, 600))
+    try:
+        yield made
+    finally:
+        made.close(0)
+        for thread in made._threads:
+            thread.join(60)
+
+
+def function(name: str) -> wire.Function:
+    return wire.Function(name.encode(), name, bytes(1000))
+
+
+def calls(heard: object) -> list[int]:
+    assert isinstance(heard, wire.Calls)
+    return [call.id for call in heard.calls]
+
+
+def test_what_is_cancelled_between_two_hosts_is_cancelled_on_the_next(
+    hosts: Hosts, link: Link
+) -> None:
+    first = hosts.open()
+    wanted = link.submit(function("f"), b"", wire.DURABLE, 0, 0.0)
+    unwanted = link.submit(function("f"), b"", wire.DURABLE, 0, 0.0)
+    heard: list[int] = []
+    while heard != [1, 2]:
+        heard += calls(first.hear())
+    first.say(wire.Accepted([1, 2]))
+    until(lambda: wanted.is_accepted and unwanted.is_accepted)
+    first.link.close()
+    until(lambda: link._socket is None)
+    assert unwanted.cancel()
+    second = hosts.open()
+    assert second.hear() == wire.Cancel([2])
+    assert second.hear() == wire.Resume([1])
+    second.say(wire.Results([wire.Result(2, wire.CANCELLED), wire.Result(1, wire.CANCELLED)]))
+    until(wanted.done)
+    assert link._unwanted == set()
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_a_connection_keeps_the_newest_functions_and_both_ends_the_same(
+    hosts: Hosts, link: Link, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(wire, "FUNCTIONS_SAID_MAX", 8 if size == 1 else 1000)
+    monkeypatch.setattr(wire, "FUNCTION_BYTES_SAID_MAX", 8 * 100_000)
+    host, said = hosts.open(), wire.Said()
+    names = [f"f{number % 20 if number % 3 else 0}" for number in range(300)]
+    heard: list[str] = []
+    for count, name in enumerate(names, 1):
+        link.submit(wire.Function(name.encode(), name, bytes(size)), b"", 0, 0, 0.0)
+        while len(heard) < count:
+            message = host.hear()
+            assert isinstance(message, wire.Calls)
+            for one in message.functions:
+                said.say(one)
+            heard += [said[call.key].name for call in message.calls]
+            said.end_frame()
+            assert len(said) <= 8
+    assert heard == names
+    assert len(link._said) == len(said)
+
+
+def test_a_map_that_cannot_begin_leaves_nothing_behind(hosts: Hosts, link: Link) -> None:
+    cannot_be_pickled = (number for number in range(2))
+    items = [1, 2, cannot_be_pickled]
+    with pytest.raises(InvalidError, match="cannot send items of f"):
+        MapResults(link, function("f"), items, 1, None, 1, None, None)
+    assert link._pending == {}
+
+
+def test_a_program_that_goes_to_another_folder_has_its_calls_run_there(
+    hosts: Hosts, tmp_path: Path
+) -> None:
+    wanted, links = Wanted(1, 0, None, 1, None, 600), calling._Links()
+    here = links.to(wanted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        there = links.to(wanted)
+        assert links.to(wanted) is there
+    work = there._spec.work
+    assert isinstance(work, CallSpec)
+    assert work.cwd == str(tmp_path)
+    assert links.to(wanted) is here
+    links.close(0)
+    for thread in [*here._threads, *there._threads]:
+        thread.join(60)
