@@ -348,7 +348,7 @@ def ps(
     """
     from zenos.cli.arrays import array_row, listed
     from zenos.cli.output import put_json, say, table
-    from zenos.cli.rows import task_rows, with_owners
+    from zenos.cli.rows import TASKS, task_rows, with_owners
     from zenos.cli.threads import put_tree, threads_of
     from zenos.core.task import ENDED, State
 
@@ -371,7 +371,7 @@ def ps(
         rows = [*map(array_row, arrays), *task_rows(views)]
         owners = [view.array.principal for view in arrays]
         owners += [view.task.principal for view in views]
-        table(*with_owners(rows, owners), empty=hint)
+        table(*with_owners(TASKS, rows, owners), empty=hint)
     if more and not json:
         say(f"the first {limit}; --limit shows more")
 
