@@ -181,6 +181,7 @@ async def test_a_model_request_sent_again_is_answered_with_the_same_thing(
         ("POST", "/api/models/import", {"path": "/nowhere-at-all", "name": "x"}, 400),
         ("POST", "/api/models/export", {"ref": "tiny", "path": "x"}, 400),
         ("POST", "/api/models/export", {"ref": "tiny", "path": "/no/such/place"}, 400),
+        ("POST", "/api/models/export", {"ref": "tiny", "path": "/proc/exported"}, 400),
         ("POST", "/api/models/tiny/aliases", {"alias": "a/b", "version": 1}, 400),
         ("POST", "/api/models/tiny/aliases", {"alias": "a", "version": 9}, 404),
         ("POST", "/api/models/tiny/aliases", {"alias": "a", "version": "1"}, 400),

@@ -176,6 +176,10 @@ async def test_one_changes_what_is_of_ones_project_and_reads_all(
     assert f"it is one of {task}" in said
     work = {"type": "program", "argv": ["true"], "topics": [task]}
     assert f"it is one of {task}" in refusal(await bob.post("/api/tasks", json={"work": work}))
+    async with asyncio.timeout(20):
+        noted = await written(system, 2)
+    subjects = ["POST /api/bus/messages", "POST /api/tasks"]
+    assert [(row.principal.user, row.subject) for row in noted] == [("bob", s) for s in subjects]
     for who in ("ann", "eve", ""):
         sent = await people[who].post(
             "/api/bus/messages", json={"topic": f"{task}/in", "body": "x", "id": f"of-{who}"}
@@ -280,6 +284,9 @@ async def test_a_model_is_its_projects(
         assert "cannot add a version to mine: it belongs to the project vision" in said
     batch = {"tasks": [program(name="a"), {"work": train, "name": "b", "after": ["a"]}]}
     refusal(await bob.post("/api/batches", json=batch))
+    async with asyncio.timeout(20):
+        noted = await written(system, 4)
+    assert [row.subject for row in noted] == [*["POST /api/tasks"] * 3, "POST /api/batches"]
     refusal(await bob.post("/api/models/copy", json={"source": "other", "target": "mine"}))
     source = {"path": str(system.source), "name": "mine"}
     refusal(await bob.post("/api/models/import", json=source))
@@ -315,13 +322,17 @@ async def test_an_alias_is_not_moved_from_anothers_version(
     assert publish(system.registry, system.source, "mine").version == 3
 
 
-async def test_users_see_their_own_rows_alone(people: dict[str, httpx.AsyncClient]) -> None:
+async def test_users_see_their_own_rows_alone(
+    people: dict[str, httpx.AsyncClient], system: Double
+) -> None:
     for who in ("ann", "bob", ""):
         await submit(people[who])
     assert {row["principal"]["user"] for row in await rows(people["ann"])} == {"ann"}
     assert len(await rows(people["ann"], user="ann")) == 1
     answer = await people["ann"].get("/api/audit", params={"user": "bob"})
     assert "what 'bob' did" in refusal(answer)
+    async with asyncio.timeout(20):
+        assert [row.subject for row in await written(system, 1)] == ["GET /api/audit"]
     users = {row["principal"]["user"] for row in await rows(people[""], action="submit")}
     assert users == {"ann", "bob", "local"}
 

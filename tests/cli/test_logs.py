@@ -17,6 +17,7 @@ from zenos.cli.main import app
 from zenos.cli.output import put_log
 from zenos.client import Client
 from zenos.core.output import Output
+from zenos.core.task import Outcome
 
 LIMIT = 1000
 NOTICE = r"\[cannot show (\d+) bytes of output: the log keeps its end\]\n"
@@ -117,6 +118,26 @@ def test_what_the_log_no_longer_holds_is_said(daemon: Daemon, client: Client, lo
     assert (text, handle.log_offset) == (whole[-12:], len(whole))
     daemon.end(task)
     assert "".join(client.task(task).log(follow=True)) == shown
+
+
+def test_what_is_followed_over_restarts_comes_once(daemon: Daemon, client: Client) -> None:
+    """Also to who began before its first run; a character that one run left cut stays cut."""
+    task = client.submit(["work"], retries=2)
+    got: list[str] = []
+    follower = threading.Thread(target=lambda: got.extend(task.log(follow=True)), daemon=True)
+    follower.start()
+    said = ""
+    for run, raw in ((1, b"first \xe2\x82"), (2, b"second\n"), (3, b"third\n")):
+        until(lambda run=run: daemon.double.view.tasks[task.id].generation == run)
+        path = daemon.double.log_path(task.id, run)
+        assert path is not None
+        path.write_bytes(raw)
+        said += raw.decode("utf-8", "ignore")
+        until(lambda said=said: "".join(got).replace("\ufffd", "") == said)
+        daemon.end(task.id, Outcome(exit_code=0 if run == 3 else 1))
+    follower.join(20)
+    assert not follower.is_alive()
+    assert "".join(got) == "first \ufffdsecond\nthird\n"
 
 
 RAW = b"\xff\xfe half \xc3\n\x1b]0;title\x07 bar\r\xf0\x9f\x98\x80 end\n"

@@ -96,6 +96,9 @@ def test_a_user_works_from_another_home(daemon: Daemon, far: pytest.MonkeyPatch)
     assert whose == {"sweep": "bob", "bobs": "bob", "anns": "ann"}
     assert "ann (vision)" in zenos("ps").out
     assert "ann (vision)" in zenos("show", ann).out
+    tree = zenos("ps", "--threads").out.splitlines()
+    assert tree[0].split()[:4] == ["ID", "NAME", "USER", "POOL"]
+    assert {line.split()[1]: line.split()[2] for line in tree[1:]}["anns"] == "ann"
     # What is one's own is done, whatever else was named.
     refused = zenos("cancel", ann, bob)
     assert refused.code == 4

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Daemon, until, zenos
-from zenos.cli import demo, output, waiting
+from zenos.cli import demo, output, tasks, waiting
 from zenos.cli.rows import task_rows
-from zenos.client import Client, TaskView, connect
+from zenos.client import Client, TaskHandle, TaskView, connect
 from zenos.core.errors import ContextLengthError, InvalidError
 from zenos.core.specs import DeploymentSpec, ServeSpec
 from zenos.core.task import Kind, Outcome, Principal, Task, TaskSpec
@@ -33,6 +33,36 @@ def test_cancel_cancels_what_is_there_and_names_the_rest(daemon: Daemon) -> None
     assert "nosuch" in ran.err
     assert [daemon.state(task) for task in (first, last)] == ["cancelled", "cancelled"]
     assert len(zenos("cancel", "a", "nosuch", "--json").json) == 1
+
+
+@pytest.mark.parametrize(("exit_code", "code"), [(0, 0), (7, 1)])
+def test_ctrl_c_just_after_the_end_ends_as_the_task_did(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, exit_code: int, code: int
+) -> None:
+    def interrupted(handle: TaskHandle, _: object) -> None:
+        until(lambda: daemon.state(handle.id) == "running")
+        daemon.end(handle.id, Outcome(exit_code=exit_code))
+        until(lambda: daemon.double.view.tasks[handle.id].is_ended)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tasks, "_stream_log", interrupted)
+    ran = zenos("submit", "--follow", "--name", "short", "--", "work")
+    assert ran.code == code
+    assert "short had ended already" in ran.err
+    assert "goes on" not in ran.err
+
+
+def test_ctrl_c_before_the_end_leaves_the_task(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(handle: TaskHandle, _: object) -> None:
+        until(lambda: daemon.state(handle.id) == "running")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tasks, "_stream_log", interrupted)
+    ran = zenos("submit", "--follow", "--name", "long", "--", "work")
+    assert (ran.code, "long goes on; 'zenos cancel t1'" in ran.err) == (130, True)
+    assert daemon.state("t1") == "running"
 
 
 def test_rm_and_stop_do_the_same_and_rm_says_which_aliases_went(daemon: Daemon) -> None:

@@ -80,6 +80,48 @@ async def test_it_shows_nodes_tasks_and_progress_and_cancels(daemon: Daemon) -> 
     assert app.return_code == 0
 
 
+async def test_an_array_is_one_line_and_of_several_people_it_says_whose_each_is(
+    daemon: Daemon,
+) -> None:
+    def submit() -> tuple[str, str]:
+        with connect() as operator:
+            sweep = operator.submit_array(["work"], "0-3", name="sweep", cpu=0.1).array.id
+            said = operator.tokens.create("anns", user="ann", project="vision").token
+        return sweep, said or ""
+
+    def submit_hers() -> str:
+        with connect(daemon.url, token=anns) as ann:
+            return ann.submit(["her"]).id
+
+    sweep, anns = await asyncio.to_thread(submit)
+    app = Top(connect_async(), interval_s=0.1)
+    async with app.run_test(size=(160, 40)) as pilot:
+        table = app.query_one(DataTable)
+        await becomes(lambda: table.row_count == 1, pilot)
+        await becomes(lambda: str(table.get_cell(sweep, "STATE")) == "running", pilot)
+        assert str(table.get_cell(sweep, "TASK")) == f"{sweep} sweep"
+        assert "USER" not in table.columns
+        await asyncio.to_thread(daemon.end, "t1")
+        await becomes(
+            lambda: "25% 1 succeeded, 3 running of 4" in str(table.get_cell(sweep, "PROGRESS")),
+            pilot,
+        )
+        hers = await asyncio.to_thread(submit_hers)
+        await becomes(lambda: table.row_count == 2, pilot)
+        assert str(table.get_cell(hers, "USER")) == "ann (vision)"
+        assert str(table.get_cell(sweep, "USER")) == "local"
+        await becomes(lambda: app.selected == sweep, pilot)
+        await pilot.press("c")
+        await becomes(lambda: isinstance(app.screen, Confirm), pilot)
+        await pilot.press("y")
+        ended = "3 cancelled"
+        await becomes(lambda: ended in str(table.get_cell(sweep, "PROGRESS")), pilot)
+        assert daemon.state(hers) == "running"
+        await pilot.press("c")
+        await becomes(lambda: f"{sweep} has ended already" in shown(app, "message"), pilot)
+        await pilot.press("q")
+
+
 def test_a_node_s_bars_show_what_is_held_of_it() -> None:
     node = Node(name="box", capacity=Resources.of(cpu=4, gpu=2, memory="8GiB"), gpus=2)
     views = [

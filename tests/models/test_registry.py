@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -448,6 +450,31 @@ def test_a_file_that_is_gone_is_said(three: Registry, root: Path, tmp_path: Path
         three.verify(version)
     with pytest.raises(StorageError, match=r"cannot read model\.safetensors of m:1"):
         three.export("m:1", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.EACCES, InvalidError),
+        (errno.EROFS, InvalidError),
+        (errno.ENOSPC, StorageError),
+        (errno.EIO, StorageError),
+    ],
+)
+def test_an_export_says_whether_the_path_or_the_disk_is_wrong(
+    three: Registry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    kind: type[ZenosError],
+) -> None:
+    def refuse(self: Path, *_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(kind, match="cannot export to") as caught:
+        three.export("m:1", tmp_path / "out")
+    assert type(caught.value) is kind
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Annotated, get_args
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from zenos.api.common import principal_of, system_of
+from zenos.api.common import principal_of, refusing, system_of
 from zenos.api.schema import operation, reply
 from zenos.api.shapes import AuditList
 from zenos.core import audit, limits
@@ -44,10 +44,11 @@ async def list_rows(
     """Who did what, the newest first: to the operator of all, to others what they did."""
     who = principal_of(request)
     if not who.is_operator:
-        if user not in (None, who.user):
-            raise RefusedError(
-                f"cannot show what {user!a} did: the operator alone sees that of others"
-            )
+        with refusing(request):
+            if user not in (None, who.user):
+                raise RefusedError(
+                    f"cannot show what {user!a} did: the operator alone sees that of others"
+                )
         user = who.user
     if action is not None and action not in ACTIONS:
         hint = nearest(action[:100], list(ACTIONS)) or f": one of {', '.join(ACTIONS)}"

@@ -27,7 +27,7 @@ from zenos.api.bus_shapes import (
     TopicList,
     TopicView,
 )
-from zenos.api.common import OPERATORS, IdempotencyKey, principal_of, system_of
+from zenos.api.common import OPERATORS, IdempotencyKey, principal_of, refusing, system_of
 from zenos.api.once import asked
 from zenos.api.rights import check_may_use
 from zenos.api.schema import operation, read, reply
@@ -101,7 +101,8 @@ async def send(request: Request, key: IdempotencyKey = None) -> Response:
     body: SendBody = await read(request, SendBody)
     topics = _topics(request)
     topic = check_public_topic(body.topic)
-    check_may_use(request, topic)
+    with refusing(request):
+        check_may_use(request, topic)
     for name in ("delay_s", "deadline_s"):
         if not 0 <= getattr(body, name) <= limits.LEASE_S_MAX:
             raise FieldError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Header, Path, Request
@@ -67,16 +69,25 @@ def principal_of(request: Request) -> Principal:
     return principal
 
 
+@contextmanager
+def refusing(request: Request) -> Iterator[None]:
+    """What is refused inside has a row of the audit, where nobody else would write one."""
+    try:
+        yield
+    except RefusedError as error:
+        request.app.state.refusals.refused(request.scope, error)
+        raise
+
+
 async def for_operator(request: Request) -> None:
     """Raises RefusedError, with a row of the audit, for who has a user's token."""
     who = principal_of(request)
-    if not who.is_operator:
-        error = RefusedError(
-            f"cannot do that as {who.user}: it is for the operator alone, who has the token of "
-            "the daemon's home"
-        )
-        request.app.state.refusals.refused(request.scope, error)
-        raise error
+    with refusing(request):
+        if not who.is_operator:
+            raise RefusedError(
+                f"cannot do that as {who.user}: it is for the operator alone, who has the token of "
+                "the daemon's home"
+            )
 
 
 # Of a route: what concerns the machine, and not somebody's work.

@@ -18,15 +18,26 @@ OFFSET_HEADER: Final = "Zenos-Log-Offset"
 
 
 class LogAnswer:
-    """The parts of one answer. It ends before a gap, too: whoever goes on hears where that ends."""
+    """The parts of one answer. It ends before a gap, too: whoever goes on hears where that ends.
+
+    generation: the run that it is of, and no other; None: the newest, and what follows it.
+    """
 
     def __init__(
-        self, system: System, task: str, closing: asyncio.Event, *, follow: bool, offset: int
+        self,
+        system: System,
+        task: str,
+        closing: asyncio.Event,
+        *,
+        follow: bool,
+        offset: int,
+        generation: int | None = None,
     ) -> None:
         self._system = system
         self._task = task
         self._closing = closing
         self._follow = follow
+        self._generation = generation
         self._path: Path | None = None
         self._reader: Reader | None = None
         self.offset = offset
@@ -39,12 +50,16 @@ class LogAnswer:
             self.offset = self._reader.offset
 
     async def parts(self) -> AsyncGenerator[bytes, None]:
-        """The log's bytes; a restarted worker's log follows that of the one before it."""
+        """The log's bytes; of no run alone, each restarted worker's follow those before it."""
         while True:
             # Looked at before reading: what is written before the end is read for certain.
             task = self._system.tasks().get(self._task)
             ended = task is None or task.is_ended or self._closing.is_set() or not self._follow
-            newest = self._path if task is None else self._system.log_path(self._task)
+            newest = self._path
+            if self._generation is not None:
+                ended = ended or (task is not None and task.generation > self._generation)
+            elif task is not None:
+                newest = self._system.log_path(self._task)
             reader = self._reader
             if reader is not None:
                 if self._follow:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -36,6 +35,7 @@ from zenos.api.shapes import (
     ModelList,
     ModelRemoved,
 )
+from zenos.core import durable
 from zenos.core.errors import ConflictError, InvalidError, NotFoundError, StorageError
 from zenos.core.names import ModelRef, check_name, check_new_name
 from zenos.models.records import Asked, ModelVersion
@@ -43,19 +43,6 @@ from zenos.models.records import Asked, ModelVersion
 router = APIRouter(prefix="/api/models", tags=["models"])
 P = ParamSpec("P")
 T = TypeVar("T")
-# What is wrong with the path that was given, rather than with the disk.
-_OF_THE_PATH: Final = frozenset(
-    {
-        errno.EACCES,
-        errno.EPERM,
-        errno.ENOENT,
-        errno.ENOTDIR,
-        errno.EISDIR,
-        errno.ELOOP,
-        errno.ENAMETOOLONG,
-        errno.EINVAL,
-    }
-)
 
 
 @router.get("", **operation(ModelList))
@@ -184,6 +171,6 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
         return await asyncio.to_thread(call, *args, **kwargs)
     except OSError as error:
         reason = f"cannot do that with the files: {error.strerror or type(error).__name__}"
-        if error.errno in _OF_THE_PATH:
+        if error.errno in durable.OF_THE_PATH:
             raise InvalidError(reason) from error
         raise StorageError(reason) from error

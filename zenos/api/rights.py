@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from fastapi import Request
 
-from zenos.api.common import principal_of, system_of
+from zenos.api.common import principal_of, refusing, system_of
 from zenos.core.errors import NotFoundError, RefusedError
 from zenos.core.names import ModelRef
 from zenos.core.specs import CreateSpec, ProgramSpec, TrainSpec
@@ -36,15 +36,16 @@ def check_may_use(request: Request, topic: str) -> None:
 
 async def check_may_make(request: Request, specs: Iterable[TaskSpec]) -> None:
     """RefusedError for a task that would change what is another project's: models and topics."""
-    for spec in specs:
-        match spec.work:
-            case TrainSpec(model=model, publish=published):
-                await check_may_add(request, model, published)
-            case CreateSpec(name=name):
-                await check_may_add(request, name)
-            case ProgramSpec(topics=topics):
-                for topic in topics:
-                    check_may_use(request, topic)
+    with refusing(request):
+        for spec in specs:
+            match spec.work:
+                case TrainSpec(model=model, publish=published):
+                    await check_may_add(request, model, published)
+                case CreateSpec(name=name):
+                    await check_may_add(request, name)
+                case ProgramSpec(topics=topics):
+                    for topic in topics:
+                        check_may_use(request, topic)
 
 
 async def check_may_add(request: Request, *names: str | None) -> None:

@@ -211,7 +211,8 @@ async def log(
         int, Query(ge=0, le=2**62, description="Bytes to leave out, of all that was written.")
     ] = 0,
     generation: Annotated[
-        int | None, Query(ge=1, le=2**62, description="Of an earlier run of a restarted task.")
+        int | None,
+        Query(ge=1, le=2**62, description="Of this run alone; with `follow` also the next one."),
     ] = None,
 ) -> Response:
     """What the task's worker has written, as it is; bytes need not be valid UTF-8.
@@ -222,15 +223,21 @@ async def log(
     """
     system = system_of(request)
     found = find(system, task)
-    if generation is not None and generation != found.generation:
-        if generation > found.generation:
+    if generation is not None and generation > found.generation:
+        is_next = generation == found.generation + 1 and not found.is_ended
+        if not (follow and is_next):
             raise NotFoundError(
                 f"cannot find a generation {generation} of {found.id}: "
                 f"it has been started {counted(found.generation, 'time')}"
             )
-        follow = False
-    closing = request.app.state.closing
-    answer = LogAnswer(system, found.id, closing, follow=follow, offset=offset)
+    answer = LogAnswer(
+        system,
+        found.id,
+        request.app.state.closing,
+        follow=follow,
+        offset=offset,
+        generation=generation,
+    )
     await answer.begin(system.log_path(found.id, generation))
     stream = Stream(answer.parts(), "text/plain; charset=utf-8", answer)
     stream.headers[OFFSET_HEADER] = str(answer.offset)

@@ -111,11 +111,15 @@ def summary(view: ArrayView) -> str:
     return f"{', '.join(parts)} of {view.array.indices.count}"
 
 
+def state_of(view: ArrayView) -> State:
+    """The one that is shown of an array: that a task of it runs, else the earliest there is."""
+    order = [State.RUNNING, *(s for s in State if s is not State.RUNNING)]
+    return next((s for s in order if view.states.get(s)), State.QUEUED)
+
+
 def array_row(view: ArrayView) -> tuple[Any, ...]:
     """An array, as a row among those of tasks."""
-    wants, states = view.array.spec.resources, view.states
-    order = [State.RUNNING, *(s for s in State if s is not State.RUNNING)]
-    state = next((s for s in order if states.get(s)), State.QUEUED)
+    wants, state = view.array.spec.resources, state_of(view)
     doing = ", ".join(filter(None, (summary(view), view.waits)))
     return (
         view.array.id,

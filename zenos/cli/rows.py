@@ -35,15 +35,21 @@ DEPLOYMENTS = ("DEPLOYMENT", "VERSION", ">REPLICAS", ">PRIO", "STATE")
 
 
 def with_owners(
-    rows: Iterable[tuple[Any, ...]], owners: Sequence[Principal]
+    columns: Sequence[str],
+    rows: Iterable[tuple[Any, ...]],
+    owners: Sequence[Principal | None],
 ) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-    """Columns and rows of tasks; with whose each is, where they are of several people."""
-    if len(set(owners)) < 2:
-        return TASKS, list(rows)
+    """The columns and rows; where they are of several people, with whose each is after the name.
+
+    None: of a row that belongs to the one above it.
+    """
+    if len({owner for owner in owners if owner is not None}) < 2:
+        return tuple(columns), list(rows)
     told = [
-        (*row[:2], owner_name(owner), *row[2:]) for row, owner in zip(rows, owners, strict=True)
+        (*row[:2], "" if owner is None else owner_name(owner), *row[2:])
+        for row, owner in zip(rows, owners, strict=True)
     ]
-    return (*TASKS[:2], "USER", *TASKS[2:]), told
+    return (*columns[:2], "USER", *columns[2:]), told
 
 
 def owner_name(owner: Principal) -> str:

@@ -257,7 +257,9 @@ def top(
     interval: Annotated[float, typer.Option(min=0.1, max=60, help="Seconds between looks.")] = 1.0,
     json: Json = False,
 ) -> None:
-    """Watch nodes, tasks and the queue live: q quits, c cancels the selected task.
+    """Watch nodes, tasks and the queue live: q quits, c cancels the selected task or array.
+
+    An array is one line. Where they are of several people, whose each is.
 
     Example: zenos top
     """

@@ -282,13 +282,29 @@ def _after_submit(handle: TaskHandle, *, follow: bool, wait: bool, json: bool, l
         else:
             handle.wait(progress=True)
     except KeyboardInterrupt:
-        say(f"\n{handle.task.name} goes on; 'zenos cancel {handle.id}' ends it")
-        raise typer.Exit(INTERRUPTED) from None
+        if not _has_ended(handle):
+            say(f"\n{handle.task.name} goes on; 'zenos cancel {handle.id}' ends it")
+            raise typer.Exit(INTERRUPTED) from None
+        say(f"\n{handle.task.name} had ended already; 'zenos logs {handle.id}' shows all of it")
     if json:
         put_json(handle.task)
     elif not log or not follow:
         _ended(handle)
     finish(handle.task)
+
+
+def _has_ended(handle: TaskHandle) -> bool:
+    """Whether it has by now; where that can't be told at once, as it was last seen."""
+    from contextlib import suppress
+
+    from zenos.client import connect
+    from zenos.core.errors import ZenosError
+
+    if not handle.task.is_ended:
+        # The client at hand is patient with a daemon that is away; who has typed Ctrl-C isn't.
+        with suppress(ZenosError), connect(retry_s=0) as made:
+            handle.view = made.look(handle.id)
+    return handle.task.is_ended
 
 
 def _submitted(handle: TaskHandle) -> None:
@@ -348,7 +364,7 @@ def ps(
     """
     from zenos.cli.arrays import array_row, listed
     from zenos.cli.output import put_json, say, table
-    from zenos.cli.rows import task_rows, with_owners
+    from zenos.cli.rows import TASKS, task_rows, with_owners
     from zenos.cli.threads import put_tree, threads_of
     from zenos.core.task import ENDED, State
 
@@ -371,7 +387,7 @@ def ps(
         rows = [*map(array_row, arrays), *task_rows(views)]
         owners = [view.array.principal for view in arrays]
         owners += [view.task.principal for view in views]
-        table(*with_owners(rows, owners), empty=hint)
+        table(*with_owners(TASKS, rows, owners), empty=hint)
     if more and not json:
         say(f"the first {limit}; --limit shows more")
 

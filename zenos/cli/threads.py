@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from zenos.cli.output import coloured, put_json, table
-from zenos.cli.rows import clipped, task_doing
+from zenos.cli.rows import clipped, task_doing, with_owners
 from zenos.client.display import COLOURS, show_seconds, took_s
 from zenos.core.errors import NotFoundError
 from zenos.core.task import State
 
 if TYPE_CHECKING:
     from zenos.client import Client, TaskThreads, TaskView
+    from zenos.core.task import Principal
     from zenos.core.thread_views import PoolView, ThreadView
 
 COLUMNS = ("ID", "NAME", "POOL", ">LANE", "STATE", ">PRIO", ">TIME", ">CPU TIME", "PROGRESS")
@@ -54,20 +55,24 @@ def put_tree(
             ]
         )
         return
-    table(COLUMNS, _lines(views, known), empty=empty)
+    lines = list(_lines(views, known))
+    rows, owners = [row for row, _ in lines], [owner for _, owner in lines]
+    table(*with_owners(COLUMNS, rows, owners), empty=empty)
 
 
 def _lines(
     views: Iterable[TaskView], known: Mapping[str, TaskThreads]
-) -> Iterator[tuple[Any, ...]]:
+) -> Iterator[tuple[tuple[Any, ...], Principal | None]]:
+    """Each task with whose it is, and under it its threads."""
     for view in views:
         task = view.task
         state = coloured(str(task.state), COLOURS[task.state])
         took = show_seconds(took_s(task, time.time()))
         priority = task.spec.priority
-        yield task.id, task.label, "", "", state, priority, took, "", task_doing(view)
+        row = (task.id, task.label, "", "", state, priority, took, "", task_doing(view))
+        yield row, task.principal
         if task.id in known:
-            yield from thread_lines(known[task.id])
+            yield from ((line, None) for line in thread_lines(known[task.id]))
 
 
 def thread_lines(threads: TaskThreads) -> Iterator[tuple[Any, ...]]:

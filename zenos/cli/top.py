@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from rich.table import Table
 from rich.text import Text
@@ -17,17 +17,18 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Label, Static
 
+from zenos.cli.arrays import state_of, summary
 from zenos.cli.output import clean
-from zenos.cli.rows import work_line
+from zenos.cli.rows import owner_name, work_line
 from zenos.cli.threads import thread_lines
 from zenos.client import AsyncClient, connect_async
 from zenos.client.display import COLOURS, disk_low, fraction, show_count, show_seconds, took_s
 from zenos.core.errors import NotFoundError, ZenosError
 from zenos.core.resources import show_share, show_size
-from zenos.core.task import State
+from zenos.core.task import Principal, State
 
 if TYPE_CHECKING:
-    from zenos.client import NodeView, Status, TaskThreads, TaskView
+    from zenos.client import ArrayView, NodeView, Status, TaskThreads, TaskView
 
 TASKS_SHOWN: Final = 200
 BAR_CELLS: Final = 20
@@ -117,22 +118,66 @@ def threads_table(threads: TaskThreads) -> Table:
     return table
 
 
-def ordered(views: Sequence[TaskView]) -> list[TaskView]:
+class Line(NamedTuple):
+    """A line of the table: a task, or an array as a whole. place: lower stands higher."""
+
+    id: str
+    owner: Principal
+    cells: tuple[Any, ...]
+    place: tuple[int, float, float]
+    is_ended: bool
+    is_array: bool = False
+
+
+def task_line(view: TaskView) -> Line:
+    """The line of a task."""
+    task = view.task
+    place = (2, -(task.ended or 0.0), 0.0)
+    if not task.is_ended:
+        place = (int(task.state is State.QUEUED), -task.spec.priority, task.submitted)
+    return Line(task.id, task.principal, task_cells(view), place, task.is_ended)
+
+
+def array_line(view: ArrayView) -> Line:
+    """The line of an array, with how many of its tasks have ended."""
+    array, state = view.array, state_of(view)
+    share, over = view.ended / array.indices.count, view.ended == array.indices.count
+    doing = Text.assemble(bar(share, 12), f" {share:4.0%} ", summary(view))
+    cells = (
+        Text(clean(array.id if not array.spec.name else f"{array.id} {array.spec.name}")),
+        Text("array"),
+        Text(str(state), style=COLOURS[state]),
+        Text(str(array.spec.priority), justify="right"),
+        *(Text(""), Text("")),
+        Text(summary(view)) if over else doing,
+        *(Text(""), Text("")),
+        Text(clean(work_line(array.spec.work))),
+    )
+    place = (2, -array.submitted, 0.0)
+    if not over:
+        place = (int(state is State.QUEUED), -array.spec.priority, array.submitted)
+    return Line(array.id, array.principal, cells, place, over, is_array=True)
+
+
+def ordered(tasks: Iterable[TaskView], arrays: Iterable[ArrayView]) -> list[Line]:
     """What runs, then what waits in the queue, then what has ended last."""
+    lines = [*map(task_line, tasks), *map(array_line, arrays)]
+    return sorted(lines, key=lambda line: line.place)
 
-    def rank(view: TaskView) -> tuple[int, float, float]:
-        task = view.task
-        if task.is_ended:
-            return (2, -(task.ended or 0.0), 0.0)
-        if task.state is State.QUEUED:
-            return (1, -task.spec.priority, task.submitted)
-        return (0, -task.spec.priority, task.submitted)
 
-    return sorted(views, key=rank)
+def with_users(lines: Sequence[Line]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    """Columns and cells; with whose each line is, where they are of several people."""
+    if len({line.owner for line in lines}) < 2:
+        return COLUMNS, [line.cells for line in lines]
+    users = [Text(clean(owner_name(line.owner))) for line in lines]
+    cells = [
+        (line.cells[0], user, *line.cells[1:]) for line, user in zip(lines, users, strict=True)
+    ]
+    return (COLUMNS[0], "USER", *COLUMNS[1:]), cells
 
 
 class Confirm(ModalScreen[bool]):
-    """Whether a task is really to be cancelled."""
+    """Whether a task or an array is really to be cancelled."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("y", "answer(True)", "yes"),
@@ -181,7 +226,8 @@ class Top(App[int]):
         self._with_ended = True
         self._looking = False
         self._failed = False  # the last look
-        self._ended: frozenset[str] = frozenset()
+        self._lines: dict[str, Line] = {}
+        self._columns: tuple[str, ...] = ()
 
     def compose(self) -> ComposeResult:
         """Head, nodes, tasks, what went wrong, keys."""
@@ -195,9 +241,6 @@ class Top(App[int]):
 
     async def on_mount(self) -> None:
         """Look now, and from then on again and again."""
-        table = self.query_one(DataTable)
-        for name in COLUMNS:
-            table.add_column(name, key=name)
         self.set_interval(self._interval_s, self.look)
         await self.look()
 
@@ -212,7 +255,7 @@ class Top(App[int]):
         self._looking = True
         try:
             status = await self._client.status()
-            views = await self._client.tasks(limit=TASKS_SHOWN)
+            views, arrays = await self._client.collapsed(limit=TASKS_SHOWN)
             threads = await self._threads(views)
         except ZenosError as error:
             self._failed = True
@@ -228,8 +271,8 @@ class Top(App[int]):
         below = self.query_one("#threads", Static)
         below.display = threads is not None
         below.update(threads_table(threads) if threads is not None else "")
-        self._ended = frozenset(v.task.id for v in views if v.task.is_ended)
-        self._draw([v for v in ordered(views) if self._with_ended or not v.task.is_ended])
+        self._lines = {line.id: line for line in ordered(views, arrays)}
+        self._draw([o for o in self._lines.values() if self._with_ended or not o.is_ended])
 
     async def _threads(self, views: Sequence[TaskView]) -> TaskThreads | None:
         """What the threads of the selected task do, if it has some."""
@@ -240,27 +283,32 @@ class Top(App[int]):
             return await self._client.threads(str(selected))
         return None
 
-    def _draw(self, views: Sequence[TaskView]) -> None:
-        """The table, keeping the selection on the same task and the place on the screen."""
+    def _draw(self, lines: Sequence[Line]) -> None:
+        """The table, keeping the selection on the same line and the place on the screen."""
         table = self.query_one(DataTable)
         selected, scroll = self.selected, table.scroll_y
-        ids = [view.task.id for view in views]
-        if ids == [str(key.value) for key in table.rows]:
-            for view in views:
-                for name, cell in zip(COLUMNS, task_cells(view), strict=True):
-                    if table.get_cell(view.task.id, name) != cell:
-                        table.update_cell(view.task.id, name, cell, update_width=True)
+        ids, (columns, rows) = [line.id for line in lines], with_users(lines)
+        if columns != self._columns:
+            self._columns = columns
+            table.clear(columns=True)
+            for name in columns:
+                table.add_column(name, key=name)
+        elif ids == [str(key.value) for key in table.rows]:
+            for id_, cells in zip(ids, rows, strict=True):
+                for name, cell in zip(columns, cells, strict=True):
+                    if table.get_cell(id_, name) != cell:
+                        table.update_cell(id_, name, cell, update_width=True)
             return
         table.clear()
-        for view in views:
-            table.add_row(*task_cells(view), key=view.task.id)
+        for id_, cells in zip(ids, rows, strict=True):
+            table.add_row(*cells, key=id_)
         if selected in ids:
             table.move_cursor(row=ids.index(selected), scroll=False)
         table.scroll_to(y=scroll, animate=False)
 
     @property
     def selected(self) -> str | None:
-        """The id of the task under the cursor."""
+        """The id of the task or array under the cursor."""
         table = self.query_one(DataTable)
         if not table.row_count:
             return None
@@ -272,24 +320,30 @@ class Top(App[int]):
         self.run_worker(self.look())
 
     def action_cancel(self) -> None:
-        """Ask, then cancel the selected task."""
+        """Ask, then cancel the selected task, or all tasks of the selected array."""
         self._say("")
-        selected = self.selected
-        if selected in self._ended:
-            self._say(f"{selected} has ended already")
-        elif selected is not None:
-            self.push_screen(Confirm(f"Cancel {selected}?"), self._canceller(selected))
+        line = self._lines.get(self.selected or "")
+        if line is None:
+            return
+        if line.is_ended:
+            self._say(f"{line.id} has ended already")
+            return
+        what = f"all tasks of {line.id}" if line.is_array else line.id
+        self.push_screen(Confirm(f"Cancel {what}?"), self._canceller(line))
 
-    def _canceller(self, task: str) -> Any:
+    def _canceller(self, line: Line) -> Any:
         def decided(yes: bool | None) -> None:
             if yes:
-                self.run_worker(self._cancel(task))
+                self.run_worker(self._cancel(line))
 
         return decided
 
-    async def _cancel(self, task: str) -> None:
+    async def _cancel(self, line: Line) -> None:
         try:
-            await self._client.cancel(task)
+            if line.is_array:
+                await self._client.cancel_array(line.id)
+            else:
+                await self._client.cancel(line.id)
         except ZenosError as error:
             self._say(error.message)
             return

@@ -464,7 +464,7 @@ class AsyncTaskHandle(AsyncHandleYielding, AsyncHandleThreads, AsyncHandleAhead)
         while True:
             problem: Exception | None = None
             try:
-                async with self._client.stream(feed.call(self.task), None, feed.begin) as parts:
+                async with self._client.stream(feed.call(), None, feed.begin) as parts:
                     outage.connected()
                     async for part in parts:
                         text = feed.feed(part)

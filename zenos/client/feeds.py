@@ -85,7 +85,11 @@ def _event(event: ServerEvent) -> TaskEvent | TaskProgress | None:
 
 
 class LogFeed:
-    """The text of a task's log over as many connections as it takes; no character is cut."""
+    """The text of a task's log over as many connections as it takes; no character is cut.
+
+    What is followed is asked for run by run: each counts its bytes from 0, and one answer with
+    those of several wouldn't say where one ends.
+    """
 
     def __init__(
         self,
@@ -96,20 +100,18 @@ class LogFeed:
         generation: int | None = None,
         errors: str = "replace",
     ) -> None:
-        self._generation = generation
-        self._task = view.task
+        self._task = view.task.id
         self._follow = follow
+        self._generation = max(view.task.generation, 1) if follow else generation
         self.offset = offset
         self._gap = 0
         self._got = False
+        self._cut = ""
         self._text = codecs.getincrementaldecoder("utf-8")(errors=errors)
 
-    def call(self, now: Task) -> Call[bytes]:
+    def call(self) -> Call[bytes]:
         """The request that goes on where the last one ended."""
-        if now.generation != self._task.generation:
-            # A worker of a later generation has a log of its own.
-            self.offset, self._task = (0 if self._task.generation else self.offset), now
-        return calls.log(now.id, self.offset, follow=self._follow, generation=self._generation)
+        return calls.log(self._task, self.offset, follow=self._follow, generation=self._generation)
 
     def begin(self, headers: httpx.Headers) -> None:
         """The answer's headers: it begins later than asked for where what was before is gone."""
@@ -122,20 +124,30 @@ class LogFeed:
         """The text in these bytes."""
         self.offset += len(part)
         self._got = True
-        notice = ""
+        before, self._cut = self._cut, ""
         if self._gap:
             notice = f"[cannot show {self._gap} bytes of output: the log keeps its end]\n"
             # A character that was cut there is cut for good.
-            notice, self._gap = self._text.decode(b"", final=True) + notice, 0
-        return notice + self._text.decode(part)
+            before += self._text.decode(b"", final=True) + notice
+            self._gap = 0
+        return before + self._text.decode(part)
 
     def is_over(self, now: Task) -> bool:
         """Whether the answer that has ended was the last one.
 
-        An answer ends before a gap, so what is followed is over only when nothing more comes.
+        An answer ends before a gap, so a run's log is over only when nothing more comes; then that
+        of the next run follows, if there is one.
         """
-        return not self._follow or (now.is_ended and not self._got)
+        if not self._follow:
+            return True
+        if self._got:
+            return False
+        if self._generation is not None and now.generation > self._generation:
+            self._generation, self.offset = self._generation + 1, 0
+            self._cut = self.finish()
+            return False
+        return now.is_ended
 
     def finish(self) -> str:
         """What stood cut at the end."""
-        return self._text.decode(b"", final=True)
+        return self._cut + self._text.decode(b"", final=True)

@@ -463,7 +463,7 @@ class TaskHandle(HandleYielding, HandleThreads, HandleAhead):
         while True:
             problem: Exception | None = None
             try:
-                with self._client.stream(feed.call(self.task), None, feed.begin) as parts:
+                with self._client.stream(feed.call(), None, feed.begin) as parts:
                     outage.connected()
                     for part in parts:
                         text = feed.feed(part)

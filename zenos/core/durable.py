@@ -5,6 +5,7 @@ A reader sees the old file or the new one, whole, whatever dies in between.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,20 @@ from typing import Final
 from zenos.core import failpoints
 
 TEMPORARY_PREFIX: Final = ".tmp-"
+# What is wrong with a path that somebody gave, rather than with the disk.
+OF_THE_PATH: Final = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.EINVAL,
+    }
+)
 
 
 def temporary_beside(path: Path) -> Path:

@@ -40,7 +40,10 @@ def is_there(version: ModelVersion, target: Path) -> bool:
 
 
 def write(version: ModelVersion, blobs: Mapping[str, Path], target: Path) -> None:
-    """Copy the version's files (by name) to `target`, whole or not at all."""
+    """Copy the version's files (by name) to `target`, whole or not at all.
+
+    Raises InvalidError where the daemon may not write there, StorageError when the disk fails.
+    """
     try:
         with durable.new_directory(target, mode=0o755) as directory:
             for name, blob in blobs.items():
@@ -49,7 +52,12 @@ def write(version: ModelVersion, blobs: Mapping[str, Path], target: Path) -> Non
         # The same request again, while the first is under way: one of them was faster.
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and is_there(version, target):
             return
-        raise StorageError(f"cannot export to {target}: {error.strerror or error}") from error
+        reason = f"cannot export to {target}: {error.strerror or error}"
+        if error.errno in durable.OF_THE_PATH and error.filename not in map(str, blobs.values()):
+            raise InvalidError(
+                f"{reason}; give a directory into which the daemon's user may write"
+            ) from error
+        raise StorageError(reason) from error
 
 
 def _holds(directory: Path, version: ModelVersion) -> bool:

@@ -67,10 +67,7 @@ def _vocabulary(context: WorkerContext, spec: CreateSpec) -> Vocabulary | None:
 
 def _vocab_size(given: Any, vocabulary: Vocabulary | None) -> int:
     """How many tokens the model knows: all of its tokenizer's, or more."""
-    least = 2
-    if vocabulary is not None:
-        # Ids may have gaps: what counts is the highest.
-        least = max(least, vocabulary.size, 1 + max(vocabulary.tokenizer.get_vocab().values()))
+    least = 2 if vocabulary is None else max(2, vocabulary.size)
     if given is None:
         return least if vocabulary is not None else VOCABULARY_DEFAULT
     if type(given) is not int or not least <= given <= SETTING_MAX:

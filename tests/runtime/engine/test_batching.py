@@ -196,6 +196,33 @@ def test_a_sequence_that_is_not_a_number_fails_alone(llama: Made) -> None:
     assert engine.rows_used == 0
 
 
+def test_a_choice_that_ends_as_another_of_its_request_fails_takes_nothing_from_others(
+    llama: Made,
+) -> None:
+    engine = llama.engine()
+    backend = engine._backend
+    answers = Answers(engine)
+    ask(engine, "good", [1, 2, 3], max_tokens=12)
+    ask(engine, "both", [4, 5, 6], n=2, max_tokens=12, ignore_eos=False)
+    while len(engine._running) < 3:
+        answers.step()
+    forward = backend.forward
+
+    def broken(batch: object) -> torch.Tensor:
+        logits = forward(batch).clone()  # type: ignore[arg-type]
+        if len(logits) == 3:
+            logits[1] = float("nan")
+            logits[2] = -float("inf")
+            logits[2][0] = 1.0  # the end
+        return logits
+
+    backend.forward = broken  # type: ignore[method-assign, assignment]
+    answers.drain()
+    assert answers.finish("good") == "length"
+    assert [chunk.error is not None for chunk in answers.of("both")].count(True) == 1
+    assert engine.rows_used == 0
+
+
 @pytest.mark.parametrize("lengths", [[], [5], [5, 5, 5], [1000, 5, 6, 7], [9, 8, 1000, 900]])
 def test_lengths_are_split_so_that_each_is_covered(lengths: list[int]) -> None:
     common, apart = split_lengths(lengths)

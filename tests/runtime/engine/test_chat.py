@@ -84,6 +84,8 @@ def test_a_template_of_its_own_renders_as_transformers_renders_it(
         "{% for _ in range(100000000) %}x{% endfor %}",
         "{{ 'x' * 1000000000 }}",
         "{{ [1] * 1000000000 }}",
+        "{{ (100000 * (1, 2)) | length }}",
+        "{{ lipsum(n=2) | length }}",
         "{% for _ in range(9000) %}{% for _ in range(9000) %}xxxxxxxx{% endfor %}{% endfor %}",
         "{{ raise_exception('roles must alternate') }}",
         "{{ nothing.at.all }}",

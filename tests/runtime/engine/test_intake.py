@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 import time
@@ -13,12 +14,13 @@ import msgspec
 import pytest
 
 from tests.processes import signalled_until
-from tests.runtime.engine.conftest import Made
+from tests.runtime.engine.conftest import Made, byte_level
 from tests.runtime.train.helpers import Bus, make_context, make_task
 from zenos.core.specs import ServeSpec
 from zenos.core.wire import Abort, Chunk, GenerateRequest, Stop
 from zenos.runtime.engine.intake import LONG_CHARS, Intake, Prompted
 from zenos.runtime.engine.serve import Loaded
+from zenos.runtime.engine.vocabulary import Vocabulary
 
 
 def request(name: str, prompt: str = "the river") -> bytes:
@@ -100,6 +102,17 @@ def test_the_least_number_of_tokens_is_never_too_large(loaded: Loaded) -> None:
         assert loaded.vocabulary.least_tokens(text) <= len(
             loaded.vocabulary.encode(text, special=False)
         )
+
+
+def test_ids_with_gaps_do_not_make_a_prompt_look_longer(tmp_path: Path) -> None:
+    made = byte_level()
+    made.save(str(tmp_path / "tokenizer.json"))
+    said = json.loads((tmp_path / "tokenizer.json").read_text())
+    longest = max(said["model"]["vocab"], key=len)
+    said["model"]["vocab"][longest] = 5000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(said))
+    vocabulary, text = Vocabulary(tmp_path), longest.replace("\u0120", " ") * 40
+    assert vocabulary.least_tokens(text) <= len(vocabulary.encode(text, special=False))
 
 
 def test_a_failure_is_told_to_whoever_asked(hand: Any) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
 
 from zenos.core.errors import InvalidError, StorageError
 from zenos.core.specs import DataSpec
@@ -157,3 +158,13 @@ def test_held_out_windows_are_spread_evenly() -> None:
     every = packing.held_out_windows(tokens, length=11, stride=10, count_max=1000)
     assert len(every) == 100
     assert packing.held_out_windows(tokens[:5], length=11, stride=10, count_max=3).shape == (0, 11)
+
+
+def test_ids_may_have_gaps_and_the_highest_counts(tmp_path: Path) -> None:
+    made = Tokenizer(
+        models.WordLevel({tokenizer.END: 0, "ab": 1, "abc": 9}, unk_token=tokenizer.END)
+    )
+    made.save(str(tmp_path / "tokenizer.json"))
+    vocabulary = tokenizer.Vocabulary(tmp_path)
+    assert vocabulary.size == 10
+    assert vocabulary.byte_lengths()[[1, 9]].tolist() == [2, 3]

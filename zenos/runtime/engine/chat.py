@@ -27,6 +27,7 @@ PLAIN: Final = (
 TEMPLATE_BYTES_MAX: Final = 256 * limits.KIB
 PROMPT_CHARS_MAX: Final = 16 * limits.MIB
 RANGE_MAX: Final = 10_000
+_SEQUENCES: Final = (str, list, tuple)
 ROLES: Final = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 
@@ -37,11 +38,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Multiplying text or large numbers is how a short template writes a long answer."""
-        if (
-            operator == "**"
-            or isinstance(left, str | list | tuple)
-            or isinstance(right, str | list)
-        ):
+        if operator == "**" or isinstance(left, _SEQUENCES) or isinstance(right, _SEQUENCES):
             raise jinja2.TemplateRuntimeError("multiplication of this kind is not allowed")
         return super().call_binop(context, operator, left, right)
 
@@ -73,6 +70,7 @@ class ChatTemplate:
             lstrip_blocks=True,
             extensions=["jinja2.ext.loopcontrols", _Generation],
         )
+        del environment.globals["lipsum"]  # as much text as its arguments say, in one call
         environment.globals["raise_exception"] = _raise
         environment.globals["range"] = _range
         environment.globals["strftime_now"] = _strftime_now

@@ -219,6 +219,8 @@ class Engine:
             chunks += self._fail(filled or running, error)
             return chunks
         for sequence, token in zip(choosing, tokens, strict=True):
+            if sequence.row < 0:
+                continue  # it went with another choice of its request, which has just failed
             try:
                 chunk = self._take(sequence, token, logs.get(id(sequence)))
             except Exception as error:

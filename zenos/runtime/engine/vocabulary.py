@@ -55,8 +55,8 @@ class Vocabulary:
         if not self._exact:
             return 0
         if not self._longest:
-            size = self._tokenizer.get_vocab_size()
-            self._longest = max(len(self.bytes_of(token)) for token in range(size))
+            ids = self._tokenizer.get_vocab().values()  # which may have gaps
+            self._longest = max((len(self.bytes_of(token)) for token in ids), default=1)
         return -(-len(text.encode("utf-8", "replace")) // max(self._longest, 1))
 
     def encode(self, text: str, *, special: bool) -> list[int]:

@@ -37,7 +37,8 @@ FILES: Final = ("tokenizer.json", "tokenizer_config.json")
 class Vocabulary:
     """A tokenizer with what training needs to know of it.
 
-    end_id: put after each document. pad_id, cls_id, sep_id, mask_id: None where it has none.
+    size: one more than the highest id. end_id: put after each document. pad_id, cls_id, sep_id,
+    mask_id: None where it has none.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -48,7 +49,8 @@ class Vocabulary:
             raise StorageError(f"cannot read the tokenizer in {directory}: {error}") from error
         # A corpus that holds the text of a special token must not become that token.
         self.tokenizer.encode_special_tokens = True
-        self.size: int = self.tokenizer.get_vocab_size(with_added_tokens=True)
+        # Ids may have gaps: what counts is the highest.
+        self.size = 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         config = _read_config(directory)
         self.end_id = self._id(config, "eos_token", END, "</s>", "[SEP]")
         self.pad_id = self._id(config, "pad_token", PAD, "<pad>", "[PAD]")
