@@ -94,6 +94,17 @@ def test_its_least_is_not_for_equals() -> None:
     assert h.now(task).state is State.RUNNING
 
 
+def test_it_gives_way_to_equals_at_the_moment_at_which_it_has_had_its_share() -> None:
+    h = Harness(node(cpu=1), config=Config(residence_s=1.0, slice_s=100.0, slice_residence_s=1.0))
+    task = h.submit(elastic(1, 4))
+    h.run(task)
+    h.submit(spec(cpu=1))
+    began = h.clock.now()
+    while h.now(task).stopping is None:
+        h.wait(h.steps[-1].wake - h.clock.now())
+    assert h.clock.now() - began == pytest.approx(25.0)  # it counts as one of four cores
+
+
 def test_a_lower_priority_gets_nothing_back() -> None:
     h = Harness(node(cpu=4), config=CONFIG)
     task = h.submit(elastic(1, 4))

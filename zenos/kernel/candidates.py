@@ -50,6 +50,11 @@ class Candidate(NamedTuple):
         """Devices that are taken back, on all its nodes: cores where it has no GPU."""
         return priority.service_s(1.0, self.task.granted)
 
+    @property
+    def rate(self) -> float:
+        """By how much `service_s` grows each second: an elastic training's as if it had all."""
+        return priority.service_s(1.0, self.task.spec.resources)
+
 
 class Need(NamedTuple):
     """Something that is wanted of one node, and by what right."""
@@ -261,8 +266,8 @@ class Candidates:
                 found.append(candidate)
             elif candidate.demoted:
                 self._not_before(node, stays)
-            elif candidate.cost > 0:
-                short_s = (config.slice_s + candidate.service_s) / candidate.cost
+            elif candidate.rate > 0:
+                short_s = (config.slice_s + candidate.service_s) / candidate.rate
                 self._not_before(node, max(stays, now + short_s))
         return found
 
@@ -285,7 +290,7 @@ class Candidates:
         end = math.inf
         able = self.able(node, need)
         for before, after in itertools.pairwise(able):
-            faster = after.cost - before.cost
+            faster = after.rate - before.rate
             if before.priority == after.priority and faster > 0:
                 had_more = after.service_s - before.service_s
                 end = min(end, self.now + had_more / faster - ROUNDING_S)
