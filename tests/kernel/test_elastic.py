@@ -74,6 +74,21 @@ def test_it_grows_into_what_becomes_idle_after_a_while() -> None:
     assert h.now(task).attempts == 0
 
 
+def test_who_started_first_grows_first() -> None:
+    h = Harness(node(cpu=4), config=CONFIG)
+    for _ in range(6):
+        h.exit(h.submit(spec(memory="5MB")))
+    blocking = [h.submit(spec(memory="5MB")) for _ in range(2)]
+    h.step(*(ev.Submit(request=1, spec=elastic(1, 2)) for _ in range(2)))
+    elder, younger = h.started[-2:]
+    assert (elder.id, younger.id) == ("t9", "t10")  # the other way round as words
+    for task in (elder, younger):
+        h.run(task)
+    h.wait(CONFIG.grow_s)
+    h.exit(blocking[0])
+    assert (h.now(elder).stopping, h.now(younger).stopping) == ("suspend", None)
+
+
 def test_what_it_has_beyond_its_least_is_for_equals_that_wait() -> None:
     h = Harness(node(cpu=4), config=CONFIG)
     task = h.submit(elastic(1, 4))
