@@ -79,7 +79,7 @@ class Standing(NamedTuple):
 
 def restore(config: Config, snapshot: Snapshot) -> Accounts:
     """As they were remembered, with what the tasks hold and have."""
-    capacity = sum((node.capacity for node in snapshot.nodes.values()), NOTHING)
+    capacity = sum((node.there for node in snapshot.nodes.values()), NOTHING)
     made = Accounts(config, snapshot.usage, snapshot.now, capacity)
     for task in snapshot.tasks.values():
         made.restore(task)
