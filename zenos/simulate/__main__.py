@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from zenos.core import pictures
 from zenos.core.config import resolve
 from zenos.core.errors import InvalidError, ZenosError
 from zenos.core.node import Node
@@ -93,7 +94,7 @@ def simulate(request: Request, say: Callable[[dict[str, Any]], None]) -> list[Su
     request.check()
     config = resolve({}, {}, request.settings)
     if request.plot is not None:
-        plots.check(Path(request.plot))
+        pictures.check(Path(request.plot))
     trace = traces.read(Path(request.trace), skip_bad=request.skip_bad)
     endless = float("inf")
     window = traces.Window(
