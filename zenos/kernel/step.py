@@ -492,8 +492,8 @@ class Kernel:
             times.append(self.state.scheduler.queue.next_overdue(now))
             times.append(self.state.accounts.next_wake())
         times += (
-            self.state.next_delayed(),
-            self.state.next_raise(),
-            self.state.next_time_limit(),
+            self.state.delays.next_at(),
+            self.state.raises.next_at(),
+            self.state.time_limits.next_at(),
         )
         return min(times, default=math.inf)
