@@ -14,7 +14,7 @@ from __future__ import annotations
 import datetime
 import heapq
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from zenos.core import limits
@@ -25,12 +25,12 @@ from zenos.core.quotas import ANY, Quota, Usage, accounts_of, shown
 from zenos.core.resources import Resources
 from zenos.core.task import HOLDING, Kind, Principal, Task, TaskSpec
 from zenos.kernel.bounds import Bounds, Lack, amount_of, never_within
+from zenos.kernel.pool import NOTHING
 
 HOUR_S: Final = 3600.0
 ROUNDING_S: Final = 1e-3  # GPU-seconds; a sum of times may be off by as much as that
 LEAST_S: Final = 1e-6  # less use than that by all together is none
 COST_DIGITS: Final = 9  # a cost is the same however the sum was added up
-NOTHING: Final = Resources()
 
 
 class Account:
@@ -412,7 +412,7 @@ class Accounts:
         user: str,
         project: str,
         request: Resources,
-        beside: Iterable[tuple[str, str, Resources]] = (),
+        beside: Sequence[tuple[str, str, Resources]] = (),
     ) -> Lack | None:
         """Which quota has no room for a request, the user's first; None where there is room.
 

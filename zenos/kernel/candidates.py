@@ -1,7 +1,7 @@
 """Who could give way on a node, to whom, and what that would make room for.
 
 All that decides it is looked up node by node, and only where something has changed: by an event
-(`touch`), or because somebody has stayed, or run, for long enough by now (`later`).
+(`take_touched`), or because somebody has stayed, or run, for long enough by now (`wake`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zenos.core import priority
 from zenos.core.resources import Resources
@@ -23,8 +23,8 @@ from zenos.kernel.queue import order_of
 if TYPE_CHECKING:
     from zenos.kernel.step import Kernel
 
-HOUR_S = 3600.0
-ROUNDING_S = 0.001
+HOUR_S: Final = 3600.0
+ROUNDING_S: Final = 0.001  # seconds by which sums of times may be off
 
 
 class Candidate(NamedTuple):

@@ -145,7 +145,7 @@ class Kernel:
                 )
                 self.audit.answer(event, action, lambda: self.models.deploy(event, now), now)
             case ev.Undeploy():
-                self.audit.answer(event, "undeploy", lambda: self.models.undeploy(event, now), now)
+                self.audit.answer(event, "undeploy", lambda: self.models.undeploy(event), now)
             case ev.Demand():
                 self.answer(event.request, lambda: self.models.demand(event, now))
             case ev.Used():

@@ -96,9 +96,8 @@ def simulate(request: Request, say: Callable[[dict[str, Any]], None]) -> list[Su
     if request.plot is not None:
         pictures.check(Path(request.plot))
     trace = traces.read(Path(request.trace), skip_bad=request.skip_bad)
-    endless = float("inf")
     window = traces.Window(
-        request.from_s, request.to_s or endless, request.duration_s_max or endless
+        request.from_s, request.to_s or math.inf, request.duration_s_max or math.inf
     )
     jobs = window.cut(trace.jobs)
     if not jobs:

@@ -388,10 +388,10 @@ class SqliteStore:
 
 
 def _upsert(
-    connection: sa.Connection, table: sa.Table, rows: Iterable[Mapping[str, object]]
+    connection: sa.Connection, table: sa.Table, made: Iterable[Mapping[str, object]]
 ) -> None:
     statement, order = _upsert_statement(table)
-    values = [tuple(row[name] for name in order) for row in rows]
+    values = [tuple(row[name] for name in order) for row in made]
     if values:
         connection.exec_driver_sql(statement, values)
 
