@@ -77,7 +77,7 @@ class KernelState:
         self.drained: set[str] = set()
         self.scheduler = Scheduler(config, self.resources)
         self.accounts = accounts.restore(config, snapshot)
-        self.scheduler.queue.gate = self.accounts
+        self.scheduler.queue.owners = self.accounts
         self.estimates = Estimates(expected_default_s, snapshot.estimates)
         # Tasks that wait for the end of their backoff, and holders that were overdue when started.
         self.delayed: set[str] = set()
