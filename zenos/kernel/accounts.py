@@ -128,7 +128,10 @@ class Accounts:
         """Go on with other settings. What was had until now counts by the old ones."""
         for name, account in self.known.items():
             account.usage = self.usage(name)
-        self._config = config
+        old, self._config = self._config, config
+        counts = (old.fair_half_life_s, old.quota_window_s)
+        if counts != (config.fair_half_life_s, config.quota_window_s):
+            self._written.update(dict.fromkeys(self.known))  # else a restart counts it by the new
         self._window_end = self._window(self.now) + config.quota_window_s
         for name, account in self.known.items():
             account.bounds, account.shares = self._bounds_of(name), self._shares_of(name)
