@@ -11,6 +11,7 @@ from rich.cells import cell_len
 import zenos as package
 from tests.cli.conftest import Daemon, until, zenos
 from zenos.cli import gantt
+from zenos.core import pictures
 from zenos.core.errors import InvalidError, StorageError
 from zenos.core.home import Home
 from zenos.core.outlook import Plan, Segment
@@ -142,4 +143,4 @@ def test_a_picture_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot write"):
         gantt.write_picture(plan, tmp_path / "x.png")
     with pytest.raises(InvalidError, match="ending"):
-        gantt.check(tmp_path / "x.jpeg")
+        pictures.check(tmp_path / "x.jpeg")

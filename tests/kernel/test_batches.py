@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -26,6 +27,7 @@ from zenos.core.errors import (
 from zenos.core.quotas import Quota
 from zenos.core.specs import ServeSpec
 from zenos.core.task import State, TaskSpec
+from zenos.kernel import gate
 
 REPLICA = ServeSpec(model="m:1", deployment="m")
 
@@ -93,6 +95,22 @@ def test_where_one_cannot_be_none_is(
         submit(h, *tasks, key="k")
     assert not h.kernel.state.tasks
     assert not h.kernel.state.keys  # it may be sent again, mended, under the same key
+
+
+def test_a_name_that_many_come_after_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    h = Harness(node())
+    before = h.submit(named("before"))
+    looked_for: list[str] = []
+
+    def find(name: str, *known: Any) -> Any:
+        looked_for.append(name)
+        return found(name, *known)
+
+    found = gate.find
+    monkeypatch.setattr(gate, "find", find)
+    batch = submit(h, *(named(f"n{number}", "before", "any:before") for number in range(20)))
+    assert all(task.after == (before.id, f"any:{before.id}") for task in batch.tasks)
+    assert len(looked_for) == 2  # with `any:` and without
 
 
 def test_a_cycle_is_named_in_its_order() -> None:

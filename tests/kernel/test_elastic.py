@@ -74,6 +74,21 @@ def test_it_grows_into_what_becomes_idle_after_a_while() -> None:
     assert h.now(task).attempts == 0
 
 
+def test_who_started_first_grows_first() -> None:
+    h = Harness(node(cpu=4), config=CONFIG)
+    for _ in range(6):
+        h.exit(h.submit(spec(memory="5MB")))
+    blocking = [h.submit(spec(memory="5MB")) for _ in range(2)]
+    h.step(*(ev.Submit(request=1, spec=elastic(1, 2)) for _ in range(2)))
+    elder, younger = h.started[-2:]
+    assert (elder.id, younger.id) == ("t9", "t10")  # the other way round as words
+    for task in (elder, younger):
+        h.run(task)
+    h.wait(CONFIG.grow_s)
+    h.exit(blocking[0])
+    assert (h.now(elder).stopping, h.now(younger).stopping) == ("suspend", None)
+
+
 def test_what_it_has_beyond_its_least_is_for_equals_that_wait() -> None:
     h = Harness(node(cpu=4), config=CONFIG)
     task = h.submit(elastic(1, 4))
@@ -92,6 +107,17 @@ def test_its_least_is_not_for_equals() -> None:
     h.wait(10)
     h.submit(spec(cpu=3))
     assert h.now(task).state is State.RUNNING
+
+
+def test_it_gives_way_to_equals_at_the_moment_at_which_it_has_had_its_share() -> None:
+    h = Harness(node(cpu=1), config=Config(residence_s=1.0, slice_s=100.0, slice_residence_s=1.0))
+    task = h.submit(elastic(1, 4))
+    h.run(task)
+    h.submit(spec(cpu=1))
+    began = h.clock.now()
+    while h.now(task).stopping is None:
+        h.wait(h.steps[-1].wake - h.clock.now())
+    assert h.clock.now() - began == pytest.approx(25.0)  # it counts as one of four cores
 
 
 def test_a_lower_priority_gets_nothing_back() -> None:

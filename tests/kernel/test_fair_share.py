@@ -7,6 +7,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.kernel.harness import Harness, node, spec
 from zenos.core import events as ev
@@ -81,6 +82,18 @@ def test_use_is_the_dominant_share_and_halves_and_is_remembered_over_a_restart()
     assert had_by(h, ANN) == pytest.approx(expected_s)
     h.wait(HALF_LIFE_S)
     assert had_by(h.restarted(), ANN) == pytest.approx(expected_s / 2)
+
+
+def test_what_was_had_before_other_settings_counts_by_the_old_ones_after_a_restart_too() -> None:
+    h = harness()
+    blocked(h)
+    h.wait(1000)
+    config = replace(h.config, fair_half_life_s=100.0)
+    h.step(ev.Configured(config=config))
+    h.config = config
+    before = had_by(h, ANN)
+    assert before > 0
+    assert had_by(h.restarted(), ANN) == pytest.approx(before)
 
 
 def test_shares_say_who_is_due_how_much_and_why_shows_it() -> None:

@@ -74,6 +74,19 @@ def test_what_becomes_of_each_kind_when_its_node_is_lost() -> None:
     assert not h.started[6:], "nothing starts on a node that is lost"
 
 
+def test_readers_count_shares_of_what_is_there_as_the_kernel_does() -> None:
+    h = two()
+    view = View(Snapshot())
+    view.apply(h.steps[-1].changes)
+    h.submit(spec(cpu=1))
+    view.apply(h.steps[-1].changes)
+    h.step(ev.NodeDown(node="b"))
+    view.apply(h.steps[-1].changes)
+    shares = {name: account.dominant for name, account in h.kernel.state.accounts.known.items()}
+    assert shares == {name: account.dominant for name, account in view.accounts.known.items()}
+    assert shares == {"user/local": 0.5, "project/default": 0.5}
+
+
 def test_what_fits_on_no_other_node_waits_for_one_that_is_lost() -> None:
     h = Harness(node(cpu=1, name="a"), node(cpu=4, name="b"))
     down(h, "b")

@@ -189,6 +189,22 @@ def test_a_queued_task_is_held_where_it_is() -> None:
     assert h.now(task).state is State.STARTING
 
 
+def test_who_was_submitted_first_goes_on_first_of_those_that_were_resumed_at_once() -> None:
+    h = Harness(node(cpu=2))
+    for _ in range(8):
+        h.exit(h.submit(spec(memory="5MB")))
+    elder, younger = (h.submit(spec(memory="5MB")) for _ in range(2))
+    assert (elder.id, younger.id) == ("t9", "t10")  # the other way round as words
+    for task in (elder, younger):
+        h.run(task)
+        h.pause(task)
+        h.paused(task)
+    others = [h.submit(spec(memory="5MB")) for _ in range(2)]
+    h.step(*(ev.Resume(request=1, task=task.id) for task in (younger, elder)))
+    h.exit(others[0])
+    assert (h.now(elder).state, h.now(younger).state) == (State.RUNNING, State.PAUSED)
+
+
 @pytest.mark.parametrize("at", ["pausing", "paused", "resuming", "suspending", "held"])
 def test_cancelled_at_any_time(at: str) -> None:
     h = Harness(node(cpu=1))

@@ -18,6 +18,7 @@ from zenos.core.errors import (
     UnfittableError,
 )
 from zenos.core.task import Outcome, Principal, State
+from zenos.kernel.due import LEFT_OVER_MIN
 
 
 def test_a_task_runs_from_queued_to_succeeded() -> None:
@@ -171,6 +172,21 @@ def test_a_time_limit_ends_at_the_moment_for_which_the_kernel_asked_to_be_called
         h.run(task)
         h.wait(h.steps[-1].wake - h.clock.now())
         assert h.now(task).stopping == "time limit"
+
+
+def test_limits_and_deadlines_of_tasks_that_have_ended_take_no_memory_until_they_are_over() -> None:
+    h = Harness(node(cpu=4), config=Config(ended_tasks_kept=0, ended_task_kept_s=0.0))
+    h.run(h.submit(spec(time_limit_s=1e6)))  # theirs come first, and stay
+    h.submit(spec(cpu=4, deadline=1e8, expected_s=10.0))
+    for _ in range(300):
+        task = h.submit(spec(time_limit_s=1e7, deadline=1e9, expected_s=10.0))
+        h.run(task)
+        h.exit(task)
+    state = h.kernel.state
+    assert max(len(state.time_limits), len(state.raises)) <= LEFT_OVER_MIN
+    last = h.submit(spec(time_limit_s=60))
+    h.run(last)
+    assert h.steps[-1].wake == h.clock.now() + 60
 
 
 def test_a_worker_that_could_not_be_started_is_tried_three_times_more() -> None:

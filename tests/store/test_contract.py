@@ -169,6 +169,16 @@ async def test_messages_come_back_as_they_are_by_number(store: Store) -> None:
     assert await store.load_messages() == [done, given_up]
 
 
+async def test_the_time_that_is_remembered_never_goes_back(store: Store) -> None:
+    await store.load()
+    await store.commit(Changes(now=10.0))
+    await store.commit_messages(MessageChanges(now=9.0))  # decided before, and committed after it
+    assert (await store.load()).now == 10.0
+    await store.commit_messages(MessageChanges(now=12.0))
+    await store.commit(Changes(now=11.0))
+    assert (await store.load()).now == 12.0
+
+
 async def test_the_same_changes_may_be_committed_again(store: Store) -> None:
     changes = Changes(now=1.0, next_task=2, next_seq=2, tasks={"t1": task(1)}, events=[event(1)])
     await store.commit(changes)

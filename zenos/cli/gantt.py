@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Final
 
 from zenos.cli.output import clean
 from zenos.client.display import show_seconds
-from zenos.core.errors import InvalidError, StorageError
+from zenos.core import pictures
 
 if TYPE_CHECKING:
     from zenos.core.outlook import Plan, Segment
 
-ENDINGS: Final = (".png", ".svg", ".pdf")
 NAME_COLUMNS: Final = 22
 TIMES_COLUMNS: Final = 28
 BAR_COLUMNS_MIN: Final = 20
@@ -110,7 +109,7 @@ def _from_now(seconds: float) -> str:
 
 
 def write_picture(plan: Plan, path: Path) -> None:
-    """As a picture; the ending says of which kind. Raises InvalidError, StorageError."""
+    """As a picture; the ending says of which kind. Raises StorageError."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -135,10 +134,7 @@ def write_picture(plan: Plan, path: Path) -> None:
     axes.set_xlim(0.0, span_s(plan) / unit_s)
     axes.set_xlabel(f"{unit} from now (a forecast with expected run times)")
     axes.grid(visible=True, axis="x", alpha=0.3)
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}") from None
+    pictures.save(figure, path)
 
 
 def _plain(text: str) -> str:
@@ -151,17 +147,3 @@ def _unit(seconds: float) -> tuple[float, str]:
         if seconds >= 2 * unit_s:
             return unit_s, unit
     return 1.0, "seconds"
-
-
-def check(path: Path) -> None:
-    """Raises InvalidError for a picture that couldn't be written in the end."""
-    if path.suffix.lower() not in ENDINGS:
-        raise InvalidError(f"cannot write {path}: its ending must be one of {', '.join(ENDINGS)}")
-    if not path.absolute().parent.is_dir():
-        raise InvalidError(f"cannot write {path}: there is no such directory")
-    try:
-        import matplotlib  # noqa: F401 - only whether it is there
-    except ImportError:
-        raise InvalidError(
-            "cannot draw a picture: matplotlib is missing; type: pip install 'zenos[plot]'"
-        ) from None

@@ -69,9 +69,10 @@ def plan(
     """
     from zenos.cli import gantt
     from zenos.cli.output import console, put, put_json, say
+    from zenos.core import pictures
 
     if png is not None:
-        gantt.check(png)
+        pictures.check(png)
     with client() as made:
         found = made.plan(ahead)
     if png is not None:

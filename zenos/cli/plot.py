@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from zenos.core.errors import InvalidError, NotFoundError, StorageError
+from zenos.core import pictures
+from zenos.core.errors import InvalidError, NotFoundError
 
 if TYPE_CHECKING:
     from zenos.client import ModelVersion
 
 Line = tuple[list[float], list[float]]
-ENDINGS: Final = (".png", ".svg", ".pdf", ".jpg")
 WIDTH_MAX, HEIGHT = 100, 20
 TICKS: Final = 7
 
@@ -73,16 +73,11 @@ def step_ticks(first: float, last: float) -> list[int]:
 
 
 def write_picture(model: ModelVersion, path: Path) -> None:
-    """As a picture; the ending says of which kind. Raises InvalidError without matplotlib."""
-    if path.suffix.lower() not in ENDINGS:
-        raise InvalidError(f"cannot write {path}: its ending must be one of {', '.join(ENDINGS)}")
+    """As a picture; the ending says of which kind. Raises InvalidError, StorageError."""
+    pictures.check_kind(path)
     found = lines(model)
-    try:
-        import matplotlib
-    except ImportError:
-        raise InvalidError(
-            "cannot draw a picture: matplotlib is missing; type: pip install 'zenos[plot]'"
-        ) from None
+    import matplotlib
+
     matplotlib.use("agg")
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -97,7 +92,4 @@ def write_picture(model: ModelVersion, path: Path) -> None:
     axes.set_ylabel("loss (nats per token)")
     axes.grid(visible=True, alpha=0.3)
     axes.legend()
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}") from None
+    pictures.save(figure, path)

@@ -48,6 +48,11 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     lost: float | None = None
 
     @property
+    def there(self) -> Resources:
+        """What of its capacity counts for all nodes together: of one that is lost nothing."""
+        return self.capacity if self.lost is None else Resources()
+
+    @property
     def takes_work(self) -> bool:
         """Whether anything new may start there."""
         return self.cordon is None and self.lost is None

@@ -74,10 +74,7 @@ TRANSITIONS: Final[dict[State, frozenset[State]]] = {
     ),
     State.PAUSED: frozenset({State.RUNNING, State.SUSPENDING, State.QUEUED}) | ENDED,
     State.SUSPENDING: frozenset({State.QUEUED}) | ENDED,
-    State.SUCCEEDED: frozenset(),
-    State.FAILED: frozenset(),
-    State.CANCELLED: frozenset(),
-    State.LOST: frozenset(),
+    **dict.fromkeys(ENDED, frozenset[State]()),
 }
 
 
@@ -147,7 +144,6 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = None
     node: Annotated[str, about("The only node on which it may run; by default any.")] = ""
     labels: Annotated[dict[str, str], about("Labels that its node must have.")] = {}
-
     exclusive: Annotated[
         bool, about("It gets all that its node has, and nobody else is there meanwhile.")
     ] = False
@@ -345,9 +341,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     ready: a serving worker has loaded its model. held: why it doesn't go on by itself (`pause`,
     `suspend`, `numerics`), until somebody resumes it. yield_by: until when a pause must be
     confirmed. resuming: since when a paused one waits for its CPU. predicted_s, predicted_by: how
-    long all its runs were expected to take together, as it first started, and by whom. after: as
-    in its spec, by ids. warning: what speaks against it, as it was
-    submitted.
+    long all its runs were expected to take together, as it first started, and by whom. after: as in
+    its spec, by ids. warning: what speaks against it, as it was submitted.
     """
 
     id: str

@@ -14,7 +14,7 @@ from __future__ import annotations
 import datetime
 import heapq
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from zenos.core import limits
@@ -25,12 +25,12 @@ from zenos.core.quotas import ANY, Quota, Usage, accounts_of, shown
 from zenos.core.resources import Resources
 from zenos.core.task import HOLDING, Kind, Principal, Task, TaskSpec
 from zenos.kernel.bounds import Bounds, Lack, amount_of, never_within
+from zenos.kernel.pool import NOTHING
 
 HOUR_S: Final = 3600.0
 ROUNDING_S: Final = 1e-3  # GPU-seconds; a sum of times may be off by as much as that
 LEAST_S: Final = 1e-6  # less use than that by all together is none
 COST_DIGITS: Final = 9  # a cost is the same however the sum was added up
-NOTHING: Final = Resources()
 
 
 class Account:
@@ -79,7 +79,7 @@ class Standing(NamedTuple):
 
 def restore(config: Config, snapshot: Snapshot) -> Accounts:
     """As they were remembered, with what the tasks hold and have."""
-    capacity = sum((node.capacity for node in snapshot.nodes.values()), NOTHING)
+    capacity = sum((node.there for node in snapshot.nodes.values()), NOTHING)
     made = Accounts(config, snapshot.usage, snapshot.now, capacity)
     for task in snapshot.tasks.values():
         made.restore(task)
@@ -128,7 +128,10 @@ class Accounts:
         """Go on with other settings. What was had until now counts by the old ones."""
         for name, account in self.known.items():
             account.usage = self.usage(name)
-        self._config = config
+        old, self._config = self._config, config
+        counts = (old.fair_half_life_s, old.quota_window_s)
+        if counts != (config.fair_half_life_s, config.quota_window_s):
+            self._written.update(dict.fromkeys(self.known))  # else a restart counts it by the new
         self._window_end = self._window(self.now) + config.quota_window_s
         for name, account in self.known.items():
             account.bounds, account.shares = self._bounds_of(name), self._shares_of(name)
@@ -412,7 +415,7 @@ class Accounts:
         user: str,
         project: str,
         request: Resources,
-        beside: Iterable[tuple[str, str, Resources]] = (),
+        beside: Sequence[tuple[str, str, Resources]] = (),
     ) -> Lack | None:
         """Which quota has no room for a request, the user's first; None where there is room.
 

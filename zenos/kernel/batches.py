@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from zenos.core import events as ev
@@ -35,6 +36,11 @@ def _submit(kernel: Kernel, event: ev.SubmitBatch, now: float) -> Batch:
     specs = [exclusive.whole(spec, state.nodes.values()) for spec in event.spec.ordered()]
     kernel.check_takes(specs, event.principal, now)  # 2
     ids = {spec.name: f"t{state.next_task + number}" for number, spec in enumerate(specs)}  # 3
+
+    @functools.cache  # a name is looked for among all tasks that there are
+    def resolved(entry: str) -> tuple[str, ...]:
+        return gate.resolve(state, [entry], event.principal)
+
     after: list[tuple[str, ...]] = []
     for spec in specs:
         found: list[str] = []
@@ -43,7 +49,7 @@ def _submit(kernel: Kernel, event: ev.SubmitBatch, now: float) -> Batch:
                 found.append(str(entry._replace(task=ids[entry.task])))
                 continue
             try:
-                found += gate.resolve(state, [str(entry)], event.principal)
+                found += resolved(str(entry))
             except NotFoundError as error:
                 raise NotFoundError(error.message + event.spec.hint(entry.task)) from None
         after.append(tuple(dict.fromkeys(found)))

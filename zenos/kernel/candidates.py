@@ -1,7 +1,7 @@
 """Who could give way on a node, to whom, and what that would make room for.
 
 All that decides it is looked up node by node, and only where something has changed: by an event
-(`touch`), or because somebody has stayed, or run, for long enough by now (`later`).
+(`take_touched`), or because somebody has stayed, or run, for long enough by now (`wake`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zenos.core import priority
 from zenos.core.resources import Resources
@@ -23,8 +23,8 @@ from zenos.kernel.queue import order_of
 if TYPE_CHECKING:
     from zenos.kernel.step import Kernel
 
-HOUR_S = 3600.0
-ROUNDING_S = 0.001
+HOUR_S: Final = 3600.0
+ROUNDING_S: Final = 0.001  # seconds by which sums of times may be off
 
 
 class Candidate(NamedTuple):
@@ -34,7 +34,8 @@ class Candidate(NamedTuple):
     guarded: it started as overdue, or has given way too often of late: it doesn't give way to
     equals, nor, for a while, to tasks of a higher priority; to requests for a model it does.
     part: what it holds on the node in question. cost: devices that are taken back, on all its
-    nodes: cores where it has no GPU. is_elastic: some of them may be lent to it.
+    nodes: cores where it has no GPU. rate: by how much `service_s` grows each second, an elastic
+    training's as if it had all. is_elastic: some of its devices may be lent to it.
     """
 
     priority: int
@@ -46,6 +47,7 @@ class Candidate(NamedTuple):
     guarded: bool
     part: Allocation
     cost: float
+    rate: float
     is_elastic: bool
 
 
@@ -69,6 +71,7 @@ class _Stay(NamedTuple):
     running: float = 0.0
     order: int = 0
     cost: float = 0.0
+    rate: float = 0.0
     is_elastic: bool = False
 
 
@@ -78,7 +81,8 @@ def _stay(task: Task, node: str) -> _Stay:
     if not able or part is None or task.running is None:
         return _Stay(task, None)
     cost = priority.service_s(1.0, task.granted)
-    return _Stay(task, part, task.running, order_of(task.id), cost, task.spec.is_elastic)
+    rate = priority.service_s(1.0, task.spec.resources)
+    return _Stay(task, part, task.running, order_of(task.id), cost, rate, task.spec.is_elastic)
 
 
 class _Here:
@@ -198,7 +202,7 @@ class Candidates:
             if stay is None or stay.task is not task:
                 stay = _stay(task, node)
             stays[task_id] = stay
-            _, part, running, order, cost, is_elastic = stay
+            _, part, running, order, cost, rate, is_elastic = stay
             if part is None:
                 continue
             since_s = now - running
@@ -221,6 +225,7 @@ class Candidates:
                     guarded,
                     part,
                     cost,
+                    rate,
                     is_elastic,
                 )
             )
@@ -311,8 +316,8 @@ class Candidates:
                 found.append(candidate)
             elif candidate.demoted:
                 later = min(later, stays)
-            elif candidate.cost > 0:
-                short_s = (config.slice_s + candidate.service_s) / candidate.cost
+            elif candidate.rate > 0:
+                short_s = (config.slice_s + candidate.service_s) / candidate.rate
                 later = min(later, max(stays, now + short_s))
         self._not_before(node, later)
         return found
@@ -336,7 +341,7 @@ class Candidates:
         end = math.inf
         able = self.able(node, need)
         for before, after in itertools.pairwise(able):
-            faster = after.cost - before.cost
+            faster = after.rate - before.rate
             if before.priority == after.priority and faster > 0:
                 had_more = after.service_s - before.service_s
                 end = min(end, self.now + had_more / faster - ROUNDING_S)

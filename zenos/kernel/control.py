@@ -111,7 +111,7 @@ class View:
     def _put_nodes(self, nodes: Mapping[str, Node]) -> None:
         self.nodes.update(nodes)
         if nodes:
-            self.accounts.resize(sum((n.capacity for n in self.nodes.values()), Resources()))
+            self.accounts.resize(sum((n.there for n in self.nodes.values()), Resources()))
 
     def apply(self, changes: Changes) -> None:
         """Take over what one step has committed."""

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from zenos.core.resources import Resources
 from zenos.core.task import Allocation, State, Task, TaskSpec
 from zenos.kernel.pool import NOTHING
+from zenos.kernel.queue import order_of
 
 if TYPE_CHECKING:
     from zenos.kernel.step import Kernel
@@ -98,8 +99,9 @@ def lent(task: Task) -> Allocation | None:
 
 
 def _growing(kernel: Kernel) -> list[Task]:
-    tasks = (kernel.state.tasks[task_id] for task_id in sorted(kernel.state.elastic))
-    return [
+    """Those that may be given more, in the order in which they started."""
+    tasks = (kernel.state.tasks[task_id] for task_id in kernel.state.elastic)
+    found = [
         task
         for task in tasks
         if task.state is State.RUNNING
@@ -108,6 +110,7 @@ def _growing(kernel: Kernel) -> list[Task]:
         and task.allocation is not None
         and not task.allocation.others
     ]
+    return sorted(found, key=lambda task: (task.started or 0.0, order_of(task.id)))
 
 
 def _may(kernel: Kernel, task: Task, now: float) -> bool:

@@ -51,7 +51,7 @@ def check(state: KernelState) -> None:
             raise InvariantError(f"{task.id}: {task.state}, and waits in {waits} queues")
         if (task.id in state.hosts) != (task.kind is Kind.CALL and task.id in state.holding):  # 11
             raise InvariantError(f"{task.id}: {task.state}, and wrongly counted as a host")
-        _check_paused(state, task)
+        _check_paused(task)
         _check_parents(state, task)
         if task.state in HOLDING and task.generation < 1:  # 5
             raise InvariantError(f"{task.id}: {task.state} without a generation")
@@ -114,7 +114,7 @@ def _check_parents(state: KernelState, task: Task) -> None:
         raise InvariantError(f"{task.id}: would not hear of the end of {before}")
 
 
-def _check_paused(state: KernelState, task: Task) -> None:
+def _check_paused(task: Task) -> None:
     if task.allocation is None:  # 7
         return
     held, whole = task.allocation.total, task.granted

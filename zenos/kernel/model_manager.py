@@ -196,7 +196,7 @@ class ModelManager:
             )
         )
 
-    def undeploy(self, event: ev.Undeploy, now: float) -> Deployment:
+    def undeploy(self, event: ev.Undeploy) -> Deployment:
         """Stop all replicas of a deployment and forget it when the last one has ended."""
         deployment = self._kernel.state.deployments.get(event.name)
         if deployment is None:

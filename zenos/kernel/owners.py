@@ -7,7 +7,7 @@ from typing import Protocol
 from zenos.core.resources import Resources
 
 
-class Gate(Protocol):
+class Owners(Protocol):
     """What matters of tasks' owners: quotas, and what they have had already.
 
     uneven: whether anybody may have had more than another.
@@ -29,8 +29,8 @@ class Gate(Protocol):
         ...
 
 
-class Open:
-    """Without owners."""
+class Unbounded:
+    """Nobody's tasks are bounded, and nobody has had anything."""
 
     uneven = False
 

@@ -25,6 +25,7 @@ from zenos.core.resources import Resources
 from zenos.core.specs import ProgramSpec, ServeSpec, TrainSpec
 from zenos.core.task import Allocation, Kind, Principal, State, Task
 from zenos.kernel import supervision
+from zenos.kernel.queue import order_of
 
 if TYPE_CHECKING:
     from zenos.kernel.step import Kernel
@@ -214,8 +215,9 @@ def go_on(kernel: Kernel, now: float) -> None:
 
 def waiting(kernel: Kernel) -> list[Task]:
     """Paused tasks that wait for their CPU, in the order in which they were asked to go on."""
-    tasks = (kernel.state.tasks[task_id] for task_id in sorted(kernel.state.resuming))
-    return sorted((t for t in tasks if _waits(t)), key=lambda t: t.resuming or 0.0)
+    tasks = (kernel.state.tasks[task_id] for task_id in kernel.state.resuming)
+    found = [task for task in tasks if _waits(task)]
+    return sorted(found, key=lambda task: (task.resuming or 0.0, order_of(task.id)))
 
 
 def tell_again(kernel: Kernel, task: Task, now: float) -> None:

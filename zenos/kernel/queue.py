@@ -1,10 +1,10 @@
 """The queue of waiting tasks: buckets, their heads, and who is overdue.
 
 Ranks by score cross over time and so fit no heap. Hence buckets: all tasks of one priority, user,
-power-of-two class of expected time, resource request and half (see `is_demoted`), the longest
-waiting first. Only the heads of buckets are scored. Tasks of one bucket want the same: when its
-head does not fit, none of it does. Nothing here looks at every task: what one event costs grows
-with the logarithm of how many wait.
+project, power-of-two class of expected time, request and half (see `is_demoted`; `BucketKey` has
+them all), the longest waiting first. Only the heads of buckets are scored. Tasks of one bucket want
+the same: when its head does not fit, none of it does. Nothing here looks at every task: what one
+event costs grows with the logarithm of how many wait.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from zenos.core.config import Config
 from zenos.core.quotas import accounts_of
 from zenos.core.resources import Resources
 from zenos.core.task import Kind, Task
-from zenos.kernel.owners import Gate, Open
+from zenos.kernel.owners import Owners, Unbounded
 
 # Of a heap's items that are not there any more, so many are left before it is made anew.
 LEFT_OVER_MIN: Final = 64
@@ -171,7 +171,8 @@ class Queue:
     of a high priority that arrive faster than they can run become overdue too, and sooner, but all
     that were queued after a low one stand behind it.
 
-    gate: closes buckets, whose tasks are then nobody's turn. They grow older meanwhile.
+    owners: their quotas close buckets, whose tasks are nobody's turn then. They grow older
+    meanwhile.
     """
 
     def __init__(self, config: Config) -> None:
@@ -184,7 +185,7 @@ class Queue:
         self._late: set[str] = set()  # who is overdue
         # By what they want, each in its order: when the first does not fit, none of it does.
         self._overdue: dict[LineKey, _Line] = {}
-        self.gate: Gate = Open()
+        self.owners: Owners = Unbounded()
         # By user (`user/NAME`) and project (`project/NAME`): whose buckets they are.
         self._owned: dict[str, dict[BucketKey, None]] = {}
         # When heads become overdue: a heap; an item counts when its bucket still says so.
@@ -203,13 +204,13 @@ class Queue:
             self._overdue_line(entry.key).push(entry)
 
     def reconsider(self, account: str) -> None:
-        """The gate may have opened, or closed, for tasks of a user or a project."""
+        """Quotas may have room again, or none any more, for tasks of a user or a project."""
         for key in self._owned.get(account, ()):
             self._stale[key] = None
 
     def is_open(self, key: BucketKey) -> bool:
-        """Whether the gate lets tasks of that bucket start."""
-        return self.gate.admits(key.user, key.project, key.request)
+        """Whether its owner's quotas let tasks of that bucket start."""
+        return self.owners.admits(key.user, key.project, key.request)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -292,7 +293,7 @@ class Queue:
         return self._line_key(entry.key) == self._line_key(key) if late else entry.key is key
 
     def _line_key(self, key: BucketKey) -> LineKey:
-        if self.gate.concerns(key.user, key.project):
+        if self.owners.concerns(key.user, key.project):
             return key.shape, key.user, key.project
         return key.shape, "", ""
 
@@ -440,7 +441,7 @@ class Queue:
         value = priority.score(base, self._config.ageing, waited_s, expected_s)
         if entry.key.demoted:
             value -= self.behind_all
-        cost = self.gate.cost(entry.key.user, entry.key.project) if self.gate.uneven else 0.0
+        cost = self.owners.cost(entry.key.user, entry.key.project) if self.owners.uneven else 0.0
         value -= cost
         return Ranked(
             (-value, entry.expected_s, entry.order),
@@ -453,7 +454,7 @@ class Queue:
     @property
     def behind_all(self) -> float:
         """Points that bring a task behind all of its priority, however long it has waited."""
-        return self._config.ageing + (self._config.fair_weight if self.gate.uneven else 0.0)
+        return self._config.ageing + (self._config.fair_weight if self.owners.uneven else 0.0)
 
     def bound(self, want: Want) -> float:
         """No task of a group has a higher score than that."""
@@ -474,7 +475,7 @@ class Queue:
         """
         base, ageing, demoted = want.priority + want.raised, self._config.ageing, want.demoted
         load, behind_all = 1.0 + contention, self.behind_all
-        cost = self.gate.cost if self.gate.uneven else None
+        cost = self.owners.cost if self.owners.uneven else None
         best: Entry | None = None
         best_rank = nobody = (math.inf, math.inf, 0)
         for entry in self.groups().get(want, {}).values():

@@ -46,11 +46,11 @@ class ResourceManager:
             self._positions[node.name] = len(self._names)
             self._names.append(node.name)
         else:
-            self._capacity = self._capacity - _there(before.node)
+            self._capacity = self._capacity - before.node.there
             self._used = self._used - before.used
             self._classes[before.kind].pop(node.name)
         self.pools[node.name] = pool
-        self._capacity, self._used = self._capacity + _there(node), self._used + pool.used
+        self._capacity, self._used = self._capacity + node.there, self._used + pool.used
         self._classes.setdefault(pool.kind, {})[node.name] = None
         self._freest.clear()
         self._could_hold.clear()
@@ -296,10 +296,6 @@ def fits_once_open(request: Resources, workers: int, nodes: Sequence[Node]) -> b
     for node in nodes:
         opened.add(replace(node, cordon=None, lost=None), ())
     return opened.could_ever_hold(request, workers)
-
-
-def _there(node: Node) -> Resources:
-    return node.capacity if node.lost is None else NOTHING
 
 
 def _share_of(request: Resources, workers: int, of: int) -> Resources:

@@ -29,6 +29,7 @@ from zenos.core.task import (
 from zenos.kernel import accounts, gate, invariants
 from zenos.kernel.array_ends import ArrayEnds
 from zenos.kernel.asking import Asking
+from zenos.kernel.due import Due
 from zenos.kernel.estimates import Estimates, signature
 from zenos.kernel.resource_manager import ResourceManager
 from zenos.kernel.scheduler import Scheduler, order_of
@@ -76,15 +77,13 @@ class KernelState:
         self.drained: set[str] = set()
         self.scheduler = Scheduler(config, self.resources)
         self.accounts = accounts.restore(config, snapshot)
-        self.scheduler.queue.gate = self.accounts
+        self.scheduler.queue.owners = self.accounts
         self.estimates = Estimates(expected_default_s, snapshot.estimates)
         # Tasks that wait for the end of their backoff, and holders that were overdue when started.
         self.delayed: set[str] = set()
-        self._delays: list[
-            tuple[float, int, str]
-        ] = []  # a heap; who isn't delayed any more as well
-        # When waiting tasks are raised next, by their deadlines: a heap; only the newest counts.
-        self._raises: list[tuple[float, int, str]] = []
+        self.delays = Due(self._delayed_until)
+        # When waiting tasks are raised next, by their deadlines.
+        self.raises = Due(self._raised_again_at)
         self._raised_at: dict[str, float] = {}
         self.holding: set[str] = set()
         self.hosts: set[str] = set()  # of calls, among them
@@ -101,10 +100,10 @@ class KernelState:
         self.uncrowded: set[str] = set()
         self.overdue_running: set[str] = set()
         self._overdue_sum = Resources()  # what they hold
-        # Of those that hold something: by node; with a time limit, and until when, as a heap; whose
-        # pause isn't confirmed; that wait to go on after one; that end.
+        # Of those that hold something: by node; when their time limits end; whose pause isn't
+        # confirmed; that wait to go on after one; that end.
         self.on_node: dict[str, dict[str, None]] = {}
-        self._time_limits: list[tuple[float, int, str]] = []
+        self.time_limits = Due(self._time_limit_at)
         self.pausing: set[str] = set()
         self.elastic: set[str] = set()  # that hold something
         self.resuming: set[str] = set()
@@ -216,6 +215,8 @@ class KernelState:
                 self._overdue_no_more(old)
         if old.id in self.holding:
             self._let_go(old)
+        if new.state is not State.QUEUED:
+            self._raised_at.pop(old.id, None)
 
     def _overdue_no_more(self, task: Task) -> None:
         if task.id in self.overdue_running and task.allocation is not None:
@@ -247,9 +248,7 @@ class KernelState:
                 self.pausing.add(task.id)
             if task.state is State.PAUSED and task.resuming is not None:
                 self.resuming.add(task.id)
-            limit_at = time_limit_at(task)
-            if limit_at < math.inf:
-                heapq.heappush(self._time_limits, (limit_at, order_of(task.id), task.id))
+            self.time_limits.add(task.id)
         for part in task.allocation.parts if task.allocation is not None else ():
             self.on_node.setdefault(part.node, {})[task.id] = None
             self.touched[part.node] = None
@@ -266,7 +265,7 @@ class KernelState:
                 self.scheduler.queue.remove(task.id)
             elif task.not_before > now:
                 self.delayed.add(task.id)
-                heapq.heappush(self._delays, (task.not_before, order_of(task.id), task.id))
+                self.delays.add(task.id)
             else:
                 self._enqueue(task, now)
         elif task.state in HOLDING:
@@ -300,28 +299,23 @@ class KernelState:
         self.scheduler.queue.add(task, expected_s, points)
         then = priority.raised_next(rank, deadline, expected_s, points)
         if then < math.inf:
-            heapq.heappush(self._raises, (then, order_of(task.id), task.id))
             self._raised_at[task.id] = then
+            self.raises.add(task.id)
         else:
             self._raised_at.pop(task.id, None)
 
     def raise_due(self, now: float) -> None:
         """Raise waiting tasks whose deadlines have come nearer."""
-        while self.next_raise() <= now:
-            _, _, task_id = heapq.heappop(self._raises)
+        while self.raises.next_at() <= now:
+            task_id = self.raises.pop()
             task, key = self.tasks[task_id], self.scheduler.queue.key(task_id)
             self.scheduler.queue.remove(task_id)
             room = limits.PRIORITY_MAX - task.spec.priority
             self._put_into_queue(task, now, min(key.raised + limits.DEADLINE_STEP, room))
 
-    def next_raise(self) -> float:
-        """When the next waiting task is raised; infinity when none is to be."""
-        while self._raises:
-            at, _, task_id = self._raises[0]
-            if task_id in self.scheduler.queue and self._raised_at.get(task_id) == at:
-                return at
-            heapq.heappop(self._raises)
-        return math.inf
+    def _raised_again_at(self, task_id: str) -> float:
+        waits = task_id in self.scheduler.queue
+        return self._raised_at.get(task_id, math.inf) if waits else math.inf
 
     def waiting_count(self) -> int:
         """How many tasks are queued, in the scheduler's queue or out of it."""
@@ -341,36 +335,24 @@ class KernelState:
 
     def release_delayed(self, now: float) -> None:
         """Queue the tasks whose backoff is over."""
-        while self.next_delayed() <= now:
-            _, _, task_id = heapq.heappop(self._delays)
+        while self.delays.next_at() <= now:
+            task_id = self.delays.pop()
             task = self.tasks[task_id]
             self.delayed.discard(task_id)
             self._enqueue(task, now)
 
-    def next_delayed(self) -> float:
-        """When the next backoff ends; infinity when none is waited for."""
-        while self._delays:
-            at, _, task_id = self._delays[0]
-            if task_id in self.delayed and self.tasks[task_id].not_before == at:
-                return at
-            heapq.heappop(self._delays)
-        return math.inf
+    def _delayed_until(self, task_id: str) -> float:
+        return self.tasks[task_id].not_before if task_id in self.delayed else math.inf
 
-    def next_time_limit(self) -> float:
-        """When the next time limit ends; infinity when none runs."""
-        while self._time_limits:
-            at, _, task_id = self._time_limits[0]
-            runs = task_id in self.holding and task_id not in self.stopping
-            if runs and time_limit_at(self.tasks[task_id]) == at:
-                return at
-            heapq.heappop(self._time_limits)
-        return math.inf
+    def _time_limit_at(self, task_id: str) -> float:
+        runs = task_id in self.holding and task_id not in self.stopping
+        return time_limit_at(self.tasks[task_id]) if runs else math.inf
 
     def over_time_limit(self, now: float) -> list[str]:
         """Running tasks whose time limit is over, for whoever stops them: each is told once."""
         found: dict[str, None] = {}
-        while self.next_time_limit() <= now:
-            found[heapq.heappop(self._time_limits)[2]] = None
+        while self.time_limits.next_at() <= now:
+            found[self.time_limits.pop()] = None
         return sorted(found, key=order_of)
 
     def learn(self, task: Task, now: float) -> None:

@@ -145,7 +145,7 @@ class Kernel:
                 )
                 self.audit.answer(event, action, lambda: self.models.deploy(event, now), now)
             case ev.Undeploy():
-                self.audit.answer(event, "undeploy", lambda: self.models.undeploy(event, now), now)
+                self.audit.answer(event, "undeploy", lambda: self.models.undeploy(event), now)
             case ev.Demand():
                 self.answer(event.request, lambda: self.models.demand(event, now))
             case ev.Used():
@@ -492,8 +492,8 @@ class Kernel:
             times.append(self.state.scheduler.queue.next_overdue(now))
             times.append(self.state.accounts.next_wake())
         times += (
-            self.state.next_delayed(),
-            self.state.next_raise(),
-            self.state.next_time_limit(),
+            self.state.delays.next_at(),
+            self.state.raises.next_at(),
+            self.state.time_limits.next_at(),
         )
         return min(times, default=math.inf)

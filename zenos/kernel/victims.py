@@ -251,7 +251,7 @@ class Preemption:
     def _may_have(self, entry: Entry) -> bool:
         """Whether its owner's quotas have room for it beside what others make room for already."""
         state, key = self._kernel.state, entry.key
-        if not state.scheduler.queue.gate.concerns(key.user, key.project):
+        if not state.scheduler.queue.owners.concerns(key.user, key.project):
             return True
         beside = state.scheduler.promised(entry)
         return state.accounts.lack(key.user, key.project, key.request, beside) is None

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from zenos.core import pictures
 from zenos.core.config import resolve
 from zenos.core.errors import InvalidError, ZenosError
 from zenos.core.node import Node
@@ -93,11 +94,10 @@ def simulate(request: Request, say: Callable[[dict[str, Any]], None]) -> list[Su
     request.check()
     config = resolve({}, {}, request.settings)
     if request.plot is not None:
-        plots.check(Path(request.plot))
+        pictures.check(Path(request.plot))
     trace = traces.read(Path(request.trace), skip_bad=request.skip_bad)
-    endless = float("inf")
     window = traces.Window(
-        request.from_s, request.to_s or endless, request.duration_s_max or endless
+        request.from_s, request.to_s or math.inf, request.duration_s_max or math.inf
     )
     jobs = window.cut(trace.jobs)
     if not jobs:

@@ -6,29 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from zenos.core.errors import InvalidError, StorageError
+from zenos.core import pictures
 
-ENDINGS: Final = (".png", ".svg", ".pdf")
 POINTS_MAX: Final = 2000
 MINUTE_S: Final = 60.0
 
 
-def check(path: Path) -> None:
-    """Raises InvalidError for a picture that couldn't be written in the end."""
-    if path.suffix.lower() not in ENDINGS:
-        raise InvalidError(f"cannot write {path}: its ending must be one of {', '.join(ENDINGS)}")
-    if not path.absolute().parent.is_dir():
-        raise InvalidError(f"cannot write {path}: there is no such directory")
-    try:
-        import matplotlib  # noqa: F401 - only whether it is there
-    except ImportError:
-        raise InvalidError(
-            "cannot draw a picture: matplotlib is missing; type: pip install 'zenos[plot]'"
-        ) from None
-
-
 def write(completions: Mapping[str, Sequence[float]], path: Path) -> None:
-    """Which share of the jobs was done in which time: seconds, sorted, by policy."""
+    """Which share of the jobs was done in which time: seconds, sorted, by policy.
+
+    Raises StorageError.
+    """
     import matplotlib
 
     matplotlib.use("agg")
@@ -46,7 +34,4 @@ def write(completions: Mapping[str, Sequence[float]], path: Path) -> None:
     axes.set_ylabel("share of jobs")
     axes.grid(visible=True, alpha=0.3)
     axes.legend()
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}") from None
+    pictures.save(figure, path)

@@ -86,6 +86,7 @@ class SqliteStore:
         self._writer = ThreadPoolExecutor(1, "store-write")
         self._reader = ThreadPoolExecutor(1, "store-read")
         self._prepared = False
+        self._now = 0.0  # the latest kernel time of any commit; in the writer's thread
         self._write = _engine(path, read_only=False)
         self._read = _engine(path, read_only=True)
 
@@ -262,9 +263,10 @@ class SqliteStore:
                 return [decoder.decode(row.record) for row in stored]
 
             try:
+                self._now = float(counters.get("now", "0"))
                 arrays = {array.id: array for array in records(tables.arrays, Array)}
                 return Snapshot(
-                    now=float(counters.get("now", "0")),
+                    now=self._now,
                     next_task=int(counters.get("next_task", "1")),
                     next_seq=int(counters.get("next_seq", "1")),
                     next_audit=int(counters.get("next_audit", "1")),
@@ -319,7 +321,7 @@ class SqliteStore:
             _set_meta(
                 connection,
                 {
-                    "now": repr(changes.now),
+                    "now": self._latest(changes.now),
                     "next_task": str(changes.next_task),
                     "next_seq": str(changes.next_seq),
                     "next_audit": str(changes.next_audit),
@@ -344,7 +346,12 @@ class SqliteStore:
         with self._write.begin() as connection:
             _upsert(connection, tables.messages, map(rows.message_row, changes.put.values()))
             _delete(connection, tables.messages.c.number, changes.deleted)
-            _set_meta(connection, {"now": repr(changes.now)})
+            _set_meta(connection, {"now": self._latest(changes.now)})
+
+    def _latest(self, now: float) -> str:
+        """Kernel time never goes back: of kernel and topics the one may commit what is older."""
+        self._now = max(self._now, now)
+        return repr(self._now)
 
     def _events(self, after_seq: int, limit: int, task: str | None) -> list[TaskEvent]:
         events = tables.task_events
@@ -382,10 +389,10 @@ class SqliteStore:
 
 
 def _upsert(
-    connection: sa.Connection, table: sa.Table, rows: Iterable[Mapping[str, object]]
+    connection: sa.Connection, table: sa.Table, made: Iterable[Mapping[str, object]]
 ) -> None:
     statement, order = _upsert_statement(table)
-    values = [tuple(row[name] for name in order) for row in rows]
+    values = [tuple(row[name] for name in order) for row in made]
     if values:
         connection.exec_driver_sql(statement, values)
 

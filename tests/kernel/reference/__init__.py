@@ -20,7 +20,7 @@ def reference(config: Config, snapshot: Snapshot | None = None) -> Kernel:
         there = (state.tasks[task_id] for task_id in state.on_node.get(pool.node.name, ()))
         resources.add(pool.node, [t.allocation for t in there if t.allocation is not None])
     scheduler = ReferenceScheduler(config, resources)
-    scheduler.queue.gate = ReferenceQuotas(kernel)
+    scheduler.queue.owners = ReferenceQuotas(kernel)
     scheduler.queue.take(entry for entry in waiting if entry is not None)
     state.resources, state.scheduler = resources, scheduler
     kernel.preemption = ReferencePreemption(kernel)

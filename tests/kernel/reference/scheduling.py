@@ -64,7 +64,7 @@ class ReferenceQueue(Queue):
         self.late.discard(task_id)
 
     def is_open(self, key: BucketKey) -> bool:
-        return self.gate.admits(key.user, key.project, key.request)
+        return self.owners.admits(key.user, key.project, key.request)
 
     def heads(self) -> Iterator[Entry]:
         keys = {entry.key for task, entry in self.all.items() if task not in self.late}
@@ -82,7 +82,7 @@ class ReferenceQueue(Queue):
         return sorted((head for head in heads.values() if head is not None), key=by_wait)
 
     def line(self, key: BucketKey) -> tuple[Shape, str, str]:
-        bounded = self.gate.concerns(key.user, key.project)
+        bounded = self.owners.concerns(key.user, key.project)
         return (key.shape, key.user, key.project) if bounded else (key.shape, "", "")
 
     def overdue_head(self, key: BucketKey) -> Entry | None:
