@@ -300,8 +300,20 @@ def test_ps_lists_what_runs_and_all_what_ended(daemon: Daemon) -> None:
     first = zenos("submit", "--name", "first", "--", "work").out.strip()
     zenos("submit", "--name", "second", "--", "other", "\x1b[31mred")
     until(lambda: daemon.state(first) == "running")
-    daemon.report(first, Progress(stage="crunching", done=1, total=4))
+    far = Progress(
+        stage="crunching",
+        done=1,
+        total=4,
+        loss=2.5,
+        learning_rate=2.5e-4,
+        tokens_per_s=1234,
+        left_s=65,
+    )
+    daemon.report(first, far)
     until(lambda: "crunching 1/4" in zenos("ps").out)
+    said = " ".join(zenos("ps").out.split())
+    for part in ("loss 2.5000", "lr 2.50e-04", "1,234 tok/s", "1:05 left"):
+        assert part in said
     daemon.end(first)
     until(lambda: daemon.state(first) == "succeeded")
     listed = zenos("ps").out

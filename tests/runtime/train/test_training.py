@@ -248,6 +248,24 @@ def test_best_weights_are_published_when_the_last_are_worse(
     assert version.metrics["eval_loss"] < (held[160] or 0.0)
 
 
+def test_the_best_weights_outlive_a_resume(run: Any, tmp_path: Path) -> None:
+    """Saved after the best evaluation and gone on from there: they are in the checkpoint."""
+    own = write_corpus(tmp_path / "small", files=3, words=200)
+    work = spec(own, steps=80, eval_every=20, learning_rate=1e-2, learning_rate_min=1e-2)
+    code, context = run(work, task="whole")
+    assert code == 0, error(context)
+    best = context.registry.resolve("tiny:1").metrics["published_step"]
+    assert best < 80, "the last weights were the best: this tests nothing"
+    bus = Bus()
+    bus.on_progress = lambda p: bus.say_stop(save=True) if p.done == best + 5 else None
+    assert run(work, bus=bus)[0] == EXIT_SUSPENDED
+    code, context = run(work, generation=2)
+    assert code == 0, error(context)
+    whole, resumed = context.registry.list()
+    assert resumed.metrics["published_step"] == best
+    assert resumed.files["model.safetensors"] == whole.files["model.safetensors"]
+
+
 def test_accumulation_and_a_budget_of_time(run: Any, corpus: Path) -> None:
     work = spec(corpus, steps=None, epochs=500.0, time_budget_s=2.0, accumulate=2, eval_every=1000)
     code, context = run(work, bus=(bus := Bus()))
