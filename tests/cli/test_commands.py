@@ -143,7 +143,10 @@ def test_submit_takes_the_program_as_it_is(
 ) -> None:
     monkeypatch.setenv("PASSED", "on")
     monkeypatch.chdir(tmp_path)
-    args = "--cpu 0.5 --memory 1GiB --priority low --time 2m --time-limit 1h --retries 3 --json"
+    args = (
+        "--cpu 0.5 --gpu 0.25 --memory 1GiB --priority low --time 2m --time-limit 1h --retries 3"
+        " --json"
+    )
     ran = zenos(
         *("submit", "--name", "job", "--env", "A=b=c", "--env", "PASSED", *args.split(), "--"),
         *("python", "-c", "print()", "--cpu", "9", "--help", "--"),
@@ -155,7 +158,8 @@ def test_submit_takes_the_program_as_it_is(
     assert spec.work.cwd == str(tmp_path)
     assert (spec.name, spec.priority, spec.retries) == ("job", 25, 3)
     assert (spec.expected_s, spec.time_limit_s) == (120.0, 3600.0)
-    assert (spec.resources.cpu, spec.resources.memory) == (500, 2**30)
+    held = spec.resources
+    assert (held.cpu, held.gpu, held.memory) == (500, 250, 2**30)
 
 
 def test_submit_says_the_id_alone_on_stdout(daemon: Daemon) -> None:
