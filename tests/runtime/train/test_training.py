@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,25 @@ def test_a_damaged_checkpoint_gives_the_one_before_and_the_same_weights(
     assert any("step-000000009" in note for note in notes)
     whole, resumed = context.registry.list()
     assert whole.files["model.safetensors"] == resumed.files["model.safetensors"]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    run: Any, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    further = threading.Event()
+    came: list[bool] = []
+    write = Checkpoints._write
+
+    def held(self: Checkpoints, *args: Any) -> None:
+        came.append(further.wait(20))
+        write(self, *args)
+
+    monkeypatch.setattr(Checkpoints, "_write", held)
+    bus = Bus()
+    bus.on_progress = lambda p: further.set() if p.stage == "training" and p.done > 5 else None
+    code, context = run(spec(corpus, steps=12, checkpoint_every=4), bus=bus)
+    assert code == 0, error(context)
+    assert came[0], "step 6 waited for the checkpoint of step 4"
 
 
 def test_best_weights_are_published_when_the_last_are_worse(
