@@ -116,11 +116,14 @@ async def test_of_one_task(url: str, http: httpx.AsyncClient, system: Double) ->
     await system.until(lambda: system.view.tasks[second["id"]].state is State.RUNNING)
     async with reading(url, after=0, task="two") as events:
         system.view.report(first["id"], Progress(stage="training", done=1))
-        system.view.report(second["id"], Progress(stage="training", done=2))
+        figures = {"loss": 2.5, "learning_rate": 2.5e-4, "tokens_per_s": 1234.0, "left_s": 65.0}
+        system.view.report(second["id"], Progress(stage="training", done=2, total=4, **figures))
         await until(lambda: len(events.of("progress")) == 1)
         assert {event["task"] for event in events.of("task")} == {second["id"]}
         [progress] = events.of("progress")
-        assert (progress["id"], progress["progress"]["done"]) == (None, 2)
+        assert progress["id"] is None
+        told = {"stage": "training", "done": 2, "total": 4, **figures}
+        assert told.items() <= progress["progress"].items()
     missing = await http.get("/api/events", params={"task": "three"})
     assert missing.status_code == 404
 

@@ -35,7 +35,15 @@ from zenos.core.specs import ProgramSpec, TrainSpec
 from zenos.core.task import Outcome, State, TaskEvent
 from zenos.core.wire import Progress
 
-HALF = Progress(stage="training", done=50, total=100, loss=2.5, tokens_per_s=1234, left_s=65)
+HALF = Progress(
+    stage="training",
+    done=50,
+    total=100,
+    loss=2.5,
+    learning_rate=2.5e-4,
+    tokens_per_s=1234,
+    left_s=65,
+)
 
 
 def test_connect_is_found_in_the_package(daemon: Daemon) -> None:
@@ -476,7 +484,7 @@ def test_progress_is_drawn_live_in_a_terminal(daemon: Daemon, client: Client) ->
     with display.watching(view, console) as show:
         show(view)
     drawn = console.file.getvalue()  # type: ignore[attr-defined]
-    for part in ("training-run", "50/100", "2.5000", "1,234", "1:05"):
+    for part in ("training-run", "50/100", "2.5000", "2.50e-04", "1,234", "1:05"):
         assert part in drawn
 
 
@@ -495,7 +503,7 @@ def test_progress_is_lines_where_there_is_no_terminal(
     driver.start()
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert len(lines) == 1
-    assert "training 50/100, loss 2.5000, 1,234 tok/s, 1:05 left" in lines[0]
+    assert "training 50/100, loss 2.5000, lr 2.50e-04, 1,234 tok/s, 1:05 left" in lines[0]
     handle.watch()
     driver.join()
     assert "succeeded" in capsys.readouterr().err

@@ -143,7 +143,10 @@ def test_submit_takes_the_program_as_it_is(
 ) -> None:
     monkeypatch.setenv("PASSED", "on")
     monkeypatch.chdir(tmp_path)
-    args = "--cpu 0.5 --memory 1GiB --priority low --time 2m --time-limit 1h --retries 3 --json"
+    args = (
+        "--cpu 0.5 --gpu 0.25 --memory 1GiB --priority low --time 2m --time-limit 1h --retries 3"
+        " --json"
+    )
     ran = zenos(
         *("submit", "--name", "job", "--env", "A=b=c", "--env", "PASSED", *args.split(), "--"),
         *("python", "-c", "print()", "--cpu", "9", "--help", "--"),
@@ -155,7 +158,8 @@ def test_submit_takes_the_program_as_it_is(
     assert spec.work.cwd == str(tmp_path)
     assert (spec.name, spec.priority, spec.retries) == ("job", 25, 3)
     assert (spec.expected_s, spec.time_limit_s) == (120.0, 3600.0)
-    assert (spec.resources.cpu, spec.resources.memory) == (500, 2**30)
+    held = spec.resources
+    assert (held.cpu, held.gpu, held.memory) == (500, 250, 2**30)
 
 
 def test_submit_says_the_id_alone_on_stdout(daemon: Daemon) -> None:
@@ -300,8 +304,20 @@ def test_ps_lists_what_runs_and_all_what_ended(daemon: Daemon) -> None:
     first = zenos("submit", "--name", "first", "--", "work").out.strip()
     zenos("submit", "--name", "second", "--", "other", "\x1b[31mred")
     until(lambda: daemon.state(first) == "running")
-    daemon.report(first, Progress(stage="crunching", done=1, total=4))
+    far = Progress(
+        stage="crunching",
+        done=1,
+        total=4,
+        loss=2.5,
+        learning_rate=2.5e-4,
+        tokens_per_s=1234,
+        left_s=65,
+    )
+    daemon.report(first, far)
     until(lambda: "crunching 1/4" in zenos("ps").out)
+    said = " ".join(zenos("ps").out.split())
+    for part in ("loss 2.5000", "lr 2.50e-04", "1,234 tok/s", "1:05 left"):
+        assert part in said
     daemon.end(first)
     until(lambda: daemon.state(first) == "succeeded")
     listed = zenos("ps").out
@@ -428,11 +444,13 @@ def test_a_missing_matplotlib_says_what_to_type(
 
 def test_show_plot(daemon: Daemon, tmp_path: Path) -> None:
     drawn = zenos("show", "tiny", "--plot")
-    path = tmp_path / "loss.png"
-    written = zenos("show", "tiny", "--plot", str(path))
-    assert (drawn.code, written.code) == (0, 0), drawn.err + written.err
+    assert drawn.code == 0, drawn.err
     assert "loss over steps" in drawn.out
-    assert path.exists()
+    for number, order in enumerate((("tiny", "--plot", "{}"), ("--plot", "{}", "tiny"))):
+        path = tmp_path / f"{number}.png"
+        written = zenos("show", *(word.format(path) for word in order))
+        assert written.code == 0, written.err
+        assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_run_streams_and_counts(daemon: Daemon) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -21,9 +23,9 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make(clone: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def make(clone: Path, *more: str, target: str = "install") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["make", "install", *more],
+        ["make", target, *more],
         cwd=clone,
         capture_output=True,
         text=True,
@@ -55,3 +57,47 @@ def test_what_is_installed_is_not_installed_again(clone: Path) -> None:
     done = make(clone, "PYTHON=/nowhere")
     assert done.returncode == 0, done.stderr
     assert "Installing" not in done.stdout
+
+
+@pytest.mark.parametrize(("target", "does"), [("demo", "zenos demo"), ("test", "-m pytest")])
+def test_both_commands_install_first_and_once(clone: Path, target: str, does: str) -> None:
+    first = make(clone, "--dry-run", target=target).stdout
+    assert 0 <= first.find("scripts/install-torch") < first.find("-c constraints.txt")
+    assert first.find("-c constraints.txt") < first.find(does)
+    (clone / ".venv").mkdir()
+    (clone / ".venv" / ".installed").touch()
+    again = make(clone, "--dry-run", target=target).stdout
+    assert does in again
+    assert "pip install" not in again
+    assert "install-torch" not in again
+
+
+def test_an_installation_that_failed_is_no_installation(clone: Path) -> None:
+    python = clone / "python"
+    python.write_text(
+        "#!/bin/sh\n"
+        'test "$1 $2" = "-m venv" || exit 0\n'
+        "mkdir -p .venv/bin && printf '#!/bin/sh\\nexit 1\\n' > .venv/bin/python\n"
+        "chmod +x .venv/bin/python\n"
+    )
+    python.chmod(0o755)
+    done = make(clone, f"PYTHON={python}", "TORCH_BUILD=any")
+    assert done.returncode != 0
+    assert "1 of 2: torch 2.13.0" in done.stdout
+    assert (clone / ".venv").exists()
+    assert not (clone / ".venv" / ".installed").exists()
+
+
+def test_whatever_is_installed_is_pinned_to_one_version() -> None:
+    pins = dict(
+        line.strip().lower().replace("_", "-").split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line.strip() and not line.startswith("#")
+    )
+    assert pins["torch"] == "2.13.0"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(extras[n] for n in ("dev", "demo", "gpu", "plot"))]
+    flat = [one for each in wanted for one in ([each] if isinstance(each, str) else each)]
+    names = {re.split("[<>=~!\\[; ]", one)[0].lower().replace("_", "-") for one in flat}
+    assert names - pins.keys() == set()

@@ -133,6 +133,8 @@ def show(
 
     if file is not None and not plot:
         raise InvalidError("cannot tell what the file is for: write --plot FILE.png")
+    if file is not None:
+        name, file = _model_and_picture(name, file)
     with client() as made:
         model, task = _model_or_task(made, name)
         canceller = _canceller(made, task)
@@ -159,6 +161,15 @@ def show(
         put_json(model)
     elif not plot:
         facts(_model_facts(model))
+
+
+def _model_and_picture(first: str, second: Path) -> tuple[str, Path]:
+    """`MODEL --plot FILE.png`, or the picture first, as in `--plot FILE.png MODEL`."""
+    from zenos.cli.plot import ENDINGS
+
+    if first.lower().endswith(ENDINGS) and second.suffix.lower() not in ENDINGS:
+        return str(second), Path(first)
+    return first, second
 
 
 def _model_or_task(made: Client, name: str) -> tuple[ModelVersion | None, TaskView | None]:

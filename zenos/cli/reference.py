@@ -117,6 +117,10 @@ SPECS_HEAD = """# Specifications
 Written by `python -m zenos.cli.reference specs` from the types themselves. As JSON schemas:
 `zenos schema NAME` or `GET /api/schemas/NAME` for train, create, task and deployment. An unknown
 field is an error that names the nearest one.
+
+A file for `zenos train` has the fields of [train](#train) and of [options](#options). In it `data`
+may be a path or a list of paths instead of a mapping, paths are meant from where the file lies,
+`workers` may be `1..4`, and `type` is left out; `zenos schema train` is the schema of such a file.
 """
 
 
@@ -124,6 +128,7 @@ def specs() -> str:
     """The page of the specifications, from the published schemas."""
     import msgspec
 
+    from zenos.client.build import TaskOptions
     from zenos.core.task import SCHEMAS
 
     schemas, _ = msgspec.json.schema_components(SCHEMAS.values(), ref_template="{name}")
@@ -132,12 +137,14 @@ def specs() -> str:
     names |= {name: name.removesuffix("Spec").lower() for name in types if name not in names}
     order = [*SCHEMAS, *(name for name in names.values() if name not in SCHEMAS)]
     by_name = {names[title]: schema for title, schema in types.items()}
-    return "\n".join([SPECS_HEAD, *(_spec(name, by_name[name], names) for name in order)])
+    pages = [_spec(name, by_name[name], names) for name in order]
+    options = msgspec.json.schema(TaskOptions)["$defs"]["TaskOptions"]
+    return "\n".join([SPECS_HEAD, *pages, _spec("options", options, names)])
 
 
 def _spec(name: str, schema: dict[str, Any], names: dict[str, str]) -> str:
-    lines = [f"## {name}\n", f"{schema['description']}\n", "| field | type | default | meaning |"]
-    lines.append("| --- | --- | --- | --- |")
+    lines = [f"## {name}\n", f"{inspect.cleandoc(schema['description'])}\n"]
+    lines += ["| field | type | default | meaning |", "| --- | --- | --- | --- |"]
     required = schema.get("required", [])
     for field, about in schema["properties"].items():
         default = "required" if field in required else f"`{json.dumps(about.get('default'))}`"

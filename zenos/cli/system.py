@@ -287,12 +287,15 @@ def schema(
 ) -> None:
     """Print the JSON schema of a specification; needs no daemon.
 
+    `train` is that of a file for 'zenos train'; the others are those of the HTTP API.
+
     Example: zenos schema train > train.schema.json
     """
     import msgspec
 
     from zenos.cli.output import put_json
+    from zenos.client import build
     from zenos.core.task import SCHEMAS
 
-    made = msgspec.json.schema(SCHEMAS[name])
+    made = build.train_schema() if name == "train" else msgspec.json.schema(SCHEMAS[name])
     put_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **made})

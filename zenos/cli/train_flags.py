@@ -18,6 +18,7 @@ from zenos.core.specs import DataSpec, TrainSpec
 
 SPEC_BYTES_MAX: Final = 1024 * 1024
 _DATA: Final = "data"
+_TEXT: Final = "tag:yaml.org,2002:str"
 # Flags whose name is not the field's own; `paths` and `settings` may be given several times.
 _FLAGS: Final = {
     "data.paths": "--data",
@@ -38,7 +39,15 @@ _PANELS: Final = {
         "clip",
         "mask_probability",
     ),
-    "How to compute": ("workers", "backend", "dtype", "compile", "seed", "inexact"),
+    "How to compute": (
+        "workers",
+        "workers_min",
+        "backend",
+        "dtype",
+        "compile",
+        "seed",
+        "inexact",
+    ),
     "Evaluation and checkpoints": ("eval_every", "eval_batches", "checkpoint_every"),
     "Publishing on the way": ("publish", "publish_every", "publish_keep"),
 }
@@ -184,7 +193,15 @@ def read_spec(path: Path) -> dict[str, Any]:
     from zenos.core.errors import InvalidError, NotFoundError
 
     class Loader(yaml.SafeLoader):
-        """PyYAML reads `1e-3` as text; here it is the number that everyone means."""
+        """PyYAML reads `1e-3` as text; here it is the number that everyone means.
+
+        And `18:00` as 1,080 and a date as an object; here both are the text that a flag would be.
+        """
+
+        def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+            tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+            sixties = tag.endswith((":int", ":float")) and ":" in value
+            return _TEXT if sixties or tag.endswith(":timestamp") else tag
 
     Loader.add_implicit_resolver(
         "tag:yaml.org,2002:float",

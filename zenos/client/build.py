@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
 from zenos.core import limits
 from zenos.core.errors import InvalidError, ZenosError
+from zenos.core.fields import about
 from zenos.core.resources import Resources
 from zenos.core.specs import CreateSpec, DeploymentSpec, ProgramSpec, TrainSpec, Work
 from zenos.core.task import TaskSpec
@@ -84,21 +85,37 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     its node has.
     """
 
-    name: str = ""
-    cpu: float | str = 1
-    gpu: float | str = 0
-    memory: int | str | None = None
-    gpu_memory: int | str = 0
-    priority: int | str | None = None
-    time: float | str | None = None
-    time_limit: float | str | None = None
-    retries: int = 0
-    after: str | Sequence[str] = ()
-    at: float | str | None = None
-    by: float | str | None = None
-    node: str = ""
-    labels: dict[str, str] = {}
-    exclusive: bool = False
+    name: Annotated[str, about("What people call it; not unique.")] = ""
+    cpu: Annotated[float | str, about("Cores, such as 0.5.")] = 1
+    gpu: Annotated[float | str, about("GPUs, or a share of one.")] = 0
+    memory: Annotated[
+        int | str | None, about("Memory, such as `8GiB`; by default what such work mostly takes.")
+    ] = None
+    gpu_memory: Annotated[int | str, about("Memory on the GPU, such as `4GiB`.")] = 0
+    priority: Annotated[
+        int | str | None,
+        about("`low`, `normal`, `high` or 0 to 100; higher goes first. By default normal."),
+    ] = None
+    time: Annotated[
+        float | str | None, about("Expected run time: `90s`, `10m`, `2h`. Short work goes first.")
+    ] = None
+    time_limit: Annotated[
+        float | str | None, about("It is ended after this time: `90s`, `10m`, `2h`.")
+    ] = None
+    retries: Annotated[int, about("How often a failed run is started again.")] = 0
+    after: Annotated[
+        str | Sequence[str],
+        about("Tasks that must have succeeded before; `any:TASK`: that must have ended."),
+    ] = ()
+    at: Annotated[float | str | None, about("Start not before: `18:00`, an ISO time, `+2h`.")] = (
+        None
+    )
+    by: Annotated[
+        float | str | None, about("Should have ended by then; goes first as that nears.")
+    ] = None
+    node: Annotated[str, about("The only node on which it may run.")] = ""
+    labels: Annotated[dict[str, str], about("Labels that its node must have.")] = {}
+    exclusive: Annotated[bool, about("It gets all that its node has.")] = False
 
     def task(self, work: Work) -> TaskSpec:
         """The task that does this work."""
@@ -155,14 +172,19 @@ def train_task(spec: TrainSpec | Mapping[str, Any] | None, given: Mapping[str, A
     ours = {field.name for field in msgspec.structs.fields(TaskOptions)}
     fields = {name: value for name, value in given.items() if name not in ours}
     if not isinstance(spec, TrainSpec):
-        spec = train({**(spec or {}), **fields})
+        spec = train({**(spec or {}), **fields}, beside=ours)
     elif fields:
         raise InvalidError(f"cannot use {sorted(fields)} beside a TrainSpec: put it into that")
     return options({n: v for n, v in given.items() if n in ours}).task(spec)
 
 
-def train(values: Mapping[str, Any], base: Path | None = None) -> TrainSpec:
-    """A training run from a mapping; relative data paths are meant from `base` (default: cwd)."""
+def train(
+    values: Mapping[str, Any], base: Path | None = None, beside: Collection[str] = ()
+) -> TrainSpec:
+    """A training run from a mapping; relative data paths are meant from `base` (default: cwd).
+
+    beside: what else the mapping might have had, for whoever misspelt it.
+    """
     data = values.get("data")
     if isinstance(data, str | Path):
         data = {"paths": [os.fspath(data)]}
@@ -171,7 +193,34 @@ def train(values: Mapping[str, Any], base: Path | None = None) -> TrainSpec:
     if isinstance(data, Mapping):
         data = resolve_paths(data, base or Path.cwd())
     given = {**values, **({} if data is None else {"data": data})}
-    return convert({**given, **_workers(given)}, TrainSpec)
+    return convert({**given, **_workers(given)}, TrainSpec, beside)
+
+
+def train_schema() -> dict[str, Any]:
+    """The JSON schema of a file for `zenos train`: a TrainSpec as people write it, and TaskOptions.
+
+    A file is checked by what it says alone; flags may add what it leaves out, but editors are told
+    what a run cannot do without.
+    """
+    types = msgspec.json.schema(TrainSpec)["$defs"]
+    spec, data = types["TrainSpec"], types["DataSpec"]
+    option_types = msgspec.json.schema(TaskOptions)["$defs"]["TaskOptions"]["properties"]
+    spec["description"] = f"A file for `zenos train`. {spec['description']}"
+    spec["required"].remove("type")
+    paths = data["properties"]["paths"]
+    paths["description"] = "Files, directories or globs; relative ones from where the file lies."
+    paths["anyOf"] = [{"type": "string"}, {"type": paths.pop("type"), "items": paths.pop("items")}]
+    fields = spec["properties"]
+    fields["data"] = {
+        "description": fields["data"]["description"],
+        "anyOf": [{"$ref": fields["data"]["$ref"]}, *paths["anyOf"]],
+    }
+    workers = fields["workers"]
+    number = {key: workers.pop(key) for key in ("type", "minimum", "maximum")}
+    workers["anyOf"] = [number, {"type": "string", "pattern": r"^[0-9]+(\.\.[0-9]+)?$"}]
+    workers["description"] += " `LEAST..MOST`: as many as there is room for, while it runs too."
+    spec["properties"] = {**fields, **option_types}
+    return {"$ref": "#/$defs/TrainSpec", "$defs": types}
 
 
 def _workers(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -258,8 +307,8 @@ def resolve_paths(data: Mapping[str, Any], base: Path) -> dict[str, Any]:
     return made
 
 
-def convert(values: Mapping[str, Any], into: type[S]) -> S:
-    """The struct; InvalidError names the field, and for a typo the nearest one."""
+def convert(values: Mapping[str, Any], into: type[S], beside: Collection[str] = ()) -> S:
+    """The struct; InvalidError names the field, and for a typo the nearest one, or of `beside`."""
     tag = into.__struct_config__.tag
     given = dict(values)
     if tag is not None and given.get("type", tag) != tag:
@@ -269,4 +318,4 @@ def convert(values: Mapping[str, Any], into: type[S]) -> S:
     try:
         return msgspec.convert(given, into)
     except (msgspec.ValidationError, TypeError) as error:
-        raise field_error(error, into) from None
+        raise field_error(error, into, beside=beside) from None

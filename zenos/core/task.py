@@ -489,7 +489,8 @@ class Once(msgspec.Struct, frozen=True, kw_only=True):
     asked: str
 
 
-# What is published: `zenos schema NAME`, `GET /api/schemas/NAME`, docs/reference/specs.md.
+# What is published: `GET /api/schemas/NAME`, `zenos schema NAME` (but train_schema() in
+# zenos/client/build.py for the files of `zenos train`), docs/reference/specs.md.
 SCHEMAS: Final[dict[str, Any]] = {
     "train": TrainSpec,
     "create": CreateSpec,

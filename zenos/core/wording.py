@@ -9,7 +9,7 @@ import difflib
 import enum
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -86,17 +86,20 @@ def plain_reason(text: str) -> str:
     return text
 
 
-def field_error(error: Exception, into: Any, name: str = "") -> FieldError:
+def field_error(
+    error: Exception, into: Any, name: str = "", beside: Collection[str] = ()
+) -> FieldError:
     """The error for what msgspec found wrong with a value of type `into`.
 
-    name: what the value itself is called, where it is not the outermost object.
+    name: what the value itself is called, where it is not the outermost object. beside: what else
+    may stand in the outermost object and has been taken out of it.
     """
     placed = _PLACED.match(str(error))
     text, path = (placed[1], placed[2]) if placed else (str(error), "")
     where = ".".join(filter(None, (name, path)))[:SHOWN_CHARS_MAX]
     if found := _UNKNOWN.match(text):
-        there = list(_fields_at(into, path))
-        hint = nearest(found[1][:100], there) or nearest(found[1][:100], sorted(_all_fields(into)))
+        there = [*_fields_at(into, path), *(() if path else beside)]
+        hint = nearest(found[1][:100], there) or _elsewhere(found[1][:100], into)
         shown = f"{where}.{found[1]}" if where else found[1]
         shown = shown[:SHOWN_CHARS_MAX]
         return FieldError(f"cannot use the field {shown!r}: it is unknown{hint}", shown)
@@ -164,20 +167,29 @@ def _fields_at(type_: Any, path: str) -> Iterator[str]:
             yield from (field.encode_name for field in msgspec.structs.fields(struct))
 
 
-def _all_fields(type_: Any, seen: set[Any] | None = None) -> set[str]:
-    """Names of the fields of a struct and of all structs that it can hold."""
-    seen = set() if seen is None else seen
-    names: set[str] = set()
+def _elsewhere(name: str, into: Any) -> str:
+    """As `nearest`, among all that `into` can hold at any depth: where the field belongs."""
+    places: dict[str, str] = {}
+    for place in _all_fields(into):
+        places.setdefault(place.rpartition(".")[2], place)
+    close = difflib.get_close_matches(name, sorted(places), n=1, cutoff=0.6)
+    return f"; did you mean {places[close[0]]!r}?" if close else ""
+
+
+def _all_fields(type_: Any, above: str = "", seen: tuple[Any, ...] = ()) -> Iterator[str]:
+    """Paths of the fields of a struct, and after them of those of all structs that it can hold."""
     for one in _alternatives(type_):
         for inner in get_args(one):
-            names |= _all_fields(inner, seen)
+            yield from _all_fields(inner, above, seen)
     for struct in _structs(type_):
-        if struct not in seen:
-            seen.add(struct)
-            hints = get_type_hints(struct)
-            for field in msgspec.structs.fields(struct):
-                names |= {field.encode_name} | _all_fields(hints[field.name], seen)
-    return names
+        if struct in seen:
+            continue
+        hints = get_type_hints(struct)
+        fields = msgspec.structs.fields(struct)
+        yield from (above + field.encode_name for field in fields)
+        for field in fields:
+            below = f"{above}{field.encode_name}."
+            yield from _all_fields(hints[field.name], below, (*seen, struct))
 
 
 def _allowed(type_: Any, path: str) -> list[Any]:

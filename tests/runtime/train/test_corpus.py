@@ -155,11 +155,21 @@ def test_tables(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(csv)
     (tmp_path / "g.csv").write_bytes(csv.encode("gb18030"))
     pq.write_table(pa.table({"text": texts, "id": range(5)}), tmp_path / "a.parquet")
-    assert read(tmp_path / "a.jsonl") == texts
-    assert read(tmp_path / "a.csv") == texts
+    tabs = "id\ttext\n" + "".join(f'{i}\t"{t}"\n' for i, t in enumerate(texts))
+    (tmp_path / "a.tsv").write_text(tabs)
+    (tmp_path / "a.ndjson").write_bytes((tmp_path / "a.jsonl").read_bytes())
+    (tmp_path / "other").write_bytes((tmp_path / "a.csv").read_bytes())
+    for name in ("a.jsonl", "a.csv", "a.tsv", "a.ndjson"):
+        assert read(tmp_path / name) == texts, name
+    assert read(tmp_path / "other", format="csv") == texts
+    assert read(tmp_path / "*.jsonl", tmp_path / "a.csv") == texts + texts
     assert read(tmp_path / "a.parquet") == texts
     assert read(tmp_path / "g.csv", encoding="gb18030") == texts
     assert read(tmp_path / "a.parquet", text_column="text", format="parquet") == texts
+    pq.write_table(pa.table({"text": ["no"] * 5, "body": texts}), tmp_path / "b.parquet")
+    (tmp_path / "b.csv").write_text(csv.replace("text", "body", 1))
+    for name in ("b.parquet", "b.csv"):
+        assert read(tmp_path / name, text_column="body") == texts, name
 
 
 def test_broken_tables_are_named(tmp_path: Path) -> None:

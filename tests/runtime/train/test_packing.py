@@ -18,9 +18,11 @@ from zenos.runtime.train.corpus import Corpus
 from .helpers import write_corpus
 
 
-def make(tmp_path: Path, vocab_size: int = 320) -> tuple[Corpus, tokenizer.Vocabulary, Path]:
-    root = write_corpus(tmp_path / "c", files=8, words=300)
-    (root / "x.txt").write_text("Ünïcödé 你好 🙂 <|endoftext|> inside")
+def make(
+    tmp_path: Path, vocab_size: int = 320, where: str = "c", more: str = ""
+) -> tuple[Corpus, tokenizer.Vocabulary, Path]:
+    root = write_corpus(tmp_path / where, files=8, words=300)
+    (root / "x.txt").write_text("Ünïcödé 你好 🙂 <|endoftext|> inside" + more)
     corpus = Corpus(DataSpec(paths=[str(root)], eval_fraction=0.2))
     survey = corpus.survey()
     vocabulary = tokenizer.train(corpus, survey, vocab_size, tmp_path / "cache")
@@ -52,6 +54,19 @@ def test_everything_is_cached_by_content(tmp_path: Path, monkeypatch: pytest.Mon
     _, again, same = make(tmp_path)
     assert same == directory
     assert again.directory == vocabulary.directory
+
+
+def test_the_cache_is_of_the_content_wherever_it_lies(tmp_path: Path) -> None:
+    _, vocabulary, directory = make(tmp_path)
+    _, elsewhere, same = make(tmp_path, where="elsewhere")
+    assert (elsewhere.directory, same) == (vocabulary.directory, directory)
+    # The same files with a word more.
+    _, longer, other = make(tmp_path, more=" and more")
+    assert longer.directory != vocabulary.directory
+    assert other != directory
+    _, larger, another = make(tmp_path, vocab_size=330, where="elsewhere")
+    assert larger.directory != vocabulary.directory
+    assert another != directory
 
 
 def test_a_damaged_cache_is_made_again(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,25 @@ def test_a_damaged_checkpoint_gives_the_one_before_and_the_same_weights(
     assert whole.files["model.safetensors"] == resumed.files["model.safetensors"]
 
 
+def test_training_goes_on_while_a_checkpoint_is_written(
+    run: Any, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    further = threading.Event()
+    came: list[bool] = []
+    write = Checkpoints._write
+
+    def held(self: Checkpoints, *args: Any) -> None:
+        came.append(further.wait(20))
+        write(self, *args)
+
+    monkeypatch.setattr(Checkpoints, "_write", held)
+    bus = Bus()
+    bus.on_progress = lambda p: further.set() if p.stage == "training" and p.done > 5 else None
+    code, context = run(spec(corpus, steps=12, checkpoint_every=4), bus=bus)
+    assert code == 0, error(context)
+    assert came[0], "step 6 waited for the checkpoint of step 4"
+
+
 def test_best_weights_are_published_when_the_last_are_worse(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +266,24 @@ def test_best_weights_are_published_when_the_last_are_worse(
     assert best < 160
     assert version.metrics["published_step"] == best
     assert version.metrics["eval_loss"] < (held[160] or 0.0)
+
+
+def test_the_best_weights_outlive_a_resume(run: Any, tmp_path: Path) -> None:
+    """Saved after the best evaluation and gone on from there: they are in the checkpoint."""
+    own = write_corpus(tmp_path / "small", files=3, words=200)
+    work = spec(own, steps=80, eval_every=20, learning_rate=1e-2, learning_rate_min=1e-2)
+    code, context = run(work, task="whole")
+    assert code == 0, error(context)
+    best = context.registry.resolve("tiny:1").metrics["published_step"]
+    assert best < 80, "the last weights were the best: this tests nothing"
+    bus = Bus()
+    bus.on_progress = lambda p: bus.say_stop(save=True) if p.done == best + 5 else None
+    assert run(work, bus=bus)[0] == EXIT_SUSPENDED
+    code, context = run(work, generation=2)
+    assert code == 0, error(context)
+    whole, resumed = context.registry.list()
+    assert resumed.metrics["published_step"] == best
+    assert resumed.files["model.safetensors"] == whole.files["model.safetensors"]
 
 
 def test_accumulation_and_a_budget_of_time(run: Any, corpus: Path) -> None:
