@@ -47,7 +47,7 @@ async def test_every_path_and_method_wants_the_token(
     del http.headers["Authorization"]
     for path in paths(app):
         for method in METHODS:
-            if (method, path) == ("GET", "/health"):
+            if path == "/health" and method in ("GET", "HEAD"):
                 continue
             answer = await http.request(method, path, headers=headers, params={"token": TOKEN})
             assert answer.status_code == 401, (method, path, headers)
@@ -69,6 +69,9 @@ async def test_health_alone_is_open(http: httpx.AsyncClient) -> None:
     assert answer.status_code == 200
     assert set(answer.json()) == {"status", "version"}
     assert (await http.post("/health")).status_code == 401
+    head = await http.head("/health")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["Content-Length"] == answer.headers["Content-Length"]
 
 
 async def test_a_wrong_token_is_told_from_none(http: httpx.AsyncClient) -> None:

@@ -157,6 +157,27 @@ async def test_chat(client: openai.AsyncOpenAI, system: Double) -> None:
     assert request.sampling.max_tokens == 5
 
 
+async def test_what_a_chat_asks_for_reaches_the_engine(
+    client: openai.AsyncOpenAI, system: Double
+) -> None:
+    await client.chat.completions.create(
+        model="tiny",
+        messages=USER,  # type: ignore[arg-type]
+        temperature=0.5,
+        top_p=0.9,
+        max_tokens=7,
+        stop="\n",
+        seed=-3,
+        user="me",
+        extra_body={"priority": 80},
+    )
+    [(_, request)] = system.asked
+    sampling = request.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.max_tokens) == (0.5, 0.9, 7)
+    assert (sampling.stop, sampling.seed, sampling.n) == (["\n"], -3, 1)
+    assert (sampling.logprobs, request.priority) == (None, 80)
+
+
 async def test_chat_stream(client: openai.AsyncOpenAI) -> None:
     stream = await client.chat.completions.create(
         model="tiny",
@@ -311,24 +332,27 @@ async def test_a_client_that_leaves_before_the_first_token_frees_its_slot(
     ("body", "param"),
     [
         ({"temprature": 1}, "temprature"),
-        ({"temperature": 3}, None),
-        ({"temperature": -1}, None),
+        ({"temperature": 3}, "temperature"),
+        ({"temperature": -1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
-        ({"top_p": 0}, None),
-        ({"max_tokens": 0}, None),
-        ({"max_tokens": -5}, None),
-        ({"max_tokens": 10**9}, None),
+        ({"top_p": 0}, "top_p"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 0, "echo": True, "logprobs": 1}, "max_tokens"),
+        ({"max_tokens": -5}, "max_tokens"),
+        ({"max_tokens": 10**9}, "max_tokens"),
         ({"max_tokens": 10**400}, None),
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"max_tokens": True}, "max_tokens"),
-        ({"n": 0}, None),
-        ({"n": 10**6}, None),
-        ({"stop": ["a"] * 17}, None),
-        ({"stop": [""]}, None),
+        ({"n": 0}, "n"),
+        ({"n": 10**6}, "n"),
+        ({"stop": ["a"] * 17}, "stop"),
+        ({"stop": [""]}, "stop"),
         ({"stop": 5}, "stop"),
         ({"seed": 2**64}, None),
-        ({"logprobs": 21}, None),
-        ({"logprobs": -1}, None),
+        ({"logprobs": 21}, "logprobs"),
+        ({"logprobs": -1}, "logprobs"),
+        ({"user": 5}, "user"),
         ({"logprobs": True}, "logprobs"),
         ({"priority": 101}, "priority"),
         ({"priority": -1}, "priority"),
@@ -395,7 +419,17 @@ async def test_a_typo_is_told_the_nearest_field(http: httpx.AsyncClient) -> None
         ({"modalities": ["audio"]}, "modalities"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": 2}, "logprobs"),
-        ({"logprobs": True, "top_logprobs": 21}, None),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"max_completion_tokens": 10**9}, "max_completion_tokens"),
+        ({"n": 0}, "n"),
+        ({"stop": [""]}, "stop"),
+        ({"priority": 101}, "priority"),
+        ({"user": 5}, "user"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"model": "a\u0001b"}, None),
         ({"max_tokens": 1, "max_completion_tokens": 1}, "max_completion_tokens"),
         ({"prompt": "x"}, "prompt"),
     ],
@@ -411,6 +445,7 @@ async def test_bad_chats(
     assert error["message"].startswith("cannot ")
     if param is not None:
         assert error["param"] == param
+        assert param in error["message"] or "messages" in param
     assert system.asked == []
 
 

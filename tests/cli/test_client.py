@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import ssl
-import sys
 import threading
 from pathlib import Path
 
@@ -529,40 +528,3 @@ def test_the_same_key_is_the_same_task(client: Client) -> None:
     for key in ("new\nline", "ü", "x" * 129):
         with pytest.raises(InvalidError, match="cannot use this key"):
             client.submit(["work"], key=key)
-
-
-class Notebook:
-    """What IPython gives a notebook's code: an output area that can be drawn again."""
-
-    def __init__(self) -> None:
-        self.drawn: list[str] = []
-        self.kernel = object()
-
-    def HTML(self, text: str) -> str:
-        return text
-
-    def display(self, text: str, *, display_id: bool) -> Notebook:
-        assert display_id
-        self.drawn.append(text)
-        return self
-
-    def update(self, text: str) -> None:
-        self.drawn.append(text)
-
-    def get_ipython(self) -> Notebook:
-        return self
-
-
-def test_progress_is_drawn_live_in_a_notebook(
-    daemon: Daemon, client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    notebook = Notebook()
-    monkeypatch.setitem(sys.modules, "IPython", notebook)
-    monkeypatch.setitem(sys.modules, "IPython.display", notebook)
-    handle = client.submit(["work"], name="job")
-    until(lambda: daemon.state(handle.id) == "running")
-    daemon.report(handle.id, HALF)
-    daemon.end(handle.id)
-    assert handle.watch().state is State.SUCCEEDED
-    assert "succeeded" in notebook.drawn[-1]
-    assert "job" in notebook.drawn[0]

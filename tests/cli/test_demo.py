@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import zenos
 from tests.processes import mentioning, until
+from zenos.cli import demo
 
 ZENOS = [sys.executable, "-m", "zenos"]
 
@@ -92,3 +94,36 @@ def test_without_its_extra_it_refuses_before_any_work(
     assert "type: pip install 'zenos[demo]'" in done.stderr
     assert done.stdout == ""
     assert not list((tmp_path / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize(
+    ("result", "same", "says"),
+    [
+        ({"beats_bigram": True}, True, ""),
+        ({"beats_bigram": False}, True, "did not beat the bigram baseline"),
+        ({}, True, "did not beat the bigram baseline"),
+        ({"beats_bigram": True}, False, "ended in other weights"),
+    ],
+)
+def test_its_exit_code_says_whether_the_model_is_any_good(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    result: dict[str, object],
+    same: bool,
+    says: str,
+    keep: bool,
+) -> None:
+    ended: list[Path] = []
+    home = tmp_path / "home"
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(demo.tempfile, "mkdtemp", lambda **_: str(home))
+    monkeypatch.setattr(demo, "_run", lambda *_: demo._verdict(result, same=same))
+    monkeypatch.setattr(demo, "_end", ended.append)
+    ran = zenos("demo", "--output", str(tmp_path), *(["--keep"] if keep else []))
+    assert ran.code == (1 if says else 0), ran.err
+    assert says in ran.err
+    # However good it is, its daemon is ended unless it is to be kept.
+    assert ended == ([] if keep else [home])
+    if keep:
+        assert f"ZENOS_HOME={home}" in ran.out.replace("\n", "")

@@ -21,9 +21,10 @@ import pytest
 
 from tests.cli.conftest import LIMIT_S, Daemon, until
 from zenos.cli.daemon_process import running
-from zenos.client import connect
+from zenos.client import Client, connect
 from zenos.client.address import start_time
 from zenos.core.home import Home
+from zenos.core.wire import Progress
 
 ROOT = Path(__file__).parent.parent.parent
 PROGRAM = [sys.executable, "-m", "zenos"]
@@ -214,11 +215,11 @@ def test_a_pipe_that_nobody_reads_is_no_error(daemon: Daemon, args: list[str]) -
 class Terminal:
     """A program on a pseudo-terminal."""
 
-    def __init__(self, *args: str) -> None:
+    def __init__(self, *args: str, program: list[str] = PROGRAM) -> None:
         self.pid, self._fd = pty.fork()
         if self.pid == 0:
             os.execve(  # noqa: S606 - no shell is wanted
-                PROGRAM[0], [*PROGRAM, *args], {**environment(), "TERM": "xterm"}
+                program[0], [*program, *args], {**environment(), "TERM": "xterm"}
             )
         self._unread = ""
         self.rest = ""  # what came after the last text that was waited for
@@ -275,6 +276,30 @@ def test_a_chat_in_the_terminal(daemon: Daemon) -> None:
     terminal.until(">>> ")
     assert daemon.double.asked[-1][1].messages == [{"role": "user", "content": "Again"}]
     terminal.type("\x04")
+    assert terminal.end() == 0
+
+
+WATCHING = "import zenos\nprint('at last', zenos.connect().task('job').watch().state)"
+
+
+def test_a_task_that_a_program_watches_is_drawn_again_in_its_place(
+    daemon: Daemon, client: Client
+) -> None:
+    handle = client.submit(["work"], name="job")
+    until(lambda: daemon.state(handle.id) == "running")
+    terminal = Terminal("-c", WATCHING, program=[sys.executable])
+    terminal.until("\x1b[?25l")  # the cursor is hidden
+    for done in (3, 7):
+        daemon.report(handle.id, Progress(stage="training", done=done, total=10, loss=2.5))
+        drawn = terminal.until(f"{done}/10")
+    # Between the two it went back to where the first stood: up, and the line is cleared.
+    assert "\x1b[1A\x1b[2K" in drawn
+    assert "training" in drawn
+    daemon.end(handle.id)
+    terminal.until("succeeded")
+    drawn = terminal.until("at last succeeded")
+    assert "\x1b[?25h" in drawn
+    assert "training" not in drawn
     assert terminal.end() == 0
 
 

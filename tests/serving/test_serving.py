@@ -88,13 +88,44 @@ def test_a_stream_is_the_answer_in_pieces(ai: openai.OpenAI) -> None:
 def test_usage_counts_tokens(ai: openai.OpenAI, client: Client, tmp_path: Path) -> None:
     path = client.export_model("m", tmp_path / "exported")
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    answer = complete(ai, PROMPTS[3], max_tokens=7, n=2, temperature=1)
-    assert answer.usage is not None
-    assert answer.usage.prompt_tokens == len(tokenizer(PROMPTS[3])["input_ids"])
-    assert answer.usage.completion_tokens <= 14
-    assert answer.usage.total_tokens == (
-        answer.usage.prompt_tokens + answer.usage.completion_tokens
+    prompts = PROMPTS[3:5]
+    answer = ai.completions.create(
+        model="m", prompt=prompts, max_tokens=7, n=2, temperature=1, seed=4, logprobs=0
     )
+    assert answer.usage is not None
+    # What was computed: the prompts, each once, and every token of every choice; an end of text,
+    # which ends a choice before its length, is one of them and has no text.
+    asked = sum(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
+    assert answer.usage.prompt_tokens == asked
+    made = 0
+    for choice in answer.choices:
+        assert choice.logprobs is not None
+        assert choice.logprobs.tokens is not None
+        made += len(choice.logprobs.tokens) if choice.finish_reason == "length" else 0
+    assert {choice.finish_reason for choice in answer.choices} == {"length"}
+    assert answer.usage.completion_tokens == made == 7 * len(answer.choices)
+    assert answer.usage.total_tokens == asked + made
+
+
+def test_usage_of_a_chat_counts_what_its_template_adds(ai: openai.OpenAI) -> None:
+    chat = {"model": "m", "max_tokens": 5, "temperature": 0}
+    one, two = (
+        ai.chat.completions.create(messages=[{"role": "user", "content": "the river"}] * n, **chat)  # type: ignore[call-overload]
+        for n in (1, 2)
+    )
+    words = complete(ai, "the river", max_tokens=1).usage.prompt_tokens  # type: ignore[union-attr]
+    assert one.usage.completion_tokens == 5
+    assert one.usage.prompt_tokens > words
+    assert two.usage.prompt_tokens - one.usage.prompt_tokens >= words
+    pieces = list(
+        ai.chat.completions.create(
+            messages=[{"role": "user", "content": "the river"}],
+            stream=True,
+            stream_options={"include_usage": True},
+            **chat,  # type: ignore[call-overload]
+        )
+    )
+    assert [piece.usage for piece in pieces if piece.usage] == [one.usage]
 
 
 def test_seeds_choices_stops_and_probabilities(ai: openai.OpenAI) -> None:

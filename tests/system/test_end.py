@@ -12,7 +12,7 @@ import pytest
 
 from tests.processes import until
 from tests.system.harness import System, family, popen
-from zenos.client import connect
+from zenos.client import Client, connect
 from zenos.core.errors import UnavailableError
 from zenos.core.home import Home
 from zenos.core.task import State
@@ -134,6 +134,27 @@ def test_a_daemon_that_boots_can_be_told_to_end(tmp_path: Path, number: signal.S
         assert said == "", (name, said)
         until(partial(_is_gone, home))
         assert not home.daemon.exists()
+
+
+@pytest.mark.parametrize("name", ["root", "token", "database", "daemon"])
+def test_a_daemon_that_boots_goes_on_when_its_terminal_hangs_up(tmp_path: Path, name: str) -> None:
+    home = Home(tmp_path / "home")
+    with popen(home.root) as process:
+        try:
+            until(partial(_has_made, process, getattr(home, name)))
+            process.send_signal(signal.SIGHUP)
+            with _up(home) as made:
+                assert made.status().pid == process.pid
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+def _up(home: Home) -> Client:
+    """A client of the daemon that is to come up."""
+    until(home.daemon.exists)
+    return connect(home=home.root, retry_s=30)
 
 
 def _is_gone(home: Home) -> bool:

@@ -5,7 +5,7 @@ A pure ASGI middleware, so that no path, method or framework feature lies outsid
 1. header and path sizes (431, 414);
 2. Host and Origin against the allow-list (403): a browser is a way in even on 127.0.0.1, since any
    page can have its own name resolve to it;
-3. the bearer token, the home's, a user's or a task's, on everything but `GET /health` (401): it
+3. the bearer token, the home's, a user's or a task's, on all but GET and HEAD of `/health` (401): it
    says on whose behalf the request is; who fails at 2 or 3 gets a row of the audit (refusals.py);
 4. the body: its size, alone and together with all others (413, 503), and its time (408).
 """
@@ -138,7 +138,7 @@ class Gate:
                 f"cannot take a path and query of more than {limits.PATH_CHARS_MAX} characters",
             )
         self._check_host(headers, scope)
-        if not (scope["path"] == "/health" and scope["method"] == "GET"):
+        if not (scope["path"] == "/health" and scope["method"] in ("GET", "HEAD")):
             said = _bearer(_values(headers, b"authorization"))
             task = inside.parse(said.decode("latin-1"))
             if task is not None:

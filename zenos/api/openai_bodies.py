@@ -179,9 +179,22 @@ def chat_request(body: ChatBody) -> GenerateRequest:
     return GenerateRequest(
         id=f"chatcmpl-{secrets.token_hex(12)}",
         messages=[_message(i, message) for i, message in enumerate(body.messages)],
-        sampling=_sampling(body, logprobs, most, None),
+        sampling=_chat_sampling(body, logprobs, most),
         priority=_priority(body),
     )
+
+
+def _chat_sampling(body: ChatBody, logprobs: int | None, most: int | None) -> Sampling:
+    """Errors name the fields that were sent: a chat has other names for two of them."""
+    names = {"logprobs": "top_logprobs"}
+    if body.max_tokens is None:
+        names["max_tokens"] = "max_completion_tokens"
+    try:
+        return _sampling(body, logprobs, most, None)
+    except FieldError as error:
+        if (said := error.param) is None or (name := names.get(said)) is None:
+            raise
+        raise FieldError(error.message.replace(said, name, 1), name) from None
 
 
 def _check_supported(body: Common) -> None:

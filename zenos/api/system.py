@@ -37,6 +37,7 @@ router = APIRouter(tags=["system"])
 SchemaName = Literal["train", "create", "task", "deployment"]
 
 
+@router.head("/health", include_in_schema=False)  # what watches a service often asks so
 @router.get("/health", **operation(Health))
 async def health() -> Response:
     """That the daemon answers. The one path without a token."""

@@ -234,7 +234,12 @@ def _run(plan: Plan, root: Path, picture: Path, console: Any) -> str:
         _table(result, answer, yielded, console)
         plot.write_picture(version, picture)
         console.print(f"The loss curve is in {picture}")
-    if not yielded.same:
+    return _verdict(result, same=yielded.same)
+
+
+def _verdict(result: dict[str, Any], *, same: bool) -> str:
+    """What went wrong, empty where nothing did."""
+    if not same:
         return "the training that gave way ended in other weights"
     return "" if result.get("beats_bigram") else "the model did not beat the bigram baseline"
 

@@ -165,7 +165,7 @@ def show(
 
 def _model_and_picture(first: str, second: Path) -> tuple[str, Path]:
     """`MODEL --plot FILE.png`, or the picture first, as in `--plot FILE.png MODEL`."""
-    from zenos.cli.plot import ENDINGS
+    from zenos.core.pictures import ENDINGS
 
     if first.lower().endswith(ENDINGS) and second.suffix.lower() not in ENDINGS:
         return str(second), Path(first)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import math
 import sys
@@ -35,6 +36,7 @@ COLOURS = {
     State.LOST: "red",
 }
 REDRAWS_PER_S = 8
+LEFT = "not followed any more; watch() follows it again"
 
 
 def show_seconds(seconds: float | None) -> str:
@@ -175,8 +177,16 @@ def render(view: TaskView) -> RenderableType:
 @contextmanager
 def watching(first: TaskView, console: Console | None = None) -> Iterator[Show]:
     """Gives a function that shows a view: live in a terminal or notebook, in lines elsewhere."""
-    if console is None and _in_notebook():
-        yield _Notebook(first)
+    shell = _ipython()
+    if shell is not None:
+        # Where watch() is the last thing typed, its value is shown: a record of a thousand letters.
+        shell.display_formatter.formatters["text/plain"].for_type(Task, _in_short)
+    if console is None and hasattr(shell, "kernel"):
+        notebook = _Notebook(first)
+        try:
+            yield notebook
+        finally:
+            notebook.leave()
         return
     from rich.console import Console as RichConsole
 
@@ -216,45 +226,116 @@ class _Lines:
 # -- notebook
 
 
-def _in_notebook() -> bool:
-    """Whether this runs in a Jupyter kernel, without importing IPython."""
+def _ipython() -> Any:
+    """The IPython that this runs in, which has a kernel in a notebook; it is not imported."""
     ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return shell is not None and hasattr(shell, "kernel")
+    return ipython.get_ipython() if ipython is not None else None
+
+
+def _in_short(task: Task, printer: Any, cycle: bool) -> None:
+    """How IPython writes a task that is the value of what was typed."""
+    printer.text(f"<task {task.id} ({task.name}): {task.state}>")
 
 
 class _Notebook:
     """One output area that is drawn again; needs no widgets."""
 
     def __init__(self, first: TaskView) -> None:
-        self._shown: Any = sys.modules["IPython.display"]
-        html_ = self._shown.HTML(task_html(first))
-        self._handle: Any = self._shown.display(html_, display_id=True)
-        self._drawn = 0.0
+        shown = sys.modules["IPython.display"]
+        self._view = first
+        self._handle: Any = shown.display(_bundle(first), raw=True, display_id=True)
+        self._drawn = -math.inf  # the first that comes is news
+        self._mark = _mark(first)
+        self._due = False
+        self._tick: asyncio.TimerHandle | None = None
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        self._again()
 
     def __call__(self, view: TaskView) -> None:
-        now = time.monotonic()
-        if view.task.is_ended or now - self._drawn >= 1 / REDRAWS_PER_S:
-            self._handle.update(self._shown.HTML(task_html(view)))
-            self._drawn = now
+        now, mark = time.monotonic(), _mark(view)
+        # No later view may come for long after one of these.
+        new = mark != self._mark or view.task.is_ended
+        self._view, self._mark, self._due = view, mark, True
+        if new or now - self._drawn >= 1 / REDRAWS_PER_S:
+            self._draw(now)
+
+    def leave(self) -> None:
+        """Nothing is drawn any more; a task that goes on without that is said to."""
+        if self._tick is not None:
+            self._tick.cancel()
+        if not self._view.task.is_ended:
+            self._handle.update(_bundle(self._view, left=True), raw=True)
+
+    def _draw(self, now: float) -> None:
+        self._handle.update(_bundle(self._view), raw=True)
+        self._drawn, self._due = now, False
+
+    def _again(self) -> None:
+        """Draw what came too soon after another. Only in async cells: else the loop stands still.
+
+        It also wakes the loop, without which the kernel sees no interrupt of an async cell before
+        the next event.
+        """
+        if self._due:
+            self._draw(time.monotonic())
+        self._tick = self._loop.call_later(1 / REDRAWS_PER_S, self._again)
 
 
-def task_html(view: TaskView) -> str:
-    """One task as HTML; everything in it is escaped."""
+def _mark(view: TaskView) -> tuple[object, ...]:
+    """What is drawn at once when it changes."""
+    stage = view.progress.stage if view.progress else None
+    return (view.task.state, view.task.generation, stage)
+
+
+def _bundle(view: TaskView, *, left: bool = False) -> dict[str, str]:
+    """For notebooks that show HTML, and for those that cannot."""
+    text = f"{view.task.name}: {summary(view.task)}"
+    if not view.task.is_ended and (more := show_progress(view.progress)):
+        text += f", {more}"
+    return {
+        "text/html": task_html(view, left=left),
+        "text/plain": f"{text}; {LEFT}" if left else text,
+    }
+
+
+def task_html(view: TaskView, *, left: bool = False) -> str:
+    """One task as HTML; everything in it is escaped. left: say that it is no longer followed."""
     task, progress = view.task, view.progress
     rows = [
         ("task", f"{task.name} ({task.id})"),
         ("kind", str(task.kind)),
         ("state", summary(task)),
     ]
-    if progress is not None:
+    if task.state is State.QUEUED and (waits := "; ".join(filter(None, (view.waits, again(task))))):
+        rows.append(("waits", waits))
+    if progress is not None and not task.is_ended:
         rows.append(("stage", progress.stage))
-        rows.extend((name or "note", value) for name, value in facts(progress))
+    rows.extend((name or "note", value) for name, value in facts(progress))
+    if task.is_ended:
+        named = {name for name, _ in rows}
+        rows.extend(row for row in _results(task) if row[0] not in named)
+    if left:
+        rows.append(("", LEFT))
     share = fraction(progress)
     bar = ""
     if share is not None and not task.is_ended:
         bar = f'<progress max="1" value="{share:.4f}" style="width:20em"></progress>'
     return f"<div>{bar}{_table_html(rows)}</div>"
+
+
+def _results(task: Task) -> list[tuple[str, str]]:
+    """What an ended task has made, and how long it took."""
+    result = (task.outcome and task.outcome.result) or {}
+    loss = result.get("eval_loss")
+    rows = [
+        ("model", str(result.get("model") or "")),
+        ("held out", _figure(loss) if isinstance(loss, float) else ""),
+        ("took", show_seconds(took_s(task))),
+    ]
+    return [(name, value) for name, value in rows if value]
 
 
 def model_html(model: ModelVersion) -> str:
