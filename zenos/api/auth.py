@@ -6,7 +6,7 @@ A pure ASGI middleware, so that no path, method or framework feature lies outsid
 2. Host and Origin against the allow-list (403): a browser is a way in even on 127.0.0.1, since any
    page can have its own name resolve to it;
 3. the bearer token, the home's, a user's or a task's, on all but GET and HEAD of `/health` (401):
-   it says on whose behalf the request is; who fails at 2 or 3 gets a row of the audit (refusals.py);
+   it says on whose behalf the request is; who fails at 2 or 3 has a row in the audit (refusals.py);
 4. the body: its size, alone and together with all others (413, 503), and its time (408).
 """
 
