@@ -100,6 +100,12 @@ def test_a_user_works_from_another_home(daemon: Daemon, far: pytest.MonkeyPatch)
     assert tree[0].split()[:4] == ["ID", "NAME", "USER", "POOL"]
     assert {line.split()[1]: line.split()[2] for line in tree[1:]}["anns"] == "ann"
     # What is one's own is done, whatever else was named.
+    far.setenv("ZENOS_TOKEN", token(daemon, "eves", "--user", "eve"))
+    eve = zenos("submit", "--", "work").out.strip()
+    refused = zenos("cancel", "sweep", eve)  # an array of somebody else's
+    assert (refused.code, "belongs to bob" in refused.err) == (4, True)
+    until(lambda: daemon.double.view.tasks[eve].stopping == "cancel")
+    far.setenv("ZENOS_TOKEN", token(daemon, "bobs2", "--user", "bob"))
     refused = zenos("cancel", ann, bob)
     assert refused.code == 4
     assert f"cannot cancel {ann}: it belongs to ann" in refused.err

@@ -35,6 +35,14 @@ def test_cancel_cancels_what_is_there_and_names_the_rest(daemon: Daemon) -> None
     assert len(zenos("cancel", "a", "nosuch", "--json").json) == 1
 
 
+def test_a_misspelt_name_keeps_no_other_task_from_being_paused(daemon: Daemon) -> None:
+    task = submitted("a")
+    until(lambda: daemon.state(task) == "running")
+    ran = zenos("pause", "nosuch", "a", "--wait")
+    assert (ran.code, "nosuch" in ran.err) == (3, True)
+    assert daemon.state(task) == "paused"
+
+
 @pytest.mark.parametrize(("exit_code", "code"), [(0, 0), (7, 1)])
 def test_ctrl_c_just_after_the_end_ends_as_the_task_did(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch, exit_code: int, code: int

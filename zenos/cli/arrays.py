@@ -16,6 +16,8 @@ from zenos.core.resources import show_share, show_size
 from zenos.core.task import State
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from zenos.client import ArrayView, Client, TaskView
     from zenos.core.task import TaskSpec
 
@@ -77,24 +79,29 @@ def listed(
     return made.tasks(state=state, kind=kind, limit=limit), []
 
 
-def cancel(made: Client, names: list[str], *, wait: bool) -> tuple[list[ArrayView], list[str]]:
-    """Cancel the arrays among these names; what is left are tasks, or nothing that is known.
+def split(made: Client, names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The ids of the arrays among these names; what is left are tasks, or nothing that is known.
 
     A name is a task's where there is one of it, as everywhere else.
     """
-    views, others = [], []
+    arrays, others = [], []
     for name in dict.fromkeys(names):
         try:
-            known = made.array(name)
-            if known.array.id != name and _is_task(made, name):
-                others.append(name)
-                continue
-            view = made.cancel_array(known.array.id)
+            known = made.array(name).array.id
         except (NotFoundError, InvalidError):
             others.append(name)
             continue
-        views.append(_wait(made, view) if wait else view)
-    return views, others
+        if known != name and _is_task(made, name):
+            others.append(name)
+        else:
+            arrays.append(known)
+    return arrays, others
+
+
+def cancel(made: Client, array: str, *, wait: bool) -> ArrayView:
+    """Cancel an array, by its id."""
+    view = made.cancel_array(array)
+    return _wait(made, view) if wait else view
 
 
 def _is_task(made: Client, name: str) -> bool:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 COMPLETION_TIMEOUT_S = 1.0
 ENDING_CHARS_MAX = 1000  # of why a task failed; the rest is in its log
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -100,19 +101,20 @@ def parse_settings(items: list[str] | None) -> dict[str, Any]:
     return settings
 
 
-def for_each(names: list[str], act: Callable[[str], T]) -> tuple[list[T], list[ZenosError]]:
-    """What came of each name, and the errors of those that could not be had.
+def for_each(items: Iterable[S], act: Callable[[S], T]) -> tuple[list[T], list[ZenosError]]:
+    """What came of each item, such as a name, and the errors of those where nothing did.
 
-    What the daemon has of them is done, however many others are misspelt; `end_with` tells of them.
+    What can be done is done, however many others are misspelt, somebody else's, or in another
+    state; `end_with` tells of them. Errors that are of no single item are raised.
     """
-    from zenos.core.errors import ConflictError, InvalidError, NotFoundError
+    from zenos.core.errors import ConflictError, InvalidError, NotFoundError, RefusedError
 
     done: list[T] = []
     failed: list[ZenosError] = []
-    for name in dict.fromkeys(names):
+    for item in dict.fromkeys(items):
         try:
-            done.append(act(name))
-        except (NotFoundError, InvalidError, ConflictError) as error:
+            done.append(act(item))
+        except (NotFoundError, InvalidError, ConflictError, RefusedError) as error:
             failed.append(error)
     return done, failed
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zenos.cli.commands import Commands
-from zenos.cli.common import Json, client, complete
+from zenos.cli.common import Json, client, complete, end_with, for_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,25 +89,12 @@ def _each(
     names: list[str], verb: Callable[[Client, str], NodeView], words: str, *, json: bool
 ) -> None:
     """Do it to each; what is wrong with one doesn't keep the others from it."""
-    from zenos.cli.errors import exit_code, show
     from zenos.cli.output import put_json, say
-    from zenos.core.errors import ZenosError
 
-    done: list[NodeView] = []
-    failed: ZenosError | None = None
     with client() as made:
-        for name in names:
-            try:
-                done.append(verb(made, name))
-            except ZenosError as error:
-                if len(names) == 1:
-                    raise
-                failed = failed or error
-                show(error)
-        if json:
-            put_json(done)
-        else:
-            for view in done:
-                say(f"{view.node.name} {words}")
-    if failed is not None:
-        raise typer.Exit(exit_code(failed))
+        done, failed = for_each(names, lambda name: verb(made, name))
+    if json:
+        put_json(done)
+    for view in [] if json else done:
+        say(f"{view.node.name} {words}")
+    end_with(failed)

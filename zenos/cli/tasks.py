@@ -453,20 +453,20 @@ def cancel(
 
     Example: zenos cancel t12
     """
-    from zenos.cli.arrays import cancel as cancel_arrays
+    from zenos.cli import arrays as arrays_
     from zenos.cli.output import put_json, say
-    from zenos.core.errors import RefusedError
+
+    def act(handle: TaskHandle) -> TaskHandle:
+        handle.cancel()
+        return handle
 
     with client() as made:
-        arrays, tasks = cancel_arrays(made, tasks, wait=wait)
-        handles, failed = for_each(tasks, made.task)
-        over = {handle.id for handle in handles if handle.task.is_ended}
-        for handle in list(handles):
-            try:
-                handle.cancel()
-            except RefusedError as error:
-                failed.append(error)
-                handles.remove(handle)
+        ids, names = arrays_.split(made, tasks)
+        arrays, failed = for_each(ids, lambda array: arrays_.cancel(made, array, wait=wait))
+        found, unknown = for_each(names, made.task)
+        over = {handle.id for handle in found if handle.task.is_ended}
+        handles, refused = for_each(found, act)
+        failed += [*unknown, *refused]
         if wait:
             for handle in handles:
                 handle.wait()

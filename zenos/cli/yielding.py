@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zenos.cli.common import Json, client, complete_tasks
+from zenos.cli.common import Json, client, complete_tasks, end_with, for_each
 
 if TYPE_CHECKING:
     from zenos.client import TaskHandle
@@ -94,34 +94,24 @@ def _each(
     say_priority: bool = False,
 ) -> None:
     """Do it to each; what is wrong with one doesn't keep the others from it."""
-    from zenos.cli.errors import exit_code, show
     from zenos.cli.output import put_json, say
-    from zenos.core.errors import ZenosError
 
-    done: list[TaskHandle] = []
-    failed: ZenosError | None = None
+    def act(handle: TaskHandle) -> TaskHandle:
+        verb(handle)
+        return handle
+
     with client() as made:
-        handles = [made.task(name) for name in names]
-        for handle in handles:
-            try:
-                verb(handle)
-                done.append(handle)
-            except ZenosError as error:
-                if len(handles) == 1:
-                    raise
-                failed = failed or error
-                show(error)
+        handles, unknown = for_each(names, made.task)
+        done, failed = for_each(handles, act)
         for handle in done if until is not None else ():
             for view in handle.follow():
                 if view.task.is_ended or (until is not None and until(view.task)):
                     break
-        if json:
-            put_json([handle.task for handle in done])
-        else:
-            for handle in done:
-                say(_said(handle.task, say_priority=say_priority))
-    if failed is not None:
-        raise typer.Exit(exit_code(failed))
+    if json:
+        put_json([handle.task for handle in done])
+    for handle in [] if json else done:
+        say(_said(handle.task, say_priority=say_priority))
+    end_with([*unknown, *failed])
 
 
 def _said(task: Task, *, say_priority: bool) -> str:
