@@ -22,18 +22,18 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import torch
-from safetensors.torch import load_file
 
 from zenos.core import durable, failpoints
 from zenos.core.errors import RefusedError, StorageError
 from zenos.core.home import CHECKPOINT_PREFIX
 from zenos.runtime.beside import beside
+from zenos.runtime.train.stored import DTYPES, Stored
 from zenos.threads import Future
 from zenos.threads.current import report
 
@@ -43,17 +43,6 @@ FORMAT: Final = 1
 KEPT: Final = 2
 MANIFEST: Final = "manifest.json"
 _DAMAGED: Final = "damaged-"
-_DTYPES: Final = {
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.float64: "F64",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -136,8 +125,12 @@ class DamagedError(StorageError):
 class Checkpoint:
     """One checkpoint on disk whose files are what its manifest says."""
 
-    def __init__(self, directory: Path) -> None:
-        """Raises DamagedError for anything missing or changed, RefusedError for a newer format."""
+    def __init__(self, directory: Path, *, later: bool = False) -> None:
+        """Raises DamagedError for anything missing or changed, RefusedError for a newer format.
+
+        later: files are still being read, and `confirm` says whether they are whole. Until then
+        nothing may be made of what stands in the tensors.
+        """
         self.directory = directory
         try:
             manifest = _unseal((directory / MANIFEST).read_bytes())
@@ -146,36 +139,44 @@ class Checkpoint:
                     f"cannot resume from {directory}: a newer zenos wrote it; upgrade this one"
                 )
             self._manifest = msgspec.json.decode(manifest, type=_Manifest)
-            for name, expected in self._manifest.files.items():
-                size = (directory / name).stat().st_size
-                if size != expected.bytes:
-                    raise DamagedError(f"{name} has {size} bytes instead of {expected.bytes}")
-            hashes = {
-                name: beside("checkpoint", f"reading {name}", partial(_sha256, directory / name))
-                for name in self._manifest.files
+            self._stored = {
+                name: Stored(directory / name, expected.bytes)
+                for name, expected in self._manifest.files.items()
             }
-            for name, digest in hashes.items():
-                if digest.result() != self._manifest.files[name].sha256:
-                    raise DamagedError(f"{name} has changed since it was written")
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, ValueError, msgspec.DecodeError) as error:
             raise DamagedError(str(error)) from error
+        self._hashes = {
+            name: beside("checkpoint", f"reading {name}", stored.read)
+            for name, stored in self._stored.items()
+        }
+        if not later:
+            self.confirm()
+
+    def confirm(self) -> None:
+        """Wait until all is read. Raises DamagedError for files that have changed."""
+        for name, digest in self._hashes.items():
+            try:
+                same = digest.result() == self._manifest.files[name].sha256
+            except OSError as error:
+                raise DamagedError(str(error)) from error
+            if not same:
+                raise DamagedError(f"{name} has changed since it was written")
 
     @property
     def state(self) -> State:
         return self._manifest.state
 
     def tensors(self, part: str) -> dict[str, torch.Tensor] | None:
-        """The tensors of `model`, `optimizer` or `best`; None where there is no such part."""
-        name = f"{part}.safetensors"
-        if name not in self._manifest.files:
-            return None
-        loaded: dict[str, torch.Tensor] = load_file(self.directory / name)
-        return loaded
+        """The tensors of `model`, `optimizer` or `best`; None where there is no such part.
 
-    @cached_property
-    def weights(self) -> dict[str, torch.Tensor] | None:
-        """The tensors of `model`, the same each time: a model may take them over."""
-        return self.tensors("model")
+        They lie in this object's memory: whoever takes one over keeps all of its part.
+        """
+        stored = self._stored.get(f"{part}.safetensors")
+        return stored.tensors() if stored is not None else None
+
+    def let_go(self) -> None:
+        """Keep nothing in memory but what was taken over."""
+        self._stored.clear()
 
 
 class Checkpoints:
@@ -191,15 +192,16 @@ class Checkpoints:
 
     # -- reading
 
-    def latest(self) -> tuple[Checkpoint | None, list[str]]:
+    def latest(self, *, later: bool = False) -> tuple[Checkpoint | None, list[str]]:
         """The newest undamaged checkpoint, and a note for each newer one that is damaged.
 
-        DamagedError ones are put aside, so that their step can be written again.
+        DamagedError ones are put aside, so that their step can be written again. later: see
+        Checkpoint; of one that turns out to be damaged this is asked again, without it.
         """
         notes: list[str] = []
         for path in sorted(self._directories(), reverse=True):
             try:
-                found = Checkpoint(path)
+                found = Checkpoint(path, later=later)
             except DamagedError as error:
                 notes.append(
                     f"cannot use the checkpoint {path.name}: {error}; taking the one before"
@@ -374,7 +376,7 @@ def _views(tensors: Tensors) -> list[tuple[str, str, list[int], Any]]:
     return [
         (
             name,
-            _DTYPES[tensor.dtype],
+            DTYPES[tensor.dtype],
             list(tensor.shape),
             tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data,
         )
@@ -427,8 +429,3 @@ def _unseal(data: bytes) -> bytes:
     if rest.strip() != hashlib.sha256(body).hexdigest().encode():
         raise DamagedError("its manifest has changed since it was written")
     return body
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

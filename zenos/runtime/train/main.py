@@ -28,7 +28,7 @@ from zenos.runtime import architectures, gpu
 from zenos.runtime.context import EXIT_SUSPENDED, WorkerContext
 from zenos.runtime.train import caching, numerics, packing, publish
 from zenos.runtime.train import tokenizer as tokenizers
-from zenos.runtime.train.checkpoint import Checkpoint, Checkpoints, Plan
+from zenos.runtime.train.checkpoint import Checkpoint, Checkpoints, DamagedError, Plan
 from zenos.runtime.train.corpus import Corpus, Survey
 from zenos.runtime.train.gang import RENDEZVOUS, Leader
 from zenos.runtime.train.objectives import objective_for
@@ -79,7 +79,41 @@ class Data(NamedTuple):
 
 
 def _train(context: WorkerContext, spec: TrainSpec, checkpoints: Checkpoints) -> dict[str, Any]:
-    checkpoint, notes = checkpoints.latest()
+    """Train. Alone, the model is built while the checkpoint is still being read and hashed."""
+    checkpoint, notes = checkpoints.latest(later=context.gang is None)
+    try:
+        trainer, vocabulary = _prepare(context, spec, checkpoints, checkpoint, notes)
+    except Exception as error:
+        if not isinstance(error, DamagedError) and not _is_damaged(checkpoint):
+            raise
+        checkpoint, notes = checkpoints.latest()  # and whatever went wrong may have come of that
+        trainer, vocabulary = _prepare(context, spec, checkpoints, checkpoint, notes)
+    del checkpoint
+    trainer.begin()
+    if spec.publish is None:
+        trainer.run()  # 4
+    else:
+        _run_publishing(context, spec, trainer, vocabulary)
+    return publish.publish(context, spec, trainer, vocabulary)  # 5
+
+
+def _is_damaged(checkpoint: Checkpoint | None) -> bool:
+    try:
+        if checkpoint is not None:
+            checkpoint.confirm()
+    except DamagedError:
+        return True
+    return False
+
+
+def _prepare(
+    context: WorkerContext,
+    spec: TrainSpec,
+    checkpoints: Checkpoints,
+    checkpoint: Checkpoint | None,
+    notes: list[str],
+) -> tuple[Trainer, Vocabulary]:
+    """All that comes before the first step. Raises DamagedError for a checkpoint that is none."""
     for note in notes:
         context.report(Progress(stage="resuming", note=note))
     if spec.arch is not None:
@@ -90,11 +124,10 @@ def _train(context: WorkerContext, spec: TrainSpec, checkpoints: Checkpoints) ->
     if isinstance(gang, Leader):
         gang.begin(data.plan, checkpoint.directory if checkpoint is not None else None)
     device = choose_device(context)
-    weights = checkpoint.weights if checkpoint is not None else None
-    model = build(context, spec, data.vocabulary, weights)  # 3
+    weights = checkpoint.tensors("model") if checkpoint is not None else None
     trainer = Trainer(
         spec,
-        model,
+        build(context, spec, data.vocabulary, weights),  # 3
         objective_for(spec, data.vocabulary),
         data.packed,
         checkpoints,
@@ -106,15 +139,11 @@ def _train(context: WorkerContext, spec: TrainSpec, checkpoints: Checkpoints) ->
         gang=gang,
     )
     if checkpoint is not None:
+        checkpoint.confirm()
         trainer.resume(checkpoint)
     if isinstance(gang, Leader):
         gang.join(trainer.model, spec.backend, context.run_dir / RENDEZVOUS)
-    trainer.begin()
-    if spec.publish is None:
-        trainer.run()  # 4
-    else:
-        _run_publishing(context, spec, trainer, data.vocabulary)
-    return publish.publish(context, spec, trainer, data.vocabulary)  # 5
+    return trainer, data.vocabulary
 
 
 def _run_publishing(

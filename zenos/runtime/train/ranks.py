@@ -83,7 +83,7 @@ def _follow(context: WorkerContext, gang: Follower) -> None:
     vocabulary = Vocabulary(context.home.cache / "tokenizers" / word.plan.tokenizer)
     device = choose_device(context)
     checkpoint = Checkpoint(Path(word.checkpoint)) if word.checkpoint is not None else None
-    weights = checkpoint.weights if checkpoint is not None else None
+    weights = checkpoint.tensors("model") if checkpoint is not None else None
     trainer = Trainer(
         spec,
         build(context, spec, vocabulary, weights),

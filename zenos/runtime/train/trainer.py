@@ -378,7 +378,7 @@ class Trainer:
         note = numerics.check_same(
             state.fingerprint, self.state.fingerprint, inexact=self.spec.inexact
         )
-        model, moments = checkpoint.weights, checkpoint.tensors("optimizer")
+        model, moments = checkpoint.tensors("model"), checkpoint.tensors("optimizer")
         if model is None or moments is None:
             raise StorageError(f"cannot resume from {checkpoint.directory}: a part is missing")
         load_weights(self.model, model)
@@ -388,6 +388,7 @@ class Trainer:
             self.best = {name: tensor.to(self.device) for name, tensor in best.items()}
         elif state.best_step is not None:
             self.best = {n: p.detach().clone() for n, p in weights_of(self.model).items()}
+        checkpoint.let_go()
         state.fingerprint = self.state.fingerprint
         self.state = state
         self._say(note or f"resumed at step {state.step}")
