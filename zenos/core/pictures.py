@@ -40,4 +40,6 @@ def save(figure: Figure, path: Path) -> None:
     try:
         figure.savefig(path, dpi=DOTS_PER_INCH)
     except OSError as error:
+        if path.is_file():  # a part of a picture is none; never a device
+            path.unlink()
         raise StorageError(f"cannot write {path}: {error.strerror}") from None
