@@ -37,9 +37,10 @@ def check_kind(path: Path) -> None:
 
 def save(figure: Figure, path: Path) -> None:
     """Write it; the ending says as what. StorageError where that isn't possible."""
+    there_before = path.exists()
     try:
         figure.savefig(path, dpi=DOTS_PER_INCH)
     except OSError as error:
-        if path.is_file():  # a part of a picture is none; never a device
-            path.unlink()
+        if not there_before:  # a part of a picture is none
+            path.unlink(missing_ok=True)
         raise StorageError(f"cannot write {path}: {error.strerror}") from None
