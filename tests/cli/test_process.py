@@ -55,6 +55,17 @@ def up(home: Home) -> Iterator[Home]:
         shutil.rmtree(home.sockets, ignore_errors=True)
 
 
+def test_a_closed_stdout_is_no_fault() -> None:
+    ran = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$@" >&-', "sh", *PROGRAM, "--version"],
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from zenos.cli.main import app; sys.argv = ['zenos', '--help']\n"

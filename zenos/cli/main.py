@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
+import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -78,6 +80,8 @@ if importlib.util.find_spec("zenos.cli.demo") is not None:
 
 def main() -> None:
     """Run the command line; ends the process."""
+    if sys.stdout is None:  # closed by who started it: what is written goes nowhere
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to the end
     interrupts.watch()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -37,7 +39,11 @@ def check_kind(path: Path) -> None:
 
 def save(figure: Figure, path: Path) -> None:
     """Write it; the ending says as what. StorageError where that isn't possible."""
+    there_before = os.path.lexists(path)
     try:
         figure.savefig(path, dpi=DOTS_PER_INCH)
     except OSError as error:
+        if not there_before:  # a part of a picture is none
+            with suppress(OSError):  # nothing was made
+                path.unlink()
         raise StorageError(f"cannot write {path}: {error.strerror}") from None
