@@ -15,9 +15,9 @@ from zenos.core import events as ev
 from zenos.core import limits
 from zenos.core.errors import ConflictError, RefusedError
 from zenos.core.node import Cordon, Measured
+from zenos.core.replicas import replica_spec
 from zenos.core.specs import DeploymentSpec
 from zenos.core.task import ENDED, State, Task
-from zenos.kernel.model_manager import replica_spec
 
 NODES = st.integers(0, 5)
 MODELS = st.sampled_from(["alpha", "beta"])

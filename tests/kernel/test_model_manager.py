@@ -400,3 +400,15 @@ def test_a_replica_that_is_needed_no_more_has_as_long_for_its_answers_as_one_tha
     h.step(ev.Used(name="m", in_flight=1))
     h.wait(spec.keep_alive_s)
     assert [stop.grace_s for stop in h.stopped] == [Config().model_drain_s]
+
+
+def test_a_replica_that_is_told_to_end_before_it_has_started_has_not_failed() -> None:
+    h = Harness()
+    deploy(h)
+    (task,) = replicas(h)
+    h.step(ev.Shutdown(suspend=True))
+    h.step(ev.StartFailed(task=task.id, generation=1, reason="it was told to end"))
+    assert h.now(task).state is State.CANCELLED
+    deployment = h.kernel.state.deployments["m"]
+    assert (deployment.replicas, deployment.failures, deployment.error) == ([], 0, None)
+    assert [t.state for t in replicas(h.restarted())] == [State.STARTING]

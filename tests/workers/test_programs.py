@@ -208,6 +208,23 @@ async def test_a_program_that_ends_on_sigterm_ends_within_the_grace_time(rig: Ri
     assert (await exited(rig)).outcome.signal == signal.SIGTERM
 
 
+async def test_one_that_was_told_to_end_before_it_started_says_so(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+
+    async def fork(_spec: Path, notify: int) -> None:
+        held.append(os.dup(notify))  # a fork server that takes its time
+
+    monkeypatch.setattr(rig.launcher, "fork", fork)
+    await rig.executor.start(program("true"))
+    await rig.executor.stop("t1", 1, 0.0, save=False)
+    (event,) = await rig.until(StartFailed)
+    os.close(held[0])
+    assert isinstance(event, StartFailed)
+    assert event.reason == "it was told to end before it had started"
+
+
 async def test_what_a_program_leaves_behind_ends_with_it(rig: Rig, tmp_path: Path) -> None:
     script = f"setsid sleep 600 & echo $! > {tmp_path}/pid; exit 0"
     await rig.executor.start(program("/bin/sh", "-c", script))

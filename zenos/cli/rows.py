@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from zenos.cli.output import coloured
 from zenos.client.display import COLOURS, show_count, show_progress, show_seconds, summary, took_s
 from zenos.core.quotas import Quota, shown
+from zenos.core.replicas import holds, replica_spec, takes_turns
 from zenos.core.resources import show_share, show_size
 from zenos.core.specs import CallSpec, CreateSpec, ProgramSpec, ServeSpec, TrainSpec, Work
 from zenos.core.wording import counted
@@ -226,15 +227,30 @@ def model_row(model: ModelVersion) -> tuple[Any, ...]:
     )
 
 
+def answering(deployment: Deployment, replicas: list[TaskView]) -> str:
+    """Which of its replicas answer: "now" as deployed now, "before" as before alone, or "" none."""
+    spec, turns = replica_spec(deployment), takes_turns(deployment)
+    tasks = [view.task for view in replicas]
+    ready = [holds(t.spec, spec, turns) for t in tasks if t.ready and not t.stopping]
+    if any(ready):
+        return "now"
+    return "before" if ready else ""
+
+
 def deployment_row(deployment: Deployment, replicas: dict[str, TaskView]) -> tuple[Any, ...]:
     """One deployment; replicas: tasks by id, those of this one among them."""
     spec = deployment.spec
     views = [replicas[name] for name in deployment.replicas if name in replicas]
     if deployment.stopping:
         state = "stopping"
+    elif (answers := answering(deployment, views)) == "before":
+        new = "the new one loads"
+        if deployment.error is not None or deployment.failures:
+            new = deployment.error or f"the new one has failed {deployment.failures} times"
+        state = clipped(f"served as before: {new}")
     elif deployment.error is not None:
         state = clipped(deployment.error)
-    elif any(view.task.ready for view in views):
+    elif answers:
         state = "served"
     elif views:
         state = next((view.waits for view in views if view.waits), None) or "loading"

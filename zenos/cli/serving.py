@@ -82,6 +82,7 @@ def serve(
     from zenos.client.build import parse_duration
 
     with client() as made:
+        before = [r for d in made.deployments() if d.name == model for r in d.replicas]
         deployment = made.serve(
             model,
             min_replicas=min_replicas,
@@ -99,7 +100,7 @@ def serve(
         if deployment.warning:
             say(f"note: {deployment.warning}")
         if wait and min_replicas > 0:
-            deployment = _until_ready(made, deployment)
+            deployment = _until_ready(made, deployment, before)
         if json:
             put_json(deployment)
             return
@@ -108,27 +109,39 @@ def serve(
     put(f"{deployment.name} {state} at {url}/v1; 'zenos run {deployment.name}' asks it")
 
 
-def _until_ready(made: Client, deployment: Deployment) -> Deployment:
-    """Until one replica has loaded its model; raises what keeps it from that."""
+def _until_ready(made: Client, deployment: Deployment, before: list[str]) -> Deployment:
+    """Until one replica as deployed now has loaded its model; raises what keeps it from that.
+
+    before: those replicas that were there already.
+    """
     import time
 
     from zenos.cli.output import say
+    from zenos.cli.rows import answering
     from zenos.cli.waiting import room
     from zenos.core.errors import NotFoundError, WorkerError
+    from zenos.core.replicas import holds, replica_spec, takes_turns
     from zenos.core.task import Kind
 
-    said = False
+    name, said = deployment.name, False
     while True:
-        found = [d for d in made.deployments() if d.name == deployment.name]
-        if not found or found[0].stopping:
-            raise NotFoundError(f"cannot wait for {deployment.name}: it was stopped")
-        if found[0].error is not None:
-            raise WorkerError(found[0].error)
-        replicas = set(found[0].replicas)
+        found = next((d for d in made.deployments() if d.name == name), None)
+        if found is None or found.stopping:
+            raise NotFoundError(f"cannot wait for {name}: it was stopped")
+        replicas = set(found.replicas)
         views = [v for v in made.tasks(kind=Kind.SERVE) if v.task.id in replicas]
-        if any(view.task.ready for view in views):
-            return found[0]
-        waits = room(deployment.name, views)
+        answers = answering(found, views)
+        ended = [] if answers else [made.task(old).task.stopping for old in before]
+        if "replaced" in ended or "gives way" in ended:
+            before = []
+            say(f"no room for both: {name} answers again when its new replica has loaded")
+        if found.error is not None:
+            kept = f"{name} answers as before" if answers else f"nothing answers for {name} now"
+            raise WorkerError(f"{found.error}; {kept}; serve it with other settings")
+        if answers == "now":
+            return found
+        spec, turns = replica_spec(found), takes_turns(found)
+        waits = room(name, [v for v in views if holds(v.task.spec, spec, turns)])
         if waits is not None and not said:
             said = True
             say(f"{waits}; Ctrl-C leaves it deployed")

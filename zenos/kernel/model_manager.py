@@ -16,19 +16,13 @@ from zenos.core import limits
 from zenos.core.actions import StopWorker, Update
 from zenos.core.errors import NotFoundError, RefusedError, UnavailableError
 from zenos.core.names import ModelRef
-from zenos.core.resources import Resources
+from zenos.core.replicas import holds, replica_resources, replica_spec, takes_turns
 from zenos.core.specs import DeploymentSpec, ServeSpec
-from zenos.core.task import HOLDING, Deployment, Principal, State, Task, TaskSpec
+from zenos.core.task import HOLDING, Deployment, Principal, State, Task
 from zenos.kernel import supervision
 
 if TYPE_CHECKING:
     from zenos.kernel.step import Kernel
-
-
-def replica_resources(spec: DeploymentSpec, memory: int = 0) -> Resources:
-    """What one replica wants; memory: bytes, where the spec doesn't say."""
-    wanted = spec.memory if spec.memory is not None else memory or limits.REPLICA_MEMORY_BYTES
-    return Resources.of(cpu=spec.cpu, gpu=spec.gpu, memory=wanted)
 
 
 def follows(deployment: Deployment) -> bool:
@@ -42,11 +36,6 @@ def _number(deployment: Deployment) -> int:
     return (ModelRef.parse(deployment.version).version if deployment.version else None) or 0
 
 
-def takes_turns(deployment: Deployment) -> bool:
-    """Whether its replicas change their weights while they serve, rather than being replaced."""
-    return deployment.turn > 0 and bool(deployment.build)
-
-
 def _is_owned(deployment: Deployment) -> bool:
     """Whether somebody has deployed it; what a mere request has loaded is anybody's."""
     return not (deployment.implicit or deployment.stopping)
@@ -57,22 +46,6 @@ def _owner(old: Deployment | None, asker: Principal) -> Principal:
     if old is not None and _is_owned(old) and old.principal.project != asker.project:
         return old.principal
     return asker
-
-
-def replica_spec(deployment: Deployment) -> TaskSpec:
-    """The task of one replica."""
-    spec = deployment.spec
-    work = ServeSpec(
-        model=deployment.version or spec.model,
-        deployment=deployment.name,
-        dtype=spec.dtype,
-        slots=spec.slots,
-        context=spec.context,
-        build=deployment.build,
-        on_update=spec.on_update,
-    )
-    resources = replica_resources(spec, deployment.memory)
-    return TaskSpec(work=work, resources=resources, priority=spec.priority)
 
 
 class ModelManager:
@@ -392,7 +365,7 @@ class ModelManager:
             for task in tasks
             if not task.is_ended
             and not task.stopping
-            and _holds(task.spec, spec, takes_turns(deployment)) is current
+            and holds(task.spec, spec, takes_turns(deployment)) is current
         ]
 
     def next_wake(self, now: float) -> float:
@@ -436,13 +409,6 @@ class ModelManager:
             if deployment is not None:
                 replicas = [replica for replica in deployment.replicas if replica != task.id]
                 state.put_deployment(replace(deployment, replicas=replicas))
-
-
-def _holds(held: TaskSpec, wanted: TaskSpec, takes_turns: bool) -> bool:
-    """Whether a replica is what is wanted now, or becomes that by other weights."""
-    if takes_turns and isinstance(held.work, ServeSpec) and isinstance(wanted.work, ServeSpec):
-        held = replace(held, work=replace(held.work, model=wanted.work.model))
-    return held == wanted
 
 
 def _is_final(task: Task) -> bool:

@@ -150,9 +150,10 @@ def start_failed(kernel: Kernel, event: ev.StartFailed, now: float) -> None:
     if task is None:
         return
     outcome = Outcome(error=f"cannot start: {event.reason}"[: limits.ERROR_CHARS_MAX])
-    if task.stopping == "cancel":
+    # A replica that was told to end has failed at nothing, whoever told it.
+    if task.stopping == "cancel" or (task.stopping and task.kind is Kind.SERVE):
         _end(kernel, task, State.CANCELLED, outcome, now)
-    elif task.stopping == "suspend" and task.kind is not Kind.SERVE:
+    elif task.stopping == "suspend":
         _requeue(kernel, task, outcome, now, "stopped")
     elif task.stopping:
         _end(kernel, task, State.FAILED, outcome, now)

@@ -181,7 +181,10 @@ class LocalExecutor:
         except OSError:
             return  # one has come after all
         self._unwatch(handle)
-        self._conclude(handle, f"nothing was heard of it for {limits.START_TIMEOUT_S:g} s")
+        reason = f"nothing was heard of it for {limits.START_TIMEOUT_S:g} s"
+        if handle.stopping is not None:
+            reason = "it was told to end before it had started"
+        self._conclude(handle, reason)
 
     def _hear(self, handle: Handle) -> None:
         """A line of the shim, or its end."""
