@@ -46,6 +46,7 @@ def refuse(system: System) -> None:
                 said = error
                 break
         assert said is not None, "never refused"
+        assert "full" in said.message
         # The one that met it may wait for the store; the next ones are told at once, and why.
         with pytest.raises(ZenosError, match=r"cannot use the database .* full"):
             client.submit(["true"], name="y")
