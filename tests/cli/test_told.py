@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import tempfile
 import threading
@@ -14,7 +15,7 @@ from tests.cli.conftest import Daemon, until, zenos
 from zenos.cli import demo, output, tasks, waiting
 from zenos.cli.rows import task_rows
 from zenos.client import Client, TaskHandle, TaskView, connect
-from zenos.core.errors import ContextLengthError, InvalidError
+from zenos.core.errors import ContextLengthError, InvalidError, NoDaemonError
 from zenos.core.specs import DeploymentSpec, ServeSpec
 from zenos.core.task import Kind, Outcome, Principal, Task, TaskSpec
 from zenos.core.wire import WAITS_FOR_SPACE, Progress
@@ -71,6 +72,27 @@ def test_ctrl_c_before_the_end_leaves_the_task(
     ran = zenos("submit", "--follow", "--name", "long", "--", "work")
     assert (ran.code, "long goes on; 'zenos cancel t1'" in ran.err) == (130, True)
     assert daemon.state("t1") == "running"
+
+
+@pytest.mark.parametrize(
+    ("command", "waits"),
+    [
+        (["submit", "--wait", "--name", "long", "--", "work"], "zenos.cli.waiting.until_end"),
+        (["submit", "--follow", "--name", "long", "--", "work"], "zenos.cli.tasks._stream_log"),
+        (["create", "long", "--arch", "llama-nano"], "zenos.cli.waiting.until_end"),
+    ],
+)
+def test_who_waits_while_the_daemon_stays_away_is_told_which_task_goes_on(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, command: list[str], waits: str
+) -> None:
+    def away(*_: object) -> None:
+        raise NoDaemonError("cannot reach a daemon: start it with 'zenos up'")
+
+    monkeypatch.setattr(waits, away)
+    ran = zenos(*command)
+    assert ran.code == 5
+    assert re.search(r"start it with 'zenos up'; t1( \(long\))? goes on", ran.err)
+    assert "'zenos logs -f t1' follows it" in ran.err
 
 
 def test_rm_and_stop_do_the_same_and_rm_says_which_aliases_went(daemon: Daemon) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 from tests.disks import Disk, small_disk
 from tests.processes import until
 from tests.system.harness import System, refused
+from zenos.cli import daemon_process
 from zenos.client import TaskHandle, connect
 from zenos.core import limits
 from zenos.core.errors import StorageError, UnavailableError, ZenosError
+from zenos.core.home import Home
 from zenos.core.task import State
 
 
@@ -43,6 +46,7 @@ def refuse(system: System) -> None:
                 said = error
                 break
         assert said is not None, "never refused"
+        assert "full" in said.message
         # The one that met it may wait for the store; the next ones are told at once, and why.
         with pytest.raises(ZenosError, match=r"cannot use the database .* full"):
             client.submit(["true"], name="y")
@@ -98,6 +102,16 @@ def test_a_daemon_that_dies_on_a_full_disk_comes_back_with_all(full: System, dis
     tasks = full.finish()
     assert all(task.state is State.SUCCEEDED for task in tasks.values()), tasks
     assert full.lines()[1] == 1
+
+
+@pytest.mark.parametrize("left", [0, 8192, 40_000])
+def test_up_on_a_full_disk_says_that_it_is_full(disk: Disk, left: int) -> None:
+    home = Home(disk.path / "home")
+    disk.fill()
+    with (disk.path / "filler").open("r+b") as file:
+        file.truncate(max(os.fstat(file.fileno()).st_size - left, 0))
+    with pytest.raises(StorageError, match=r"cannot .* full.*make room"):
+        daemon_process.start(home, ["--port=0", "--set=zygote=lazy"])
 
 
 def test_a_training_that_cannot_be_published_waits_until_there_is_room(

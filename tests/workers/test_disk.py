@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from zenos.core import limits
+from zenos.core.free import free_bytes
 from zenos.workers import disk
 
 
@@ -33,5 +34,5 @@ async def test_a_nearly_full_disk_is_told_of_once(
 
 
 def test_what_is_free_is_told_of_a_disk_that_is_there(tmp_path: Path) -> None:
-    assert (disk.free_bytes(tmp_path) or 0) > 0
-    assert disk.free_bytes(tmp_path / "nowhere") is None
+    assert (free_bytes(tmp_path) or 0) > 0
+    assert free_bytes(tmp_path / "nowhere") is None

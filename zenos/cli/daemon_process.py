@@ -24,6 +24,7 @@ from zenos.core.errors import (
     UnavailableError,
     ZenosError,
 )
+from zenos.core.free import full
 from zenos.core.home import Home
 
 if TYPE_CHECKING:
@@ -128,10 +129,13 @@ def _why(home: Home, before: int, code: int) -> ZenosError:
         with home.daemon_log.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(min(before, size), size - LOG_TAIL_BYTES))
-            lines = file.read().decode("utf-8", "replace").splitlines()
+            lines = file.read().decode("utf-8", "replace").splitlines(keepends=True)
     except OSError:
         lines = []
-    said = [line for line in lines if line.startswith("cannot ")]
+    # A line without an end is one for which the disk had no room.
+    said = [line[:-1] for line in lines if line.startswith("cannot ") and line.endswith("\n")]
+    if not said and (why := full(home.root)):
+        return StorageError(f"cannot start the daemon with the home {home.root}: {why}")
     if not said:
         ended = f"signal {-code}" if code < 0 else f"exit code {code}"
         return UnavailableError(

@@ -72,13 +72,14 @@ def create(
     Example: zenos create tiny --arch llama-nano --set hidden_size=256
     """
     from zenos.cli.output import put, put_json, say
-    from zenos.cli.waiting import until_end
+    from zenos.cli.waiting import naming, until_end
 
     settings = parse_settings(set_)
     with client() as made:
         handle = made.create(name, arch, settings, seed=seed, tokenizer=tokenizer, memory=memory)
         if wait:
-            until_end(handle)
+            with naming(handle):
+                until_end(handle)
             finish(handle.task)
     result = (handle.task.outcome.result if handle.task.outcome else None) or {}
     if json:

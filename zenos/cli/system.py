@@ -141,7 +141,8 @@ def down(
             daemon_process.wait_down(made, timeout)
     except NoDaemonError as error:
         if daemon is None or not daemon.is_alive:
-            _say_down(json, error.message.partition(";")[0], {}, [], stopped=False)
+            why = error.message.partition(";")[0]
+            _say_down(json, f"zenos is down already: {why}", {}, [], stopped=False)
             return
         # It does not answer any more but is there: on its way down already.
         daemon_process.wait_gone(daemon, timeout)

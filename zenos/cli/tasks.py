@@ -262,7 +262,7 @@ def _after_submit(handle: TaskHandle, *, follow: bool, wait: bool, json: bool, l
 
     from zenos.cli.errors import INTERRUPTED
     from zenos.cli.output import put_json, say
-    from zenos.cli.waiting import until_end
+    from zenos.cli.waiting import naming, until_end
 
     if handle.task.warning:
         say(f"note: {handle.task.warning}")
@@ -273,14 +273,15 @@ def _after_submit(handle: TaskHandle, *, follow: bool, wait: bool, json: bool, l
             _submitted(handle)
         return
     try:
-        if not follow:
-            until_end(handle)
-        elif log:
-            # The log is the result of a program; with --json that is the task.
-            _stream_log(handle, sys.stderr if json else sys.stdout)
-            handle.wait()
-        else:
-            handle.wait(progress=True)
+        with naming(handle):
+            if not follow:
+                until_end(handle)
+            elif log:
+                # The log is the result of a program; with --json that is the task.
+                _stream_log(handle, sys.stderr if json else sys.stdout)
+                handle.wait()
+            else:
+                handle.wait(progress=True)
     except KeyboardInterrupt:
         if not _has_ended(handle):
             say(f"\n{handle.task.name} goes on; 'zenos cancel {handle.id}' ends it")

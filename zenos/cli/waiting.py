@@ -58,6 +58,21 @@ def until_end(handle: TaskHandle) -> None:
 
 
 @contextmanager
+def naming(handle: TaskHandle) -> Iterator[None]:
+    """Where the daemon stays away, also say that the task is not lost with it, and which it is."""
+    from zenos.core.errors import NoDaemonError
+
+    try:
+        yield
+    except NoDaemonError as error:
+        label = f" ({handle.task.label})" if handle.task.label else ""
+        raise NoDaemonError(
+            f"{error.message}; {handle.id}{label} goes on, at the latest once the daemon is up: "
+            f"'zenos logs -f {handle.id}' follows it then"
+        ) from None
+
+
+@contextmanager
 def saying_room(name: str) -> Iterator[threading.Event]:
     """Says once on stderr when the model waits for room. Set the event when it has answered.
 

@@ -83,8 +83,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         check_labels(self.labels)
         if not 0 <= self.port <= 65535:
             raise InvalidError(f"cannot use port {self.port}: from 0 (any free one) to 65535")
-        if self.cpus is not None and parse_share(self.cpus, "cpus", limits.CPU_MILLI_MAX) == 0:
-            raise InvalidError("cannot run with cpus 0: give at least 0.001")
+        if self.cpus is not None:
+            if not self.cpus > 0:  # nor NaN
+                raise InvalidError(f"cannot run with cpus {self.cpus:g}: give at least 0.001")
+            parse_share(self.cpus, "cpus", limits.CPU_MILLI_MAX)
         if self.memory is not None and parse_size(self.memory) < limits.MEMORY_BYTES_MIN:
             raise InvalidError(f"cannot run with memory {self.memory}: give at least 4MiB")
         parse_size(self.memory_margin, "memory_margin")

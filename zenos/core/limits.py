@@ -229,6 +229,7 @@ SHARD_BYTES_MIN: Final = MIB // 2
 SHARD_BYTES_MAX: Final = 8 * MIB
 SHARDS_PER_LANE: Final = 2
 DISK_LOW_BYTES: Final = 256 * MIB  # free on the disk of the home: less is told
+DISK_FULL_BYTES: Final = MIB  # with less free a database is no more to be opened
 DISK_LOOK_S: Final = 10.0
 MODEL_LANES_MAX: Final = 4  # files that are copied and hashed at once: a disk takes no more
 BUFFER_BYTES_MIN: Final = 64 * KIB  # bytes of that size go beside the pickle, uncopied

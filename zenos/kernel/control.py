@@ -381,9 +381,11 @@ class Control:
             async with asyncio.timeout(REPLY_TIMEOUT_S):
                 return await future
         except TimeoutError:
+            error = self._inbox.storage_error
+            why = f" ({error})" if error is not None else ""
             raise UnavailableError(
-                "cannot say whether this was accepted: the store does not answer; look before you "
-                "repeat it, or send it again with the same Idempotency-Key",
+                f"cannot say whether this was accepted: the store does not answer{why}; look "
+                "before you repeat it, which is safe without a look if it was sent with a key",
                 retry_after_s=5,
             ) from None
         finally:

@@ -29,6 +29,7 @@ from zenos.core.actions import Changes, Snapshot
 from zenos.core.arrays import Array
 from zenos.core.audit import AuditQuery, AuditRow
 from zenos.core.errors import StorageError
+from zenos.core.free import full
 from zenos.core.messages import Message, MessageChanges
 from zenos.core.node import Node
 from zenos.core.predictions import Estimate
@@ -161,9 +162,8 @@ class SqliteStore:
             try:
                 return work()
             except DBAPIError as error:
-                raise StorageError(
-                    f"cannot use the database {self._path}: {error.orig}{_advice(str(error.orig))}"
-                ) from error
+                said = f"{error.orig}{self._advice(str(error.orig))}"
+                raise StorageError(f"cannot use the database {self._path}: {said}") from error
             except OSError as error:
                 raise StorageError(f"cannot use the database {self._path}: {error}") from error
 
@@ -248,10 +248,20 @@ class SqliteStore:
             work(cast("sqlite3.Connection", raw.driver_connection))
         except sqlite3.Error as error:
             raise StorageError(
-                f"cannot use the database {self._path}: {error}{_advice(str(error))}"
+                f"cannot use the database {self._path}: {error}{self._advice(str(error))}"
             ) from error
         finally:
             raw.close()
+
+    def _advice(self, said: str) -> str:
+        """What to do about what SQLite says."""
+        if "full" in said:
+            return "; make room on its disk"
+        if "not a database" in said or "malformed" in said:
+            return "; it is damaged: move it away and restore a copy"
+        # On a full disk it says "disk I/O error" as well, or that it is unable to open the file.
+        why = full(self._path.parent)
+        return f"; {why}" if why else ""
 
     def _load(self) -> Snapshot:
         with self._write.connect() as connection:
@@ -443,12 +453,3 @@ def refuse_network_file_system(path: Path, mounts: Path = Path("/proc/self/mount
             f"cannot keep a database on {best}: it is a network file system ({kind}), on which "
             "SQLite's locks don't hold; choose a home on a local disk with ZENOS_HOME"
         )
-
-
-def _advice(said: str) -> str:
-    """What to do about what SQLite says."""
-    if "full" in said:
-        return "; make room on its disk"
-    if "not a database" in said or "malformed" in said:
-        return "; it is damaged: move it away and restore a copy"
-    return ""

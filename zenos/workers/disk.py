@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from zenos.core import limits
+from zenos.core.free import free_bytes
 from zenos.core.resources import show_size
 
 log = logging.getLogger(__name__)
-
-
-def free_bytes(path: Path) -> int | None:
-    """Bytes that this user may still write there; None where that can't be told."""
-    try:
-        found = os.statvfs(path)
-    except OSError:
-        return None
-    return found.f_bavail * found.f_frsize
 
 
 async def keep_telling(

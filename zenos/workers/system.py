@@ -42,6 +42,7 @@ from zenos.core.audit import AuditQuery, AuditRow
 from zenos.core.batches import Batch, BatchSpec
 from zenos.core.config import Config
 from zenos.core.errors import BusyError, InvalidError, NotFoundError, ZenosError
+from zenos.core.free import free_bytes
 from zenos.core.home import Home
 from zenos.core.names import calls_topic, is_internal
 from zenos.core.node import Cordon, Node
@@ -70,7 +71,6 @@ from zenos.models import footprint
 from zenos.models.presets import check_arch, check_train
 from zenos.models.registry import Registry
 from zenos.store.base import Store
-from zenos.workers import disk
 from zenos.workers.execution import Executor
 from zenos.workers.outlook import Outlook
 from zenos.workers.publishing import Publishing
@@ -463,7 +463,7 @@ class LocalSystem:
             "version": __version__,
             "uptime_s": round(time.monotonic() - self._started, 3),
             "home": str(self.home.root),
-            "disk_free": disk.free_bytes(self.home.root),
+            "disk_free": free_bytes(self.home.root),
             "zygote_ready": bool(self._zygote_ready()),
             "going_down": self.going_down,
             "store": "failing" if self._inbox.storage_error else "ok",
