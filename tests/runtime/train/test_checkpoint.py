@@ -14,7 +14,7 @@ import torch
 
 from tests import disks
 from tests.processes import until
-from zenos.core import failpoints
+from zenos.core import durable, failpoints
 from zenos.core.errors import RefusedError
 from zenos.core.home import Home
 from zenos.runtime.train import checkpoint as module
@@ -225,6 +225,19 @@ def test_who_leaves_does_not_wait_for_the_disk_and_whoever_goes_on_has_it_synced
     until(lambda: len(list(tmp_path.iterdir())) == 2)
     assert synced == [found.directory]
     assert [p.name[-1] for p in sorted(tmp_path.iterdir())] == ["2", "3"]
+
+
+def test_what_is_too_old_goes_while_the_next_one_is_written(tmp_path: Path) -> None:
+    for step in (1, 2):
+        save(Checkpoints(tmp_path), step)
+    leave(tmp_path, 3)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.latest()
+    with durable.new_directory(tmp_path / "step-000000004") as fresh:
+        checkpoints.tidy()
+        until(lambda: not (tmp_path / "step-000000001").exists())
+        assert fresh.exists()
+    assert (tmp_path / "step-000000004").exists()
 
 
 def test_what_cannot_be_synced_leaves_all_the_others(

@@ -318,7 +318,7 @@ class Checkpoints:
             except OSError as error:
                 log.warning("cannot sync %s: %s", left, error.strerror or error)
             else:
-                self._prune()
+                self._prune(leftovers=False)  # the next one may be on its way
 
         beside("checkpoint", f"syncing {left.name}", sync)
 
@@ -341,11 +341,15 @@ class Checkpoints:
         if sync:
             self._prune()
 
-    def _prune(self) -> None:
-        """Keep the newest KEPT; remove what is damaged and what a killed writer left."""
+    def _prune(self, *, leftovers: bool = True) -> None:
+        """Keep the newest KEPT; remove what is damaged and what a killed writer left.
+
+        leftovers: not while another one may be written.
+        """
         old = sorted(self._directories())[:-KEPT]
+        gone = (_DAMAGED, durable.TEMPORARY_PREFIX) if leftovers else (_DAMAGED,)
         for entry in self.root.iterdir():
-            if entry.name.startswith((_DAMAGED, durable.TEMPORARY_PREFIX)) or entry in old:
+            if entry.name.startswith(gone) or entry in old:
                 shutil.rmtree(entry, ignore_errors=True)
 
     def _directories(self) -> list[Path]:
