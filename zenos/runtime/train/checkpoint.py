@@ -315,6 +315,8 @@ class Checkpoints:
         def sync() -> None:
             try:
                 durable.sync_tree(left)
+            except FileNotFoundError:
+                return  # the run has ended meanwhile, or has newer ones
             except OSError as error:
                 log.warning("cannot sync %s: %s", left, error.strerror or error)
             else:
