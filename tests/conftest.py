@@ -92,3 +92,20 @@ def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         except AssertionError as error:
             raise AssertionError(f"these are left: {mentioning(ours)}") from error
         assert list(Path(folder).iterdir()) == []
+
+
+SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE)
+
+
+@pytest.fixture(autouse=True)
+def signals_are_as_before() -> Iterator[None]:
+    """What a test ignores, all processes of the tests after it would ignore, and never end."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    yield
+    changed = {n: now for n in SIGNALS if (now := signal.getsignal(n)) is not before[n]}
+    for number in changed:
+        signal.signal(number, before[number])
+    still = signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    assert not changed, f"handlers of signals are left: {changed}"
+    assert still == blocked

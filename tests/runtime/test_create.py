@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,14 +35,11 @@ WORDS = ["<unk>", "<|stop|>", "<|fill|>", *(f"word{n}" for n in range(37))]
 
 @pytest.fixture(autouse=True)
 def process_as_before() -> Iterator[None]:
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
     failpoints.arm("")
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def context(home: Path, work: CreateSpec, task: str = "t1") -> WorkerContext:

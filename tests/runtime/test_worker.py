@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +29,6 @@ from zenos.runtime.context import WorkerContext
 @pytest.fixture
 def task() -> Task:
     return make_task(spec(Path("/nowhere")))
-
-
-@pytest.fixture(autouse=True)
-def signals_as_before() -> Iterator[None]:
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in numbers}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(("milli", "threads"), [(1, 1), (1000, 1), (1001, 2), (2500, 3)])
