@@ -17,8 +17,8 @@ from zenos.core import priority
 from zenos.core.resources import Resources
 from zenos.core.task import Allocation, Kind, State, Task
 from zenos.kernel import elastic
+from zenos.kernel.entries import order_of
 from zenos.kernel.pool import Pool
-from zenos.kernel.queue import order_of
 
 if TYPE_CHECKING:
     from zenos.kernel.step import Kernel

@@ -17,8 +17,8 @@ from msgspec.structs import replace
 
 from zenos.core.resources import Resources
 from zenos.core.task import Allocation, State, Task, TaskSpec
+from zenos.kernel.entries import order_of
 from zenos.kernel.pool import NOTHING
-from zenos.kernel.queue import order_of
 
 if TYPE_CHECKING:
     from zenos.kernel.step import Kernel

@@ -14,7 +14,7 @@ from zenos.core import limits
 from zenos.core.resources import Resources
 from zenos.core.specs import ServeSpec
 from zenos.core.task import Deployment, State, Task
-from zenos.kernel.queue import Entry
+from zenos.kernel.entries import Entry
 from zenos.kernel.scheduler import order_of
 from zenos.kernel.supervision import GIVES_WAY
 

@@ -14,12 +14,9 @@ from msgspec.structs import replace
 from zenos.core.config import Config
 from zenos.core.resources import Resources
 from zenos.core.task import Allocation
-from zenos.kernel.line import Line
-from zenos.kernel.pool import NOTHING
-from zenos.kernel.queue import (
+from zenos.kernel.entries import (
     BucketKey,
     Entry,
-    Queue,
     Rank,
     Ranked,
     Shape,
@@ -28,6 +25,9 @@ from zenos.kernel.queue import (
     order_of,
     time_class,
 )
+from zenos.kernel.line import Line
+from zenos.kernel.pool import NOTHING
+from zenos.kernel.queue import Queue
 from zenos.kernel.resource_manager import ResourceManager
 
 __all__ = [

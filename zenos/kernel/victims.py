@@ -17,9 +17,9 @@ from zenos.core.resources import Resources
 from zenos.core.task import Allocation, State, Task
 from zenos.kernel import preemption
 from zenos.kernel.candidates import ROUNDING_S, Candidate, Candidates, Need
+from zenos.kernel.entries import Entry, Want, is_demoted
 from zenos.kernel.line import Line
 from zenos.kernel.pool import NOTHING
-from zenos.kernel.queue import Entry, Want, is_demoted
 from zenos.kernel.scheduler import Claim, Place, Reservation
 
 if TYPE_CHECKING:

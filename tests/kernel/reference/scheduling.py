@@ -10,8 +10,9 @@ from zenos.core.config import Config
 from zenos.core.node import Node
 from zenos.core.resources import Resources
 from zenos.core.task import Allocation, Kind, Task
+from zenos.kernel.entries import BucketKey, Entry, Ranked, Shape, by_wait, is_demoted
 from zenos.kernel.pool import Pool
-from zenos.kernel.queue import BucketKey, Entry, Queue, Ranked, Shape, by_wait, is_demoted
+from zenos.kernel.queue import Queue
 from zenos.kernel.resource_manager import ResourceManager
 from zenos.kernel.scheduler import Place, Reservation, Scheduler, Start, order_of, time_class
 

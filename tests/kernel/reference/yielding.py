@@ -13,8 +13,8 @@ from zenos.core import priority
 from zenos.core.resources import Resources
 from zenos.core.task import Allocation, Kind, State, Task
 from zenos.kernel import elastic, preemption
+from zenos.kernel.entries import BucketKey, Entry, is_demoted, order_of
 from zenos.kernel.pool import Pool
-from zenos.kernel.queue import BucketKey, Entry, is_demoted, order_of
 from zenos.kernel.scheduler import Claim, Place
 from zenos.kernel.step import Kernel
 from zenos.kernel.victims import Preemption
