@@ -379,3 +379,11 @@ class Candidates:
             else:
                 room.release(candidate.part)
         return chosen
+
+    def fits_with(self, node: str, request: Resources, back: list[Allocation]) -> bool:
+        """Whether there is room for `request` on a node with what is given back there."""
+        room = self._look(node).room.copy()
+        for part in back:
+            if part.node == node:
+                room.release(part)
+        return room.would_fit(request, self.held.get(node, Resources()))

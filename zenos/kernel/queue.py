@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final
 
 from zenos.core import priority
@@ -262,11 +262,32 @@ class Queue:
         heads = (self._overdue_head(key) for key in list(self._overdue))
         return sorted((head for head in heads if head is not None), key=by_wait)
 
+    def closed_heads(self, least: Callable[[str, str], float]) -> list[Entry]:
+        """The first of each bucket, and of each overdue line, that quotas close: in no order.
+
+        least: the base priority from which on those of a user, in a project, count.
+        """
+        self._look_up()
+        owners = [
+            (user, project)
+            for user, project, highest in self.closed.owners()
+            if highest >= least(user, project)
+        ]
+        found = [entry for owner in owners for entry in self.closed.heads(*owner)]
+        bounded = [key for key in self._overdue if key[1:] != ("", "")]
+        late = (self._first_overdue(key) for key in bounded)
+        found += [entry for entry in late if entry is not None and not self.is_open(entry.key)]
+        return [e for e in found if e.key.priority >= least(e.key.user, e.key.project)]
+
     def overdue_head(self, key: BucketKey) -> Entry | None:
         """The first overdue task of those that stand in line with that bucket's."""
         return self._overdue_head(self._line_key(key))
 
     def _overdue_head(self, line_key: LineKey) -> Entry | None:
+        first = self._first_overdue(line_key)
+        return first if first is not None and self.is_open(first.key) else None
+
+    def _first_overdue(self, line_key: LineKey) -> Entry | None:
         line = self._overdue.get(line_key)
         if line is None:
             return None
@@ -274,7 +295,7 @@ class Queue:
             entry = self._entries.get(line.items[0][2])
             there = entry is not None and self._line_key(entry.key) == line_key
             if entry is not None and there and self._is_in(line.items[0], entry.key, late=True):
-                return entry if self.is_open(entry.key) else None
+                return entry
             heapq.heappop(line.items)
 
     def is_overdue(self, task_id: str) -> bool:
