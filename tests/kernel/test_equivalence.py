@@ -7,8 +7,9 @@ because time has passed is decided when the kernel has asked to be called, not l
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 from msgspec.structs import replace
@@ -21,9 +22,9 @@ from zenos.core.actions import Snapshot
 from zenos.core.config import Config
 from zenos.core.node import Measured, Node
 from zenos.core.quotas import Quota
-from zenos.core.specs import CallSpec
+from zenos.core.specs import CallSpec, ProgramSpec, TrainSpec
 from zenos.core.task import Principal, State
-from zenos.kernel.step import Step
+from zenos.kernel.step import Kernel, Step
 
 CONFIG = Config(
     slice_s=300.0,
@@ -38,6 +39,8 @@ QUOTAS: list[dict[str, dict[str, Quota]]] = [
     {"user_quotas": {"ann": Quota(gpu=2, cpu=3), "bob": Quota(tasks=6)}},
     {"project_quotas": {"lab": Quota(cpu=2, memory="4GB")}, "user_quotas": {"bob": Quota(gpu=1)}},
     {"user_quotas": {"ann": Quota(gpu_hours=0.25)}, "project_quotas": {"lab": Quota(gpu=3)}},
+    {"user_quotas": {"*": Quota(cpu=2)}},  # so that their own tasks give way to them
+    {"user_quotas": {"*": Quota(cpu=3)}, "project_quotas": {"*": Quota(cpu=4, gpu=2)}},
 ]
 
 
@@ -63,11 +66,20 @@ class Twin(Harness):
         assert ours.claims == theirs.claims
         assert ours.queue.overdue == theirs.queue.overdue
         assert sorted(ours.queue.heads()) == sorted(theirs.queue.heads())
-        assert self.kernel.preemption.given_way == self.other.preemption.given_way
+        assert self.given_way(self.kernel) == self.given_way(self.other)
         if not events and (expected.actions or expected.changes):
             assert self.wake <= self.clock.now()
         self.wake = step.wake
         return step
+
+    def given_way(self, kernel: Kernel) -> dict[str, list[float]]:
+        """What counts of it: what is older is forgotten when somebody looks."""
+        since = self.clock.now() - 3600.0
+        found = {
+            t: [at for at in times if at > since]
+            for t, times in kernel.preemption.given_way.items()
+        }
+        return {task: times for task, times in found.items() if times}
 
 
 class TwinMachine(KernelMachine):
@@ -134,21 +146,8 @@ class TwinMachine(KernelMachine):
 
     @rule(share=st.floats(0, 1))
     def go_on(self, share: float) -> None:
-        """Workers do what they were told: start, save, end, or, some of them, finish."""
-        happened: list[ev.Event] = []
-        holding = sorted(self.h.kernel.state.holding, key=lambda t: int(t[1:]))
-        for number, task_id in enumerate(holding):
-            task = self.h.kernel.state.tasks[task_id]
-            if task.state is State.STARTING:
-                made = ev.WorkerStarted(task=task_id, generation=task.generation, pid=1)
-                happened.append(made)
-            elif task.state is State.PAUSING:
-                happened.append(ev.WorkerPaused(task=task_id, generation=task.generation))
-            elif task.state is State.SUSPENDING or task.stopping:
-                happened.append(ended(task_id, task.generation, 75))
-            elif number < share * len(holding) / 3:
-                happened.append(ended(task_id, task.generation, 0))
-        self.h.step(*happened)
+        """Workers do what they were told, and some of them finish."""
+        go_on(self.h, share)
 
     @rule(times=st.integers(1, 5))
     def wake(self, times: int) -> None:
@@ -201,6 +200,82 @@ class TwinMachine(KernelMachine):
         changed = node(cpu=cpu, gpu=gpu, name="third")
         if there.used.fits_in(changed.capacity) and not any(there.gpu_used[gpu:]):
             self.h.step(ev.NodeUp(node=changed))
+
+
+class Wanted(NamedTuple):
+    """A task that is submitted, once or several times at once."""
+
+    work: TrainSpec | ProgramSpec
+    user: str
+    project: str
+    priority: int
+    cpu: float
+    gpu: float
+    times: int
+
+
+FULL: list[dict[str, dict[str, Quota]]] = [
+    {"user_quotas": {"*": Quota(cpu=2)}},
+    {"user_quotas": {"ann": Quota(cpu=3, gpu=1)}},
+    {"user_quotas": {"*": Quota(cpu=4)}, "project_quotas": {"lab": Quota(cpu=3, gpu=1)}},
+]
+ELASTIC = replace(TRAIN, workers=3, workers_min=1)
+
+
+@given(
+    quotas=st.sampled_from(FULL),
+    happens=st.lists(
+        st.one_of(
+            st.builds(
+                Wanted,
+                st.sampled_from([TRAIN, TRAIN, TRAIN, ELASTIC, YIELDING, PROGRAM]),
+                st.sampled_from(["ann", "ann", "bob"]),
+                st.sampled_from(["default", "lab"]),
+                st.sampled_from([25, 50, 75]),
+                st.sampled_from([0.5, 1.0, 2.0, 3.0]),
+                st.sampled_from([0.0, 0.0, 0.3, 1.0]),
+                st.integers(1, 3),
+            ),
+            st.sampled_from([0.0, 0.3, 1.0]),  # a share of those that run ends
+        ),
+        min_size=4,
+        max_size=25,
+    ),
+)
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_within_quotas_the_same_give_way(
+    quotas: dict[str, dict[str, Quota]], happens: list[Wanted | float]
+) -> None:
+    h = Twin(*NODES, config=replace(CONFIG, residence_s=30.0, quota_window_s=3600.0, **quotas))
+    for one in happens:
+        if isinstance(one, Wanted):
+            memory = "600MB" if one.work is ELASTIC else "200MB"
+            cpu = 3 if one.work is ELASTIC else one.cpu
+            task = spec(one.work, cpu=cpu, gpu=one.gpu, memory=memory, priority=one.priority)
+            who = Principal(user=one.user, project=one.project)
+            made = [ev.Submit(request=n, spec=task, principal=who) for n in range(one.times)]
+            h.step(*made)
+            h.wait(5)
+        else:
+            go_on(h, one)
+            h.wait(max(0.0, min(h.steps[-1].wake - h.clock.now(), 3600.0)))
+
+
+def go_on(h: Harness, share: float) -> None:
+    """Workers do what they were told: start, save, end, or, some of them, finish."""
+    happened: list[ev.Event] = []
+    holding = sorted(h.kernel.state.holding, key=lambda t: int(t[1:]))
+    for number, task_id in enumerate(holding):
+        task = h.kernel.state.tasks[task_id]
+        if task.state is State.STARTING:
+            happened.append(ev.WorkerStarted(task=task_id, generation=task.generation, pid=1))
+        elif task.state is State.PAUSING:
+            happened.append(ev.WorkerPaused(task=task_id, generation=task.generation))
+        elif task.state is State.SUSPENDING or task.stopping:
+            happened.append(ended(task_id, task.generation, 75))
+        elif number < share * len(holding) / 3:
+            happened.append(ended(task_id, task.generation, 0))
+    h.step(*happened)
 
 
 def ended(task: str, generation: int, code: int) -> ev.Event:

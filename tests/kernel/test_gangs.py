@@ -12,9 +12,9 @@ from zenos.core.errors import RefusedError, UnfittableError
 from zenos.core.resources import Resources
 from zenos.core.specs import DataSpec, TrainSpec
 from zenos.core.task import State, TaskSpec
+from zenos.kernel.entries import Shape
 from zenos.kernel.explanation import explain
 from zenos.kernel.picture import take
-from zenos.kernel.queue import Shape
 from zenos.kernel.resource_manager import ResourceManager
 from zenos.simulate import cluster
 from zenos.simulate.report import Meter

@@ -15,7 +15,7 @@ import datetime
 import heapq
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from zenos.core import limits
 from zenos.core.actions import Snapshot
@@ -24,6 +24,7 @@ from zenos.core.errors import QuotaError
 from zenos.core.quotas import ANY, Quota, Usage, accounts_of, shown
 from zenos.core.resources import Resources
 from zenos.core.task import HOLDING, Kind, Principal, Task, TaskSpec
+from zenos.kernel.account import Account, Standing, Total
 from zenos.kernel.bounds import Bounds, Lack, amount_of, never_within
 from zenos.kernel.pool import NOTHING
 
@@ -31,50 +32,6 @@ HOUR_S: Final = 3600.0
 ROUNDING_S: Final = 1e-3  # GPU-seconds; a sum of times may be off by as much as that
 LEAST_S: Final = 1e-6  # less use than that by all together is none
 COST_DIGITS: Final = 9  # a cost is the same however the sum was added up
-
-
-class Account:
-    """A user's, or a project's. alive: its tasks that have not ended; tasks: without replicas.
-
-    dominant: the largest share that it holds of any resource; shares: how much it is due, in
-    proportion to others.
-    """
-
-    __slots__ = ("alive", "bounds", "dominant", "held", "shares", "tasks", "usage")
-
-    def __init__(self, usage: Usage) -> None:
-        self.alive = 0
-        self.tasks = 0
-        self.held = NOTHING
-        self.dominant = 0.0
-        self.usage = usage
-        self.bounds: Bounds | None = None
-        self.shares = 1.0
-
-
-class Total:
-    """What all users, or all projects, that have tasks have had together, and are due."""
-
-    __slots__ = ("at", "count", "decayed_s", "dominant", "shares")
-
-    def __init__(self, at: float) -> None:
-        self.at = at
-        self.count = 0
-        self.decayed_s = self.dominant = self.shares = 0.0
-
-
-class Standing(NamedTuple):
-    """Of all use by those who have tasks, an account's part; and which part it is due."""
-
-    account: str
-    had: float
-    due: float
-
-    @property
-    def excess(self) -> float:
-        """0 for who has had no more than it is due, towards 1 the more it has had."""
-        over = self.had / self.due
-        return 1.0 - 2.0 ** (1.0 - over) if over > 1.0 else 0.0
 
 
 def restore(config: Config, snapshot: Snapshot) -> Accounts:
@@ -197,6 +154,8 @@ class Accounts:
 
     def change(self, old: Task | None, new: Task) -> None:
         """A task is there, or is another than it was."""
+        if old is None or old.state is not new.state or old.spec is not new.spec:
+            self._note(old, new)
         more = _held(new) - _held(old)
         alive = (not new.is_ended) - (old is not None and not old.is_ended)
         if more == NOTHING and not alive:
@@ -208,6 +167,13 @@ class Accounts:
             if more != NOTHING:
                 self._hold(name, account, more)
 
+    def _note(self, old: Task | None, new: Task) -> None:
+        held, holds = old is not None and old.state in HOLDING, new.state in HOLDING
+        moved = old is not None and old.spec.priority != new.spec.priority
+        if held is not holds or (holds and moved):
+            for name in accounts_of(new.principal):
+                self._open(name).note(new)
+
     def restore(self, task: Task) -> None:
         """At boot: what it holds was counted when it took it."""
         if task.is_ended:
@@ -217,6 +183,7 @@ class Accounts:
             if task.state in HOLDING:
                 account.held = account.held + task.granted
                 account.dominant = self._dominant(account.held)
+                account.note(task)
                 self._look(name, account)
             self._idle.pop(name, None)
             account.alive += 1
@@ -406,9 +373,30 @@ class Accounts:
             if account is not None
         )
 
-    def admits(self, user: str, project: str, request: Resources) -> bool:
+    def admits(
+        self,
+        user: str,
+        project: str,
+        request: Resources,
+        beside: Sequence[tuple[str, str, Resources]] = (),
+    ) -> bool:
         """Whether their quotas have room for one more task that wants so much."""
-        return self.lack(user, project, request) is None
+        return self.lack(user, project, request, beside) is None
+
+    def holders(self, user: str, project: str) -> list[str]:
+        """Their tasks that hold something: what ends of it makes room in their quotas."""
+        accounts = map(self.known.get, (f"user/{user}", f"project/{project}"))
+        return list(dict.fromkeys(t for a in accounts if a is not None for t in a.holders))
+
+    def lowest(self, user: str, project: str) -> float:
+        """The lowest base priority for which one of those might give way; infinity for none."""
+        found = math.inf
+        for account in map(self.known.get, (f"user/{user}", f"project/{project}")):
+            if account is not None:
+                if account.lowest is None:
+                    account.lowest = min(account.holders.values(), default=math.inf)
+                found = min(found, account.lowest)
+        return found
 
     def lack(
         self,
@@ -419,7 +407,8 @@ class Accounts:
     ) -> Lack | None:
         """Which quota has no room for a request, the user's first; None where there is room.
 
-        beside: what is to start before it, as (user, project, request).
+        beside: what is to start before it, as (user, project, request); negative what will have
+        been given back.
         """
         for place, name in enumerate((f"user/{user}", f"project/{project}")):
             account = self.known.get(name)

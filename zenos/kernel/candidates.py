@@ -17,8 +17,8 @@ from zenos.core import priority
 from zenos.core.resources import Resources
 from zenos.core.task import Allocation, Kind, State, Task
 from zenos.kernel import elastic
+from zenos.kernel.entries import order_of
 from zenos.kernel.pool import Pool
-from zenos.kernel.queue import order_of
 
 if TYPE_CHECKING:
     from zenos.kernel.step import Kernel
@@ -379,3 +379,11 @@ class Candidates:
             else:
                 room.release(candidate.part)
         return chosen
+
+    def fits_with(self, node: str, request: Resources, back: list[Allocation]) -> bool:
+        """Whether there is room for `request` on a node with what is given back there."""
+        room = self._look(node).room.copy()
+        for part in back:
+            if part.node == node:
+                room.release(part)
+        return room.would_fit(request, self.held.get(node, Resources()))

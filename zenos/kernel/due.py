@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-from zenos.kernel.queue import order_of
+from zenos.kernel.entries import order_of
 
 LEFT_OVER_MIN: Final = 64  # items that don't count, before they are looked for
 

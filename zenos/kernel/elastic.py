@@ -17,8 +17,8 @@ from msgspec.structs import replace
 
 from zenos.core.resources import Resources
 from zenos.core.task import Allocation, State, Task, TaskSpec
+from zenos.kernel.entries import order_of
 from zenos.kernel.pool import NOTHING
-from zenos.kernel.queue import order_of
 
 if TYPE_CHECKING:
     from zenos.kernel.step import Kernel
@@ -51,17 +51,21 @@ def grow(kernel: Kernel, now: float) -> None:
 
     1. Only one that has run for `grow_s`, and has given way or grown less than half as often in
        the last hour as a training may: growing costs a start.
-    2. Into what is free and held back for nobody, in the order in which they started.
+    2. Into what is free and held back for nobody, in the order in which they started. Not on a node
+       where another is being saved: that room may be what it starts again for.
     """
     if kernel.draining:
         return
     taken: dict[str, Resources] = {}
     kept = kernel.state.scheduler.reserved(ahead=True)
+    saving = _saving(kernel)
     for task in _growing(kernel):
         if not _may(kernel, task, now):  # 1
             continue
         assert task.allocation is not None  # noqa: S101 - it runs
         node = task.allocation.node
+        if node in saving:
+            continue
         held = kept.get(node, NOTHING) + taken.get(node, NOTHING)
         more = _more(kernel, task, task.workers, held)
         if more == 0:
@@ -111,6 +115,12 @@ def _growing(kernel: Kernel) -> list[Task]:
         and not task.allocation.others
     ]
     return sorted(found, key=lambda task: (task.started or 0.0, order_of(task.id)))
+
+
+def _saving(kernel: Kernel) -> set[str]:
+    """The nodes on which such trainings are saved, to start again or not."""
+    tasks = (kernel.state.tasks[task_id] for task_id in kernel.state.elastic)
+    return {t.allocation.node for t in tasks if t.stopping and t.allocation is not None}
 
 
 def _may(kernel: Kernel, task: Task, now: float) -> bool:

@@ -16,10 +16,10 @@ from zenos.core.outlook import HeldBack, Holder, Lack, Picture, Score, Stay, Why
 from zenos.core.resources import Resources, show_some
 from zenos.core.task import Kind, State, Task
 from zenos.kernel import scheduler, supervision
+from zenos.kernel.entries import Shape
 from zenos.kernel.forecast import Forecast
 from zenos.kernel.nodes import kept_out
 from zenos.kernel.pool import Pool, why_never
-from zenos.kernel.queue import Shape
 from zenos.kernel.rebuilt import build, order
 from zenos.kernel.remedies import remedies
 from zenos.kernel.step import Kernel

@@ -14,7 +14,9 @@ from zenos.core import limits
 from zenos.core.resources import Resources
 from zenos.core.specs import ServeSpec
 from zenos.core.task import Deployment, State, Task
-from zenos.kernel.queue import Entry
+from zenos.kernel import quota_room
+from zenos.kernel.entries import Entry
+from zenos.kernel.pool import NOTHING
 from zenos.kernel.scheduler import order_of
 from zenos.kernel.supervision import GIVES_WAY
 
@@ -48,7 +50,7 @@ class GivingWay:
         2. For each that waits, in the order in which they are tried, replicas above `min_replicas`
            give way on one node: no more of them than it takes, counting what is coming back
            already. The idle ones first, the longest unused before the others; then the busy ones,
-           the longest loaded first.
+           the longest loaded first. Where a quota is full, its owner's do, wherever they are.
         3. An idle one, to what has at least its priority: to a replica of the same priority once
            it has stayed for `model_residence_s`, to all others at once. To what has a lower one
            when it has been unused for long enough (`_patience_s`).
@@ -67,12 +69,10 @@ class GivingWay:
         residents = self._residents(now)  # 2
         if not residents:
             return
-        waiting = [ranked.entry for ranked in state.scheduler.ranking(now)]
         coming = self.coming()
-        queue = state.scheduler.queue
-        overdue = (entry for entry in queue.overdue if queue.is_open(entry.key))
-        for entry in [*overdue, *waiting]:
-            chosen = self._enough(entry, residents, coming, now)
+        served: list[Entry] = []
+        for entry in quota_room.waiting(state, now):
+            chosen = self._enough(entry, residents, coming, served, now)
             for resident in chosen:
                 models.stop_replicas([resident.task], 0, now, GIVES_WAY)
                 if not self._loaded(state.deployments[resident.deployment]):
@@ -164,20 +164,54 @@ class GivingWay:
         return room
 
     def _enough(
-        self, entry: Entry, residents: list[_Resident], coming: dict[str, Resources], now: float
+        self,
+        entry: Entry,
+        residents: list[_Resident],
+        coming: dict[str, Resources],
+        before: list[Entry],
+        now: float,
     ) -> list[_Resident]:
-        """The replicas whose end makes room for such a task on one node."""
+        """The replicas whose end makes room for such a task on one node, and in its quotas.
+
+        before: for whom quotas have to have room as well; it is added there when it gets some.
+        """
+        owned = self._owned(entry, residents, before, now)
+        if owned is None:
+            return []
+        given: dict[str, Resources] = {}
+        for resident in owned:
+            held = resident.task.allocation
+            if held is not None:
+                given[held.node] = given.get(held.node, NOTHING) + held.resources
         request = entry.key.request
-        for name, free in coming.items():
-            room = free
-            taken: list[_Resident] = []
+        for name in sorted(coming, key=lambda name: name not in given):
+            room = coming[name] + given.get(name, NOTHING)
+            taken = [*owned]
             for resident in residents:
                 if request.fits_in(room):
                     break
                 held = resident.task.allocation
-                if held is not None and held.node == name and self._may(resident, entry, now):
+                if held is None or held.node != name or resident in owned:
+                    continue
+                if self._may(resident, entry, now):
                     room, taken = room + held.resources, [*taken, resident]
             if request.fits_in(room):
                 coming[name] = room - request  # that much is spoken for
+                before.append(entry)
                 return taken
         return []
+
+    def _owned(
+        self, entry: Entry, residents: list[_Resident], before: list[Entry], now: float
+    ) -> list[_Resident] | None:
+        """Those whose end makes room in its owner's quotas; None where that can't be."""
+        state = self._kernel.state
+        if state.scheduler.queue.is_open(entry.key):
+            return []
+        may = [one for one in residents if self._may(one, entry, now)]
+        givers = [quota_room.Giver(one.task, one.task.granted) for one in may]
+        found = quota_room.enough(state, entry, givers, before)
+        if found is None:
+            return None
+        ids = {giver.task.id for giver in found}
+        return [one for one in may if one.task.id in ids]

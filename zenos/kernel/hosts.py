@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from zenos.core.actions import MakeRoom
 from zenos.core.resources import Resources
 from zenos.core.task import State, Task
-from zenos.kernel import scheduler
+from zenos.kernel import quota_room, scheduler
 
 if TYPE_CHECKING:
     from zenos.kernel.step import Kernel
@@ -29,7 +29,8 @@ class Hosts:
         """After scheduling: say to hosts what is new.
 
         1. In the order in which they would start, tasks want room on the first node where what is
-           free, what comes back already, and hosts of at most their priority have enough of it.
+           free, what comes back already, and hosts of at most their priority have enough of it;
+           where a quota of theirs is full, hosts of the same owner's have to make room in that.
         2. All those hosts are told: which of them are idle is not known.
         3. Those for which nobody waits any more are told so.
         """
@@ -62,17 +63,19 @@ class Hosts:
             return {}
         wanted: dict[str, int] = {}
         coming = self._kernel.giving_way.coming()
-        waiting = [ranked.entry for ranked in state.scheduler.ranking(now)]
-        overdue = (entry for entry in queue.overdue if queue.is_open(entry.key))
-        for entry in [*overdue, *waiting]:  # 1
+        for entry in quota_room.waiting(state, now):  # 1
             key = entry.key
+            own = [quota_room.Giver(h, h.granted) for h in hosts if h.spec.priority <= key.priority]
+            if (owned := quota_room.enough(state, entry, own)) is None:
+                continue
             for name, free in coming.items():
                 here = [] if key.request.fits_in(free) else _of(hosts, name, key.priority)
                 room = sum((held for _, held in here), free)
                 if key.request.fits_in(room):
                     coming[name] = room - key.request
-                    hosts = [host for host in hosts if host not in [task for task, _ in here]]
-                    wanted |= {task.id: task.generation for task, _ in here}
+                    told = [*(task for task, _ in here), *(giver.task for giver in owned)]
+                    hosts = [host for host in hosts if host not in told]
+                    wanted |= {task.id: task.generation for task in told}
                     break
         return wanted
 

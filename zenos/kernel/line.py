@@ -11,7 +11,8 @@ import heapq
 import itertools
 import math
 
-from zenos.kernel.queue import Entry, Queue, Rank, Want
+from zenos.kernel.entries import Entry, Rank, Want
+from zenos.kernel.queue import Queue
 
 
 class Line:

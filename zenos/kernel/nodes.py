@@ -24,8 +24,8 @@ from zenos.core.resources import Resources
 from zenos.core.task import Kind, State, Task
 from zenos.core.wording import nearest
 from zenos.kernel import supervision
+from zenos.kernel.entries import order_of
 from zenos.kernel.pool import NODES_NAMED_MAX, why_never
-from zenos.kernel.queue import order_of
 from zenos.kernel.resource_manager import ResourceManager, fits_once_open
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from zenos.core.resources import Resources
@@ -20,8 +21,16 @@ class Owners(Protocol):
         """Whether what an owner holds is bounded."""
         ...
 
-    def admits(self, user: str, project: str, request: Resources) -> bool:
-        """Whether an owner may have so much more."""
+    def admits(
+        self,
+        user: str,
+        project: str,
+        request: Resources,
+        beside: Sequence[tuple[str, str, Resources]] = (),
+    ) -> bool:
+        """Whether an owner may have so much more, beside what others are to have: by user, project
+        and amount.
+        """
         ...
 
     def cost(self, user: str, project: str) -> float:
@@ -40,5 +49,11 @@ class Unbounded:
     def concerns(self, user: str, project: str) -> bool:
         return False
 
-    def admits(self, user: str, project: str, request: Resources) -> bool:
+    def admits(
+        self,
+        user: str,
+        project: str,
+        request: Resources,
+        beside: Sequence[tuple[str, str, Resources]] = (),
+    ) -> bool:
         return True

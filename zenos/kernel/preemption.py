@@ -25,7 +25,7 @@ from zenos.core.resources import Resources
 from zenos.core.specs import ProgramSpec, ServeSpec, TrainSpec
 from zenos.core.task import Allocation, Kind, Principal, State, Task
 from zenos.kernel import supervision
-from zenos.kernel.queue import order_of
+from zenos.kernel.entries import order_of
 
 if TYPE_CHECKING:
     from zenos.kernel.step import Kernel

@@ -12,151 +12,31 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping
-from typing import Final, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Final
 
 from zenos.core import priority
 from zenos.core.config import Config
 from zenos.core.quotas import accounts_of
-from zenos.core.resources import Resources
 from zenos.core.task import Kind, Task
+from zenos.kernel.buckets import Bucket, Closed, TaskLine
+from zenos.kernel.entries import (
+    BucketKey,
+    Entry,
+    Rank,
+    Ranked,
+    Shape,
+    Want,
+    by_wait,
+    is_demoted,
+    order_of,
+    time_class,
+)
 from zenos.kernel.owners import Owners, Unbounded
 
 # Of a heap's items that are not there any more, so many are left before it is made anew.
 LEFT_OVER_MIN: Final = 64
 BOUND_ROUNDING: Final = 1e-6
-
-
-class Shape(NamedTuple):
-    """What is wanted: so much in all, in so many equal parts that may lie on several nodes."""
-
-    request: Resources
-    workers: int = 1
-
-
-class Want(NamedTuple):
-    """What decides where a task may start and who gives way to it: all but its place in line.
-
-    raised: see BucketKey; it bounds the scores of a group.
-    """
-
-    priority: int
-    shape: Shape
-    demoted: bool
-    replica: bool
-    raised: int = 0
-
-
-class BucketKey(NamedTuple):
-    """What the tasks of one bucket have in common. raised: by how much a deadline raises them."""
-
-    priority: int
-    user: str
-    time_class: int
-    request: Resources
-    demoted: bool = False
-    workers: int = 1
-    replica: bool = False
-    raised: int = 0
-    project: str = "default"
-
-    @property
-    def shape(self) -> Shape:
-        """What they ask for."""
-        return Shape(self.request, self.workers)
-
-    @property
-    def want(self) -> Want:
-        """The group of buckets that fit, or don't, together."""
-        return Want(self.priority, self.shape, self.demoted, self.replica, self.raised)
-
-
-class Entry(NamedTuple):
-    """A waiting task as the queue sees it. Times in kernel seconds.
-
-    queued: since when it would have waited had it done so all at once: a task that was suspended
-    has waited before.
-    """
-
-    task: str
-    order: int
-    queued: float
-    expected_s: float
-    key: BucketKey
-
-
-# Score, negative; expected seconds; order of submission: a smaller one comes first.
-Rank = tuple[float, float, int]
-
-
-class Ranked(NamedTuple):
-    """An entry with the numbers it is ordered by; a smaller `rank` comes first."""
-
-    rank: Rank
-    entry: Entry
-    p: float
-    score: float
-    cost: float = 0.0
-
-
-def time_class(expected_s: float) -> int:
-    """The power of two of the expected time: 0 for up to 1 s, 1 for up to 2 s, and so on."""
-    return max(0, math.ceil(math.log2(max(expected_s, 1.0))))
-
-
-def order_of(task_id: str) -> int:
-    """The number in a task's id: the order of submission."""
-    return int(task_id[1:])
-
-
-def is_demoted(task: Task, ran_s: float, config: Config) -> bool:
-    """Whether a task that has run for `ran_s` seconds stands in the second half of its equals.
-
-    There are two halves: those that have had less service than `slice_s`, and those that have had
-    it. Most jobs are short and nobody knows which, so what has had little goes first (multi-level
-    feedback). Only what can be suspended is demoted: else a retry would be punished.
-    """
-    if not config.slice_s or not task.can_save:
-        return False
-    return priority.service_s(ran_s, task.spec.resources) >= config.slice_s
-
-
-def by_wait(entry: Entry) -> tuple[float, int]:
-    """Sorts the longest waiting first."""
-    return entry.queued, entry.order
-
-
-class _Line:
-    """Tasks in the order in which they were queued: a heap; who has left is found out at its top.
-
-    live: how many of its items are of tasks that wait here.
-    """
-
-    __slots__ = ("items", "live")
-
-    def __init__(self) -> None:
-        self.items: list[tuple[float, int, str]] = []
-        self.live = 0
-
-    def push(self, entry: Entry) -> None:
-        heapq.heappush(self.items, (entry.queued, entry.order, entry.task))
-        self.live += 1
-
-
-class _Bucket(_Line):
-    """The waiting tasks of one key, and its head as it was last looked up.
-
-    is_open: their owner's quotas have room for one of them.
-    """
-
-    __slots__ = ("due_at", "head", "is_open", "key")
-
-    def __init__(self, key: BucketKey) -> None:
-        super().__init__()
-        self.key = key
-        self.head: Entry | None = None
-        self.due_at = math.inf  # when its head becomes overdue
-        self.is_open = True
 
 
 # What overdue tasks have in common that stand in one line: what they want and, where quotas bound
@@ -178,13 +58,14 @@ class Queue:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._entries: dict[str, Entry] = {}
-        self._buckets: dict[BucketKey, _Bucket] = {}
+        self._buckets: dict[BucketKey, Bucket] = {}
         self._groups: dict[Want, dict[BucketKey, Entry]] = {}  # the heads of buckets
         self._wants: dict[Shape, dict[Want, None]] = {}
         self._stale: dict[BucketKey, None] = {}  # buckets whose head is to be looked up again
+        self.closed = Closed()
         self._late: set[str] = set()  # who is overdue
         # By what they want, each in its order: when the first does not fit, none of it does.
-        self._overdue: dict[LineKey, _Line] = {}
+        self._overdue: dict[LineKey, TaskLine] = {}
         self.owners: Owners = Unbounded()
         # By user (`user/NAME`) and project (`project/NAME`): whose buckets they are.
         self._owned: dict[str, dict[BucketKey, None]] = {}
@@ -243,7 +124,7 @@ class Queue:
         )
         bucket = self._buckets.get(key)
         if bucket is None:
-            bucket = self._buckets[key] = _Bucket(key)
+            bucket = self._buckets[key] = Bucket(key)
             for account in accounts_of(task.principal):
                 self._owned.setdefault(account, {})[key] = None
         # All of a bucket share one key: a million waiting tasks don't hold a million of them.
@@ -264,7 +145,7 @@ class Queue:
         entry = self._entries.pop(task_id, None)
         if entry is None:
             return
-        line: _Line
+        line: TaskLine
         if task_id in self._late:
             self._late.discard(task_id)
             line = self._overdue[self._line_key(entry.key)]
@@ -279,7 +160,7 @@ class Queue:
             self._stale[entry.key] = None
         self._tidy(line, entry.key, late=False)
 
-    def _tidy(self, line: _Line, key: BucketKey, *, late: bool) -> None:
+    def _tidy(self, line: TaskLine, key: BucketKey, *, late: bool) -> None:
         """Make a heap anew when most of it is left over."""
         if len(line.items) > 2 * line.live + LEFT_OVER_MIN:
             line.items = list({item for item in line.items if self._is_in(item, key, late=late)})
@@ -297,9 +178,9 @@ class Queue:
             return key.shape, key.user, key.project
         return key.shape, "", ""
 
-    def _overdue_line(self, key: BucketKey) -> _Line:
+    def _overdue_line(self, key: BucketKey) -> TaskLine:
         """Where overdue tasks of that bucket stand."""
-        return self._overdue.setdefault(self._line_key(key), _Line())
+        return self._overdue.setdefault(self._line_key(key), TaskLine())
 
     # -- heads
 
@@ -333,7 +214,7 @@ class Queue:
             if bucket is not None:
                 self._renew(bucket)
 
-    def _renew(self, bucket: _Bucket) -> None:
+    def _renew(self, bucket: Bucket) -> None:
         key, items = bucket.key, bucket.items
         while items and not self._is_in(items[0], key, late=False):
             heapq.heappop(items)
@@ -341,6 +222,7 @@ class Queue:
         if head is None:
             del self._buckets[key]
             self._show(key, None)
+            self.closed.put(key, None)
             for account in (f"user/{key.user}", f"project/{key.project}"):
                 self._owned[account].pop(key)
                 if not self._owned[account]:
@@ -348,6 +230,7 @@ class Queue:
             return
         bucket.is_open = self.is_open(key)
         self._show(key, head if bucket.is_open else None)
+        self.closed.put(key, None if bucket.is_open else head)
         due_at = self.overdue_at(head)
         if due_at != bucket.due_at:
             bucket.due_at = due_at
@@ -379,11 +262,32 @@ class Queue:
         heads = (self._overdue_head(key) for key in list(self._overdue))
         return sorted((head for head in heads if head is not None), key=by_wait)
 
+    def closed_heads(self, least: Callable[[str, str], float]) -> list[Entry]:
+        """The first of each bucket, and of each overdue line, that quotas close: in no order.
+
+        least: the base priority from which on those of a user, in a project, count.
+        """
+        self._look_up()
+        owners = [
+            (user, project)
+            for user, project, highest in self.closed.owners()
+            if highest >= least(user, project)
+        ]
+        found = [entry for owner in owners for entry in self.closed.heads(*owner)]
+        bounded = [key for key in self._overdue if key[1:] != ("", "")]
+        late = (self._first_overdue(key) for key in bounded)
+        found += [entry for entry in late if entry is not None and not self.is_open(entry.key)]
+        return [e for e in found if e.key.priority >= least(e.key.user, e.key.project)]
+
     def overdue_head(self, key: BucketKey) -> Entry | None:
         """The first overdue task of those that stand in line with that bucket's."""
         return self._overdue_head(self._line_key(key))
 
     def _overdue_head(self, line_key: LineKey) -> Entry | None:
+        first = self._first_overdue(line_key)
+        return first if first is not None and self.is_open(first.key) else None
+
+    def _first_overdue(self, line_key: LineKey) -> Entry | None:
         line = self._overdue.get(line_key)
         if line is None:
             return None
@@ -391,7 +295,7 @@ class Queue:
             entry = self._entries.get(line.items[0][2])
             there = entry is not None and self._line_key(entry.key) == line_key
             if entry is not None and there and self._is_in(line.items[0], entry.key, late=True):
-                return entry if self.is_open(entry.key) else None
+                return entry
             heapq.heappop(line.items)
 
     def is_overdue(self, task_id: str) -> bool:

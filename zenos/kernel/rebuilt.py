@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from zenos.core.actions import Snapshot
 from zenos.core.outlook import Held, Picture
-from zenos.kernel.queue import Shape
+from zenos.kernel.entries import Shape
 from zenos.kernel.scheduler import Claim, Place, Reservation
 from zenos.kernel.step import Kernel
 

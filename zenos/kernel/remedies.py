@@ -16,9 +16,9 @@ from zenos.core.node import Node
 from zenos.core.outlook import Lack, Picture, Remedy
 from zenos.core.resources import Resources, show_some
 from zenos.core.task import HOLDING, Kind, Outcome, State, Task
+from zenos.kernel.entries import order_of
 from zenos.kernel.forecast import Forecast
 from zenos.kernel.placement import WHOLE
-from zenos.kernel.queue import order_of
 
 PRIORITIES_TRIED_MAX: Final = 12
 ENDS_TRIED_MAX: Final = 24

@@ -12,9 +12,9 @@ from zenos.core.errors import UnfittableError
 from zenos.core.node import Node
 from zenos.core.resources import Request, Resources
 from zenos.core.task import Allocation
+from zenos.kernel.entries import Shape
 from zenos.kernel.placement import Index
 from zenos.kernel.pool import NOTHING, NodeClass, Pool, admits, why_never
-from zenos.kernel.queue import Shape
 
 LEFT_OVER_MIN: Final = 64  # of a heap's items, before it is made anew
 

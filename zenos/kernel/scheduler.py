@@ -14,12 +14,9 @@ from msgspec.structs import replace
 from zenos.core.config import Config
 from zenos.core.resources import Resources
 from zenos.core.task import Allocation
-from zenos.kernel.line import Line
-from zenos.kernel.pool import NOTHING
-from zenos.kernel.queue import (
+from zenos.kernel.entries import (
     BucketKey,
     Entry,
-    Queue,
     Rank,
     Ranked,
     Shape,
@@ -28,6 +25,9 @@ from zenos.kernel.queue import (
     order_of,
     time_class,
 )
+from zenos.kernel.line import Line
+from zenos.kernel.pool import NOTHING
+from zenos.kernel.queue import Queue
 from zenos.kernel.resource_manager import ResourceManager
 
 __all__ = [
@@ -201,9 +201,10 @@ class Scheduler:
             if shape in vain and not claims:
                 continue
             rank = line.rank(entry) if claims else None
-            if not self._start_beside(entry, start):
+            promised = self._is_promised(entry)
+            if promised or not self._start_beside(entry, start):
                 line.passed.add(entry.task)
-                if not claims:
+                if not (claims or promised):
                     vain.add(shape)
                     for other in self._heads_with_claims():
                         if other.key.shape == shape:
@@ -246,7 +247,7 @@ class Scheduler:
         ]
         while left:
             _, entry = heapq.heappop(left)
-            if self.queue.is_open(entry.key) and self._start_beside(entry, start):
+            if self._may_start(entry) and self._start_beside(entry, start):
                 following = self.queue.overdue_head(entry.key)
                 if following is not None:
                     heapq.heappush(left, (by_wait(following), following))
@@ -286,8 +287,8 @@ class Scheduler:
         waiting = [(by_wait(entry), entry) for entry in self.queue.overdue_heads()]
         while waiting:
             _, entry = heapq.heappop(waiting)
-            if not self.queue.is_open(entry.key):
-                continue  # since one of its owner's has just started
+            if not self._may_start(entry):
+                continue  # since one of its owner's has just started, or is to
             request = entry.key.request
             late = self.queue.late_at(entry) <= now
             share = self._config.overdue_late_share if late else self._config.overdue_share
@@ -305,6 +306,22 @@ class Scheduler:
             following = self.queue.overdue_head(entry.key)
             if following is not None:
                 heapq.heappush(waiting, (by_wait(following), following))
+
+    def _may_start(self, entry: Entry) -> bool:
+        """Whether its owner's quotas let it, beside what is promised to others."""
+        return self.queue.is_open(entry.key) and not self._is_promised(entry)
+
+    def _is_promised(self, entry: Entry) -> bool:
+        """Whether what its owner's quotas have room for is for those for whom others gave way."""
+        key, owners = entry.key, self.queue.owners
+        if not self.claims or not owners.concerns(key.user, key.project):
+            return False
+        beside = self._claimed(entry)
+        return bool(beside) and not owners.admits(key.user, key.project, key.request, beside)
+
+    def _claimed(self, entry: Entry) -> list[tuple[str, str, Resources]]:
+        entries = (self.queue.entry(task) for task in self.claims if task != entry.task)
+        return [(e.key.user, e.key.project, e.key.request) for e in entries if e is not None]
 
     def promised(self, entry: Entry) -> list[tuple[str, str, Resources]]:
         """What others have a claim or the reservation for, by owner: quotas count it as held."""

@@ -15,11 +15,11 @@ from msgspec.structs import replace
 
 from zenos.core.resources import Resources
 from zenos.core.task import Allocation, State, Task
-from zenos.kernel import preemption
+from zenos.kernel import elastic, preemption, quota_room
 from zenos.kernel.candidates import ROUNDING_S, Candidate, Candidates, Need
+from zenos.kernel.entries import Entry, Want, is_demoted
 from zenos.kernel.line import Line
 from zenos.kernel.pool import NOTHING
-from zenos.kernel.queue import Entry, Want, is_demoted
 from zenos.kernel.scheduler import Claim, Place, Reservation
 
 if TYPE_CHECKING:
@@ -117,8 +117,15 @@ class Preemption:
 
         Whether there were any: what they held back is for others.
         """
-        claims = self._kernel.state.scheduler.claims
-        spent = [task_id for task_id, claim in claims.items() if claim.coming == NOTHING]
+        state, claims = self._kernel.state, self._kernel.state.scheduler.claims
+        spent = [
+            task_id
+            for task_id, claim in claims.items()
+            if not any(
+                task in state.holding and state.tasks[task].generation == generation
+                for task, generation in claim.victims
+            )
+        ]
         for task_id in spent:
             del claims[task_id]
         return bool(spent)
@@ -140,6 +147,8 @@ class Preemption:
            that has had as much.
         5. On the node where the fewest devices are taken back; there the lowest priority first,
            then who has had most service; nobody who turns out not to be needed.
+        6. Then those that a quota of theirs keeps from starting: tasks of a lower base priority
+           that count in that quota give way, wherever they run, if there is room then.
         """
         state = self._kernel.state
         waiting = preemption.waiting(self._kernel)
@@ -156,6 +165,7 @@ class Preemption:
         vain: set[Want] = set()
         self._make_room_overdue(vain, now)  # 4
         self._make_room_by_score(vain, now)
+        self._make_room_in_quotas(now)  # 6
 
     def next_wake(self, now: float) -> float:
         """When somebody who may have to give way has stayed long enough.
@@ -362,6 +372,72 @@ class Preemption:
         if end < math.inf:
             heapq.heappush(found.ends, (end, node))
 
+    # -- what a quota has no room for
+
+    def _make_room_in_quotas(self, now: float) -> None:
+        """In order. What found no room for one finds none for another of its owner's like it."""
+        state, claims = self._kernel.state, self._kernel.state.scheduler.claims
+        vain: set[tuple[str, str, Want]] = set()
+        for entry in quota_room.closed(state, now):
+            key = entry.key
+            kind = (key.user, key.project, key.want)
+            if kind in vain or entry.task in claims:
+                continue
+            if not self._make_room_in_quota(entry, now):
+                vain.add(kind)
+
+    def _make_room_in_quota(self, entry: Entry, now: float) -> bool:
+        """Whether somebody gives way to it: then it has room on all the nodes that it takes."""
+        own = {candidate.task.id: candidate for candidate in self._own(entry)}
+        given = {task: _given(candidate, entry) for task, candidate in own.items()}
+        givers = [
+            quota_room.Giver(c.task, sum((p.resources for p in given[c.task.id]), NOTHING))
+            for c in own.values()
+        ]
+        found = quota_room.enough(self._kernel.state, entry, givers)
+        if not found:
+            return False
+        those = [own[giver.task.id] for giver in found]
+        back = [part for giver in found for part in given[giver.task.id]]
+        want, taken = entry.key.want, set[str]()
+        chosen: Chosen = []
+        for part in self._kernel.state.resources.parts(want.shape):
+            place = self._place_beside(want, part, back, taken)
+            if place is None:
+                return False
+            taken.add(place[0])
+            chosen.append(place)
+        if not chosen:
+            return False
+        those = _once([*chosen, ("", NOTHING, those)])
+        self._claim(chosen, those, entry)
+        self._suspend(those, entry.task, now)
+        return True
+
+    def _place_beside(
+        self, want: Want, part: Resources, back: list[Allocation], taken: set[str]
+    ) -> tuple[str, Resources, list[Candidate]] | None:
+        """A node that has room for it with what is given back; else one where others give way."""
+        for node in sorted({given.node for given in back} - taken):
+            if self._candidates.fits_with(node, part, back):
+                return node, part, []
+        found = self._look(want, part)
+        node_ = min(found.fits - taken, default=None) or self._cheapest(found, taken)
+        return None if node_ is None else (node_, part, self._on(node_, want, part) or [])
+
+    def _own(self, entry: Entry) -> list[Candidate]:
+        """Who of its owner's gives way to it: of a lower base priority, or for what is lent."""
+        state, key = self._kernel.state, entry.key
+        tasks = {*state.accounts.holders(key.user, key.project)}
+        nodes = {p.node for task in tasks for p in _parts(state.tasks[task])}
+        found: dict[str, Candidate] = {}
+        for node in sorted(nodes & state.resources.pools.keys()):
+            need = Need(key.priority, key.demoted, key.replica, key.request)
+            for candidate in self._candidates.able(node, need):
+                if candidate.task.id in tasks and _given(candidate, entry):
+                    found.setdefault(candidate.task.id, candidate)
+        return sorted(found.values())
+
     # -- what follows
 
     def _claim(self, chosen: Chosen, those: list[Candidate], entry: Entry) -> None:
@@ -386,6 +462,14 @@ class Preemption:
                 detail=f"gives way to {waiting}",
             )
         self._candidates.take_touched()
+
+
+def _given(candidate: Candidate, entry: Entry) -> tuple[Allocation, ...]:
+    """What it gives back to a waiting task of its owner: to an equal only what is lent to it."""
+    if candidate.priority < entry.key.priority:
+        return _parts(candidate.task)
+    lent = elastic.lent(candidate.task)
+    return (lent,) if lent is not None else ()
 
 
 def _parts(task: Task) -> tuple[Allocation, ...]:

@@ -24,7 +24,7 @@ from typing import Final
 from zenos.core.node import Node
 from zenos.core.resources import Resources
 from zenos.core.task import Allocation
-from zenos.kernel.queue import Shape
+from zenos.kernel.entries import Shape
 from zenos.kernel.resource_manager import ResourceManager
 from zenos.simulate.cluster import workers_of
 from zenos.simulate.report import Meter, Ran

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from zenos.core.quotas import Quota
 from zenos.core.resources import Resources
-from zenos.core.task import HOLDING, Task
+from zenos.core.task import HOLDING, Principal, Task
 from zenos.kernel.step import Kernel
 
 
@@ -32,23 +32,44 @@ class ReferenceQuotas:
             for _, _, quota in self._quotas(user, project)
         )
 
-    def admits(self, user: str, project: str, request: Resources) -> bool:
-        return self.fits(user, project, request, ())
+    def admits(
+        self,
+        user: str,
+        project: str,
+        request: Resources,
+        beside: Sequence[tuple[str, str, Resources]] = (),
+    ) -> bool:
+        more = [(Principal(user=who, project=what), wants) for who, what, wants in beside]
+        return self.lacks(user, project, request, more) is None
 
     def fits(self, user: str, project: str, request: Resources, beside: Iterable[Task]) -> bool:
+        more = [(task.principal, task.spec.request) for task in beside]
+        return self.lacks(user, project, request, more) is None
+
+    def lacks(
+        self,
+        user: str,
+        project: str,
+        request: Resources,
+        more: Iterable[tuple[Principal, Resources]],
+        less: Iterable[tuple[Principal, Resources]] = (),
+    ) -> tuple[str, str, str] | None:
+        """Of which quota there is too little: user or project, whose, and what."""
         tasks = [t for t in self._kernel.state.tasks.values() if t.state in HOLDING]
+        held_by = [*((t.principal, t.granted) for t in tasks), *more]
         for kind, name, quota in self._quotas(user, project):
-            those = [t for t in (*tasks, *beside) if getattr(t.principal, kind) == name]
-            held = sum((t.spec.resources for t in those), Resources())
+            held = sum((r for who, r in held_by if getattr(who, kind) == name), Resources())
+            for who, given in less:
+                held = held - given if getattr(who, kind) == name else held
             for what, limit in quota.held.items():
                 wanted = getattr(request, what)
                 if wanted and getattr(held, what) + wanted > limit:
-                    return False
+                    return kind, name, what
             if quota.gpu_hours is not None and request.gpu:
                 had = self._kernel.state.accounts.usage(f"{kind}/{name}").gpu_s
                 if had + 0.001 >= quota.gpu_hours * 3600:
-                    return False
-        return True
+                    return kind, name, "gpu_hours"
+        return None
 
     def _shares(self, kind: str) -> dict[str, float]:
         """Of those that have tasks, what they are due."""

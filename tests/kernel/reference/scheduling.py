@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from zenos.core.config import Config
 from zenos.core.node import Node
 from zenos.core.resources import Resources
 from zenos.core.task import Allocation, Kind, Task
+from zenos.kernel.entries import BucketKey, Entry, Ranked, Shape, by_wait, is_demoted
 from zenos.kernel.pool import Pool
-from zenos.kernel.queue import BucketKey, Entry, Queue, Ranked, Shape, by_wait, is_demoted
+from zenos.kernel.queue import Queue
 from zenos.kernel.resource_manager import ResourceManager
 from zenos.kernel.scheduler import Place, Reservation, Scheduler, Start, order_of, time_class
 
@@ -56,6 +57,12 @@ class ReferenceQueue(Queue):
     def key(self, task_id: str) -> BucketKey:
         return self.all[task_id].key
 
+    def entry(self, task_id: str) -> Entry | None:
+        return self.all.get(task_id)
+
+    def is_overdue(self, task_id: str) -> bool:
+        return task_id in self.late
+
     def take(self, entries: Iterable[Entry]) -> None:
         self.all.update((entry.task, entry) for entry in entries)
 
@@ -88,6 +95,15 @@ class ReferenceQueue(Queue):
     def overdue_head(self, key: BucketKey) -> Entry | None:
         there = (entry for entry in self.overdue if self.line(entry.key) == self.line(key))
         return next((entry for entry in there if self.is_open(entry.key)), None)
+
+    def closed_heads(self, least: Callable[[str, str], float]) -> list[Entry]:
+        """Whoever stands first among those that may not start for its owner's quotas."""
+        firsts: dict[object, Entry] = {}
+        for entry in sorted(self.all.values(), key=by_wait):
+            if not self.is_open(entry.key):
+                late = entry.task in self.late
+                firsts.setdefault((late, self.line(entry.key) if late else entry.key), entry)
+        return list(firsts.values())
 
     def collect_overdue(self, now: float) -> None:
         self.late |= {task for task, entry in self.all.items() if self.overdue_at(entry) <= now}
@@ -161,17 +177,24 @@ class ReferenceScheduler(Scheduler):
         waiting: list[Ranked] = self.ranking(now)
         while waiting:
             entry = heapq.heappop(waiting).entry
-            if self.queue.is_open(entry.key) and self._beside(entry, start):
+            if self._may(entry) and self._beside(entry, start):
                 following = self.queue.head(entry.key)
                 if following is not None:
                     heapq.heappush(waiting, self.queue.rank(following, now, contention))
         left = [(by_wait(entry), entry) for entry in self.queue.overdue_heads()]
         while left:
             _, entry = heapq.heappop(left)
-            if self.queue.is_open(entry.key) and self._beside(entry, start):
+            if self._may(entry) and self._beside(entry, start):
                 following = self.queue.overdue_head(entry.key)
                 if following is not None:
                     heapq.heappush(left, (by_wait(following), following))
+
+    def _may(self, entry: Entry) -> bool:
+        """Its quotas have room for it and for all that others gave way for."""
+        key = entry.key
+        claims = [self.queue.all[t].key for t in self.claims if t != entry.task]
+        beside = [(k.user, k.project, k.request) for k in claims]
+        return self.queue.owners.admits(key.user, key.project, key.request, beside)
 
     def _beside(self, entry: Entry, start: Start) -> bool:
         held, request = self.reserved(entry.task), entry.key.request
@@ -191,7 +214,7 @@ class ReferenceScheduler(Scheduler):
         waiting = [(by_wait(entry), entry) for entry in self.queue.overdue_heads()]
         while waiting:
             _, entry = heapq.heappop(waiting)
-            if not self.queue.is_open(entry.key):
+            if not self._may(entry):
                 continue
             request = entry.key.request
             late = self.queue.late_at(entry) <= now

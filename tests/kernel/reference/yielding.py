@@ -13,8 +13,8 @@ from zenos.core import priority
 from zenos.core.resources import Resources
 from zenos.core.task import Allocation, Kind, State, Task
 from zenos.kernel import elastic, preemption
+from zenos.kernel.entries import BucketKey, Entry, by_wait, is_demoted, order_of
 from zenos.kernel.pool import Pool
-from zenos.kernel.queue import BucketKey, Entry, is_demoted, order_of
 from zenos.kernel.scheduler import Claim, Place
 from zenos.kernel.step import Kernel
 from zenos.kernel.victims import Preemption
@@ -67,7 +67,8 @@ class ReferencePreemption(Preemption):
                 for task, generation in claim.victims
                 if task in state.holding and state.tasks[task].generation == generation
             )
-            coming = sum((a.resources for a in still if a is not None), Resources())
+            here = [a.resources for a in still if a is not None and a.node == claim.node]
+            coming = sum(here, Resources())
             place = claim.places[0]._replace(coming=coming)
             state.scheduler.claims[task_id] = claim._replace(places=(place,))
         for task in state.changes.tasks.values():
@@ -81,8 +82,8 @@ class ReferencePreemption(Preemption):
         if self._kernel.draining or not (waiting or len(state.scheduler.queue)):
             return
         reservation = state.scheduler.reservation
-        entries = self._entries(now)
-        if reservation is None and not entries and not waiting:
+        entries, closed = self._entries(now), self._closed(now)
+        if reservation is None and not entries and not waiting and not closed:
             return
         candidates = self._all_candidates(now)  # 1
         self._rooms = self._come()
@@ -95,7 +96,9 @@ class ReferencePreemption(Preemption):
             chosen = self._enough(reservation.node, first.spec.request, behind, kept)
             if chosen:
                 candidates = self._suspend(chosen, first.id, candidates, now)
-        self._make_room_for(entries, candidates, now)  # 4
+        held = state.scheduler.reserved(ahead=True)
+        candidates = self._make_room_for(entries, candidates, held, now)  # 4
+        self._make_room_in_quotas(closed, candidates, held, now)  # 5
 
     def next_wake(self, now: float) -> float:
         return max(self._wake, now + ROUNDING_S)
@@ -230,11 +233,16 @@ class ReferencePreemption(Preemption):
             and entry.task != first
         ]
 
-    def _make_room_for(self, entries: list[Entry], candidates: list[Candidate], now: float) -> None:
+    def _make_room_for(
+        self,
+        entries: list[Entry],
+        candidates: list[Candidate],
+        held: dict[str, Resources],
+        now: float,
+    ) -> list[Candidate]:
         able: dict[tuple[int, bool, bool], dict[str, list[Candidate]]] = {}
         vain: set[tuple[int, bool, bool, Resources]] = set()
         gone: set[str] = set()
-        held = self._kernel.state.scheduler.reserved(ahead=True)
         for entry in entries:
             replica = self._kernel.state.tasks[entry.task].kind is Kind.SERVE
             kind = (entry.key.priority, entry.key.demoted, replica)
@@ -253,6 +261,94 @@ class ReferencePreemption(Preemption):
             gone.update(c.task.id for c in chosen)
             for those in able.values():
                 those[node] = [c for c in those.get(node, []) if c.task.id not in gone]
+        return [c for c in candidates if c.task.id not in gone]
+
+    # -- what a quota has no room for
+
+    def _closed(self, now: float) -> list[Entry]:
+        scheduler = self._kernel.state.scheduler
+        heads, contention = scheduler.queue.closed_heads(lambda *_: 0.0), scheduler.contention()
+        late = [entry for entry in heads if entry in scheduler.queue.overdue]
+        others = [scheduler.queue.rank(e, now, contention) for e in heads if e not in late]
+        return [*sorted(late, key=by_wait), *(ranked.entry for ranked in sorted(others))]
+
+    def _make_room_in_quotas(
+        self,
+        entries: list[Entry],
+        candidates: list[Candidate],
+        held: dict[str, Resources],
+        now: float,
+    ) -> None:
+        """Tasks of the same owner give way, wherever they are, if it has a place then."""
+        vain: set[object] = set()
+        for entry in entries:
+            kind = (entry.key.user, entry.key.project, entry.key.want)
+            if kind in vain or entry.task in self._kernel.state.scheduler.claims:
+                continue
+            replica = self._kernel.state.tasks[entry.task].kind is Kind.SERVE
+            able = self._able(entry.key, candidates, now, replica=replica)
+            chosen = self._of_owner(entry, able)
+            node, others = self._beside(entry, chosen, able, held) if chosen else ("", [])
+            if not node:
+                vain.add(kind)
+                continue
+            chosen = [*others, *(c for c in chosen if c not in others)]
+            self._claim(node, chosen, entry)
+            held[node] = held.get(node, Resources()) + entry.key.request
+            candidates = self._suspend(chosen, entry.task, candidates, now)
+            ids = {c.task.id for c in chosen}
+            candidates = [c for c in candidates if c.task.id not in ids]
+
+    def _of_owner(self, entry: Entry, able: list[Candidate]) -> list[Candidate]:
+        key, state = entry.key, self._kernel.state
+        quotas = ReferenceQuotas(self._kernel)
+        claims = state.scheduler.claims.keys() | {
+            r.task for r in [state.scheduler.reservation] if r is not None
+        }
+        promised = [state.tasks[t] for t in claims - {entry.task} if t in state.scheduler.queue]
+        ending = [state.tasks[t] for t in state.holding if state.tasks[t].stopping]
+
+        def lack(those: list[Candidate]) -> tuple[str, str, str] | None:
+            more = [(task.principal, task.spec.request) for task in promised]
+            less = [(task.principal, task.granted) for task in ending]
+            less += [(c.task.principal, c.part.total) for c in those]
+            return quotas.lacks(key.user, key.project, key.request, more, less)
+
+        own = [c for c in able if c.priority < key.priority or c.lent is not None]
+        chosen: list[Candidate] = []
+        while (missing := lack(chosen)) is not None:
+            kind, name, what = missing
+            helps = [
+                c
+                for c in own
+                if getattr(c.task.principal, kind) == name
+                and getattr(c.part.total, what, 0) > 0
+                and c not in chosen
+            ]
+            if not helps:
+                return []
+            chosen.append(helps[0])
+        for candidate in chosen[::-1]:
+            if lack([c for c in chosen if c is not candidate]) is None:
+                chosen = [c for c in chosen if c is not candidate]
+        return chosen
+
+    def _beside(
+        self,
+        entry: Entry,
+        chosen: list[Candidate],
+        able: list[Candidate],
+        held: dict[str, Resources],
+    ) -> tuple[str, list[Candidate]]:
+        """A node, and who else has to give way there."""
+        for node in sorted({c.part.node for c in chosen}):
+            room = self._rooms[node].copy()
+            for candidate in chosen:
+                if candidate.part.node == node:
+                    room.release(candidate.part)
+            if room.would_fit(entry.key.request, held.get(node, Resources())):
+                return node, []
+        return self._for(entry, _by_node(able), held)
 
     def _may_have(self, entry: Entry) -> bool:
         state = self._kernel.state
@@ -284,7 +380,8 @@ class ReferencePreemption(Preemption):
 
     def _claim(self, node: str, chosen: list[Candidate], entry: Entry) -> None:
         victims = frozenset((c.task.id, c.task.generation) for c in chosen)
-        coming = sum((c.task.granted for c in chosen), Resources())
+        here = [c.task for c in chosen if c.part.node == node]
+        coming = sum((task.granted for task in here), Resources())
         claim = Claim((Place(node, entry.key.request.plain, coming),), victims)
         self._kernel.state.scheduler.claims[entry.task] = claim
 
