@@ -6,7 +6,6 @@ each need which nodes would do, and at what cost, and only nodes that were touch
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import deque
 from typing import TYPE_CHECKING, Final
@@ -18,6 +17,7 @@ from zenos.core.task import Allocation, State, Task
 from zenos.kernel import elastic, preemption, quota_room
 from zenos.kernel.candidates import ROUNDING_S, Candidate, Candidates, Need
 from zenos.kernel.entries import Entry, Want, is_demoted
+from zenos.kernel.known_nodes import KnownNodes
 from zenos.kernel.line import Line
 from zenos.kernel.pool import NOTHING
 from zenos.kernel.scheduler import Claim, Place, Reservation
@@ -28,28 +28,6 @@ if TYPE_CHECKING:
 NEEDS_KEPT: Final = 2048
 
 Chosen = list[tuple[str, Resources, list[Candidate]]]  # node, what it is to give, who gives way
-
-
-class _Found:
-    """Which nodes have room for a need without anybody's giving way, and which if some do.
-
-    seen: up to which touch nodes have been looked at. The costs are in a heap, those that count are
-    in `costs`; who would give way on a node can change with time alone, so each has its end.
-    """
-
-    __slots__ = ("costs", "ends", "fits", "heap", "seen")
-
-    def __init__(self) -> None:
-        self.seen = 0
-        self.fits: set[str] = set()
-        self.costs: dict[str, float] = {}
-        self.heap: list[tuple[float, str]] = []
-        self.ends: list[tuple[float, str]] = []
-
-    @property
-    def helps(self) -> bool:
-        """Whether it takes somebody's giving way, and that is enough."""
-        return bool(self.costs) and not self.fits
 
 
 class Preemption:
@@ -63,7 +41,7 @@ class Preemption:
         self._kernel = kernel
         self._candidates = Candidates(kernel)
         self._config = kernel.state.config
-        self._found: dict[Need, _Found] = {}
+        self._found: dict[Need, KnownNodes] = {}
         self._waits = False
         # For what there was a look at the reservation's nodes, and after which touch of any.
         self._reserved: tuple[Reservation | None, Task | None, int] = (None, None, 0)
@@ -307,70 +285,46 @@ class Preemption:
             found = self._look(want, part)
             if len(parts) == 1 and found.fits:
                 return []
-            node = min(found.fits - taken, default=None) or self._cheapest(found, taken)
+            node = min(found.fits - taken, default=None) or found.cheapest(taken)
             if node is None:
                 return []
             taken.add(node)
             chosen.append((node, part, self._on(node, want, part) or []))
         return chosen
 
-    def _cheapest(self, found: _Found, taken: set[str]) -> str | None:
-        passed: list[tuple[float, str]] = []
-        best: str | None = None
-        while found.heap:
-            cost, node = found.heap[0]
-            if found.costs.get(node) != cost:
-                heapq.heappop(found.heap)
-            elif node in taken:
-                passed.append(heapq.heappop(found.heap))
-            else:
-                best = node
-                break
-        for item in passed:
-            heapq.heappush(found.heap, item)
-        return best
-
     def _on(self, node: str, want: Want, part: Resources) -> list[Candidate] | None:
         here = self._candidates
         able = here.able(node, Need(want.priority, want.demoted, want.replica, part))
         return here.enough(node, part, able, here.held.get(node, NOTHING))
 
-    def _look(self, want: Want, part: Resources) -> _Found:
+    def _look(self, want: Want, part: Resources) -> KnownNodes:
         """What is known of a need, after a look at the nodes that have been touched since."""
         need = Need(want.priority, want.demoted, want.replica, part)
         found = self._found.get(need)
         if found is None:
             if len(self._found) >= NEEDS_KEPT:
                 self._found.clear()
-            found = self._found[need] = _Found()
+            found = self._found[need] = KnownNodes()
         here = self._candidates
         here.take_touched()
         if found.seen != here.count:
             for node in here.since(found.seen):
                 self._look_at(node, want, part, found)
             found.seen = here.count
-        over: set[str] = set()
-        while found.ends and found.ends[0][0] <= here.now:
-            over.add(heapq.heappop(found.ends)[1])
-        for node in over & found.costs.keys():
+        for node in found.over(here.now):
             self._look_at(node, want, part, found)
         return found
 
-    def _look_at(self, node: str, want: Want, part: Resources, found: _Found) -> None:
+    def _look_at(self, node: str, want: Want, part: Resources, found: KnownNodes) -> None:
         chosen = self._on(node, want, part)
-        found.fits.discard(node)
-        found.costs.pop(node, None)
         if chosen is None:
-            return
-        if not chosen:
-            found.fits.add(node)
-            return
-        cost = found.costs[node] = sum(candidate.cost for candidate in chosen)
-        heapq.heappush(found.heap, (cost, node))
-        need = Need(want.priority, want.demoted, want.replica, part)
-        end = self._candidates.order_until(node, need)
-        if end < math.inf:
-            heapq.heappush(found.ends, (end, node))
+            found.forget(node)
+        elif not chosen:
+            found.has_room(node)
+        else:
+            need = Need(want.priority, want.demoted, want.replica, part)
+            end = self._candidates.order_until(node, need)
+            found.costs_there(node, sum(candidate.cost for candidate in chosen), end)
 
     # -- what a quota has no room for
 
@@ -422,7 +376,7 @@ class Preemption:
             if self._candidates.fits_with(node, part, back):
                 return node, part, []
         found = self._look(want, part)
-        node_ = min(found.fits - taken, default=None) or self._cheapest(found, taken)
+        node_ = min(found.fits - taken, default=None) or found.cheapest(taken)
         return None if node_ is None else (node_, part, self._on(node_, want, part) or [])
 
     def _own(self, entry: Entry) -> list[Candidate]:
