@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -101,7 +100,8 @@ class Candidates:
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
-        self.given_way: dict[str, deque[float]] = {}
+        # Times, the first ones first. A deque would take 600 bytes for each task.
+        self.given_way: dict[str, tuple[float, ...]] = {}
         self.held: dict[str, Resources] = {}
         self.now = 0.0
         self._here: dict[str, _Here] = {}
@@ -272,11 +272,12 @@ class Candidates:
         times = self.given_way.get(task_id)
         if times is None:
             return False
-        while times and times[0] <= self.now - HOUR_S:
-            times.popleft()
-        if not times:
-            del self.given_way[task_id]
-            return False
+        if times[0] <= self.now - HOUR_S:
+            times = tuple(at for at in times if at > self.now - HOUR_S)
+            if not times:
+                del self.given_way[task_id]
+                return False
+            self.given_way[task_id] = times
         if len(times) < self._kernel.config.preemptions_per_hour:
             return False
         self._not_before(node, times[0] + HOUR_S)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import deque
 from collections.abc import Iterator, Sequence
 
 from msgspec.structs import replace
@@ -54,7 +53,7 @@ def build(picture: Picture) -> Kernel:
     for task_id in picture.overdue_running:
         state.started_overdue(state.tasks[task_id])
     kernel.preemption.given_way.update(
-        (task_id, deque(times)) for task_id, times in picture.given_way.items()
+        (task_id, tuple(times)) for task_id, times in picture.given_way.items()
     )
     asking = state.asking
     asking.in_flight, asking.used_at = dict(picture.in_flight), dict(picture.used_at)

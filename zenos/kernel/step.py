@@ -44,6 +44,7 @@ from zenos.core.task import (
     TaskSpec,
 )
 from zenos.kernel import arrays, batches, elastic, exclusive, gate, nodes, preemption, supervision
+from zenos.kernel.alike import Alike
 from zenos.kernel.auditing import Audit
 from zenos.kernel.giving_way import GivingWay
 from zenos.kernel.hosts import Hosts
@@ -81,8 +82,7 @@ class Kernel:
         self.draining: str | None = None
         self._recovering = True
         self.fresh_leases = True  # none of the nodes could be heard until now
-        # A million waiting tasks don't hold a million of them.
-        self._principals: dict[Principal, Principal] = {}
+        self._alike = Alike()
         # The request at hand changes nothing: it was made before, or what it wants is so already.
         self.unchanged = False
 
@@ -260,8 +260,8 @@ class Kernel:
         """Queue a new task. after: what it comes after, by ids; line: of its history."""
         task = Task(
             id=f"t{self.state.next_task}",
-            spec=spec,
-            principal=self._principals.setdefault(principal, principal),
+            spec=self._alike.spec(spec),
+            principal=self._alike.principal(principal),
             submitted=now,
             queued=max(now, spec.start_at or 0.0),
             not_before=spec.start_at or 0.0,

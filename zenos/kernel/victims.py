@@ -7,7 +7,6 @@ each need which nodes would do, and at what cost, and only nodes that were touch
 from __future__ import annotations
 
 import math
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
@@ -47,7 +46,7 @@ class Preemption:
         self._reserved: tuple[Reservation | None, Task | None, int] = (None, None, 0)
 
     @property
-    def given_way(self) -> dict[str, deque[float]]:
+    def given_way(self) -> dict[str, tuple[float, ...]]:
         """When each task has given way within the last hour."""
         return self._candidates.given_way
 
@@ -57,7 +56,7 @@ class Preemption:
 
     def note_given_way(self, task_id: str, now: float) -> None:
         """It ends to start again."""
-        self.given_way.setdefault(task_id, deque()).append(now)
+        self.given_way[task_id] = (*self.given_way.get(task_id, ()), now)
 
     def guards(self, task_id: str, now: float) -> bool:
         """Whether a running task need not give way to equals (`Candidate.guarded`)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -169,8 +168,7 @@ class ReferencePreemption(Preemption):
         times = self.times.get(task_id)
         if times is None:
             return False
-        while times and times[0] <= now - HOUR_S:
-            times.popleft()
+        times = self.times[task_id] = tuple(at for at in times if at > now - HOUR_S)
         if not times:
             del self.times[task_id]
             return False
@@ -423,7 +421,7 @@ class ReferencePreemption(Preemption):
         for candidate in chosen:
             assert candidate.task.allocation is not None
             self._rooms[candidate.task.allocation.node].release(candidate.task.allocation)
-            self.times.setdefault(candidate.task.id, deque()).append(now)
+            self.times[candidate.task.id] = (*self.times.get(candidate.task.id, ()), now)
             saving = replace(candidate.task, state=State.SUSPENDING)
             self._kernel.stop(
                 candidate.task,
