@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.kernel.harness import Harness, node
+from tests.kernel.harness import PROGRAM, Harness, node
+from zenos.core import events as ev
 from zenos.core.config import Config
 from zenos.core.errors import RefusedError, UnfittableError
 from zenos.core.resources import Resources
-from zenos.core.specs import DataSpec, TrainSpec
+from zenos.core.specs import CallSpec, DataSpec, DeploymentSpec, TrainSpec
 from zenos.core.task import State, TaskSpec
 from zenos.kernel.entries import Shape
 from zenos.kernel.explanation import explain
@@ -188,3 +189,37 @@ def test_gangs_and_single_ones_all_end_and_no_device_is_given_out_twice(jobs: li
     ran = world.run(lambda done: None)
     for job, how in zip(jobs, ran, strict=True):
         assert how.done_s >= job.submit_s + job.duration_s
+
+
+def test_idle_models_and_hosts_of_calls_give_way_to_a_gang_on_all_its_nodes() -> None:
+    h = nodes(2)
+    for number in range(2):
+        name = f"m{number}"
+        more = DeploymentSpec(model=name, cpu=4, gpu=4, keep_alive_s=3600.0)
+        h.ask(ev.Deploy(request=1, spec=more))
+        h.step(ev.Demand(name=name), ev.Used(name=name, in_flight=1, waiting=1))
+        replica = h.kernel.state.deployments[name].replicas[-1]
+        h.run(h.kernel.state.tasks[replica])
+        h.step(ev.WorkerReady(task=replica, generation=1), ev.Used(name=name, in_flight=0))
+    h.wait(60)
+    h.submit(gang(8, priority=75))
+    assert [action.task for action in h.stopped] == ["t1", "t2"]
+    h = nodes(2)
+    for number in range(2):
+        host = CallSpec(python="/usr/bin/python3", key=f"k{number}")
+        h.run(h.submit(TaskSpec(work=host, resources=gang(4).resources)))
+    h.submit(gang(8))
+    assert sorted((action.task, action.on) for action in h.wanted) == [("t1", True), ("t2", True)]
+
+
+def test_replicas_stay_where_a_gang_has_no_room_all_the_same() -> None:
+    h = nodes(2)
+    more = DeploymentSpec(model="m", cpu=4, gpu=4, keep_alive_s=3600.0)
+    h.ask(ev.Deploy(request=1, spec=more))
+    h.step(ev.Demand(name="m"), ev.Used(name="m", in_flight=1, waiting=1))
+    h.run(h.kernel.state.tasks["t1"])
+    h.step(ev.WorkerReady(task="t1", generation=1), ev.Used(name="m", in_flight=0))
+    h.run(h.submit(TaskSpec(work=PROGRAM, resources=gang(1).resources)))
+    h.wait(60)
+    h.submit(gang(8, priority=75))
+    assert h.stopped == []

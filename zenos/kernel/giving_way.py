@@ -159,8 +159,10 @@ class GivingWay:
         room = {name: pool.free for name, pool in pools if pool.node.takes_work}
         for task_id in state.holding:
             task = state.tasks[task_id]
-            if task.stopping and task.allocation is not None and task.allocation.node in room:
-                room[task.allocation.node] += task.allocation.resources
+            if task.stopping and task.allocation is not None:
+                for part in task.allocation.parts:
+                    if part.node in room:
+                        room[part.node] += part.resources
         return room
 
     def _enough(
@@ -171,9 +173,10 @@ class GivingWay:
         before: list[Entry],
         now: float,
     ) -> list[_Resident]:
-        """The replicas whose end makes room for such a task on one node, and in its quotas.
+        """The replicas whose end makes room for such a task, and in its quotas.
 
-        before: for whom quotas have to have room as well; it is added there when it gets some.
+        On one node, or for a gang that takes several on all of them. before: for whom quotas have
+        to have room as well; it is added there when it gets some.
         """
         owned = self._owned(entry, residents, before, now)
         if owned is None:
@@ -183,23 +186,29 @@ class GivingWay:
             held = resident.task.allocation
             if held is not None:
                 given[held.node] = given.get(held.node, NOTHING) + held.resources
-        request = entry.key.request
-        for name in sorted(coming, key=lambda name: name not in given):
-            room = coming[name] + given.get(name, NOTHING)
-            taken = [*owned]
-            for resident in residents:
-                if request.fits_in(room):
-                    break
-                held = resident.task.allocation
-                if held is None or held.node != name or resident in owned:
+        may = [one for one in residents if one not in owned and self._may(one, entry, now)]
+        left: dict[str, Resources] = {}
+        taken = [*owned]
+        for part in self._kernel.state.resources.parts(entry.key.shape):
+            for name in sorted(coming, key=lambda name: name not in given):
+                if name in left:
                     continue
-                if self._may(resident, entry, now):
-                    room, taken = room + held.resources, [*taken, resident]
-            if request.fits_in(room):
-                coming[name] = room - request  # that much is spoken for
-                before.append(entry)
-                return taken
-        return []
+                room, more = coming[name] + given.get(name, NOTHING), list[_Resident]()
+                for resident in may:
+                    held = resident.task.allocation
+                    if held is not None and held.node == name and not part.fits_in(room):
+                        room, more = room + held.resources, [*more, resident]
+                if part.fits_in(room):
+                    left[name] = room - part  # that much is spoken for
+                    taken += more
+                    break
+            else:
+                return []
+        if not left:
+            return []  # no node will ever have room for it
+        coming.update(left)
+        before.append(entry)
+        return taken
 
     def _owned(
         self, entry: Entry, residents: list[_Resident], before: list[Entry], now: float

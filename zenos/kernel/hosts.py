@@ -29,8 +29,9 @@ class Hosts:
         """After scheduling: say to hosts what is new.
 
         1. In the order in which they would start, tasks want room on the first node where what is
-           free, what comes back already, and hosts of at most their priority have enough of it;
-           where a quota of theirs is full, hosts of the same owner's have to make room in that.
+           free, what comes back already, and hosts of at most their priority have enough of it, or
+           a gang on several; where a quota of theirs is full, hosts of the same owner's have to
+           make room in that.
         2. All those hosts are told: which of them are idle is not known.
         3. Those for which nobody waits any more are told so.
         """
@@ -68,15 +69,21 @@ class Hosts:
             own = [quota_room.Giver(h, h.granted) for h in hosts if h.spec.priority <= key.priority]
             if (owned := quota_room.enough(state, entry, own)) is None:
                 continue
-            for name, free in coming.items():
-                here = [] if key.request.fits_in(free) else _of(hosts, name, key.priority)
-                room = sum((held for _, held in here), free)
-                if key.request.fits_in(room):
-                    coming[name] = room - key.request
-                    told = [*(task for task, _ in here), *(giver.task for giver in owned)]
-                    hosts = [host for host in hosts if host not in told]
-                    wanted |= {task.id: task.generation for task in told}
-                    break
+            left: dict[str, Resources] = {}
+            told = [giver.task for giver in owned]
+            parts = state.resources.parts(key.shape)
+            for part in parts:
+                for name in [name for name in coming if name not in left]:
+                    here = [] if part.fits_in(coming[name]) else _of(hosts, name, key.priority)
+                    room = sum((held for _, held in here), coming[name])
+                    if part.fits_in(room):
+                        left[name] = room - part
+                        told += [task for task, _ in here]
+                        break
+            if left and len(left) == len(parts):
+                coming.update(left)
+                hosts = [host for host in hosts if host not in told]
+                wanted |= {task.id: task.generation for task in told}
         return wanted
 
 
