@@ -59,7 +59,7 @@ def create(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A field of its configuration; repeat."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the weights, 0 to 2**63 - 1.")] = 0,
     tokenizer: Annotated[
         str | None, typer.Option(help="Registered model whose tokenizer it gets.")
     ] = None,
