@@ -158,6 +158,10 @@ DEAD_MESSAGES_KEPT: Final = 10_000  # of one topic
 DEDUPLICATION_S: Final = 600.0
 DEDUPLICATION_IDS_MAX: Final = 100_000  # of one topic
 
+# Registry
+MODEL_PART_BYTES_MAX: Final = 256 * MIB  # of a file beside the weights: a tokenizer of 10^6 tokens
+LEFT_OUT_MAX: Final = 100  # files of an imported directory that are named as left out
+
 # Serving
 REPLICA_MEMORY_BYTES: Final = GIB  # at least; where nothing is known of the model
 REQUESTS_WAITING_MAX: Final = 256
