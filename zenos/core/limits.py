@@ -173,6 +173,7 @@ KEEP_ALIVE_S: Final = 300.0
 MODEL_RESIDENCE_S: Final = 5.0
 MODEL_WAIT_S: Final = 10.0
 MODEL_DRAIN_S: Final = REQUEST_DEADLINE_S
+CHAT_TEMPLATE_S: Final = 2.0  # for the prompt of one chat, by the model's template
 MAX_TOKENS_DEFAULT: Final = 256
 MAX_TOKENS_MAX: Final = 1_000_000
 CHOICES_MAX: Final = 16
