@@ -156,7 +156,8 @@ LOOPS = "{% for _ in range(10000) %}" * 3 + "{% endfor %}" * 3
     "source",
     [
         LOOPS,
-        "{% for a in range(9999) %}{% for b in range(9999) if b > 9999 %}{% endfor %}{% endfor %}",
+        "{% set many = range(9999) | list %}{% for a in many %}{% for b in many if b > 9999 %}"
+        "{% endfor %}{% endfor %}",
         # Depth is bounded by Python, breadth is not.
         "{% macro f(n) %}{% if n %}{{ f(n - 1) ~ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
         "{% for x in [60] recursive %}{% if x %}{{ loop([x - 1, x - 1]) }}{% endif %}{% endfor %}",

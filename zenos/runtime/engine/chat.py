@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import jinja2
 from jinja2 import nodes
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -45,10 +46,20 @@ class _OverrunError(Exception):
     """A template has had its time."""
 
 
+class _NothingBefore(CodeGenerator):
+    """What is constant would be worked out when a template is read, without a bound."""
+
+    def _output_child_to_const(self, node: nodes.Expr, frame: Frame, finalize: Any) -> str:
+        if not isinstance(node, nodes.TemplateData):
+            raise nodes.Impossible
+        return super()._output_child_to_const(node, frame, finalize)
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
     """No attribute that leads anywhere, no change of what is given, no long range, not for ever."""
 
     intercepted_binops = frozenset({"*", "**", "+"})
+    code_generator_class = _NothingBefore
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         """Let every loop look at the time, and every `~` at the length of what it makes."""
@@ -138,7 +149,7 @@ class ChatTemplate:
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=["jinja2.ext.loopcontrols", _Generation],
-            optimized=False,  # else what is constant is worked out here, without a bound
+            optimized=False,  # as in _NothingBefore
         )
         del environment.globals["lipsum"]  # as much text as its arguments say, in one call
         environment.globals["raise_exception"] = _raise
