@@ -24,6 +24,11 @@ install: $(STAMP) ## Make .venv and install into it (done by the others when nee
 
 # Built in steps, so that torch's build can be chosen, and the stamp is made last.
 $(STAMP): pyproject.toml constraints.txt scripts/install-torch
+	@command -v $(firstword $(PYTHON)) >/dev/null || { \
+	  echo "cannot install: there is no program $(PYTHON); set PYTHON to one of version 3.11 or newer"; \
+	  exit 1; }
+	@$(PYTHON) -c 'import sys' || { \
+	  echo "cannot install: $(PYTHON) does not run as a Python; set PYTHON to another one"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "cannot install: $(PYTHON) is older than 3.11; set PYTHON to a newer one"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \

@@ -433,11 +433,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--i-know-this-is-public", dest="public", action="store_true", default=None)
     given = parser.parse_args(argv)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the loop has its own way with it
-    home = Home(given.home.absolute()) if given.home else Home.default()
     names = ("host", "port", "gpus", "cpus", "memory", "public")
     flags: dict[str, Any] = {name: getattr(given, name) for name in names}
     raise_open_files()
     try:
+        home = Home(given.home.absolute()) if given.home else Home.default()
         for item in given.set:
             name, _, value = item.partition("=")
             flags[name] = value

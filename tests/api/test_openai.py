@@ -350,6 +350,8 @@ async def test_a_client_that_leaves_before_the_first_token_frees_its_slot(
         ({"stop": [""]}, "stop"),
         ({"stop": 5}, "stop"),
         ({"seed": 2**64}, None),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": -(2**63) - 1}, None),
         ({"logprobs": 21}, "logprobs"),
         ({"logprobs": -1}, "logprobs"),
         ({"user": 5}, "user"),

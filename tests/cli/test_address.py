@@ -1,13 +1,16 @@
-"""Finding the daemon by a home whose `daemon.json` is damaged, as after a power cut."""
+"""Finding the daemon: by a home whose `daemon.json` is damaged, and where there is no home."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import zenos
+from tests.api.conftest import TOKEN
+from tests.cli.conftest import Daemon, zenos
 from zenos.cli.daemon_process import running
+from zenos.cli.errors import USAGE
 from zenos.core.home import Home
 from zenos.daemon import claim
 
@@ -30,3 +33,22 @@ def test_with_a_damaged_file_and_a_daemon_its_process_is_named(home: Home) -> No
         ran = zenos("status")
     assert ran.code == 1
     assert f"kill {os.getpid()}" in ran.err
+
+
+def test_without_a_directory_for_the_home_nothing_is_made(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As root every directory can be made, and a service's user often has /nonexistent."""
+    nowhere = tmp_path / "nonexistent"
+    monkeypatch.setenv("HOME", str(nowhere))
+    monkeypatch.delenv("ZENOS_HOME")
+    for command in ("up", "status", "ps"):
+        ran = zenos(command)
+        assert ran.code == USAGE
+        assert ran.err.startswith(f"zenos: cannot use HOME={nowhere}: there is no such directory; ")
+        assert "set ZENOS_HOME" in ran.err
+    # Where the daemon is elsewhere, nobody needs a home.
+    monkeypatch.setenv("ZENOS_HOST", daemon.url)
+    monkeypatch.setenv("ZENOS_TOKEN", TOKEN)
+    assert zenos("ps").code == 0
+    assert not nowhere.exists()

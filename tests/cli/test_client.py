@@ -117,6 +117,30 @@ def test_a_setting_that_json_has_no_number_for_is_refused(daemon: Daemon, client
             client.generate("tiny", "hello", temperature=value).text()
 
 
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (float("nan"), "cannot use hidden_size nan: it must be a finite number"),
+        ({"inner": [1.0, float("-inf")]}, "cannot use inner -inf: it must be a finite number"),
+        (2**64, f"cannot use hidden_size {2**64}: it must be a number of 64 bits"),
+        (-(10**40), "cannot use hidden_size that: it must be a number of 64 bits"),
+    ],
+)
+def test_a_number_that_cannot_be_sent_is_refused_however_deep(
+    daemon: Daemon, client: Client, value: object, says: str
+) -> None:
+    settings = {"hidden_size": value}
+    submits = [
+        lambda: client.create("m", "llama-nano", settings),
+        lambda: client.train(model="m", arch="llama-nano", data="/x", settings=settings),
+    ]
+    for submit in submits:
+        with pytest.raises(InvalidError) as caught:
+            submit()
+        assert caught.value.message == says
+    assert not daemon.double.tasks()
+
+
 def test_wait_and_follow_see_every_state(daemon: Daemon, client: Client) -> None:
     handle = client.submit(["work"])
     seen: list[tuple[str, float | None]] = []

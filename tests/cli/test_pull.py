@@ -1,4 +1,4 @@
-"""`zenos pull ORG/NAME`, by the Hub's own client, from a server that answers as the Hub does."""
+"""`zenos pull`: by the Hub's own client, from a server that answers as it does, or a directory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cli.conftest import Daemon
+from tests.cli.conftest import LIMIT_S, Daemon, zenos
+from tests.models.files import write_model
+from zenos.cli import waiting
 from zenos.runtime import architectures
 
 ROOT = Path(__file__).parent.parent.parent
@@ -132,6 +134,9 @@ def test_a_model_of_the_hub_is_fetched_and_registered(
     ran = pull(hub, tmp_path, MODEL)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout == "tiny-llama:1\n"
+    assert (
+        "not fetched: README.md, pytorch_model.bin (weights are taken as safetensors" in ran.stderr
+    )
     registry = daemon.double.registry
     version = registry.resolve("tiny-llama")
     kinds = (".json", ".safetensors")
@@ -153,3 +158,69 @@ def test_what_the_hub_does_not_have_is_told(daemon: Daemon, hub: Hub, tmp_path: 
         "zenos: cannot find someone/nothing on the Hub, and there is no such directory here\n"
     )
     assert "mine" not in {version.name for version in daemon.double.registry.list()}
+
+
+# -- from a directory
+
+
+def test_what_is_not_taken_is_said_and_written_down(daemon: Daemon, tmp_path: Path) -> None:
+    files = write_model(tmp_path / "theirs")
+    (tmp_path / "theirs/pytorch_model.bin").write_bytes(b"\x80\x04")
+    (tmp_path / "theirs/optimizer.pt").write_bytes(b"\x80\x04")
+    (tmp_path / "theirs/modeling_own.py").write_text("raise SystemExit")
+    config = {**json.loads(files["config.json"].read_bytes()), "auto_map": {"AutoModel": "own.M"}}
+    files["config.json"].write_text(json.dumps(config))
+    ran = zenos("pull", str(tmp_path / "theirs"), "mine")
+    assert ran.code == 0
+    assert ran.out == "mine:1\n"
+    left = [line for line in ran.err.splitlines() if line.startswith("left out: ")]
+    assert "optimizer.pt, pytorch_model.bin (a pickle, and loading one runs" in left[1]
+    assert "modeling_own.py (program code" in left[0]
+    assert "auto_map of config.json (it names program code" in left[2]
+    shown = zenos("show", "mine").out
+    assert "left out" in shown
+    assert "pytorch_model.bin" in shown
+
+    again = zenos("pull", str(tmp_path / "theirs"), "mine", "--json")
+    said = json.loads(again.out)["lineage"]["left_out"]
+    assert sorted(said) == [
+        "auto_map of config.json",
+        "modeling_own.py",
+        "optimizer.pt",
+        "pytorch_model.bin",
+    ]
+
+
+def test_a_long_import_says_what_it_does(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(tmp_path / "theirs")
+    said: list[str] = []
+    told = threading.Event()
+
+    def say(text: str) -> None:
+        said.append(text)
+        if len(said) == 2:
+            told.set()
+
+    monkeypatch.setattr(waiting, "say", say)
+    monkeypatch.setattr(waiting, "WORK_S", 0.001)
+    monkeypatch.setattr(waiting, "WORK_AGAIN_S", 0.001)
+    take = daemon.double.registry.import_directory
+
+    def slow(*args: Any) -> Any:
+        assert told.wait(LIMIT_S)
+        return take(*args)
+
+    monkeypatch.setattr(daemon.double.registry, "import_directory", slow)
+    assert zenos("pull", str(tmp_path / "theirs"), "mine").code == 0
+    assert all(text.startswith("checking and copying ") for text in said)
+    assert all(f"of {tmp_path / 'theirs'}: 0 s so far" in text for text in said[:2])
+
+
+def test_a_short_import_says_nothing_of_it(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(tmp_path / "theirs")
+    monkeypatch.setattr(waiting, "WORK_S", 1e6)
+    assert zenos("pull", str(tmp_path / "theirs"), "mine").err == ""

@@ -43,3 +43,22 @@ def test_no_command_shows_the_help() -> None:
 
 def test_flags_take_no_value_in_the_help() -> None:
     assert "bool" not in zenos("ps", "--help").out
+
+
+@pytest.mark.parametrize(
+    ("given", "number"),
+    [
+        ("hidden_size=NaN", "NaN"),
+        ("hidden_size=-Infinity", "-Infinity"),
+        ("rms_norm_eps=1e999", "1e999"),
+        ('rope_parameters={"rope_theta": NaN}', "NaN"),
+    ],
+)
+@pytest.mark.parametrize("command", ["create m", "train --model m --data ."])
+def test_a_setting_that_is_no_number_is_refused_as_it_was_typed(
+    command: str, given: str, number: str
+) -> None:
+    ran = zenos(*command.split(), "--arch", "llama-nano", "--set", given)
+    assert ran.code == errors.USAGE
+    assert ran.err == f"zenos: cannot use --set {given}: {number} is no number\n"
+    assert not ran.out

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from zenos.core.errors import InvalidError
 from zenos.core.home import Home
 
 
@@ -43,3 +45,41 @@ def test_a_copy_of_a_home_has_sockets_of_its_own(tmp_path: Path) -> None:
     home.write_sockets()
     shutil.copytree(home.root, tmp_path / "copy")
     assert Home(tmp_path / "copy").bus != home.bus
+
+
+@pytest.mark.parametrize("user", ["/nonexistent", "", "/dev/null"])
+def test_a_user_without_a_directory_gets_none_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, user: str
+) -> None:
+    monkeypatch.setenv("HOME", user)
+    for given in ("", None):
+        if given is None:
+            monkeypatch.delenv("ZENOS_HOME", raising=False)
+        else:
+            monkeypatch.setenv("ZENOS_HOME", given)
+        with pytest.raises(InvalidError) as caught:
+            Home.default()
+        assert caught.value.message.startswith(f"cannot use HOME={user}: there is no such dir")
+        assert "set ZENOS_HOME" in caught.value.message
+        assert not Home.default(elsewhere=True).root.exists()
+    # A home that somebody names is made, wherever it is.
+    monkeypatch.setenv("ZENOS_HOME", str(tmp_path / "new"))
+    assert Home.default().root == tmp_path / "new"
+
+
+def test_who_has_no_home_at_all_is_told_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("ZENOS_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a uid without an entry
+    with pytest.raises(InvalidError, match="cannot use HOME=~: there is no such directory"):
+        Home.default()
+
+
+def test_the_home_is_in_the_users_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("ZENOS_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Home.default().root == tmp_path / ".zenos"
+    monkeypatch.setenv("ZENOS_HOME", "~/other")
+    assert Home.default().root == tmp_path / "other"

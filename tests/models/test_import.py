@@ -15,7 +15,9 @@ import pytest
 import torch
 import transformers
 
+from zenos.core import limits
 from zenos.core.errors import ConflictError, InvalidError, NotFoundError
+from zenos.models import copying, intake
 from zenos.models.registry import Registry
 from zenos.runtime import architectures
 
@@ -66,6 +68,12 @@ def test_a_hugging_face_directory_comes_in_and_goes_out_the_same(
     assert version.parameters == sum(p.numel() for p in model.parameters())
     assert (version.family, version.arch) == ("decoder", "llama")
     assert version.lineage.parent == "import:theirs"
+    # What is not taken is written down, with the reason; hidden files are a repository's own.
+    assert version.lineage.left_out == {
+        "pytorch_model.bin": intake.PICKLE,
+        "modeling_own.py": intake.CODE,
+        "onnx/": intake.INSIDE,
+    }
 
     assert equal(opened(registry.path(version)), model)
     assert equal(architectures.load(registry.path(version), torch.float32), model)
@@ -75,8 +83,41 @@ def test_a_hugging_face_directory_comes_in_and_goes_out_the_same(
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
     again = registry.import_directory(tmp_path / "out", "again")
     assert again.files == version.files  # byte for byte, and stored once
+    assert again.lineage.left_out == {}
     registry.remove("mine")
     assert equal(opened(registry.path(again)), model)
+
+
+def test_why_something_is_left_out(registry: Registry, tmp_path: Path) -> None:
+    directory = tmp_path / "theirs"
+    files = write_model(directory)
+    config = {**json.loads(files["config.json"].read_bytes()), "auto_map": {"AutoModel": "a.B"}}
+    files["config.json"].write_text(json.dumps(config))
+    (directory / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["a", null]}}')
+    (directory / "model.gguf").write_bytes(b"GGUF")
+    (directory / "weights").write_bytes(b"PK\x03\x04")
+    os.mkfifo(directory / "pipe")
+    odd = os.fsdecode(b"caf\xe9.py")
+    (directory / odd).touch()
+    assert registry.import_directory(directory, "m").lineage.left_out == {
+        "auto_map of config.json": intake.AUTO_MAP,
+        "auto_map of tokenizer_config.json": intake.AUTO_MAP,
+        "caf?.py": intake.CODE,
+        "model.gguf": intake.NO_PART,
+        "pipe": intake.NO_PART,
+        "weights": intake.PICKLE,
+    }
+    for number in range(200):
+        (directory / f"step-{number:03}.pt").touch()
+    left = registry.import_directory(directory, "m").lineage.left_out
+    assert left["…"] == "104 more"
+    assert registry.copy("m:1", "other").lineage.left_out["weights"] == intake.PICKLE
+
+
+def test_a_config_that_cannot_be_read_names_no_code(registry: Registry, tmp_path: Path) -> None:
+    write_model(tmp_path / "theirs")
+    (tmp_path / "theirs/tokenizer_config.json").write_text("{")
+    assert registry.import_directory(tmp_path / "theirs", "m").lineage.left_out == {}
 
 
 def test_the_hub_s_cache_is_a_hugging_face_directory(registry: Registry, tmp_path: Path) -> None:
@@ -119,6 +160,64 @@ def test_what_the_config_does_not_say_is_not_asked_for(registry: Registry, tmp_p
         write_model(directory)
         says(**changes)(directory)
         registry.import_directory(directory, "m")
+
+
+def test_what_is_written_down_is_of_the_copies_and_not_of_what_is_there_now(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(tmp_path / "theirs")
+    template = tmp_path / "theirs/tokenizer_config.json"
+    template.write_text("{}")
+    copy = copying.copy
+
+    def and_change(source: Any, target: Any, *, beside: bool) -> tuple[str, int]:
+        copied = copy(source, target, beside=beside)
+        if Path(source.name) == template:
+            template.write_text('{"chat_template": "x"}')
+        return copied
+
+    monkeypatch.setattr(copying, "copy", and_change)
+    version = registry.import_directory(tmp_path / "theirs", "m")
+    assert (registry.path(version) / template.name).read_text() == "{}"
+    assert not version.has_chat_template
+
+
+def changing(monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> None:
+    """Let the owner of the files change them once they were looked at, before they are copied."""
+    copy, changed = copying.copy, threading.Event()
+
+    def slow(*args: Any, **options: Any) -> tuple[str, int]:
+        if not changed.is_set():
+            changed.set()
+            change()
+        return copy(*args, **options)
+
+    monkeypatch.setattr(copying, "copy", slow)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("tokenizer.json", "{}", r"its tokenizer\.json is none"),
+        ("config.json", '{"model_type": "evil"}', "of the type 'evil'"),
+        ("model.safetensors", "", "it is truncated"),
+    ],
+)
+def test_what_was_changed_after_the_first_look_does_not_come_in(
+    registry: Registry,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    content: str,
+    says: str,
+) -> None:
+    write_model(tmp_path / "theirs")
+    changing(monkeypatch, lambda: (tmp_path / "theirs" / name).write_text(content))
+    with pytest.raises(InvalidError, match=says):
+        registry.import_directory(tmp_path / "theirs", "m")
+    assert registry.list() == []
+    assert litter(root) == []
 
 
 # -- what may not come in
@@ -219,6 +318,11 @@ def says(**changes: Any) -> Callable[[Path], None]:
     return apply
 
 
+def large(directory: Path) -> None:
+    """One byte too many, in a file that takes no room on the disk."""
+    os.truncate(directory / "tokenizer.json", limits.MODEL_PART_BYTES_MAX + 1)
+
+
 def tokenizer(content: bytes) -> Callable[[Path], None]:
     def apply(directory: Path) -> None:
         (directory / "tokenizer.json").write_bytes(content)
@@ -247,6 +351,7 @@ REFUSED = [
     (tokenizer(b"<html>404</html>"), r"its tokenizer\.json is none \(JSON is malformed"),
     (tokenizer(b"{}"), r"its tokenizer\.json is none .*`model`"),
     (tokenizer(b'{"model": ' + b"[" * 100_000), r"its tokenizer\.json is none"),
+    (large, r"register tokenizer\.json: it has 256\.0 ?MiB.*at most 256 ?MiB.*fetch it again"),
     (truncated, r"model\.safetensors: its tensors take 12 bytes, the file has 11"),
     (lying, r"model\.safetensors: .*its tensors take 1099511627776 bytes, the file has 1"),
     (only_pickle("pytorch_model.bin"), r"'pytorch_model\.bin': it is a pickle, and loading one"),

@@ -32,10 +32,12 @@ def test_other_words_for_a_setting_and_other_model_types_pass() -> None:
     check_arch("t5-nano", {"d_model": 9})  # whose heads need not divide its width
     check_arch("llama-nano", {"num_key_value_heads": None, "hidden_act": "silu"})
     check_arch(
-        "llama-nano", {"num_key_value_heads": None, "num_attention_heads": 3, "hidden_size": 9}
+        "llama-nano", {"num_key_value_heads": None, "num_attention_heads": 3, "hidden_size": 18}
     )
-    check_arch("llama", {"hidden_size": 255})  # of its heads the task alone knows
-    check_arch("mistral", {"only_the_task_knows": 1})
+    check_arch("gpt-nano", {"n_inner": None})
+    check_arch("llama", {"hidden_size": 64, "head_dim": None})
+    check_arch("mistral", {"only_the_task_knows": 1, "hidden_size": 255})
+    check_arch("whisper", {"is_encoder_decoder": False})  # its decoder alone is one of text
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,21 @@ def test_other_words_for_a_setting_and_other_model_types_pass() -> None:
         ("llama-nnao", {}, "did you mean 'llama-nano'"),
         ("llama-huge", {}, "izes are llama-nano, llama-micro, llama-mini, llama-small"),
         ("lamma", {}, "did you mean 'llama'"),
+        ("zzz", {}, "no such architecture; there are bert, gpt, llama, t5, each as -nano, -micro"),
+        ("resnet", {}, "it is no language model that can be made from nothing; there are bert, "),
+        ("clip", {}, "such as bert, gpt2, llama, t5"),
+        ("nougat", {}, "it is no language model"),  # its own usual settings fail
+        ("llama", {"hidden_size": 255}, "hidden_size (255) is not a multiple of the 32 attention"),
+        ("gpt2", {"hidden_size": 255}, "n_embd (255) is not a multiple of the 12 attention heads"),
+        ("bert", {"num_attention_heads": 5}, "hidden_size (768) is not a multiple of the 5"),
+        ("llama-nano", {"hidden_size": 12}, "an attention head is 3 wide, and rotary positions"),
+        ("llama-nano", {"head_dim": 7}, "an attention head is 7 wide"),
+        ("llama-nano", {"hidden_size": None}, "cannot set hidden_size to None"),
+        ("gpt-nano", {"hidden_size": None}, "cannot set hidden_size to None"),
+        ("llama-nano", {"vocab_size": 1}, "give a whole number from 2 to"),
+        ("llama-nano", {"hidden_size": float("nan")}, "cannot set hidden_size to nan: "),
+        ("llama-nano", {"rms_norm_eps": float("inf")}, "cannot set rms_norm_eps to inf: "),
+        ("mistral", {"x": {"y": [1, float("-inf")]}}, "cannot set x to -inf: that is no usable"),
         ("llama-nano", {"hiden_size": 64}, "did you mean 'hidden_size'"),
         ("bert", {"num_hiden_layers": 2}, "did you mean 'num_hidden_layers'"),
         ("llama-nano", {"hidden_size": -3}, "cannot set hidden_size to -3: give a whole number"),
@@ -101,6 +118,9 @@ def training(arch: str, objective: str = "causal_lm", length: int = 256, **setti
         ("bert-nano", "causal_lm"),
         ("t5-nano", "causal_lm"),
         ("t5", "masked_lm"),
+        ("mistral", "masked_lm"),
+        ("roberta", "causal_lm"),
+        ("bart", "causal_lm"),
     ],
 )
 def test_an_architecture_of_another_objective_is_refused(arch: str, objective: str) -> None:
@@ -109,7 +129,8 @@ def test_an_architecture_of_another_objective_is_refused(arch: str, objective: s
 
 
 def test_what_only_the_task_knows_of_an_architecture_passes() -> None:
-    training("mistral", "masked_lm", 100_000)
+    training("mistral", "causal_lm", 100_000)
+    training("roberta", "causal_lm", is_decoder=True)
     training("llama", "causal_lm", 100_000)
     training("bert-nano", "masked_lm", 512)
 

@@ -127,6 +127,20 @@ def test_a_model_type_works_without_a_preset() -> None:
     assert logits(model).shape == (2, 6, VOCABULARY)
 
 
+def test_what_follows_from_other_settings_may_be_left_to_them() -> None:
+    llama = architectures.configure("llama-nano", {"num_key_value_heads": None}, VOCABULARY)
+    assert llama.num_key_value_heads == llama.num_attention_heads
+    gpt = build("gpt-nano", {"n_inner": None})
+    assert gpt.transformer.h[0].mlp.c_fc.weight.shape == (64, 4 * 64)
+
+
+@pytest.mark.parametrize("arch", ["llama-nano", "mistral", "qwen2"])
+def test_heads_that_rotary_positions_cannot_turn_are_refused(arch: str) -> None:
+    settings = {"hidden_size": 12, "num_attention_heads": 4, "num_key_value_heads": 2}
+    with pytest.raises(InvalidError, match="an attention head is 3 wide"):
+        architectures.configure(arch, settings, VOCABULARY)
+
+
 def test_a_model_may_have_room_for_more_tokens_than_there_are() -> None:
     model = build("llama-nano", {"vocab_size": VOCABULARY + 64, "eos_token_id": VOCABULARY})
     assert model.get_input_embeddings().num_embeddings == VOCABULARY + 64
@@ -159,8 +173,10 @@ def test_special_tokens_lie_in_the_vocabulary(arch: str) -> None:
         ("", "no such architecture"),
         ("../../etc", "no such architecture"),
         ("x" * 10_000, "no such architecture"),
-        ("clip", "clip"),
+        ("clip", "a clip model: it is no language model"),
         ("whisper", "whisper"),
+        ("resnet", "a resnet model: it is no language model"),
+        ("nougat", "Unrecognized model type"),
     ],
 )
 def test_unknown_architectures(arch: str, reason: str) -> None:
@@ -227,7 +243,7 @@ def test_values_that_count_nothing(arch: str, name: str, value: Any) -> None:
         ("t5-nano", {"d_kv": 0}, "cannot set d_kv to 0"),
         ("t5-nano", {"num_decoder_layers": -2}, "cannot set num_decoder_layers to -2"),
         ("llama-nano", {"hidden_act": 3}, "cannot build llama-nano with these settings"),
-        ("llama-nano", {"is_encoder_decoder": True}, "cannot build llama-nano with these settings"),
+        ("llama-nano", {"is_encoder_decoder": True}, "no encoder-decoder of that type"),
         ("llama-nano", {"initializer_range": -0.5}, "cannot build llama-nano with these settings"),
         ("gpt-nano", {"initializer_range": -0.5}, "cannot build gpt-nano with these settings"),
         ("gpt-nano", {"resid_pdrop": 1.5}, "cannot build gpt-nano with these settings"),
@@ -391,7 +407,7 @@ DAMAGE = [
     (change(num_hidden_layers=10**9), InvalidError, "sets num_hidden_layers to 1000000000"),
     (change(num_hidden_layers=-1), InvalidError, "sets num_hidden_layers to -1"),
     (change(model_type="nosuch"), InvalidError, "nosuch"),
-    (change(model_type="clip"), InvalidError, "CLIP"),
+    (change(model_type="clip"), InvalidError, "a clip model: it is no language model"),
     (change(rope_parameters={"rope_type": "nosuch"}), InvalidError, "nosuch"),
     (change(hidden_act="nosuch"), InvalidError, "names 'nosuch', which transformers"),
     (change(quantization_config={"quant_method": "gptq"}), InvalidError, "cannot load the model"),

@@ -51,6 +51,23 @@ def test_what_is_missing_is_said_and_nothing_made(clone: Path, fails_at: str, sa
     assert not (clone / ".venv").exists()
 
 
+@pytest.mark.parametrize("target", ["install", "demo", "test"])
+def test_a_python_that_is_not_there_is_said_to_be_missing(clone: Path, target: str) -> None:
+    for python in ("no-such-python", "/nowhere/python3"):
+        done = make(clone, f"PYTHON={python}", target=target)
+        assert done.returncode != 0
+        assert f"cannot install: there is no program {python};" in done.stdout
+        assert "older" not in done.stdout
+        assert not (clone / ".venv").exists()
+
+
+def test_a_program_that_is_no_python_is_said_to_be_none(clone: Path) -> None:
+    done = make(clone, "PYTHON=false")
+    assert done.returncode != 0
+    assert "cannot install: false does not run as a Python" in done.stdout
+    assert "older" not in done.stdout
+
+
 def test_what_is_installed_is_not_installed_again(clone: Path) -> None:
     (clone / ".venv").mkdir()
     (clone / ".venv" / ".installed").touch()

@@ -216,6 +216,9 @@ def test_a_misspelt_architecture_is_refused_at_once(system: System) -> None:
             system.ask(
                 lambda client, arch=arch: client.train(model="m", arch=arch, data="x")  # type: ignore[misc]
             )
+    for arch in ("resnet", "whisper"):  # which transformers has, for pictures and for speech
+        with pytest.raises(InvalidError, match=f"cannot build '{arch}': it is no language model"):
+            system.ask(lambda client, arch=arch: client.create("m", arch))  # type: ignore[misc]
     assert system.tasks() == {}
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from zenos.core import limits
-from zenos.core.wire import GenerateRequest, Sampling
+from zenos.core.wire import SEED_MAX, SEED_MIN, GenerateRequest, Sampling
 from zenos.core.wording import FieldError
 
 
@@ -45,7 +45,7 @@ class Common(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     n: Annotated[int, _from(1, limits.CHOICES_MAX)] | None = None
     max_tokens: Annotated[int, _from(1, limits.MAX_TOKENS_MAX)] | None = None
     stop: str | list[str] | None = None
-    seed: Annotated[int, _from(-(2**63), 2**63 - 1)] | None = None
+    seed: Annotated[int, _from(SEED_MIN, SEED_MAX)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None

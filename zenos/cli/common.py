@@ -84,18 +84,29 @@ complete_deployments = complete(_deployments)
 
 
 def parse_settings(items: list[str] | None) -> dict[str, Any]:
-    """`["hidden_size=256", "tie=true"]` as a mapping: values are JSON where they can be read so."""
+    """`["hidden_size=256", "tie=true"]` as a mapping: values are JSON where they can be read so.
+
+    Raises InvalidError for a number that is none, or too large to be one: `NaN`, `1e999`.
+    """
     import json
+    import math
 
     from zenos.core.errors import InvalidError
 
     settings: dict[str, Any] = {}
     for item in items or []:
         name, equals, text = item.partition("=")
+
+        def number(word: str, item: str = item) -> float:
+            found = float(word)
+            if not math.isfinite(found):
+                raise InvalidError(f"cannot use --set {item[:60]}: {word[:40]} is no number")
+            return found
+
         if not equals or not name:
             raise InvalidError(f"cannot read the setting {item[:60]!r}: write NAME=VALUE")
         try:
-            settings[name] = json.loads(text)
+            settings[name] = json.loads(text, parse_float=number, parse_constant=number)
         except (ValueError, RecursionError):
             settings[name] = text
     return settings

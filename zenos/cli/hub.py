@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fnmatch
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from zenos.cli.output import say
 from zenos.core.errors import InvalidError, NotFoundError, UnavailableError
 
+NAMED_MAX: Final = 20
 # What a model consists of; weights in other formats are not even fetched.
 PATTERNS: Final = (
     "*.safetensors",
@@ -40,6 +43,13 @@ def fetched(source: str) -> Iterator[Path]:
         yield Path(directory)
 
 
+def size_of(directory: Path) -> int:
+    """Bytes of the files in a directory, without those of directories in it."""
+    with suppress(OSError):
+        return sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
+    return 0
+
+
 def _download(source: str, directory: str) -> None:
     try:
         from huggingface_hub import snapshot_download
@@ -67,3 +77,21 @@ def _download(source: str, directory: str) -> None:
             f"cannot fetch {source} from the Hub ({reason}): is there a network? "
             "A directory of that name is not here either"
         ) from None
+    _say_unfetched(source)
+
+
+def _say_unfetched(source: str) -> None:
+    """Which of the model's files were not even fetched: pickles, program code, other formats."""
+    from huggingface_hub import HfApi
+
+    try:
+        found = HfApi().model_info(source, revision="main").siblings or []
+    except Exception:  # noqa: BLE001 - the model is here, and that is what counts
+        return
+    names = [file.rfilename for file in found if not file.rfilename.startswith(".")]
+    if left := sorted(n for n in names if not any(fnmatch.fnmatch(n, p) for p in PATTERNS)):
+        more = f" and {len(left) - NAMED_MAX} more" if len(left) > NAMED_MAX else ""
+        say(
+            f"not fetched: {', '.join(left[:NAMED_MAX])}{more} (weights are taken as safetensors "
+            "alone, with their configs and tokenizers)"
+        )

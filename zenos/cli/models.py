@@ -59,7 +59,7 @@ def create(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A field of its configuration; repeat."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the weights, 0 to 2**63 - 1.")] = 0,
     tokenizer: Annotated[
         str | None, typer.Option(help="Registered model whose tokenizer it gets.")
     ] = None,
@@ -210,6 +210,7 @@ def _model_facts(model: ModelVersion) -> list[tuple[str, object]]:
         ("project", model.lineage.project),
         ("data", model.lineage.data_hash),
         ("code", model.lineage.code_version),
+        ("left out", "\n".join(_left_out(model))),
         ("metrics", metrics),
         ("files", "\n".join(f"{name}  {show_size(f.size)}" for name, f in model.files.items())),
     ]
@@ -356,15 +357,31 @@ def pull(
 ) -> None:
     """Import a Hugging Face directory, or a model of the Hub; safetensors only.
 
+    What of the directory is not taken, such as pickles and program code, is said.
+
     Example: zenos pull ./my-model my-model
     """
-    from zenos.cli.hub import fetched
-    from zenos.cli.output import put, put_json
+    from zenos.cli.hub import fetched, size_of
+    from zenos.cli.output import put, put_json, say
+    from zenos.cli.waiting import at_work
+    from zenos.core.resources import show_size
 
     name = name or Path(source.rstrip("/")).name
     with client() as made, fetched(source) as directory:
-        model = made.import_model(directory, name)
+        size = show_size(size_of(directory))
+        with at_work(f"checking and copying {size} of {source}"):
+            model = made.import_model(directory, name)
+    for line in _left_out(model):
+        say(f"left out: {line}")
     put_json(model) if json else put(model.ref)
+
+
+def _left_out(model: ModelVersion) -> list[str]:
+    """What an import has not taken, a line for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for file, why in model.lineage.left_out.items():
+        reasons.setdefault(why, []).append(file)
+    return [f"{', '.join(files)} ({why})" for why, files in reasons.items()]
 
 
 def export(

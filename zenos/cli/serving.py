@@ -207,7 +207,9 @@ def run(
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", help="At most.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0: the likeliest token.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Choose within this probability.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed, the same text.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed, the same text: a whole number of 64 bits.")
+    ] = None,
     stop_at: Annotated[
         list[str] | None, typer.Option("--stop", help="Text to stop at; may be repeated.")
     ] = None,

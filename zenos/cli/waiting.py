@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from zenos.client import Client, TaskHandle, TaskView
 
 LOOK_S = 0.5
+WORK_S = 2.0  # what takes longer says what it is, and later that it still goes on
+WORK_AGAIN_S = 15.0
 
 
 def room(name: str, replicas: list[TaskView]) -> str | None:
@@ -70,6 +73,27 @@ def naming(handle: TaskHandle) -> Iterator[None]:
             f"{error.message}; {handle.id}{label} goes on, at the latest once the daemon is up: "
             f"'zenos logs -f {handle.id}' follows it then"
         ) from None
+
+
+@contextmanager
+def at_work(what: str) -> Iterator[None]:
+    """Says on stderr what is being done where that takes a while, and then again and again."""
+    done = threading.Event()
+
+    def tell() -> None:
+        begun = time.monotonic()
+        wait_s = WORK_S
+        while not done.wait(wait_s):
+            say(f"{what}: {time.monotonic() - begun:.0f} s so far")
+            wait_s = WORK_AGAIN_S
+
+    telling = threading.Thread(target=tell, daemon=True)
+    telling.start()
+    try:
+        yield
+    finally:
+        done.set()
+        telling.join()  # so that it says nothing after the result
 
 
 @contextmanager

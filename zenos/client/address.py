@@ -65,8 +65,11 @@ def find(
     host: str | None = None, token: str | None = None, home: str | Path | None = None
 ) -> Address:
     """The daemon's address; NoDaemonError where none runs, InvalidError for a bad `host`."""
-    place = Home(Path(home).expanduser().absolute()) if home is not None else Home.default()
     host = host or (None if home is not None else os.environ.get("ZENOS_HOST")) or None
+    if home is not None:
+        place = Home(Path(home).expanduser().absolute())
+    else:
+        place = Home.default(elsewhere=host is not None)
     if host:
         url, daemon = url_of(host), None
     else:

@@ -129,17 +129,37 @@ def _post(
 
 
 def _encode(body: Any) -> bytes:
-    if isinstance(body, dict):
-        for name, value in body.items():
-            # JSON has none of these, and the encoder would make null of them: the default.
-            if isinstance(value, float) and not math.isfinite(value):
-                raise InvalidError(f"cannot use {name} {value}: it must be a finite number")
+    _check_numbers("", body)
     try:
         return msgspec.json.encode(body)
     except UnicodeEncodeError:
         raise InvalidError("cannot send this request: a text in it is not Unicode") from None
     except (TypeError, OverflowError) as error:
         raise InvalidError(f"cannot send this request: {error}") from None
+
+
+def _check_numbers(name: str, value: Any) -> None:
+    """Raises InvalidError for a number that cannot be sent, however deep it stands.
+
+    Of NaN and infinity the encoder would make null, which means the default; of whole numbers it
+    takes those of 64 bits. name: the nearest one above it.
+    """
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise InvalidError(f"cannot use {name} {value}: it must be a finite number")
+    elif isinstance(value, int):
+        if not -(2**63) <= value < 2**64:
+            shown = value if abs(value) < 10**30 else "that"  # Python prints no very long numbers
+            raise InvalidError(f"cannot use {name} {shown}: it must be a number of 64 bits")
+    elif isinstance(value, msgspec.Struct):
+        for field in value.__struct_fields__:
+            _check_numbers(field, getattr(value, field))
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_numbers(str(key)[:64], inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_numbers(name, inner)
 
 
 def _task(name: str) -> str:

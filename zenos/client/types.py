@@ -125,7 +125,8 @@ class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
 class Lineage(msgspec.Struct, frozen=True, kw_only=True):
     """Where a version comes from. parent: `name:version`; data_hash: of the corpus.
 
-    project: of those who may change it; None where nobody has written that down.
+    project: of those who may change it; None where nobody has written that down. left_out: what of
+    an imported directory is not among its files, and why.
     """
 
     parent: str | None = None
@@ -133,6 +134,7 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True):
     task: str | None = None
     code_version: str | None = None
     project: str | None = None
+    left_out: dict[str, str] = {}
 
 
 class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from zenos.core import durable
-from zenos.core.errors import StorageError
+from zenos.core.errors import InvalidError, StorageError
 
 CHECKPOINT_PREFIX: Final = "step-"  # a checkpoint's directory is called by it and the step
 
@@ -27,9 +27,23 @@ class Home(msgspec.Struct, frozen=True):
     root: Path
 
     @classmethod
-    def default(cls) -> Home:
-        """`ZENOS_HOME`, or `~/.zenos`."""
-        return cls(Path(os.environ.get("ZENOS_HOME") or "~/.zenos").expanduser().absolute())
+    def default(cls, *, elsewhere: bool = False) -> Home:
+        """`ZENOS_HOME`, which may yet have to be made, or `.zenos` in the user's directory.
+
+        InvalidError where there is no such directory: it is none of ours to make. elsewhere: the
+        daemon has another address, and so the user needs none.
+        """
+        said = os.environ.get("ZENOS_HOME")
+        user = os.environ.get("HOME")
+        user = os.path.expanduser("~") if user is None else user  # noqa: PTH111 - says ~ if unknown
+        if said or os.path.isdir(user):  # noqa: PTH112 - Path("") is the working directory
+            return cls(Path(said or Path(user, ".zenos")).expanduser().absolute())
+        if elsewhere:
+            return cls(Path(os.devnull, ".zenos"))  # where nothing is
+        raise InvalidError(
+            f"cannot use HOME={user[:1000]}: there is no such directory; set ZENOS_HOME to one for "
+            "zenos, which is made if it is not there"
+        )
 
     @property
     def id(self) -> str:

@@ -158,6 +158,10 @@ DEAD_MESSAGES_KEPT: Final = 10_000  # of one topic
 DEDUPLICATION_S: Final = 600.0
 DEDUPLICATION_IDS_MAX: Final = 100_000  # of one topic
 
+# Registry
+MODEL_PART_BYTES_MAX: Final = 256 * MIB  # of a file beside the weights: a tokenizer of 10^6 tokens
+LEFT_OUT_MAX: Final = 100  # files of an imported directory that are named as left out
+
 # Serving
 REPLICA_MEMORY_BYTES: Final = GIB  # at least; where nothing is known of the model
 REQUESTS_WAITING_MAX: Final = 256
@@ -169,6 +173,7 @@ KEEP_ALIVE_S: Final = 300.0
 MODEL_RESIDENCE_S: Final = 5.0
 MODEL_WAIT_S: Final = 10.0
 MODEL_DRAIN_S: Final = REQUEST_DEADLINE_S
+CHAT_TEMPLATE_S: Final = 2.0  # for the prompt of one chat, by the model's template
 MAX_TOKENS_DEFAULT: Final = 256
 MAX_TOKENS_MAX: Final = 1_000_000
 CHOICES_MAX: Final = 16

@@ -25,6 +25,10 @@ import msgspec
 from zenos.core import limits
 from zenos.core.wording import FieldError
 
+# Of an answer: as OpenAI's clients have it. A training's and a new model's begin at 0 (specs.py).
+SEED_MIN: Final = -(2**63)
+SEED_MAX: Final = 2**63 - 1
+
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """How tokens are chosen: temperature 0 is greedy; max_tokens None goes on to the context."""
@@ -55,8 +59,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
         ):
             most = limits.STOP_STRINGS_MAX
             raise FieldError(f"cannot use these stop strings: at most {most}, none empty", "stop")
-        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
-            raise FieldError("cannot use that seed: it must fit 64 bits", "seed")
+        if self.seed is not None and not SEED_MIN <= self.seed <= SEED_MAX:
+            raise _unusable("seed", self.seed, f"from {SEED_MIN} to {SEED_MAX}")
 
 
 def _unusable(name: str, value: float, wanted: str) -> FieldError:

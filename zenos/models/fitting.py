@@ -35,10 +35,10 @@ class _Tokenizer(msgspec.Struct):
     model: dict[str, msgspec.Raw]
 
 
-def check(files: Mapping[str, Path]) -> None:
-    """Raises InvalidError for an unknown model type, for tensors that don't fit the config, and
-    for a tokenizer.json that isn't one."""
-    config, _ = intake.inspect(files)
+def inspect(files: Mapping[str, Path]) -> tuple[dict[str, Any], int]:
+    """As `intake.inspect`; and raises InvalidError for an unknown model type, for tensors that
+    don't fit the config, and for a tokenizer.json that isn't one."""
+    config, parameters = intake.inspect(files)
     presets.check_type(config.get("model_type"))
     headers = [safetensors.check(p, n) for n, p in files.items() if n.endswith(".safetensors")]
     shapes = {name: shape for header in headers for name, shape in header.shapes.items()}
@@ -50,6 +50,7 @@ def check(files: Mapping[str, Path]) -> None:
             _check_inner(config, shapes)
     if "tokenizer.json" in files:
         _check_tokenizer(files["tokenizer.json"])
+    return config, parameters
 
 
 def _check_values(config: Mapping[str, Any]) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from zenos.core import limits
 from zenos.core.errors import InvalidError
+from zenos.core.resources import show_size
 from zenos.models import safetensors
 
 FILE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
@@ -20,12 +22,26 @@ FILES_MAX: Final = 1000
 INDEX_SUFFIX: Final = ".safetensors.index.json"
 # What of a model's directory is taken in: weights, configs, tokenizers, templates.
 SUFFIXES: Final = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja", ".md"})
+# Why other files are not, in the words that who imports is told.
+PICKLE: Final = "a pickle, and loading one runs whatever code is in it; the safetensors are taken"
+CODE: Final = "program code of the model's author, which is never run"
+NO_PART: Final = "no part of a model: weights are safetensors, beside them configs and tokenizers"
+INSIDE: Final = "a directory: what is inside one is not taken"
+AUTO_MAP: Final = "it names program code, which is never run; transformers' own class is used"
+_CODE_SUFFIXES: Final = frozenset({".py", ".pyc", ".so", ".ipynb", ".sh"})
 
 
-def gather(directory: Path) -> dict[str, Path]:
+class Gathered(NamedTuple):
+    """files: by name. left_out: what of the directory is not taken, and why."""
+
+    files: dict[str, Path]
+    left_out: dict[str, str]
+
+
+def gather(directory: Path) -> Gathered:
     """The files of a Hugging Face directory that make a model: config, tokenizer, safetensors.
 
-    Raises InvalidError for pickled weights, and for links that lead out of the directory.
+    Raises InvalidError for pickled weights alone, and for links that lead out of the directory.
     """
     shown = str(directory)[:1000]
     shown = shown if shown.isprintable() else ascii(shown)
@@ -42,7 +58,41 @@ def gather(directory: Path) -> dict[str, Path]:
             raise InvalidError(f"cannot import {shown}: it has no safetensors weights")
     except OSError as error:
         raise InvalidError(f"cannot import {shown}: {error.strerror or error}") from error
-    return files
+    left_out = _left_out(path for path in entries if path.name not in files)
+    for name in ("config.json", "tokenizer_config.json"):
+        if _names_code(files, name):
+            left_out[f"auto_map of {name}"] = AUTO_MAP
+    return Gathered(files, left_out)
+
+
+def _left_out(paths: Iterable[Path]) -> dict[str, str]:
+    """Why each of these isn't taken; nothing of hidden ones, which are a repository's own.
+
+    Of many the first are named, and the others counted.
+    """
+    shown = [path for path in paths if not path.name.startswith(".")]
+    found: dict[str, str] = {}
+    for path in shown[: limits.LEFT_OUT_MAX]:
+        # A file's name may be no Unicode, which the manifest could not hold.
+        name = path.name.encode("utf-8", "replace").decode()
+        if path.is_dir():
+            found[f"{name}/"] = INSIDE
+        elif path.suffix.lower() in _CODE_SUFFIXES:
+            found[name] = CODE
+        else:
+            found[name] = PICKLE if safetensors.is_pickle(path) else NO_PART
+    if len(shown) > limits.LEFT_OUT_MAX:
+        found["…"] = f"{len(shown) - limits.LEFT_OUT_MAX} more"
+    return found
+
+
+def _names_code(files: Mapping[str, Path], name: str) -> bool:
+    """Whether a config names program code; of one that can't be read nothing is said here."""
+    if name not in files or not files[name].is_file():
+        return False
+    with suppress(InvalidError):
+        return bool(_read_object(files[name], name).get("auto_map"))
+    return False
 
 
 def inspect(files: Mapping[str, Path]) -> tuple[dict[str, Any], int]:
@@ -66,6 +116,12 @@ def inspect(files: Mapping[str, Path]) -> tuple[dict[str, Any], int]:
             headers[name] = safetensors.check(path, name)
         elif Path(name).suffix.lower() in safetensors.PICKLE_NAMES:
             safetensors.refuse_pickle(path, name)
+        elif (size := path.stat().st_size) > limits.MODEL_PART_BYTES_MAX:
+            raise InvalidError(
+                f"cannot register {name}: it has {show_size(size)}, and beside the weights a file "
+                f"has at most {show_size(limits.MODEL_PART_BYTES_MAX)}; fetch it again, or take it "
+                "out of the directory"
+            )
     if "config.json" not in files:
         raise InvalidError("cannot register a model without a config.json")
     for name, path in files.items():

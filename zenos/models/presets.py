@@ -8,10 +8,12 @@ small 110.
 from __future__ import annotations
 
 import functools
-import json
 import math
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from zenos.core.errors import InvalidError
 from zenos.core.specs import TrainSpec
@@ -49,6 +51,7 @@ LAYERS_MAX: Final = 1_000
 NUMBER_MAX: Final = 1e12  # of a setting that is no size: a base of rotary positions, an epsilon
 # What the model types of presets can be trained for from scratch; t5 for nothing here.
 OBJECTIVES: Final = {"llama": "causal_lm", "gpt2": "causal_lm", "bert": "masked_lm", "t5": None}
+_OF_FAMILY: Final = {"decoder": "causal_lm", "encoder": "masked_lm", "encoder-decoder": None}
 # Settings that say how long a sequence may be; GPT-2 takes both names.
 ROOMS: Final = ("max_position_embeddings", "n_positions")
 # Settings that count something: without it there is no model.
@@ -131,15 +134,34 @@ PRESETS: Final[dict[str, Preset]] = {
 }
 
 
-@functools.cache
-def _published() -> tuple[frozenset[str], dict[str, list[str]], frozenset[str]]:
-    """Model types, what may be set in those of presets, and activations, as transformers has them.
+class Published(msgspec.Struct, frozen=True):
+    """What transformers has, kept as data, for the daemon never imports it.
 
-    Kept as data (zenos/runtime/published.py makes it), for the daemon never imports transformers.
+    zenos/runtime/published.py makes it. families: the model types that a model can be made of. Of
+    model types with presets: settings, what may be set; counts, the usual values of those that
+    count something, None for what follows from others; words, other names of settings.
     """
-    text = resources.files("zenos.models").joinpath("architectures.json").read_text("utf-8")
-    found = json.loads(text)
-    return frozenset(found["model_types"]), found["settings"], frozenset(found["activations"])
+
+    activations: list[str]
+    model_types: list[str]
+    families: dict[str, list[str]]
+    settings: dict[str, list[str]]
+    counts: dict[str, dict[str, int | None]]
+    words: dict[str, dict[str, str]]
+
+
+@functools.cache
+def _published() -> Published:
+    raw = resources.files("zenos.models").joinpath("architectures.json").read_bytes()
+    return msgspec.json.decode(raw, type=Published)
+
+
+def _family(model_type: str, settings: Mapping[str, Any]) -> str | None:
+    """To which family a model type belongs; None where these settings may change that."""
+    if "is_decoder" in settings or "is_encoder_decoder" in settings:
+        return None
+    families = _published().families.items()
+    return next((family for family, types in families if model_type in types), "none")
 
 
 def check_arch(arch: str, settings: dict[str, Any]) -> None:
@@ -147,50 +169,67 @@ def check_arch(arch: str, settings: dict[str, Any]) -> None:
 
     Of model types that have no preset, names of settings are known to the task alone.
     """
-    types, known, activations = _published()
+    known = _published()
     preset = PRESETS.get(arch)
-    if preset is None and arch not in types:
-        family, _, _ = arch.partition("-")
-        sizes = [name for name in PRESETS if name.startswith(f"{family}-")]
-        hint = nearest(arch[:100], [*PRESETS, *sorted(types)])
-        wrong = f"cannot build {arch[:100]!r}: no such architecture{hint}"
-        more = f"sizes are {', '.join(sizes)}"
-        raise InvalidError(followed(wrong, more) if sizes else wrong)
+    kind = arch if preset is None else preset.model_type
+    if preset is None:
+        _check_kind(arch, settings)
     for name, value in settings.items():
-        if name in COUNTS and value is not None:  # None means the usual, where there is one
-            check_count(name, value)
-        if name in ACTIVATIONS and isinstance(value, str) and value not in activations:
-            hint = nearest(value[:100], sorted(activations))
-            raise InvalidError(f"cannot set {name} to {shown(value)}: no such activation{hint}")
-    names = known.get(arch if preset is None else preset.model_type)
+        _check_value(kind, name, value)
+    names = known.settings.get(kind)
     if names is None:
         return
     for name in settings:
         if name not in names:
             hint = nearest(name[:100], names)
             raise InvalidError(f"cannot set {name[:100]!r} of {arch}: no such setting{hint}")
-    if preset is not None:
-        _check_heads(arch, {**preset.settings, **_own(preset, settings)})
+    usual = {**known.counts[kind], **({} if preset is None else preset.settings)}
+    said = {known.words[kind].get(name, name): value for name, value in settings.items()}
+    _check_heads(arch, {**usual, **said})
 
 
-def _own(preset: Preset, settings: dict[str, Any]) -> dict[str, Any]:
-    """These settings by the names that the preset gives them; what is None is left to it."""
-    words = {"hidden_size": "n_embd", "num_attention_heads": "n_head"}
-    alone = "num_key_value_heads"  # None here means as many as there are heads
-    said = {name: value for name, value in settings.items() if value is not None or name == alone}
-    return {words[n] if words.get(n) in preset.settings else n: v for n, v in said.items()}
+def _check_kind(arch: str, settings: dict[str, Any]) -> None:
+    """That there is such a model type, and that it is one of a language model."""
+    known = _published()
+    there = [kind for kinds in known.families.values() for kind in kinds]
+    short = sorted({name.partition("-")[0] for name in PRESETS})
+    all_ = (
+        f"there are {', '.join(short)}, each as {', '.join(f'-{size}' for size in SIZES)}, and "
+        f"{len(there)} model types of transformers, such as {', '.join(known.counts)}"
+    )
+    if arch not in known.model_types:
+        family, _, _ = arch.partition("-")
+        hint = nearest(arch[:100], [*PRESETS, *sorted(there)])
+        wrong = f"cannot build {arch[:100]!r}: no such architecture{hint}"
+        sizes = [name for name in PRESETS if name.startswith(f"{family}-")]
+        raise InvalidError(followed(wrong, f"sizes are {', '.join(sizes)}" if sizes else all_))
+    if _family(arch, settings) == "none":
+        raise InvalidError(
+            f"cannot build {arch!r}: it is no language model that can be made from nothing; {all_}"
+        )
 
 
-def _check_heads(arch: str, values: dict[str, Any]) -> None:
+def _check_value(kind: str, name: str, value: Any) -> None:
+    """What can be seen of one setting's value without knowing its type."""
+    known = _published()
+    check_numbers(name, value)
+    counts = known.counts.get(kind, {})
+    own = known.words.get(kind, {}).get(name, name)
+    # None means the usual, where one follows from other settings.
+    if name in COUNTS and not (value is None and counts.get(own) is None):
+        check_count(name, value, own)
+    if name in ACTIVATIONS and isinstance(value, str) and value not in known.activations:
+        hint = nearest(value[:100], known.activations)
+        raise InvalidError(f"cannot set {name} to {shown(value)}: no such activation{hint}")
+
+
+def _check_heads(arch: str, values: Mapping[str, Any]) -> None:
     """Raises InvalidError where the heads don't divide the width, or those of keys the heads.
 
     T5's have a width of their own, and so have other names.
     """
-    width, heads, name = (
-        (values["n_embd"], values["n_head"], "n_embd")
-        if "n_embd" in values
-        else (values.get("hidden_size"), values.get("num_attention_heads"), "hidden_size")
-    )
+    name = "n_embd" if "n_embd" in values else "hidden_size"
+    width, heads = values.get(name), values.get("n_head") or values.get("num_attention_heads")
     if width is None or heads is None:
         return
     if width % heads:
@@ -204,23 +243,37 @@ def _check_heads(arch: str, values: dict[str, Any]) -> None:
             f"cannot build {arch}: {heads} attention heads are not a multiple of the {shared} "
             "heads of keys and values (num_key_value_heads)"
         )
+    if "head_dim" in values:  # of those whose positions are rotary
+        check_rotary(arch, values["head_dim"] or width // heads)
+
+
+def check_rotary(arch: str, width: int) -> None:
+    """Raises InvalidError for an odd number of a head's values that rotary positions turn in pairs.
+
+    Su et al., "RoFormer", 2021.
+    """
+    if width % 2:
+        raise InvalidError(
+            f"cannot build {arch}: an attention head is {width} wide, and rotary positions take "
+            "its values in pairs; set another width, or other heads"
+        )
 
 
 def check_type(model_type: str | None) -> None:
     """Raises InvalidError for a config's model type that transformers doesn't have here."""
-    types, _, _ = _published()
+    types = _published().model_types
     if model_type is not None and model_type not in types:
         raise InvalidError(
             f"cannot import a model of the type {model_type[:100]!r}: transformers has none such "
-            f"here{nearest(model_type[:100], sorted(types))}"
+            f"here{nearest(model_type[:100], types)}"
         )
 
 
 def check_activation(name: str, value: Any) -> None:
     """Raises InvalidError, with the nearest, for an activation that a config of that name lacks."""
-    *_, known = _published()
+    known = _published().activations
     if not isinstance(value, str) or value not in known:
-        hint = nearest(str(value)[:100], sorted(known))
+        hint = nearest(str(value)[:100], known)
         raise InvalidError(
             f"cannot import this model: its config.json sets {name} to {shown(value)}, and "
             f"transformers has no such activation here{hint}"
@@ -236,7 +289,9 @@ def check_train(spec: TrainSpec) -> None:
         return
     check_arch(spec.arch, spec.settings)
     preset = PRESETS.get(spec.arch, Preset(spec.arch, {}))
-    if spec.objective != OBJECTIVES.get(preset.model_type, spec.objective):
+    family = _family(spec.arch, spec.settings) or ""
+    of_family = _OF_FAMILY.get(family, spec.objective)
+    if spec.objective != OBJECTIVES.get(preset.model_type, of_family):
         raise InvalidError(
             f"cannot train {spec.arch} as {spec.objective}: choose an architecture of that family "
             "(llama and gpt2 for causal_lm, bert for masked_lm)"
@@ -257,11 +312,21 @@ def check_count(name: str, value: Any, own: str | None = None) -> None:
 
     own: what the model type itself calls the setting, where that is another name.
     """
+    least = 2 if name == "vocab_size" else 1
     most = LAYERS_MAX if "layer" in (own or name) else SETTING_MAX
-    if not is_count(value, most):
+    if not is_count(value, most) or value < least:
         raise InvalidError(
-            f"cannot set {name} to {shown(value)}: give a whole number from 1 to {most}"
+            f"cannot set {name} to {shown(value)}: give a whole number from {least} to {most}"
         )
+
+
+def check_numbers(name: str, value: Any) -> None:
+    """Raises InvalidError for a number that no setting can have, in it or anywhere inside it."""
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            check_numbers(name, inner)
+    elif isinstance(value, int | float) and not -NUMBER_MAX <= value <= NUMBER_MAX:
+        raise InvalidError(f"cannot set {name} to {shown(value)}: that is no usable number")
 
 
 def is_count(value: Any, most: int) -> bool:

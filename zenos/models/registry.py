@@ -59,6 +59,7 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _NUMBER: Final = re.compile(r"[1-9][0-9]{0,17}")
 
 ADDING: Final = "adding.lock"
+Inspect = Callable[[Mapping[str, Path]], tuple[dict[str, Any], int]]
 
 
 class Registry:
@@ -147,6 +148,7 @@ class Registry:
         metrics: Mapping[str, Any] | None = None,
         curve: Sequence[Sequence[Any]] = (),
         asked: Asked | None = None,
+        inspect: Inspect = intake.inspect,
     ) -> ModelVersion:
         """Register these files (by the names they shall have) as the next version of `name`.
 
@@ -155,7 +157,7 @@ class Registry:
         when the disk is full; then nothing is registered.
         """
         name = check_name(name, "model name")
-        intake.inspect(files)  # before anything large is copied
+        inspect(files)  # before anything large is copied
         # Copying takes as long as it takes: others may read, register and add meanwhile. Only what
         # isn't named by a manifest yet must not be collected.
         with self._collecting_failures(), self._locked(ADDING, shared=True):
@@ -163,9 +165,8 @@ class Registry:
             added = copying.each(self._add, [files[file] for file in names], self._lanes)
             infos = dict(zip(names, added, strict=True))
             # Whoever owns the files may have changed them meanwhile: what counts is the copy.
-            config, parameters = intake.inspect(
-                {file: self._blob(info.digest) for file, info in infos.items()}
-            )
+            copies = {file: self._blob(info.digest) for file, info in infos.items()}
+            config, parameters = inspect(copies)
             with self._locked():
                 return self._register(
                     name,
@@ -182,7 +183,7 @@ class Registry:
                         metrics=dict(metrics or {}),
                         config=config,
                         curve=[list(point) for point in curve],
-                        has_chat_template=intake.has_chat_template(files),
+                        has_chat_template=intake.has_chat_template(copies),
                     ),
                     asked,
                 )
@@ -264,10 +265,10 @@ class Registry:
         if known := self._answered(asked):  # the directory may be gone
             return known
         directory = Path(path)
-        files = intake.gather(directory)
-        fitting.check(files)
-        lineage = Lineage(parent=f"import:{directory.name}", project=project)
-        return self.publish(name, files, lineage=lineage, asked=asked)
+        files, left_out = intake.gather(directory)
+        parent = f"import:{directory.name}"
+        lineage = Lineage(parent=parent, project=project, left_out=left_out)
+        return self.publish(name, files, lineage=lineage, asked=asked, inspect=fitting.inspect)
 
     def export(self, ref: ModelRef | str, path: Path | str) -> None:
         """Write a version as a directory that transformers opens.

@@ -37,12 +37,26 @@ class Header(msgspec.Struct, frozen=True):
     parameters: int
 
 
+def is_pickle(path: Path, name: str | None = None) -> bool:
+    """Whether a file is a pickled weight file, told by its name or its first bytes.
+
+    What is no plain file, or cannot be read, is told by its name alone.
+    """
+    if Path(path.name if name is None else name).suffix.lower() in PICKLE_NAMES:
+        return True
+    if not path.is_file():  # a pipe would wait for whoever writes into it
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(4).startswith(PICKLE_MAGIC)
+    except OSError:
+        return False
+
+
 def refuse_pickle(path: Path, name: str | None = None) -> None:
-    """Raises InvalidError for a pickled weight file, told by its name or its first bytes."""
+    """Raises InvalidError for a pickled weight file."""
     name = path.name if name is None else name
-    with path.open("rb") as file:
-        start = file.read(4)
-    if Path(name).suffix.lower() in PICKLE_NAMES or start.startswith(PICKLE_MAGIC):
+    if is_pickle(path, name):
         raise InvalidError(
             f"cannot take {name[:128]!a}: it is a pickle, and loading one runs whatever code its "
             "author put into it; convert it to safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
@@ -19,10 +20,11 @@ from zenos.models import safetensors
 from zenos.models.presets import (
     COUNTS,
     LAYERS_MAX,
-    NUMBER_MAX,
     PRESETS,
     Preset,
     check_count,
+    check_numbers,
+    check_rotary,
     is_count,
     shown,
 )
@@ -42,6 +44,12 @@ CLASSES: Final = {
     "encoder": transformers.AutoModelForMaskedLM,
     "encoder-decoder": transformers.AutoModelForSeq2SeqLM,
 }
+# The configs that each of these takes.
+MAPPINGS: Final[dict[str, Any]] = {
+    "decoder": transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
+    "encoder": transformers.MODEL_FOR_MASKED_LM_MAPPING,
+    "encoder-decoder": transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+}
 
 
 def configure(arch: str, settings: dict[str, Any], vocab_size: int) -> Any:
@@ -56,16 +64,20 @@ def configure(arch: str, settings: dict[str, Any], vocab_size: int) -> Any:
     if preset is None:
         hint = nearest(arch[:100], [*PRESETS, *types])
         raise InvalidError(f"cannot build {arch[:100]!r}: no such architecture{hint}")
-    default = transformers.AutoConfig.for_model(preset.model_type)
+    try:
+        default = transformers.AutoConfig.for_model(preset.model_type)
+    except Exception as error:
+        raise _impossible(arch, error) from error
     names = dict(getattr(default, "attribute_map", {}))  # other words for the config's own
     known = settings_of(default)
+    optional = _optional(default)
     values = dict(preset.settings)
     for name, value in settings.items():
         if name not in known:
             hint = nearest(name[:100], known)
             raise InvalidError(f"cannot set {name[:100]!r} of {arch}: no such setting{hint}")
         own = names.get(name, name)
-        usual = values.get(own, getattr(default, own, None))
+        usual = None if own in optional else values.get(own, getattr(default, own, None))
         values[own] = _checked(name, own, value, usual)
     size = values.setdefault("vocab_size", vocab_size)
     if size < vocab_size:
@@ -76,6 +88,12 @@ def configure(arch: str, settings: dict[str, Any], vocab_size: int) -> Any:
     except Exception as error:
         # transformers raises many types here, and all of them mean that a value is wrong.
         raise _impossible(arch, error) from error
+    _check_heads(arch, config)
+    return config
+
+
+def _check_heads(arch: str, config: Any) -> None:
+    """What transformers lets pass, and fails on at the first step."""
     heads = getattr(config, "num_attention_heads", None)
     shared = getattr(config, "num_key_value_heads", None)
     if isinstance(heads, int) and isinstance(shared, int) and (not shared or heads % shared):
@@ -83,7 +101,19 @@ def configure(arch: str, settings: dict[str, Any], vocab_size: int) -> Any:
             f"cannot build {arch}: {heads} attention heads are not a multiple of the {shared} "
             "heads of keys and values (num_key_value_heads)"
         )
-    return config
+    width = getattr(config, "hidden_size", None)
+    each = getattr(config, "head_dim", None)
+    if each is None and isinstance(heads, int) and isinstance(width, int):
+        each = width // heads
+    turning = getattr(config, "rope_parameters", None) or {}
+    if isinstance(each, int) and "rope_type" in turning:
+        check_rotary(arch, int(each * (turning.get("partial_rotary_factor") or 1)))
+
+
+def _optional(default: Any) -> set[str]:
+    """Fields of a config that may be None, since their values follow from others then."""
+    fields = dataclasses.fields(default) if dataclasses.is_dataclass(default) else ()
+    return {field.name for field in fields if field.default is None}
 
 
 def settings_of(default: Any) -> list[str]:
@@ -96,18 +126,10 @@ def _checked(name: str, own: str, value: Any, usual: Any) -> Any:
     """One setting's value, if it can be one; `usual` is what it is otherwise."""
     if own in COUNTS and not (value is None and usual is None):
         check_count(name, value, own)
-    _check_numbers(name, value)
+    check_numbers(name, value)
     if isinstance(usual, float) and type(value) is int:
         return float(value)
     return value
-
-
-def _check_numbers(name: str, value: Any) -> None:
-    if isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            _check_numbers(name, inner)
-    elif isinstance(value, int | float) and not -NUMBER_MAX <= value <= NUMBER_MAX:
-        raise InvalidError(f"cannot set {name} to {shown(value)}: that is no usable number")
 
 
 def _check_tokens(values: dict[str, Any], default: Any, vocab_size: int) -> None:
@@ -195,6 +217,11 @@ def _class(config: Any) -> Any:
     family = family_of(config.to_dict())
     if family not in CLASSES:
         raise InvalidError(f"cannot build a {config.model_type} model: its family is unknown")
+    if type(config) not in MAPPINGS[family]:
+        raise InvalidError(
+            f"cannot build or load a {config.model_type} model: it is no language model, or "
+            f"transformers has no {family} of that type"
+        )
     return CLASSES[family]
 
 

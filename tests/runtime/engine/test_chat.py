@@ -10,7 +10,9 @@ import pytest
 import transformers
 
 from tests.runtime.engine.conftest import byte_level
+from zenos.core import limits
 from zenos.core.errors import InvalidError
+from zenos.runtime.engine import chat
 from zenos.runtime.engine.chat import ChatTemplate
 
 TALK = [
@@ -46,6 +48,15 @@ def test_the_plain_template_names_the_speakers(tmp_path: Path) -> None:
         "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
         "{{ messages[1] | tojson }}{{ {'a': '<b> & é'} | tojson(indent=2) }}",
         "{{ strftime_now('%Y') }}",
+        "{% for m in messages if m.role != 'system' %}{{ loop.length }}{{ loop.last }}"
+        "{{ loop.revindex }}{{ (loop.nextitem or m).role ~ '/' ~ loop.index0 ~ (1 + 2) }}"
+        "{% endfor %}",
+        "{% for k, v in messages[0].items() %}{{ k + '=' + v }}{% else %}none{% endfor %}"
+        "{% for x in [] %}{{ x }}{% else %}none{% endfor %}{{ [1] + [2] }}{{ nothing ~ 'x' }}",
+        "{% macro show(m, deep=2) %}{{ m.role }}{% if deep %}{{ show(m, deep - 1) }}{% endif %}"
+        "{% endmacro %}{{ show(messages[0]) }}",
+        "{% for x in [1, [2, [3]]] recursive %}{{ loop.depth }}"
+        "{% if x is iterable %}{{ loop(x) }}{% else %}{{ x }}{% endif %}{% endfor %}",
         [{"name": "tools", "template": "no"}, {"name": "default", "template": OWN}],
     ],
 )
@@ -87,6 +98,12 @@ def test_a_template_of_its_own_renders_as_transformers_renders_it(
         "{{ (100000 * (1, 2)) | length }}",
         "{{ lipsum(n=2) | length }}",
         "{% for _ in range(9000) %}{% for _ in range(9000) %}xxxxxxxx{% endfor %}{% endfor %}",
+        "{% set ns = namespace(x='xxxxxxxxxx') %}"
+        "{% for _ in range(50) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x | length }}",
+        "{% set ns = namespace(x='xxxxxxxxxx') %}"
+        "{% for _ in range(50) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x | length }}",
+        "{% set ns = namespace(x=[1]) %}"
+        "{% for _ in range(50) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x | length }}",
         "{{ raise_exception('roles must alternate') }}",
         "{{ nothing.at.all }}",
         "{% include '/etc/passwd' %}",
@@ -119,3 +136,58 @@ def test_a_damaged_tokenizer_config_fails_chats_with_the_reason(tmp_path: Path, 
     (tmp_path / "tokenizer_config.json").write_text(text, encoding="latin-1")
     with pytest.raises(InvalidError, match="cannot use the model's chat template: "):
         ChatTemplate.read(tmp_path).render(TALK)
+
+
+class Ticking:
+    """A clock that goes on by a millisecond each time that somebody looks."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def __call__(self) -> float:
+        self.looks += 1
+        return self.looks / 1000
+
+
+LOOPS = "{% for _ in range(10000) %}" * 3 + "{% endfor %}" * 3
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        LOOPS,
+        "{% set many = range(9999) | list %}{% for a in many %}{% for b in many if b > 9999 %}"
+        "{% endfor %}{% endfor %}",
+        # Depth is bounded by Python, breadth is not.
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) ~ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{% for x in [60] recursive %}{% if x %}{{ loop([x - 1, x - 1]) }}{% endif %}{% endfor %}",
+        "{% block b %}{% for _ in range(9999) %}{{ self.b() if false }}{% for _ in range(9999) %}"
+        "{% endfor %}{% endfor %}{% endblock %}",
+    ],
+)
+def test_a_template_that_takes_long_is_ended(source: str) -> None:
+    clock = Ticking()
+    template = ChatTemplate(source, {}, now=clock)
+    assert not template.overran
+    with pytest.raises(InvalidError, match="it takes longer than 2 s for these messages; ask for"):
+        template.render(TALK)
+    assert template.overran
+    assert clock.looks < 1000 * limits.CHAT_TEMPLATE_S + 10
+
+
+def test_each_prompt_has_all_of_its_time() -> None:
+    """As long as two together would not have: the time is of a rendering, not of the template."""
+    template = ChatTemplate("{% for _ in range(1500) %}{% endfor %}x", {}, now=Ticking())
+    assert [template.render(TALK) for _ in range(3)] == ["x"] * 3
+    assert not template.overran
+
+
+def test_nothing_of_a_template_is_worked_out_before_it_has_a_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called: list[Any] = []
+    monkeypatch.setattr(chat, "_tojson", lambda value: called.append(value) or "x")
+    template = ChatTemplate("{{ 5 | tojson }}", {})
+    assert called == []
+    assert template.render(TALK) == "x"
+    assert called == [5]

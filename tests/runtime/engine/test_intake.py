@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import queue
 import threading
@@ -16,8 +17,10 @@ import pytest
 from tests.processes import signalled_until
 from tests.runtime.engine.conftest import Made, byte_level
 from tests.runtime.train.helpers import Bus, make_context, make_task
+from zenos.core.errors import InvalidError
 from zenos.core.specs import ServeSpec
 from zenos.core.wire import Abort, Chunk, GenerateRequest, Stop
+from zenos.runtime.engine.chat import ChatTemplate
 from zenos.runtime.engine.intake import LONG_CHARS, Intake, Prompted
 from zenos.runtime.engine.serve import Loaded
 from zenos.runtime.engine.vocabulary import Vocabulary
@@ -97,6 +100,19 @@ def test_a_prompt_that_can_never_fit_is_refused_without_tokenizing_it(
         loaded.tokenize(long)
 
 
+def test_a_model_whose_template_took_too_long_has_its_chats_beside_the_others(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = "{% for _ in range(9999) %}" * 3 + "{% endfor %}" * 3
+    monkeypatch.setattr(loaded, "template", ChatTemplate(loop, {}, now=itertools.count().__next__))
+    chat = GenerateRequest(id="chat", messages=[{"role": "user", "content": "x"}])
+    assert not loaded.is_slow(chat)
+    with pytest.raises(InvalidError, match="it takes longer than"):
+        loaded.tokenize(chat)
+    assert loaded.is_slow(chat)
+    assert not loaded.is_slow(GenerateRequest(id="prompt", prompt="x"))
+
+
 def test_the_least_number_of_tokens_is_never_too_large(loaded: Loaded) -> None:
     for text in ("", "a", "naïve café 日本語 😀" * 50, "the river ran over old stones " * 20):
         assert loaded.vocabulary.least_tokens(text) <= len(
@@ -157,13 +173,14 @@ class Gated:
     def __init__(self, root: Path) -> None:
         self.bus = Bus()
         task = make_task(ServeSpec(model="m", deployment="m"))
-        self.intake = Intake(make_context(root, task, self.bus), self._tokenize)
+        context = make_context(root, task, self.bus)
+        self.intake = Intake(context, self._tokenize, lambda request: request.id == "slow")
         self.gate = threading.Event()
         self.begun: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.intake.start()
 
     def _tokenize(self, request: GenerateRequest) -> list[int]:
-        if len(request.prompt or "") >= LONG_CHARS:
+        if len(request.prompt or "") >= LONG_CHARS or request.id == "slow":
             self.begun.put(request.id)
             assert self.gate.wait(60)
         return [1, 2, 3]
@@ -188,16 +205,19 @@ def gated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gated]:
     made.close()
 
 
-def test_a_long_prompt_holds_up_nobody_and_keeps_its_place(gated: Gated) -> None:
-    gated.ask("long", LONG_CHARS)
-    assert gated.begun.get(timeout=60) == "long"
+@pytest.mark.parametrize(("name", "chars"), [("long", LONG_CHARS), ("slow", 3)])
+def test_a_long_prompt_holds_up_nobody_and_keeps_its_place(
+    gated: Gated, name: str, chars: int
+) -> None:
+    gated.ask(name, chars)
+    assert gated.begun.get(timeout=60) == name
     gated.ask("short", 3)
     assert gated.next() == Prompted(
         msgspec.msgpack.decode(request("short", "xxx"), type=GenerateRequest), [1, 2, 3], 1
     )
     gated.gate.set()
     handed = gated.next()
-    assert (handed.request.id, handed.arrival) == ("long", 0)
+    assert (handed.request.id, handed.arrival) == (name, 0)
 
 
 def test_a_client_that_goes_away_while_its_prompt_is_tokenized(gated: Gated) -> None:

@@ -1,18 +1,24 @@
 """From messages to a prompt: the tokenizer's own template, or a plain one.
 
 Templates come with models, and so are not trusted: they run in jinja2's sandbox, without access to
-anything but the messages, and with bounds on their length, their loops and what they write.
+anything but the messages, and with bounds on their length, their loops, their time and what they
+write. Time is looked at in each turn of a loop and at each call: without either no template takes
+long. The replica's limit of memory holds for all else.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final
 
 import jinja2
 from jinja2 import nodes
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -27,20 +33,85 @@ PLAIN: Final = (
 TEMPLATE_BYTES_MAX: Final = 256 * limits.KIB
 PROMPT_CHARS_MAX: Final = 16 * limits.MIB
 RANGE_MAX: Final = 10_000
+ITEMS_MAX: Final = 1_000_000  # of a list that a template puts together
 _SEQUENCES: Final = (str, list, tuple)
 ROLES: Final = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """No attribute that leads anywhere, no change of what is given, no long range."""
+# Until when the rendering that runs in this thread may go on.
+_deadline: ContextVar[Callable[[], bool]] = ContextVar("deadline")
 
-    intercepted_binops = frozenset({"*", "**"})
+
+class _OverrunError(Exception):
+    """A template has had its time."""
+
+
+class _NothingBefore(CodeGenerator):
+    """What is constant would be worked out when a template is read, without a bound."""
+
+    def _output_child_to_const(self, node: nodes.Expr, frame: Frame, finalize: Any) -> str:
+        if not isinstance(node, nodes.TemplateData):
+            raise nodes.Impossible
+        return super()._output_child_to_const(node, frame, finalize)
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """No attribute that leads anywhere, no change of what is given, no long range, not for ever."""
+
+    intercepted_binops = frozenset({"*", "**", "+"})
+    code_generator_class = _NothingBefore
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        """Let every loop look at the time, and every `~` at the length of what it makes."""
+        tree = super()._parse(source, name, filename)
+        for loop in list(tree.find_all(nodes.For)):
+            loop.iter = _through("_timed", loop.iter)
+        for joined in list(tree.find_all(nodes.Concat)):
+            joined.nodes = [_through("_joined", nodes.List(joined.nodes, lineno=joined.lineno))]
+        tree.set_environment(self)
+        return tree
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+        """As every call of a template goes; macros and `loop()` may call themselves."""
+        _check_time()
+        return super().call(__context, __obj, *args, **kwargs)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Multiplying text or large numbers is how a short template writes a long answer."""
+        """Putting text together again and again is how a short template writes a long answer."""
+        if operator == "+":
+            if isinstance(left, _SEQUENCES) and isinstance(right, _SEQUENCES):
+                _check_length(len(left) + len(right), text=isinstance(left, str))
+            return super().call_binop(context, operator, left, right)
         if operator == "**" or isinstance(left, _SEQUENCES) or isinstance(right, _SEQUENCES):
             raise jinja2.TemplateRuntimeError("multiplication of this kind is not allowed")
         return super().call_binop(context, operator, left, right)
+
+
+def _through(name: str, value: Any) -> nodes.Filter:
+    """The expression, with this filter around it."""
+    return nodes.Filter(value, name, [], [], None, None, lineno=value.lineno)
+
+
+def _check_time() -> None:
+    if _deadline.get()():
+        raise _OverrunError
+
+
+def _check_length(length: int, *, text: bool) -> None:
+    if length > (PROMPT_CHARS_MAX if text else ITEMS_MAX):
+        raise jinja2.TemplateRuntimeError("it puts together more than is allowed")
+
+
+def _timed(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        _check_time()
+        yield value
+
+
+def _joined(values: list[Any]) -> str:
+    parts = [str(value) for value in values]
+    _check_length(sum(map(len, parts)), text=True)
+    return "".join(parts)
 
 
 class _Generation(Extension):
@@ -58,23 +129,33 @@ class ChatTemplate:
     """A model's template. `own` says whether it came with the model.
 
     Templates may use what transformers' own renderer offers. One that can't be used fails the
-    chats, when they come, and nothing else of the model.
+    chats, when they come, and nothing else of the model. `overran`: it has had its time with some
+    messages, and so may have it with any.
     """
 
-    def __init__(self, source: str | None, special: dict[str, str], broken: str = "") -> None:
+    def __init__(
+        self,
+        source: str | None,
+        special: dict[str, str],
+        broken: str = "",
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.own = source is not None
+        self.overran = False
+        self._now = now
         self._special = special
         self._broken = broken
         environment = _Sandbox(
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=["jinja2.ext.loopcontrols", _Generation],
+            optimized=False,  # as in _NothingBefore
         )
         del environment.globals["lipsum"]  # as much text as its arguments say, in one call
         environment.globals["raise_exception"] = _raise
         environment.globals["range"] = _range
         environment.globals["strftime_now"] = _strftime_now
-        environment.filters["tojson"] = _tojson
+        environment.filters |= {"tojson": _tojson, "_timed": _timed, "_joined": _joined}
         try:
             self._template = environment.from_string(source or PLAIN)
         except (jinja2.TemplateError, RecursionError) as error:
@@ -97,7 +178,7 @@ class ChatTemplate:
         return cls(source, special)
 
     def render(self, messages: list[dict[str, Any]]) -> str:
-        """The prompt. InvalidError for messages that the template doesn't take."""
+        """The prompt. InvalidError for messages that the template doesn't take, or not in time."""
         if self._broken:
             raise InvalidError(f"cannot use the model's chat template: {self._broken[:200]}")
         for message in messages:
@@ -106,23 +187,36 @@ class ChatTemplate:
                 raise InvalidError(
                     f"cannot use the role {role!r}: one of {', '.join(sorted(ROLES))}"
                 )
-        pieces: list[str] = []
-        length = 0
+        end = self._now() + limits.CHAT_TEMPLATE_S
+        before = _deadline.set(lambda: self._now() > end)
         try:
-            for piece in self._template.generate(
-                messages=messages, add_generation_prompt=True, **self._special
-            ):
-                length += len(piece)
-                if length > PROMPT_CHARS_MAX:
-                    raise InvalidError("cannot use these messages: the prompt becomes too long")
-                pieces.append(piece)
+            return self._written(messages)
         except InvalidError:
             raise
+        except _OverrunError:
+            self.overran = True
+            raise InvalidError(
+                "cannot use the model's chat template: it takes longer than "
+                f"{limits.CHAT_TEMPLATE_S:g} s for these messages; ask for a completion instead"
+            ) from None
         except Exception as error:
             # A template is a program of the model's author: it may fail in any way.
             raise InvalidError(
                 f"cannot use these messages with the model's chat template: {str(error)[:200]}"
             ) from error
+        finally:
+            _deadline.reset(before)
+
+    def _written(self, messages: list[dict[str, Any]]) -> str:
+        pieces: list[str] = []
+        length = 0
+        for piece in self._template.generate(
+            messages=messages, add_generation_prompt=True, **self._special
+        ):
+            length += len(piece)
+            if length > PROMPT_CHARS_MAX:
+                raise InvalidError("cannot use these messages: the prompt becomes too long")
+            pieces.append(piece)
         return "".join(pieces)
 
 

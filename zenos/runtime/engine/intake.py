@@ -1,8 +1,9 @@
 """What comes to a replica: messages are taken from the bus, prompts tokenized, and handed over.
 
-A short prompt is tokenized at once. A long one goes to a pool, on whose lanes it holds up neither
-the engine's steps nor the prompts behind it. Whichever is ready first is handed over first; with
-it goes its place in the order of coming, which is the order in which the engine begins them.
+A short prompt is tokenized at once. One that may take long goes to a pool, on whose lanes it holds
+up neither the engine's steps nor the prompts behind it. Whichever is ready first is handed over
+first; with it goes its place in the order of coming, which is the order in which the engine begins
+them.
 """
 
 from __future__ import annotations
@@ -50,8 +51,15 @@ class Intake(threading.Thread):
     first) is remembered.
     """
 
-    def __init__(self, context: WorkerContext, tokenize: Tokenize) -> None:
+    def __init__(
+        self,
+        context: WorkerContext,
+        tokenize: Tokenize,
+        is_slow: Callable[[GenerateRequest], bool] = lambda _: False,
+    ) -> None:
+        """is_slow: whether a request may take long to tokenize, however short it is."""
         super().__init__(name="intake", daemon=True)
+        self._is_slow = is_slow
         self._context = context
         self._tokenize = tokenize
         self.handed: queue.Queue[Incoming] = queue.Queue()  # no SimpleQueue, as in the channel
@@ -114,7 +122,7 @@ class Intake(threading.Thread):
             self.handed.put(Chunk(request=request.id, refused=True))
             return
         try:
-            if _chars(request) < LONG_CHARS:
+            if _chars(request) < LONG_CHARS and not self._is_slow(request):
                 self.handed.put(Prompted(request, self._tokenize(request), arrival))
                 return
             options = Options(name=request.id, priority=request.priority)

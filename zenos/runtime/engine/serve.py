@@ -148,6 +148,10 @@ class Loaded:
         """An engine beside the one there, of the same context and room."""
         return Engine(backend, self.vocabulary, self.context, self._room, version)
 
+    def is_slow(self, request: GenerateRequest) -> bool:
+        """Whether its prompt may take long to make: the model's template once did."""
+        return request.messages is not None and self.template.overran
+
     def tokenize(self, request: GenerateRequest) -> list[int]:
         """The prompt's tokens: given, or of the text, or of the messages through the template."""
         if request.tokens is not None:
@@ -204,7 +208,7 @@ def main(context: WorkerContext) -> int:
     limit = gpu.restrict(context.task)
     memory = context.task.spec.resources.memory
     loaded = Loaded(context.registry.path(version), spec, memory, limit, version.ref)
-    intake = Intake(context, loaded.tokenize)
+    intake = Intake(context, loaded.tokenize, loaded.is_slow)
     replica = Replica(context, loaded, intake)
     try:
         replica.catch_up()
