@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from zenos.client import ArrayView, Client, TaskView
     from zenos.core.task import TaskSpec
 
-ARRAY: Final = "array"  # as which an array is shown among the kinds of tasks
+ARRAY_KIND: Final = "array"  # as which an array is shown among the kinds of tasks
 
 
 def submit(
@@ -76,8 +76,8 @@ def listed(
 ) -> tuple[list[TaskView], list[ArrayView]]:
     """What `zenos ps` shows: tasks, and arrays as wholes. Raises InvalidError for a bad kind."""
     kinds = _kinds(kind)
-    wholes = ARRAY in kinds
-    kind = ",".join(kinds - {ARRAY}) or None
+    wholes = ARRAY_KIND in kinds
+    kind = ",".join(kinds - {ARRAY_KIND}) or None
     if array is not None:
         if wholes:
             raise InvalidError("cannot show an array in an array: leave out --kind or --array")
@@ -95,7 +95,7 @@ def listed(
 def _kinds(given: str | None) -> set[str]:
     """The kinds that are named; all that the table shows may be."""
     kinds = set(filter(None, map(str.strip, (given or "").split(","))))
-    known = [*Kind, ARRAY]
+    known = [*Kind, ARRAY_KIND]
     for kind in sorted(kinds):
         if kind not in known:
             hint = "; what makes a new model is preprocess" if kind == "create" else ""
@@ -157,7 +157,7 @@ def array_row(view: ArrayView) -> tuple[Any, ...]:
     return (
         view.array.id,
         view.array.spec.name,
-        ARRAY,
+        ARRAY_KIND,
         coloured(str(state), COLOURS[state]),
         view.array.spec.priority,
         show_share(wants.cpu),

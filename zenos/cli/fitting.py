@@ -12,6 +12,7 @@ It ends as soon as all fits; what then is free again goes to the columns of text
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Final, NamedTuple
 
 from rich.cells import cell_len, set_cell_size
@@ -107,16 +108,28 @@ def shortened(text: str, cells: int, head: int | None = None) -> str:
 def apart(texts: Sequence[str], cells: int) -> list[str]:
     """Names in so many cells each, which stay different where they are, if that can be.
 
-    The middle is left out; where that makes two names one, another part is, the same of all.
+    1. The middle is left out.
+    2. Where that makes two names one, another part is, the same of all.
+    3. Where each part does, those that it makes one are shown from where they begin to differ.
     """
-    middle, different = (cells - 1) // 2, len(set(texts))
-    heads = sorted(range(cells), key=lambda head: abs(head - middle))
-    made = [shortened(text, cells, middle) for text in texts]
-    for head in heads:
-        if len(set(made)) == different:
-            return made
+    middle = (cells - 1) // 2
+    for head in sorted(range(cells), key=lambda head: abs(head - middle)):  # 1, 2
         made = [shortened(text, cells, head) for text in texts]
-    return made if len(set(made)) == different else [shortened(t, cells, middle) for t in texts]
+        if len(set(made)) == len(set(texts)):
+            return made
+    made = [shortened(text, cells, middle) for text in texts]
+    alike: dict[str, set[str]] = {}
+    for text, short in zip(texts, made, strict=True):
+        alike.setdefault(short, set()).add(text)
+    return [  # 3
+        short if len(alike[short]) == 1 else _from_where_they_differ(text, alike[short], cells)
+        for text, short in zip(texts, made, strict=True)
+    ]
+
+
+def _from_where_they_differ(text: str, others: set[str], cells: int) -> str:
+    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*others, strict=False))
+    return ELLIPSIS[:cells] + shortened(text[len(list(alike)) :], max(cells - 1, 0))
 
 
 class Fitted(NamedTuple):

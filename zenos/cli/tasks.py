@@ -357,14 +357,17 @@ def ps(
 
     Example: zenos ps --all --kind train
     """
-    from zenos.cli.arrays import array_row, listed
+    from zenos.cli.arrays import ARRAY_KIND, array_row, listed
     from zenos.cli.output import put_json, say, table
     from zenos.cli.rows import TASKS, task_rows, with_owners
     from zenos.cli.threads import put_tree, threads_of
+    from zenos.core.errors import InvalidError
     from zenos.core.task import ENDED, State
 
     if state is None and not all_ and array is None:
         state = ",".join(s for s in State if s not in ENDED)
+    if threads and kind is not None and ARRAY_KIND in kind.split(","):
+        raise InvalidError("cannot show threads of arrays: 'zenos ps --threads --array' does")
     with client() as made:
         views, arrays = listed(
             made, state, kind, limit + 1, array=array, whole=not (all_ or threads)

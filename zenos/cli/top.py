@@ -65,21 +65,25 @@ def nodes_table(views: Sequence[NodeView], room: int | None = None) -> Table:
     """A line for each node: what tasks hold of CPU, GPU and memory. room: cells of a line.
 
     Where there are too few, the bars become shorter; then they go, then the amounts become shares,
-    and at last names are shortened.
+    then names are shortened, and at last what is held of memory and GPUs is left out.
     """
-    names = rest = 0
     for bars, exact in ((BAR_CELLS, True), (10, True), (5, True), (0, True), (0, False)):
         rows = [_node_cells(view, bars, exact=exact) for view in views]
         columns = list(zip_longest(*rows, fillvalue=Text()))
-        rest = sum(max(cell.cell_len for cell in column) + GAP for column in columns[1:])
-        names = max(cell.cell_len for cell in columns[0]) if columns else 0
-        if room is None or names + rest <= room:
+        wide = [max(cell.cell_len for cell in column) for column in columns]
+        if room is None or sum(wide) + GAP * len(wide) <= room + GAP:
             break
-    if room is not None:
-        names = min(names, max(room - rest, LEAST_OF_ALL))
     table = Table.grid(padding=(0, GAP))
-    for name, row in zip(apart([row[0].plain for row in rows], names), rows, strict=True):
-        table.add_row(Text(name, style="bold"), *row[1:])
+    if not views:
+        return table
+    while room is not None and len(wide) > 1:
+        rest = room - sum(wide[1:]) - GAP * len(wide[1:])
+        if rest >= min(wide[0], LEAST_OF_ALL):
+            wide[0] = min(wide[0], rest)
+            break
+        del wide[-2:]
+    for name, row in zip(apart([row[0].plain for row in rows], wide[0]), rows, strict=True):
+        table.add_row(Text(name, style="bold"), *row[1 : len(wide)])
     return table
 
 
