@@ -83,11 +83,12 @@ def wants_json(command: Any, args: Sequence[str]) -> bool:
     It isn't where it is the value of an option, or for a program that is to be run.
     """
     command, rest = _with_its_words(command, list(args))
+    mixed = command.context_settings.get("allow_interspersed_args", True)
     while rest:
         word = rest.pop(0)
         if word == "--json":
             return True
-        if word == "--" or not (word.startswith("-") or command.allow_interspersed_args):
+        if word == "--" or not (word.startswith("-") or mixed):
             return False
         takes = any(
             word in option.opts and not option.is_flag and not option.count
