@@ -39,8 +39,7 @@ def submit(
     if follow:
         raise InvalidError("cannot follow an array: 'zenos logs -f NAME[INDEX]' follows a task")
     view = made.submit_array(ArraySpec(task=spec, indices=parse_indices(indices)), key=key)
-    if not json:
-        note_programs(made.address, [spec.work])
+    note_programs(made.address, [spec.work], json=json)
     if wait:
         view = _wait(made, view)
     if json:

@@ -35,8 +35,7 @@ def submit(made: Client, file: Path, *, given: list[str], wait: bool, json: bool
     if given:
         raise InvalidError(f"cannot use {given[0]} with a file of tasks: write it into the file")
     tasks = made.submit_batch(build.batch(read_spec(file), file.absolute().parent))
-    if not json:
-        note_programs(made.address, [task.spec.work for task in tasks])
+    note_programs(made.address, [task.spec.work for task in tasks], json=json)
     if wait:
         tasks = [made.task(task.id).wait() for task in tasks]
     if json:

@@ -27,14 +27,14 @@ def note_data(work: Any) -> None:
             say(f"note: there is no {path} yet; without it the run will fail")
 
 
-def note_programs(address: Address, works: Iterable[object]) -> None:
-    """Say of programs and their directories that they are not there, each once.
+def note_programs(address: Address, works: Iterable[object], *, json: bool) -> None:
+    """Say of programs and their directories that they are not there, each once; not with json.
 
     Only where the daemon is on this machine: elsewhere there are other files.
     """
     from zenos.cli.output import say
 
-    if address.daemon is None:
+    if address.daemon is None or json:
         return
     found = _path_of(address.daemon.pid)
     programs = [work for work in works if isinstance(work, ProgramSpec)]

@@ -136,8 +136,7 @@ def submit(
             submit_array(made, spec, array, key=key, follow=follow, wait=wait, json=json)
             return
         handle = made.submit(spec, key=key)
-        if not json:
-            notes.note_programs(made.address, [spec.work])
+        notes.note_programs(made.address, [spec.work], json=json)
         _after_submit(handle, follow=follow, wait=wait, json=json, log=True)
 
 
