@@ -83,13 +83,13 @@ def test_a_line_separator_in_a_cell_begins_no_row(capsys: pytest.CaptureFixture[
 
 
 def test_names_stay_apart_where_they_differ_at_one_place_only() -> None:
-    for texts in (
-        ["a" * 30 + str(n) + "z" * 30 for n in range(3)],
-        [str(n) + "z" * 60 for n in range(3)],
-        ["z" * 60 + str(n) for n in range(3)],
-        ["z" * 20 + str(n) + "y" * 3 for n in range(3)],
+    for cells, texts in (
+        (40, ["a" * 30 + str(n) + "z" * 30 for n in range(3)]),  # in the middle
+        (10, ["a" * 30 + str(n) + "z" * 30 for n in range(3)]),  # where each cut leaves it out
+        (10, [str(n) + "z" * 60 for n in range(3)]),
+        (10, ["z" * 60 + str(n) for n in range(3)]),
+        (10, ["z" * 20 + str(n) + "y" * 3 for n in range(3)]),
     ):
-        cells = 40 if texts[0][0] == "a" else 10
         made = fitting.apart(texts, cells)
         assert len(set(made)) == 3
         assert all(cell_len(text) <= cells and "…" in text for text in made)

@@ -156,6 +156,7 @@ def test_what_stands_in_is_as_wide() -> None:
 
     assert ascii_of("█▌·") == "##."
     assert ascii_of("│─┤┐") == "|-++"
+    assert ascii_of("\u280b\u2800") == "* "
     assert ascii_of("a→b…") == "a>b~"
     assert ascii_of("é日") == "???"
     assert ascii_of("e\u0301") == "e"

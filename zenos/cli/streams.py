@@ -123,18 +123,13 @@ def _tell_failures(stream: io.TextIOWrapper) -> None:
 
 def settle() -> OutputError | None:
     """At the end: write what is still buffered. The error, to be told, where that fails."""
-    failed: OutputError | None = None
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         quiet(sys.stdout)
     except OutputError as error:
-        failed = error
-    try:
-        sys.stderr.flush()
-    except OSError:  # nobody can be told
-        quiet(sys.stderr)
-    return failed
+        return error
+    return None
 
 
 def quiet(stream: Any) -> None:
