@@ -76,6 +76,8 @@ async def test_arrays(http: httpx.AsyncClient, system: Double) -> None:
     assert [view["task"]["id"] for view in listed["tasks"]] == [other["id"]]
     assert [view["array"]["id"] for view in listed["arrays"]] == [array]
     assert (await http.get("/api/tasks?collapse=true&kind=train")).json()["arrays"] == []
+    both = (await http.get("/api/tasks?collapse=true&kind=train,run")).json()
+    assert [view["array"]["id"] for view in both["arrays"]] == [array]
     assert (await http.get("/api/tasks?collapse=true&state=failed")).json()["arrays"] == []
     plain = (await http.get("/api/tasks")).json()
     assert (len(plain["tasks"]), plain["arrays"]) == (11, [])

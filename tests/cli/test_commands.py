@@ -367,7 +367,7 @@ def test_status_says_that_the_daemon_goes_down(daemon: Daemon) -> None:
 
 def test_who_looks_for_a_task_is_told_of_tasks(daemon: Daemon) -> None:
     assert "cannot find the task 't99'" in zenos("show", "t99").err
-    assert "cannot find the model 'nobody'" in zenos("show", "nobody").err
+    assert "cannot find 'nobody': there is no model and no task" in zenos("show", "nobody").err
 
 
 def test_show_says_who_cancelled(daemon: Daemon) -> None:

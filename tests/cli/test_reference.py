@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from zenos.cli.main import app
 from zenos.cli.reference import python, reference, specs
 from zenos.core.task import SCHEMAS
 
+# Of Python itself, or type variables that a docstring explains.
+BUILT_IN = {"None", "Any", "Path", "Iterator", "Generator", "CallFuture", "MapResults", "T", "R"}
 PAGES = Path(__file__).parent.parent.parent / "docs" / "reference"
 
 
@@ -23,6 +26,28 @@ def test_a_page_is_up_to_date(name: str, made: Callable[[], str]) -> None:
     assert (PAGES / f"{name}.md").read_text(encoding="utf-8") == made(), (
         f"write it anew: python -m zenos.cli.reference {name} > docs/reference/{name}.md"
     )
+
+
+def test_what_the_python_client_gives_is_explained() -> None:
+    text, on_other_pages = python(), specs()
+    for name in (
+        "Task",
+        "Outcome",
+        "Deployment",
+        "ArrayView",
+        "History",
+        "Why",
+        "Plan",
+        "AuditRow",
+    ):
+        assert f"### {name}\n" in text
+    for given in re.findall(r"-> (.*)", text):
+        for name in re.findall(r"[A-Z]\w+", given):
+            known = (
+                f"## {name}\n" in text
+                or f"## {name.removesuffix('Spec').lower()}\n" in on_other_pages
+            )
+            assert known or name in BUILT_IN, f"{name} is not explained"
 
 
 def test_every_field_of_a_specification_is_explained() -> None:

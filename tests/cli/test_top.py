@@ -172,3 +172,93 @@ def test_a_bar_fills_by_eighths() -> None:
     assert bar(1.0, 4).plain == "████"
     assert bar(7.0, 4).plain == "████"
     assert bar(1 / 32, 4).plain == "▏···"
+
+
+NAMES = [f"{'a' * 57}-seed-{n}" for n in (1, 2)]
+
+
+def on_screen(app: Top) -> list[str]:
+    """The lines as the terminal shows them."""
+    strips = app.screen._compositor.render_strips()  # type: ignore[attr-defined]
+    return ["".join(segment.text for segment in strip).rstrip() for strip in strips]
+
+
+async def busy(daemon: Daemon) -> list[str]:
+    """Two tasks with the longest names, of which the first trains."""
+
+    def submit() -> list[str]:
+        with connect() as client:
+            return [client.submit(["work"], name=name).id for name in NAMES]
+
+    tasks = await asyncio.to_thread(submit)
+    progress = Progress(stage="training", done=1, total=4, tokens_per_s=1249, loss=3.25)
+    await asyncio.to_thread(daemon.report, tasks[0], progress)
+    return tasks
+
+
+@pytest.mark.parametrize(
+    ("size", "columns"),
+    [
+        ((80, 24), ["TASK", "KIND", "STATE", "PRIO", "PROGRESS"]),
+        ((40, 12), ["TASK", "STATE", "PROGRESS"]),
+        ((30, 8), ["TASK", "STATE", "PROGRESS"]),
+    ],
+)
+async def test_a_small_screen_keeps_what_matters(
+    daemon: Daemon, size: tuple[int, int], columns: list[str]
+) -> None:
+    first, _ = await busy(daemon)
+    app = Top(connect_async(), interval_s=0.1)
+    async with app.run_test(size=size) as pilot:
+        await becomes(lambda: any(first in line for line in on_screen(app)), pilot)
+        head = next(line for line in on_screen(app) if "TASK" in line)
+        assert [name for name in head.split() if name in columns] == columns
+        row = next(line for line in on_screen(app) if line.startswith(f" {first}"))
+        assert "-1" in row  # the end of its name tells it from the other
+        assert "running" in row
+        assert ("25%" in row) == ("PROGRESS" in columns)
+        assert all(any(word in line for line in on_screen(app)) for word in ("zenos", "quit"))
+        await pilot.press("q")
+
+
+async def test_another_size_of_the_terminal_is_seen_at_once(daemon: Daemon) -> None:
+    first, _ = await busy(daemon)
+    app = Top(connect_async(), interval_s=60)  # no look comes between
+    async with app.run_test(size=(160, 40)) as pilot:
+        await becomes(lambda: app.query_one(DataTable).row_count == 2, pilot)
+        assert str(app.query_one(DataTable).get_cell(first, "TASK")) == f"{first} {NAMES[0]}"
+        await pilot.resize_terminal(60, 20)
+        await becomes(lambda: "…" in str(app.query_one(DataTable).get_cell(first, "TASK")), pilot)
+        await pilot.resize_terminal(160, 40)
+        whole = f"{first} {NAMES[0]}"
+        await becomes(lambda: str(app.query_one(DataTable).get_cell(first, "TASK")) == whole, pilot)
+        await pilot.press("q")
+
+
+@pytest.mark.parametrize("room", [28, 38, 60, 78, 120])
+def test_nodes_fit_into_a_line_each(room: int) -> None:
+    node = Node(name="box", capacity=Resources.of(cpu=4, gpu=2, memory="8GiB"), gpus=2)
+    used = Resources.of(cpu=1, gpu=1, memory="6GiB")
+    names = ("gpu-machine-1.lab.example.org", "gpu-machine-2.lab.example.org")
+    views = [NodeView(node=replace(node, name=name), used=used) for name in names]
+    console = Console(width=room)
+    with console.capture() as captured:
+        console.print(nodes_table(views, room))
+    made = captured.get().splitlines()
+    assert len(made) == 2
+    assert made[0].split()[0] != made[1].split()[0]
+
+
+async def test_many_nodes_leave_room_for_the_tasks(daemon: Daemon) -> None:
+    first, _ = await busy(daemon)
+    app = Top(connect_async(), interval_s=60)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await becomes(lambda: app.query_one(DataTable).row_count == 2, pilot)
+        seen = app._seen
+        assert seen is not None
+        node = seen.status.nodes[0]
+        many = [NodeView(node=replace(node.node, name=f"n{i}"), used=node.used) for i in range(50)]
+        app._show(seen._replace(status=replace(seen.status, nodes=many)))
+        await becomes(lambda: any("more nodes" in line for line in on_screen(app)), pilot)
+        assert any(f" {first} " in line for line in on_screen(app))
+        await pilot.press("q")

@@ -105,7 +105,7 @@ async def list_tasks(
     found = itertools.islice(itertools.chain(newest(ended=False), newest(ended=True)), limit)
     room = _room(system)
     views = [_view(system, task, room) for task in found]
-    shown = collapse and array is None and kinds <= {Kind.RUN.value}
+    shown = collapse and array is None and (not kinds or Kind.RUN.value in kinds)
     wholes = (array_view(system, one) for one in reversed(list(system.arrays().values())))
     chosen = (one for one in wholes if not states or states & {str(s) for s in one.states})
     arrays = list(itertools.islice(chosen, limit)) if shown else []

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
 from zenos.cli.errors import FAILED
+from zenos.cli.notes import note_programs
 from zenos.cli.output import coloured, put, put_json, say
 from zenos.cli.rows import clipped, work_line
 from zenos.client.display import COLOURS
 from zenos.core.arrays import ArraySpec, parse_indices
 from zenos.core.errors import InvalidError, NotFoundError
 from zenos.core.resources import show_share, show_size
-from zenos.core.task import State
+from zenos.core.task import Kind, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from zenos.client import ArrayView, Client, TaskView
     from zenos.core.task import TaskSpec
+
+ARRAY_KIND: Final = "array"  # as which an array is shown among the kinds of tasks
 
 
 def submit(
@@ -36,6 +39,7 @@ def submit(
     if follow:
         raise InvalidError("cannot follow an array: 'zenos logs -f NAME[INDEX]' follows a task")
     view = made.submit_array(ArraySpec(task=spec, indices=parse_indices(indices)), key=key)
+    note_programs(made.address, [spec.work], json=json)
     if wait:
         view = _wait(made, view)
     if json:
@@ -69,14 +73,35 @@ def listed(
     array: str | None,
     whole: bool,
 ) -> tuple[list[TaskView], list[ArrayView]]:
-    """What `zenos ps` shows: tasks, and arrays as wholes."""
+    """What `zenos ps` shows: tasks, and arrays as wholes. Raises InvalidError for a bad kind."""
+    kinds = _kinds(kind)
+    wholes = ARRAY_KIND in kinds
+    kind = ",".join(kinds - {ARRAY_KIND}) or None
     if array is not None:
-        views = made.array_tasks(array)
-        states = state.split(",") if state else None
-        return [v for v in views if states is None or v.task.state in states], []
-    if whole:
+        if wholes:
+            raise InvalidError("cannot show an array in an array: leave out --kind or --array")
+        return made.array_tasks(array, state=state, kind=kind, limit=limit), []
+    if whole and not wholes:
         return made.collapsed(state=state, kind=kind, limit=limit)
-    return made.tasks(state=state, kind=kind, limit=limit), []
+    arrays = made.collapsed(state=state, kind=Kind.RUN, limit=limit)[1] if wholes else []
+    if wholes and kind is None:
+        return [], arrays
+    if not whole:
+        return made.tasks(state=state, kind=kind, limit=limit), arrays
+    return made.collapsed(state=state, kind=kind, limit=limit)[0], arrays
+
+
+def _kinds(given: str | None) -> set[str]:
+    """The kinds that are named; all that the table shows may be."""
+    kinds = set(filter(None, map(str.strip, (given or "").split(","))))
+    known = [*Kind, ARRAY_KIND]
+    for kind in sorted(kinds):
+        if kind not in known:
+            hint = "; what makes a new model is preprocess" if kind == "create" else ""
+            raise InvalidError(
+                f"cannot use the kind {kind[:64]!r}: it is one of {', '.join(known)}{hint}"
+            )
+    return kinds
 
 
 def split(made: Client, names: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -131,7 +156,7 @@ def array_row(view: ArrayView) -> tuple[Any, ...]:
     return (
         view.array.id,
         view.array.spec.name,
-        "array",
+        ARRAY_KIND,
         coloured(str(state), COLOURS[state]),
         view.array.spec.priority,
         show_share(wants.cpu),

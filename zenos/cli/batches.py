@@ -26,6 +26,7 @@ def submit(made: Client, file: Path, *, given: list[str], wait: bool, json: bool
 
     given: flags that say what a single task is like.
     """
+    from zenos.cli.notes import note_programs
     from zenos.cli.output import put, put_json, say
     from zenos.cli.train_flags import read_spec
     from zenos.client import build
@@ -34,6 +35,7 @@ def submit(made: Client, file: Path, *, given: list[str], wait: bool, json: bool
     if given:
         raise InvalidError(f"cannot use {given[0]} with a file of tasks: write it into the file")
     tasks = made.submit_batch(build.batch(read_spec(file), file.absolute().parent))
+    note_programs(made.address, [task.spec.work for task in tasks], json=json)
     if wait:
         tasks = [made.task(task.id).wait() for task in tasks]
     if json:

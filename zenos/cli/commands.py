@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from zenos.cli import errors
+from zenos.cli.streams import OutputError, quiet
 from zenos.core.wording import followed, nearest, plain_reason
 
 
@@ -26,6 +27,7 @@ class Commands(TyperGroup):
         **extra: Any,
     ) -> Any:
         """Read the command line and run the command; ends the process."""
+        errors.as_json.set(wants_json(self, sys.argv[1:] if args is None else args))
         try:
             code = super().main(
                 args,
@@ -35,11 +37,15 @@ class Commands(TyperGroup):
                 windows_expand_args=windows_expand_args,
                 **extra,
             )
+        except OutputError as error:  # of a help, which is shown before a command is run
+            code = errors.show(error)
         except Exception as error:
             if not hasattr(error, "format_message"):
                 raise
             if type(error).__name__ != "NoArgsIsHelpError":  # the help has been shown
-                errors.say_error(usage_message(error))
+                param = getattr(error, "param", None)
+                name = getattr(error, "option_name", None) or (param and _shown(param))
+                errors.say_error(usage_message(error), "invalid", name)
             code = errors.USAGE
         if not standalone_mode:
             return code
@@ -50,7 +56,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            errors.quiet_stdout()
+            quiet(sys.stdout)
             raise typer.Exit(errors.BROKEN_PIPE) from None
         except KeyboardInterrupt:
             raise typer.Exit(errors.INTERRUPTED) from None
@@ -69,6 +75,42 @@ class Commands(TyperGroup):
                 if getattr(option, "is_flag", False):
                     option.metavar = ""
         return command
+
+
+def wants_json(command: Any, args: Sequence[str]) -> bool:
+    """Whether a command line asks for JSON, be it right or wrong: as if `--json` were read there.
+
+    It isn't where it is the value of an option, or for a program that is to be run.
+    """
+    command, rest = _with_its_words(command, list(args))
+    mixed = command.context_settings.get("allow_interspersed_args", True)
+    while rest:
+        word = rest.pop(0)
+        if word == "--json":
+            return True
+        if word == "--" or not (word.startswith("-") or mixed):
+            return False
+        takes = any(
+            word in option.opts and not option.is_flag and not option.count
+            for option in command.params
+            if option.param_type_name == "option"
+        )
+        del rest[: 1 if takes else 0]
+    return False
+
+
+def _with_its_words(command: Any, words: list[str]) -> tuple[Any, list[str]]:
+    """The command that is named, and what stands before and behind its name."""
+    before: list[str] = []
+    while words and (known := getattr(command, "commands", None)):
+        word = words.pop(0)
+        if word.startswith("-"):
+            before.append(word)
+        elif word in known:
+            command = known[word]
+        else:
+            break
+    return command, before + words
 
 
 def usage_message(error: Any) -> str:

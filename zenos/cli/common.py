@@ -132,10 +132,10 @@ def for_each(items: Iterable[S], act: Callable[[S], T]) -> tuple[list[T], list[Z
 
 def end_with(failed: list[ZenosError]) -> None:
     """Say what could not be done, and end with the exit code of the first; nothing if all was."""
-    from zenos.cli.errors import exit_code, say_error
+    from zenos.cli.errors import exit_code, tell
 
     for error in failed:
-        say_error(error.message)
+        tell(error)
     if failed:
         raise typer.Exit(exit_code(failed[0]))
 
@@ -144,6 +144,7 @@ def finish(task: Task) -> None:
     """End the command as the task ended; of a failure, say which task it was and where to look."""
     from zenos.cli.errors import FAILED, say_error
     from zenos.client.display import summary
+    from zenos.core.errors import WorkerError
     from zenos.core.task import State
 
     if task.state is not State.SUCCEEDED:
@@ -153,7 +154,8 @@ def finish(task: Task) -> None:
             message = (
                 message if len(message) <= ENDING_CHARS_MAX else f"{message[:ENDING_CHARS_MAX]}…"
             )
-            say_error(f"{message} ({name}{task.id}; 'zenos logs {task.id}' shows what it wrote)")
+            shows = f"'zenos logs {task.id}' shows what it wrote"
+            say_error(f"{message} ({name}{task.id}; {shows})", WorkerError.code)
         else:
-            say_error(f"{task.name} was {message}")
+            say_error(f"{task.name} was {message}", WorkerError.code)
         raise typer.Exit(FAILED)

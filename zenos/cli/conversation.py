@@ -91,7 +91,8 @@ class Conversation:
                     self._turn(prompt)
 
     def _turn(self, prompt: str) -> None:
-        from zenos.cli.errors import say_error
+        from zenos.cli.errors import tell
+        from zenos.cli.streams import OutputError
         from zenos.core.errors import NoDaemonError, ZenosError
 
         answer = self._ask(prompt)
@@ -101,10 +102,10 @@ class Conversation:
                 text = _stream(answer, answered)
         except KeyboardInterrupt:
             text = answer.so_far()
-        except NoDaemonError:
+        except (NoDaemonError, OutputError):
             raise
         except ZenosError as error:
-            say_error(error.message)
+            tell(error)
             if self._chat:
                 self._messages.pop()
             return

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import io
-import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,6 +19,7 @@ from zenos.cli import (
     outlook,
     serving,
     simulate,
+    streams,
     system,
     tasks,
     tokens,
@@ -80,13 +78,8 @@ if importlib.util.find_spec("zenos.cli.demo") is not None:
 
 def main() -> None:
     """Run the command line; ends the process."""
-    if sys.stdout is None:  # closed by who started it: what is written goes nowhere
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to the end
+    streams.set_up()
     interrupts.watch()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A terminal that cannot show a character gets a question mark.
-            stream.reconfigure(errors="replace")
     try:
         app(prog_name="zenos")
     except KeyboardInterrupt:
@@ -94,7 +87,6 @@ def main() -> None:
     except interrupts.Ended as ended:
         interrupts.end_as_told(ended)
     finally:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            errors.quiet_stdout()
+        failed = streams.settle()
+        if failed is not None:
+            sys.exit(errors.show(failed))

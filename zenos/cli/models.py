@@ -184,7 +184,12 @@ def _model_or_task(made: Client, name: str) -> tuple[ModelVersion | None, TaskVi
         except NotFoundError:
             if re.fullmatch(r"t[0-9]+", name):  # so a task's id looks
                 raise
-            raise error from None
+            if ":" in name or isinstance(error, InvalidError):  # no task has such a name
+                raise error from None
+            raise NotFoundError(
+                f"cannot find {name!r}: there is no model and no task of that name; 'zenos list' "
+                "shows all models, 'zenos ps --all' all tasks"
+            ) from None
         except InvalidError:
             raise error from None
 
@@ -302,7 +307,8 @@ def rm(
 ) -> None:
     """Remove models; files that no other version has are freed. Their aliases go with them.
 
-    Of several names those that are there are removed; the others are named, and the exit code is 3.
+    Of several names those that are there and may go are removed; the others are named, and the
+    exit code is that of the first of them.
 
     Example: zenos rm shakespeare:2
     """

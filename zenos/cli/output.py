@@ -5,17 +5,22 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 # C0 but tab and newline, DEL, C1: what would let a text drive the terminal.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _CONTROLS_AND_LINES = re.compile("[\x00-\x1f\x7f-\x9f]")
 # Likewise, but what every log has: programs end lines, and draw bars, with a carriage return.
 _DRIVING = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_BEYOND_ASCII = re.compile("[^\x00-\x7f]+")
 WIDE = 240  # columns where the output is no terminal
+GAP = 2  # cells between two columns of a table
+UNBOUNDED = 1_000_000  # columns: more than any line has
 
 
 def clean(text: str, *, lines: bool = False) -> str:
@@ -36,7 +41,8 @@ def console(*, stderr: bool = False) -> Console:
 
 def say(text: str) -> None:
     """A message to the person who typed the command, on stderr."""
-    print(clean(text, lines=True), file=sys.stderr, flush=True)  # noqa: T201
+    with suppress(OSError):  # nobody can be told
+        print(clean(text, lines=True), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def put(text: str) -> None:
@@ -62,30 +68,47 @@ def put_json(value: Any) -> None:
     """The result as JSON; structs as msgspec encodes them."""
     import msgspec
 
-    put(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    from zenos.cli.streams import can_show
+
+    text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    if not can_show(text):  # all of it is inside of strings
+        import json
+
+        text = _BEYOND_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
+    put(text)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str = "") -> None:
-    """A table; a column whose name begins with `>` stands right. empty: said on stderr if so."""
-    from rich.table import Table
+    """A table; a column whose name begins with `>` stands right. empty: said on stderr if so.
+
+    On a terminal it becomes as narrow as that is, see zenos/cli/fitting.py; elsewhere all is there.
+    """
     from rich.text import Text
 
-    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in columns:
-        made.add_column(
-            name.lstrip(">"),
-            justify="right" if name.startswith(">") else "left",
-            no_wrap=name.startswith(">"),
-            overflow="fold",
-        )
-    count = 0
-    for row in rows:
-        count += 1
-        made.add_row(*(cell if isinstance(cell, Text) else Text(clean(str(cell))) for cell in row))
-    if count == 0 and empty:
+    cells = [
+        [cell if isinstance(cell, Text) else Text(clean(str(cell))) for cell in row] for row in rows
+    ]
+    if not cells and empty:
         say(empty)
-    else:
-        _print(made)
+        return
+    screen = console()
+    _print(_fitted(columns, cells, screen.width if screen.is_terminal else None))
+
+
+def _fitted(columns: Sequence[str], rows: Sequence[Sequence[Text]], room: int | None) -> Any:
+    """A table of so many cells of a terminal; None: as wide as it comes."""
+    from rich.table import Table
+
+    from zenos.cli.fitting import fit
+
+    right = [name.startswith(">") for name in columns]
+    found = fit([name.lstrip(">") for name in columns], rows, right, room, GAP)
+    made = Table.grid(padding=(0, GAP, 0, 0), pad_edge=False)
+    for at, cells in zip(found.shown, found.cells, strict=True):
+        made.add_column(justify="right" if right[at] else "left", no_wrap=True, width=cells)
+    for row in (found.heads, *found.rows):
+        made.add_row(*row)
+    return made
 
 
 def coloured(text: str, style: str) -> Any:
@@ -111,11 +134,15 @@ def facts(rows: Iterable[tuple[str, object]]) -> None:
 
 
 def _print(renderable: Any) -> None:
-    """On stdout; where that is no terminal, without the blanks that fill up lines."""
+    """On stdout; where that is no terminal as wide as it comes, without blanks that fill lines."""
+    from rich.measure import Measurement
+
     screen = console()
     if screen.is_terminal:
         screen.print(renderable)
         return
+    unbounded = screen.options.update(max_width=UNBOUNDED)
+    screen.width = max(WIDE, Measurement.get(screen, unbounded, renderable).maximum)
     with screen.capture() as captured:
         screen.print(renderable)
-    put("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    put("\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n")))

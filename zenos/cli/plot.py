@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from zenos.cli.streams import can_show
 from zenos.core import pictures
 from zenos.core.errors import InvalidError, NotFoundError
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 Line = tuple[list[float], list[float]]
 WIDTH_MAX, HEIGHT = 100, 20
 TICKS: Final = 7
+BRAILLE: Final = "\u28ff"
+LETTERS: Final = ("*", "o")  # of the lines, where there are no dots
 
 
 def lines(model: ModelVersion) -> dict[str, Line]:
@@ -36,12 +39,13 @@ def lines(model: ModelVersion) -> dict[str, Line]:
 
 
 def draw(model: ModelVersion) -> None:
-    """On stdout; without colours where that is no terminal."""
-    sys.stdout.write(f"{rendered(model, colours=sys.stdout.isatty())}\n")
+    """On stdout; without colours where that is no terminal, of letters where it has no dots."""
+    dots, colours = can_show(BRAILLE), sys.stdout.isatty()
+    sys.stdout.write(f"{rendered(model, colours=colours, dots=dots)}\n")
 
 
-def rendered(model: ModelVersion, *, colours: bool) -> str:
-    """The curve as text."""
+def rendered(model: ModelVersion, *, colours: bool, dots: bool = True) -> str:
+    """The curve as text. dots: of eight to a character; else of letters, one for each line."""
     found = lines(model)
     try:
         import plotext
@@ -56,8 +60,9 @@ def rendered(model: ModelVersion, *, colours: bool) -> str:
     last = max(steps[-1] for steps, _ in found.values())
     highest = max(max(losses) for _, losses in found.values())
     figure.legend(x=last, y=highest, ha="right", relative=True)
-    for name, (steps, losses) in found.items():
-        signal = figure.signal(steps, losses, marker="braille").lines().label(name)
+    for letter, (name, (steps, losses)) in zip(LETTERS, found.items(), strict=False):
+        marker = "braille" if dots else letter
+        signal = figure.signal(steps, losses, marker=marker).lines().label(name)
         figure.draw(signal)
     figure.title(f"{model.ref}: loss over steps")
     whole = step_ticks(min(steps[0] for steps, _ in found.values()), last)

@@ -11,7 +11,8 @@ import inspect
 import json
 import re
 import sys
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, get_args, get_type_hints
 
 from typer.main import get_command
 
@@ -21,6 +22,10 @@ Written by `python -m zenos.cli.reference cli` from the commands themselves; `ze
 says the same.
 
 Results go to stdout and messages to stderr. With `--json` the result is JSON.
+On a terminal, tables become as narrow as it is: texts are shortened (`…`), and what can best be
+done without is left out. In a pipe or a file nothing is. Where the terminal's locale is `LC_ALL=C`,
+or the output is to be in ASCII, such characters stand for bars, lines and dots, and `?` for letters
+that it hasn't.
 `zenos --install-completion` sets up completion in the shell, of commands and of the names of models
 and tasks.
 
@@ -36,6 +41,23 @@ and tasks.
 | 5 | no daemon |
 | 130 | interrupted with Ctrl-C; a task that was followed goes on |
 | 141 | whoever read the output went away |
+
+## Errors
+
+An error is a line on stderr that begins with `zenos: cannot`. With `--json` it is one JSON object
+in a line, of the same form as the [HTTP API's](http.md), also where the command line itself is
+wrong; the exit codes are the same. Written here over several lines:
+
+```json
+{"error": {
+  "message": "cannot find the task 't9': zenos ps --all lists them",
+  "type": "invalid_request_error", "code": "not_found", "param": null
+}}
+```
+
+`code` is for programs, `message` for people; `param` is the flag or the field that is wrong, where
+that is known. What is done for several names at once may have several such lines. Lines that begin
+with no brace are notes for people.
 
 ## Environment
 
@@ -211,29 +233,63 @@ def python() -> str:
         function = getattr(importlib.import_module("zenos.calls"), name)
         parts += [f"## zenos.{name}\n", _callable(f"zenos.{name}", function)]
     own_objects = (client.Bus, client.Audit, client.UserTokens)
-    for type_ in (client.Client, *own_objects, client.TaskHandle, client.Generation):
+    described = (client.Client, *own_objects, client.TaskHandle, client.Generation)
+    for type_ in described:
         parts += [f"## {type_.__name__}\n", _text(type_)]
-        own = [base for base in type_.__mro__ if base.__module__.startswith("zenos.client")]
-        members = {name: member for base in own for name, member in vars(base).items()}
-        for name, member in members.items():
-            if name.startswith("_") or name in _INTERNAL:
-                continue
+        for name, member in _members(type_).items():
             if isinstance(member, property):
                 parts.append(f"### `{name}`\n\n{_text(member.fget)}")
             elif callable(member):
                 parts.append(f"### `{name}`\n\n{_callable(name, member)}")
     parts.append("## What they take and return\n")
-    records = [build.TaskOptions, *(getattr(client, name) for name in _RECORDS)]
-    parts += [_record(type_) for type_ in records]
+    parts += [_record(type_) for type_ in (build.TaskOptions, *_results(described))]
     return "\n".join(parts)
+
+
+def _results(described: Iterable[type]) -> list[type]:
+    """The structs that the methods of these types give, and those that are in them.
+
+    Without specifications, which have a page of their own.
+    """
+    import msgspec
+
+    from zenos.core.task import SCHEMAS
+
+    _, specs = msgspec.json.schema_components(SCHEMAS.values())
+    found: dict[str, type] = {}
+    waiting = [given for type_ in described for given in _given_by(type_)]
+    while waiting:
+        hint = waiting.pop(0)
+        waiting += get_args(hint)
+        is_struct = isinstance(hint, type) and issubclass(hint, msgspec.Struct)
+        if is_struct and hint.__name__ not in {*found, *specs}:
+            found[hint.__name__] = hint
+            waiting += get_type_hints(hint).values()
+    return list(found.values())
+
+
+def _given_by(type_: type) -> list[Any]:
+    """What the words mean by which the methods of a type say what they give."""
+    iterated = [getattr(type_, name) for name in ("__iter__", "__next__") if hasattr(type_, name)]
+    given = []
+    for member in (*_members(type_).values(), *iterated):
+        function = member.fget if isinstance(member, property) else member
+        if callable(function):
+            words = re.findall(r"[A-Z]\w+", str(inspect.signature(function).return_annotation))
+            places = (sys.modules[function.__module__], importlib.import_module("zenos.client"))
+            given += [getattr(place, w) for w in words for place in places if hasattr(place, w)]
+    return given
+
+
+def _members(type_: Any) -> dict[str, Any]:
+    """What a user may use of a type, by name."""
+    own = [base for base in type_.__mro__ if base.__module__.startswith("zenos.client")]
+    found = {name: member for base in own for name, member in vars(base).items()}
+    return {n: m for n, m in found.items() if not n.startswith("_") and n not in _INTERNAL}
 
 
 # Public for the client's own modules.
 _INTERNAL = frozenset({"look", "wait_before_retry", "stream"})
-_RECORDS = (
-    "TaskView", "TaskProgress", "Status", "NodeView", "ModelVersion", "Removed", "Chunk", "Usage",
-    "TokenLogprob", "TopicInfo", "MessageInfo", "Sent", "TokenView",
-)  # fmt: skip
 
 
 def _callable(name: str, function: Any) -> str:

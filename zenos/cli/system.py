@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from zenos.client import Client
     from zenos.core.task import Task
 
+DUMB = ("dumb", "unknown")  # what TERM says of a terminal without a cursor to move
 LEFT_MAX = 1000
 LEFT_SHOWN = 10
 # What a daemon that was told to go down waits for.
@@ -264,6 +265,7 @@ def top(
 
     Example: zenos top
     """
+    import os
     import sys
 
     from zenos.cli.output import put_json
@@ -273,8 +275,18 @@ def top(
         with client() as made:
             put_json({"status": made.status(), "tasks": made.tasks(limit=200)})
         return
-    if not sys.stdout.isatty():
-        raise InvalidError("cannot draw the live screen: this is no terminal; try 'zenos ps'")
+    # The screen is drawn on stderr, and asks stdin for keys.
+    streams = {"stdin": sys.stdin, "stdout": sys.stdout, "stderr": sys.stderr}
+    wrong = [
+        f"{name} is no terminal" for name, one in streams.items() if not (one and one.isatty())
+    ]
+    if os.environ.get("TERM") in DUMB:
+        wrong.append(f"TERM is {os.environ['TERM']}, of a terminal that can only write lines")
+    if wrong:
+        raise InvalidError(
+            f"cannot draw the live screen: {wrong[0]}; 'zenos ps' and 'zenos status' show the same "
+            "once"
+        )
     with client() as made:
         made.status()  # says now, in a line, if it cannot be reached
     from zenos.cli.top import run

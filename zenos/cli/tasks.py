@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -109,7 +108,7 @@ def submit(
 
     Example: zenos submit --cpu 2 --memory 4GiB --follow -- python work.py --epochs 3
     """
-    from zenos.cli import batches
+    from zenos.cli import batches, notes
     from zenos.client import build
     from zenos.client.build import TaskOptions
 
@@ -136,7 +135,9 @@ def submit(
 
             submit_array(made, spec, array, key=key, follow=follow, wait=wait, json=json)
             return
-        _after_submit(made.submit(spec, key=key), follow=follow, wait=wait, json=json, log=True)
+        handle = made.submit(spec, key=key)
+        notes.note_programs(made.address, [spec.work], json=json)
+        _after_submit(handle, follow=follow, wait=wait, json=json, log=True)
 
 
 def _submit_file(
@@ -220,6 +221,7 @@ def train(
 
     Example: zenos train --model shakespeare --arch llama-nano --data input.txt --follow
     """
+    from zenos.cli import notes
     from zenos.client import build
 
     given = {
@@ -241,19 +243,8 @@ def train(
         work.check()
     with client() as made:
         handle = made.submit(work, key=key)
-        _note_missing(work.work)
+        notes.note_data(work.work)
         _after_submit(handle, follow=follow, wait=wait, json=json, log=False)
-
-
-def _note_missing(work: Any) -> None:
-    """Data may come to be before the run's turn comes; more likely a path has a typo."""
-    from zenos.cli.output import say
-
-    if os.environ.get("ZENOS_HOST"):
-        return  # the daemon may see other files than we do
-    for path in work.data.paths:
-        if not set(path) & set("*?[") and not Path(path).exists():
-            say(f"note: there is no {path} yet; without it the run will fail")
 
 
 def _after_submit(handle: TaskHandle, *, follow: bool, wait: bool, json: bool, log: bool) -> None:
@@ -347,7 +338,9 @@ def ps(
     state: Annotated[
         str | None, typer.Option(help="Only these states, e.g. queued,running.")
     ] = None,
-    kind: Annotated[str | None, typer.Option(help="Only these kinds, e.g. train,serve.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Only these kinds, e.g. train,serve, or array.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=9999, help="At most so many.")] = 100,
     array: Annotated[
         str | None, typer.Option(metavar="ARRAY", help="The tasks of an array, by its id or name.")
@@ -363,14 +356,17 @@ def ps(
 
     Example: zenos ps --all --kind train
     """
-    from zenos.cli.arrays import array_row, listed
+    from zenos.cli.arrays import ARRAY_KIND, array_row, listed
     from zenos.cli.output import put_json, say, table
     from zenos.cli.rows import TASKS, task_rows, with_owners
     from zenos.cli.threads import put_tree, threads_of
+    from zenos.core.errors import InvalidError
     from zenos.core.task import ENDED, State
 
     if state is None and not all_ and array is None:
         state = ",".join(s for s in State if s not in ENDED)
+    if threads and kind is not None and ARRAY_KIND in kind.split(","):
+        raise InvalidError("cannot show threads of arrays: 'zenos ps --threads --array' does")
     with client() as made:
         views, arrays = listed(
             made, state, kind, limit + 1, array=array, whole=not (all_ or threads)
@@ -408,6 +404,7 @@ def logs(
 
     Example: zenos logs -f t12
     """
+    import re
     import sys
     from collections import deque
 
@@ -423,7 +420,8 @@ def logs(
         if json or tail is not None:
             errors = "replace" if json else "surrogateescape"
             whole = "".join(handle.log(generation=generation, errors=errors))
-            lines: deque[str] = deque(whole.splitlines(keepends=True), maxlen=tail)
+            # `splitlines` would take U+2028, form feeds and others for the end of a line, too.
+            lines = deque(filter(None, re.split(r"(?<=\n)", whole)), maxlen=tail)
             if json:
                 put_json({"task": handle.id, "log": "".join(lines)})
                 return

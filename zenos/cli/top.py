@@ -7,17 +7,22 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
+from textual.events import Resize
+from textual.geometry import Size
 from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Label, Static
 
 from zenos.cli.arrays import state_of, summary
+from zenos.cli.fitting import LEAST_OF_ALL, apart, fit
 from zenos.cli.output import clean
 from zenos.cli.rows import owner_name, work_line
 from zenos.cli.threads import thread_lines
@@ -26,6 +31,7 @@ from zenos.client.display import COLOURS, disk_low, fraction, show_count, show_s
 from zenos.core.errors import NotFoundError, ZenosError
 from zenos.core.resources import show_share, show_size
 from zenos.core.task import Principal, State
+from zenos.core.wording import counted
 
 if TYPE_CHECKING:
     from zenos.client import ArrayView, NodeView, Status, TaskThreads, TaskView
@@ -36,7 +42,13 @@ COLUMNS: Final = (
     *("TASK", "KIND", "STATE", "PRIO", "TIME"),
     *("THREADS", "PROGRESS", "TOK/S", "LOSS", "DOES"),
 )
+NUMBERS: Final = frozenset({"PRIO", "TIME", "THREADS", "TOK/S", "LOSS"})
+GAP: Final = 2  # cells between two columns
+MARGIN: Final = 4  # cells beside the table: before, behind, and where it scrolls
 THREADS_SHOWN: Final = 8  # of the selected task
+# A screen with fewer lines or columns has a head of one line, and no bars in the table.
+LOW, NARROW = 20, 100
+TABLE_LINES_MIN: Final = 6  # of which one is its head: nodes and threads have only what is left
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 
 
@@ -49,29 +61,53 @@ def bar(share: float, cells: int = BAR_CELLS) -> Text:
     return Text(drawn.ljust(cells, "·"), style=colour)
 
 
-def nodes_table(views: Sequence[NodeView]) -> Table:
-    """A line for each node: what tasks hold of CPU, GPU and memory."""
-    table = Table.grid(padding=(0, 2))
-    for view in views:
-        node, used, capacity = view.node, view.used, view.node.capacity
-        name = f"{node.name} ({node.standing})" if node.standing else node.name
-        cells: list[Any] = [Text(name, style="bold")]
-        held: list[tuple[str, int, int, Callable[[int], str]]] = [
-            ("cpu", used.cpu, capacity.cpu, show_share)
-        ]
-        if node.gpus:
-            held.append(("gpu", used.gpu, capacity.gpu, show_share))
-        held.append(("memory", used.memory, capacity.memory, show_size))
-        for what, inside, whole, show in held:
-            cells += [Text(what), bar(inside / whole if whole else 0.0)]
-            cells.append(Text(f"{show(inside)} / {show(whole)}"))
-        table.add_row(*cells)
+def nodes_table(views: Sequence[NodeView], room: int | None = None) -> Table:
+    """A line for each node: what tasks hold of CPU, GPU and memory. room: cells of a line.
+
+    Where there are too few, the bars become shorter; then they go, then the amounts become shares,
+    then names are shortened, and at last what is held of memory and GPUs is left out.
+    """
+    for bars, exact in ((BAR_CELLS, True), (10, True), (5, True), (0, True), (0, False)):
+        rows = [_node_cells(view, bars, exact=exact) for view in views]
+        columns = list(zip_longest(*rows, fillvalue=Text()))
+        wide = [max(cell.cell_len for cell in column) for column in columns]
+        if room is None or sum(wide) + GAP * len(wide) <= room + GAP:
+            break
+    table = Table.grid(padding=(0, GAP))
+    if not views:
+        return table
+    while room is not None and len(wide) > 1:
+        rest = room - sum(wide[1:]) - GAP * len(wide[1:])
+        if rest >= min(wide[0], LEAST_OF_ALL):
+            wide[0] = min(wide[0], rest)
+            break
+        del wide[-2:]
+    for name, row in zip(apart([row[0].plain for row in rows], wide[0]), rows, strict=True):
+        table.add_row(Text(name, style="bold"), *row[1 : len(wide)])
     return table
+
+
+def _node_cells(view: NodeView, bars: int, *, exact: bool) -> list[Text]:
+    """A node's name, and for each thing that is held of it its word, a bar, how much of what."""
+    node, used, capacity = view.node, view.used, view.node.capacity
+    name = f"{node.name} ({node.standing})" if node.standing else node.name
+    cells = [Text(clean(name))]
+    held: list[tuple[str, int, int, Callable[[int], str]]] = [
+        ("cpu", used.cpu, capacity.cpu, show_share)
+    ]
+    if node.gpus:
+        held.append(("gpu", used.gpu, capacity.gpu, show_share))
+    held.append(("memory", used.memory, capacity.memory, show_size))
+    for what, inside, whole, show in held:
+        share = inside / whole if whole else 0.0
+        amount = f"{show(inside)} / {show(whole)}" if exact else f"{share:.0%}"
+        cells += [Text(what), *([bar(share, bars)] if bars else []), Text(amount)]
+    return cells
 
 
 def head(status: Status, url: str) -> Text:
     """The first line: where, since when, how many tasks in each state."""
-    line = Text.assemble((f"zenos {status.version} ", "bold"), url)
+    line = Text.assemble((f"zenos {status.version}", "bold"), f" {url}" if url else "")
     line.append(f"  up {show_seconds(status.uptime_s)}")
     if status.going_down is not None:
         line.append(f"  going down ({status.going_down})", style="yellow")
@@ -82,13 +118,13 @@ def head(status: Status, url: str) -> Text:
     return line
 
 
-def task_cells(view: TaskView) -> tuple[Any, ...]:
-    """A line of the table of tasks."""
+def task_cells(view: TaskView, bars: int = 12) -> tuple[Text, ...]:
+    """A line of the table of tasks. bars: cells of its bar, which may be none."""
     task, progress = view.task, view.progress
     share = fraction(progress)
-    doing: Any = Text(progress.stage if progress is not None and not task.is_ended else "")
+    doing = Text(progress.stage if progress is not None and not task.is_ended else "")
     if share is not None and not task.is_ended:
-        doing = Text.assemble(bar(share, 12), f" {share:4.0%} ", progress.stage if progress else "")
+        doing = Text.assemble(*_share(share, bars), progress.stage if progress else "")
         if progress is not None and progress.left_s is not None:
             doing.append(f", {show_seconds(progress.left_s)} left", style="bright_black")
     loss = progress.loss if progress is not None else None
@@ -107,13 +143,17 @@ def task_cells(view: TaskView) -> tuple[Any, ...]:
     )
 
 
-def threads_table(threads: TaskThreads) -> Table:
+def _share(share: float, bars: int) -> list[Text | str]:
+    return [bar(share, bars), f" {share:4.0%} "] if bars else [f"{share:.0%} "]
+
+
+def threads_table(threads: TaskThreads, most: int = THREADS_SHOWN) -> Table:
     """The first threads of a task, a line for each."""
-    table = Table.grid(padding=(0, 2))
+    table = Table.grid(padding=(0, GAP))
     lines = list(thread_lines(threads))
-    for line in lines[:THREADS_SHOWN]:
+    for line in lines[:most]:
         table.add_row(*(c if isinstance(c, Text) else Text(clean(str(c))) for c in line))
-    if len(lines) > THREADS_SHOWN:
+    if len(lines) > most:
         table.add_row("  …", Text(f"'zenos ps --threads' shows all of {threads.task}"))
     return table
 
@@ -123,26 +163,26 @@ class Line(NamedTuple):
 
     id: str
     owner: Principal
-    cells: tuple[Any, ...]
+    cells: tuple[Text, ...]
     place: tuple[int, float, float]
     is_ended: bool
     is_array: bool = False
 
 
-def task_line(view: TaskView) -> Line:
+def task_line(view: TaskView, bars: int = 12) -> Line:
     """The line of a task."""
     task = view.task
     place = (2, -(task.ended or 0.0), 0.0)
     if not task.is_ended:
         place = (int(task.state is State.QUEUED), -task.spec.priority, task.submitted)
-    return Line(task.id, task.principal, task_cells(view), place, task.is_ended)
+    return Line(task.id, task.principal, task_cells(view, bars), place, task.is_ended)
 
 
-def array_line(view: ArrayView) -> Line:
+def array_line(view: ArrayView, bars: int = 12) -> Line:
     """The line of an array, with how many of its tasks have ended."""
     array, state = view.array, state_of(view)
     share, over = view.ended / array.indices.count, view.ended == array.indices.count
-    doing = Text.assemble(bar(share, 12), f" {share:4.0%} ", summary(view))
+    doing = Text.assemble(*_share(share, bars), summary(view))
     cells = (
         Text(clean(array.id if not array.spec.name else f"{array.id} {array.spec.name}")),
         Text("array"),
@@ -159,13 +199,22 @@ def array_line(view: ArrayView) -> Line:
     return Line(array.id, array.principal, cells, place, over, is_array=True)
 
 
-def ordered(tasks: Iterable[TaskView], arrays: Iterable[ArrayView]) -> list[Line]:
+class Seen(NamedTuple):
+    """What a look at the daemon has found; threads: of the selected task."""
+
+    status: Status
+    tasks: list[TaskView]
+    arrays: list[ArrayView]
+    threads: TaskThreads | None
+
+
+def ordered(tasks: Iterable[TaskView], arrays: Iterable[ArrayView], bars: int = 12) -> list[Line]:
     """What runs, then what waits in the queue, then what has ended last."""
-    lines = [*map(task_line, tasks), *map(array_line, arrays)]
+    lines = [*(task_line(view, bars) for view in tasks), *(array_line(v, bars) for v in arrays)]
     return sorted(lines, key=lambda line: line.place)
 
 
-def with_users(lines: Sequence[Line]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+def with_users(lines: Sequence[Line]) -> tuple[tuple[str, ...], list[tuple[Text, ...]]]:
     """Columns and cells; with whose each line is, where they are of several people."""
     if len({line.owner for line in lines}) < 2:
         return COLUMNS, [line.cells for line in lines]
@@ -215,6 +264,8 @@ class Top(App[int]):
     ]
     CSS = """
     #head, #nodes, #threads, #message { height: auto; padding: 0 1; }
+    #head { text-overflow: ellipsis; }
+    #message { max-height: 3; }
     #message { color: $error; }
     DataTable { height: 1fr; }
     """
@@ -227,7 +278,9 @@ class Top(App[int]):
         self._looking = False
         self._failed = False  # the last look
         self._lines: dict[str, Line] = {}
-        self._columns: tuple[str, ...] = ()
+        self._room: Size | None = None  # where it was told of it
+        self._columns: list[tuple[str, str]] = []  # key and what stands there
+        self._seen: Seen | None = None  # at the last look
 
     def compose(self) -> ComposeResult:
         """Head, nodes, tasks, what went wrong, keys."""
@@ -266,13 +319,45 @@ class Top(App[int]):
         if self._failed:  # what an action has said stays, to be read
             self._failed = False
             self._say("")
-        self.query_one("#head", Static).update(head(status, self._client.address.url))
-        self.query_one("#nodes", Static).update(nodes_table(status.nodes))
+        self._seen = Seen(status, views, arrays, threads)
+        self._show(self._seen)
+
+    def on_resize(self, event: Resize) -> None:
+        """Draw again what is known, in the new room."""
+        self._room = event.size  # `size` comes to be the same only later
+        if self._seen is not None:
+            self._show(self._seen)
+
+    def _show(self, seen: Seen) -> None:
+        """Draw it in the room that there is: of a few lines the table of tasks has the most."""
+        columns, lines = self._room or self.size
+        low = lines < LOW
+        line = head(seen.status, "" if columns < NARROW else self._client.address.url)
+        place = self.query_one("#head", Static)
+        place.styles.text_wrap = "nowrap" if low else "wrap"
+        place.update(line)
+        above = 1 if low else max(1, len(line.wrap(self.console, max(columns - 2, 1))))
+        left = lines - above - 1 - TABLE_LINES_MIN  # the keys have a line, too
+        self._show_nodes(seen.status.nodes, left, columns)
+        left -= len(seen.status.nodes)
         below = self.query_one("#threads", Static)
-        below.display = threads is not None
-        below.update(threads_table(threads) if threads is not None else "")
-        self._lines = {line.id: line for line in ordered(views, arrays)}
-        self._draw([o for o in self._lines.values() if self._with_ended or not o.is_ended])
+        below.display = seen.threads is not None and left > 1
+        if seen.threads is not None and below.display:
+            below.update(threads_table(seen.threads, min(THREADS_SHOWN, left - 1)))
+        bars = 12 if columns >= NARROW else 0
+        self._lines = {line.id: line for line in ordered(seen.tasks, seen.arrays, bars)}
+        chosen = [o for o in self._lines.values() if self._with_ended or not o.is_ended]
+        self._draw(chosen, columns)
+
+    def _show_nodes(self, nodes: Sequence[NodeView], lines: int, columns: int) -> None:
+        """As many as there are lines for; of the others how many they are."""
+        place = self.query_one("#nodes", Static)
+        place.display = lines > 0
+        first = nodes if len(nodes) <= lines else nodes[: max(lines - 1, 0)]
+        table = nodes_table(first, columns - 2) if first else Table.grid()
+        left_out = len(nodes) - len(first)
+        more = f"… {counted(left_out, 'more node')}" if left_out else ""
+        place.update(Group(table, Text(more)) if more else table)
 
     async def _threads(self, views: Sequence[TaskView]) -> TaskThreads | None:
         """What the threads of the selected task do, if it has some."""
@@ -283,25 +368,29 @@ class Top(App[int]):
             return await self._client.threads(str(selected))
         return None
 
-    def _draw(self, lines: Sequence[Line]) -> None:
+    def _draw(self, lines: Sequence[Line], room: int) -> None:
         """The table, keeping the selection on the same line and the place on the screen."""
         table = self.query_one(DataTable)
         selected, scroll = self.selected, table.scroll_y
-        ids, (columns, rows) = [line.id for line in lines], with_users(lines)
+        ids, (names, cells) = [line.id for line in lines], with_users(lines)
+        numbers = [name in NUMBERS for name in names]
+        found = fit(names, cells, numbers, max(room - MARGIN, 1), GAP)
+        keys = [names[at] for at in found.shown]
+        columns = [(key, label.plain) for key, label in zip(keys, found.heads, strict=True)]
         if columns != self._columns:
             self._columns = columns
             table.clear(columns=True)
-            for name in columns:
-                table.add_column(name, key=name)
+            for key, label in columns:
+                table.add_column(label, key=key)
         elif ids == [str(key.value) for key in table.rows]:
-            for id_, cells in zip(ids, rows, strict=True):
-                for name, cell in zip(columns, cells, strict=True):
-                    if table.get_cell(id_, name) != cell:
-                        table.update_cell(id_, name, cell, update_width=True)
+            for id_, row in zip(ids, found.rows, strict=True):
+                for key, cell in zip(keys, row, strict=True):
+                    if table.get_cell(id_, key) != cell:
+                        table.update_cell(id_, key, cell, update_width=True)
             return
         table.clear()
-        for id_, cells in zip(ids, rows, strict=True):
-            table.add_row(*cells, key=id_)
+        for id_, row in zip(ids, found.rows, strict=True):
+            table.add_row(*row, key=id_)
         if selected in ids:
             table.move_cursor(row=ids.index(selected), scroll=False)
         table.scroll_to(y=scroll, animate=False)

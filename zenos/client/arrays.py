@@ -11,7 +11,7 @@ from zenos.client.calls import Call
 from zenos.client.types import ArrayView, TaskView
 from zenos.core.arrays import ArraySpec, Indices, parse_indices
 from zenos.core.batches import BatchSpec
-from zenos.core.task import Task, TaskSpec
+from zenos.core.task import State, Task, TaskSpec
 
 T = TypeVar("T")
 
@@ -64,9 +64,16 @@ class Arrays:
         """One array, by id or name; NotFoundError when there is none."""
         return self._run(calls.array(id_))
 
-    def array_tasks(self, id_: str) -> list[TaskView]:
-        """The tasks of an array that are remembered."""
-        return (self._run(calls.tasks_of(id_))).tasks
+    def array_tasks(
+        self,
+        id_: str,
+        *,
+        state: State | str | None = None,
+        kind: str | None = None,
+        limit: int | None = None,
+    ) -> list[TaskView]:
+        """The tasks of an array that are remembered; as `tasks`, only some of them."""
+        return (self._run(calls.tasks_of(id_, state, kind, limit))).tasks
 
     def cancel_array(self, id_: str) -> ArrayView:
         """Cancel all tasks of an array."""
@@ -118,9 +125,16 @@ class AsyncArrays:
         """One array, by id or name; NotFoundError when there is none."""
         return await self._run(calls.array(id_))
 
-    async def array_tasks(self, id_: str) -> list[TaskView]:
-        """The tasks of an array that are remembered."""
-        return (await self._run(calls.tasks_of(id_))).tasks
+    async def array_tasks(
+        self,
+        id_: str,
+        *,
+        state: State | str | None = None,
+        kind: str | None = None,
+        limit: int | None = None,
+    ) -> list[TaskView]:
+        """The tasks of an array that are remembered; as `tasks`, only some of them."""
+        return (await self._run(calls.tasks_of(id_, state, kind, limit))).tasks
 
     async def cancel_array(self, id_: str) -> ArrayView:
         """Cancel all tasks of an array."""

@@ -228,10 +228,12 @@ def tasks(state: State | str | None, kind: str | None, limit: int | None) -> Cal
     return Call(method="GET", path="/api/tasks", into=TaskList, params=params)
 
 
-def tasks_of(array: str) -> Call[TaskList]:
+def tasks_of(
+    array: str, state: State | str | None, kind: str | None, limit: int | None
+) -> Call[TaskList]:
     """The tasks of an array."""
-    params: dict[str, str | int] = {"array": array, "limit": limits.TASKS_LISTED_MAX}
-    return Call(method="GET", path="/api/tasks", into=TaskList, params=params)
+    call = tasks(state, kind, limits.TASKS_LISTED_MAX if limit is None else limit)
+    return replace(call, params={**call.params, "array": array})
 
 
 def collapsed(state: State | str | None, kind: str | None, limit: int | None) -> Call[TaskList]:

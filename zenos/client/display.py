@@ -191,7 +191,7 @@ def watching(first: TaskView, console: Console | None = None) -> Iterator[Show]:
     from rich.console import Console as RichConsole
 
     console = console or RichConsole(file=sys.stderr)
-    if not console.is_terminal:
+    if not console.is_terminal or console.is_dumb_terminal:
         yield _Lines(console)
         return
     from rich.live import Live

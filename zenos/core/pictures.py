@@ -38,12 +38,17 @@ def check_kind(path: Path) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write it; the ending says as what. StorageError where that isn't possible."""
-    there_before = os.path.lexists(path)
+    """Write it whole, or leave what is there as it is; the ending says as what.
+
+    StorageError where that isn't possible.
+    """
+    path = Path(os.path.realpath(path))  # a link goes on leading to it
+    beside = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
     try:
-        figure.savefig(path, dpi=DOTS_PER_INCH)
+        figure.savefig(beside, dpi=DOTS_PER_INCH)
+        beside.replace(path)
     except OSError as error:
-        if not there_before:  # a part of a picture is none
-            with suppress(OSError):  # nothing was made
-                path.unlink()
-        raise StorageError(f"cannot write {path}: {error.strerror}") from None
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):  # it has its name, or was never made
+            beside.unlink()
