@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import queue
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
 from tests.processes import until
-from zenos.calls import calling, finding, wire
+from zenos.calls import calling, finding, values, wire
 from zenos.calls.finding import Wanted
+from zenos.calls.future import CallFuture
 from zenos.calls.link import Link
 from zenos.calls.mapping import MapResults
+from zenos.core import limits
 from zenos.core.errors import InvalidError, UnavailableError
 from zenos.core.home import Home
 from zenos.core.specs import CallSpec
+
+T = TypeVar("T")
 
 
 class Host:
@@ -100,6 +106,10 @@ def calls(heard: object) -> list[int]:
     return [call.id for call in heard.calls]
 
 
+def calls_of(heard: list[object]) -> list[int]:
+    return [id_ for one in heard if isinstance(one, wire.Calls) for id_ in calls(one)]
+
+
 def test_what_is_cancelled_between_two_hosts_is_cancelled_on_the_next(
     hosts: Hosts, link: Link
 ) -> None:
@@ -112,7 +122,7 @@ def test_what_is_cancelled_between_two_hosts_is_cancelled_on_the_next(
     first.say(wire.Accepted([1, 2]))
     until(lambda: wanted.is_accepted and unwanted.is_accepted)
     first.link.close()
-    until(lambda: link._socket is None)
+    until(lambda: link._out is None)
     assert unwanted.cancel()
     second = hosts.open()
     assert second.hear() == wire.Cancel([2])
@@ -169,3 +179,50 @@ def test_a_program_that_goes_to_another_folder_has_its_calls_run_there(
     links.close(0)
     for thread in [*here._threads, *there._threads]:
         thread.join(60)
+
+
+def in_time(work: Callable[[], T]) -> T:
+    """What it returns; it is not waited for for ever."""
+    found: list[T] = []
+    thread = threading.Thread(target=lambda: found.append(work()), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert found, "it still waits"
+    return found[0]
+
+
+def test_a_host_that_does_not_read_keeps_nobody_waiting(hosts: Hosts, link: Link) -> None:
+    host = hosts.open()
+    first = link.submit(function("f"), b"", 0, 0, 0.0)
+    assert calls(host.hear()) == [1]
+
+    def submit() -> CallFuture[Any]:
+        return link.submit(function("f"), bytes(limits.MIB), wire.DURABLE, 0, 0.0)
+
+    large = [in_time(submit) for _ in range(8)]
+    until(lambda: link._out is not None and link._out.is_stuck)
+    large.append(in_time(submit))
+    assert len(link._outbox) >= 7  # one frame at most is on its way
+    assert in_time(large[8].cancel)  # it has not been said
+    assert in_time(large[0].cancel)  # it has, maybe not whole
+    assert not in_time(lambda: large[1].wait_accepted(0.01))
+    host.say(wire.Results([wire.Result(1, wire.DONE, values.dump(7))]))
+    assert in_time(lambda: first.result(60)) == 7
+    heard: list[object] = []
+    while calls_of(heard) != [2, 3, 4, 5, 6, 7, 8, 9]:  # the last one was cancelled before
+        heard.append(host.hear())
+    assert wire.Cancel([2]) in heard
+    assert wire.Asking() in heard
+
+
+def test_the_end_of_a_program_waits_no_longer_for_a_host_that_does_not_read(
+    hosts: Hosts, link: Link
+) -> None:
+    hosts.open()
+    for _ in range(8):
+        in_time(lambda: link.submit(function("f"), bytes(limits.MIB), wire.DURABLE, 0, 0.0))
+    until(lambda: link._out is not None and link._out.is_stuck)
+    in_time(lambda: link.close(0.1) or True)
+    for thread in link._threads:
+        thread.join(60)
+        assert not thread.is_alive()

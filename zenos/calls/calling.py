@@ -6,6 +6,7 @@ import atexit
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
@@ -51,8 +52,9 @@ class _Links:
         """The program ends: what was called durably is accepted first, if that can be."""
         with self._lock:
             gone, self._links = self._links, {}
+        end = time.monotonic() + wait_s  # of all together
         for link in gone.values():
-            link.close(wait_s)
+            link.close(end - time.monotonic())
 
 
 def _folder() -> str:

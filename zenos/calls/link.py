@@ -2,7 +2,8 @@
 
 Who calls alone, rarely, or waits, writes at once; else it is written together with what follows, at
 the latest FLUSH_S later. A thread finds the host, and another when that is gone; it reads where
-nobody waits (see reading.py).
+nobody waits (see reading.py). Another one writes what is left, and what a host that doesn't read
+takes later (see outgoing.py): nobody else waits for that.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import msgspec
@@ -20,6 +21,7 @@ import msgspec
 from zenos.calls import finding, values, wire
 from zenos.calls.finding import Wanted
 from zenos.calls.future import CallFuture
+from zenos.calls.outgoing import Outgoing
 from zenos.calls.reading import Connection, Turns
 from zenos.core import limits
 from zenos.core.errors import (
@@ -70,7 +72,7 @@ class Link:
         self._cancelled: list[int] = []  # what this connection is to say of that
         self._unwanted: set[int] = set()  # durable ones that were cancelled, until a host answers
         self._said = wire.Said()
-        self._socket: socket.socket | None = None
+        self._out: Outgoing | None = None  # while there is a connection
         self._connection: Connection | None = None
         self._turns = Turns()
         self._lock = threading.Lock()
@@ -118,7 +120,7 @@ class Link:
             self._pending[number] = pending
             self._bytes += pending.size
             self._outbox[number] = pending
-            if self._socket is None:
+            if self._out is None:
                 self._changed.notify_all()
             elif (
                 len(self._pending) == 1
@@ -139,7 +141,7 @@ class Link:
             if self._outbox.pop(number, None) is None:
                 if pending.future.durable:  # its host may be gone, and the next one has it then
                     self._unwanted.add(number)
-                if self._socket is not None:
+                if self._out is not None:
                     self._cancelled.append(number)
                     self._flush()
         self._turns.wake()
@@ -160,9 +162,9 @@ class Link:
         if not self._asks:
             with self._lock:
                 self._asks = True
-                if self._socket is not None:
-                    with suppress(OSError):
-                        self._socket.sendall(wire.frame(wire.Asking()))
+                if self._out is not None:
+                    self._out.add(wire.Asking())
+                    self._flush()
 
     def following(self, is_done: Callable[[], bool]) -> AbstractContextManager[None]:
         """Wait in here for what another reads."""
@@ -181,30 +183,42 @@ class Link:
     # -- writing, with the lock
 
     def _flush(self) -> None:
-        connection = self._socket
-        if connection is None:
+        """Write as much as the host takes now; the thread writes the rest."""
+        out = self._out
+        if out is None:
             return
-        outbox = list(self._outbox.values())
-        self._outbox = {}
+        done = False
         try:
-            at = 0
-            while at < len(outbox):
-                at = self._send_some(connection, outbox, at)
-            if self._cancelled:
-                cancelled, self._cancelled = self._cancelled, []
-                connection.sendall(wire.frame(wire.Cancel(cancelled)))
+            while (done := out.write()) and (message := self._next_message()) is not None:
+                out.add(message)
         except OSError:
-            return  # the reader sees that too; what was not answered is still pending
+            self._break(out)
+        except BaseException:  # a signal's: nobody knows how much of a frame was written
+            self._break(out)
+            raise
         self._flushed_at = time.monotonic()
+        if not done and self._out is not None:
+            self._flush_due.set()
 
-    def _send_some(self, connection: socket.socket, outbox: list[Pending], at: int) -> int:
-        """Send a frame's worth; where the next one begins."""
+    def _break(self, out: Outgoing) -> None:
+        """Nothing can be written any more; the reader sees that too, and looks for another host.
+        What was not answered is still pending."""
+        self._out = None
+        out.end()
+
+    def _next_message(self) -> wire.Cancel | wire.Calls | None:
+        """What is to be written next: what isn't wanted any more, else a frame's worth of calls."""
+        if self._cancelled:
+            cancelled, self._cancelled = self._cancelled, []
+            return wire.Cancel(cancelled)
+        if not self._outbox:
+            return None
         functions: list[wire.Function] = []
         calls: list[wire.Call] = []
         size = 0
-        while at < len(outbox) and (size < FRAME_BYTES or not calls):
-            pending = outbox[at]
-            at += 1
+        for pending in self._outbox.values():
+            if size >= FRAME_BYTES and calls:
+                break
             if pending.call.key not in self._said:
                 self._said.say(pending.function)
                 functions.append(pending.function)
@@ -212,13 +226,22 @@ class Link:
             calls.append(pending.call)
             size += pending.size + 32
         self._said.end_frame()
-        connection.sendall(wire.frame(wire.Calls(functions, calls)))
-        return at
+        if len(calls) == len(self._outbox):
+            self._outbox = {}
+        else:
+            for call in calls:
+                del self._outbox[call.id]
+        return wire.Calls(functions, calls)
 
     def _flush_for_ever(self) -> None:
         while not self._ending:
             self._flush_due.wait()
-            time.sleep(FLUSH_S)
+            with self._lock:
+                stuck = self._out if self._out is not None and self._out.is_stuck else None
+            if stuck is not None:
+                stuck.wait()
+            else:
+                time.sleep(FLUSH_S)
             with self._lock:
                 self._flush_due.clear()
                 self._flush()
@@ -265,19 +288,18 @@ class Link:
                 self._fail_all(WorkerError(f"cannot reach a host of calls: {error!r}"))
                 return None
         with self._lock:
-            self._socket = link
+            self._out = out = Outgoing(link)
             self._said = wire.Said()
             waiting = list(self._pending.values())
             accepted = [p.call.id for p in waiting if p.future.is_accepted]
             self._outbox = {p.call.id: p for p in waiting if not p.future.is_accepted}
             self._cancelled = []
-            with suppress(OSError):
-                if self._unwanted:
-                    link.sendall(wire.frame(wire.Cancel(sorted(self._unwanted))))
-                if self._asks:
-                    link.sendall(wire.frame(wire.Asking()))
-                if accepted:
-                    link.sendall(wire.frame(wire.Resume(accepted)))
+            if self._unwanted:
+                out.add(wire.Cancel(sorted(self._unwanted)))
+            if self._asks:
+                out.add(wire.Asking())
+            if accepted:
+                out.add(wire.Resume(accepted))
             self._flush()
         return link
 
@@ -299,7 +321,9 @@ class Link:
     def _disconnect(self, link: socket.socket, *, left: bool) -> None:
         """The connection has ended. left: the host had read nothing that it has not answered."""
         with self._lock:
-            self._socket = None
+            out, self._out = self._out, None
+            if out is not None:
+                out.end()
         link.close()
         if not left:
             self._fail_all(
@@ -330,17 +354,19 @@ class Link:
     # -- the end
 
     def close(self, wait_s: float) -> None:
-        """Wait until what was called durably is accepted, for a while; then nothing more."""
+        """Wait until what was called durably is accepted, at most so long; then nothing more."""
         end = time.monotonic() + wait_s
         for pending in list(self._pending.values()):
+            left_s = end - time.monotonic()
+            if left_s <= 0:
+                break
             if pending.future.durable:
-                pending.future.wait_accepted(max(0.0, end - time.monotonic()))
+                pending.future.wait_accepted(left_s)
         with self._changed:
             self._ending = True
             self._changed.notify_all()
-            if self._socket is not None:
-                with suppress(OSError):
-                    self._socket.shutdown(socket.SHUT_RDWR)
+            if self._out is not None:
+                self._break(self._out)
         self._flush_due.set()
 
 
