@@ -226,3 +226,27 @@ def test_the_end_of_a_program_waits_no_longer_for_a_host_that_does_not_read(
     for thread in link._threads:
         thread.join(60)
         assert not thread.is_alive()
+
+
+def test_a_host_is_told_which_results_it_need_not_keep(hosts: Hosts, link: Link) -> None:
+    """With the next calls, or by itself once there are large ones, or many."""
+    host, large = hosts.open(), values.dump(bytes(limits.MIB))
+
+    def end(payload: bytes, heard: int) -> None:
+        """A call and its result. heard: what is said with the call."""
+        future = link.submit(function("f"), b"", 0, 0, 0.0)
+        said = host.hear()
+        assert calls(said) == [future.number]
+        assert isinstance(said, wire.Calls)
+        assert said.heard == heard
+        host.say(wire.Results([wire.Result(future.number, wire.DONE, payload)]))
+        future.result(60)
+
+    end(values.dump(1), heard=0)
+    end(values.dump(2), heard=1)
+    end(large, heard=2)
+    assert host.hear() == wire.Heard(3)
+    end(values.dump(3), heard=3)
+    unknown = [wire.Result(id_, wire.DONE, values.dump(4)) for id_ in range(1000, 1300)]
+    host.say(wire.Results(unknown))
+    assert host.hear() == wire.Heard(304)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -42,6 +43,7 @@ LOCK_S: Final = 10.0  # for another program that looks for its host, too
 LOCK_LOOK_S: Final = 0.005  # between two looks whether it is done
 LOOK_S: Final = 2.0  # between two looks at a host that doesn't answer
 GREET_S: Final = 60.0
+PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 HOLDING: Final = "queued,starting,running,pausing,paused,suspending"
 
 
@@ -107,12 +109,13 @@ def come_in(
     looks for its host doesn't come to an end.
     """
     while not gave_up():
-        task = _host(home, spec, gave_up)
-        link = _ask(home, task, gave_up)
+        try:
+            link = _reach(home, spec, gave_up)
+        except OSError as error:
+            if error.errno not in PASSING:
+                raise
+            raise UnavailableError(f"cannot reach the host of calls: {error.strerror}") from error
         if link is None:
-            ended = _look(home, task)
-            if ended.is_ended and ended.state is not State.SUCCEEDED:
-                raise WorkerError(_why(ended))
             continue
         try:
             _greet(link, caller)
@@ -124,6 +127,17 @@ def come_in(
             raise
         return link
     raise UnavailableError("cannot reach the host of calls: the program ends")
+
+
+def _reach(home: Home, spec: TaskSpec, gave_up: Callable[[], bool]) -> socket.socket | None:
+    """A connection to the host that there is; None when that has ended by now."""
+    task = _host(home, spec, gave_up)
+    link = _ask(home, task, gave_up)
+    if link is None:
+        ended = _look(home, task)
+        if ended.is_ended and ended.state is not State.SUCCEEDED:
+            raise WorkerError(_why(ended))
+    return link
 
 
 def _why(task: Task) -> str:
@@ -160,6 +174,8 @@ def _alone(path: Path, gave_up: Callable[[], bool]) -> Iterator[None]:
     try:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
+        if error.errno in PASSING:
+            raise
         raise StorageError(f"cannot open {path}: {error.strerror}") from error
     try:
         end = time.monotonic() + LOCK_S

@@ -189,6 +189,8 @@ class Host:
     def _take(self, caller: Caller, message: Any) -> None:
         if isinstance(message, wire.Calls) and caller.name:
             self._take_calls(caller, message)
+        elif isinstance(message, wire.Heard):
+            caller.hear(message.count)
         elif isinstance(message, wire.Cancel) and caller.name:
             for id_ in message.ids:
                 if not self._dispatch.cancel(caller.name, id_):
@@ -213,6 +215,9 @@ class Host:
             raise InvalidError("cannot use a sys.path that long: shorten it")
         caller.name = hello.caller
         self._idle_since = time.monotonic()
+        earlier = self._by_name.get(hello.caller)
+        if earlier is not None:  # it has broken off, and we have not heard of that yet
+            self._lose(earlier)
         self._by_name[hello.caller] = caller
         self._journal.use(hello.paths)
         self._dispatch.use(hello.paths)
@@ -221,6 +226,7 @@ class Host:
     def _take_calls(self, caller: Caller, message: wire.Calls) -> None:
         failpoints.passing("calls.received")
         self._was_called = True
+        caller.hear(message.heard)
         for function in message.functions:
             caller.functions.say(function)
         try:
@@ -270,7 +276,7 @@ class Host:
         """How does a call end that was accepted before?"""
         result = self._dispatch.resume(caller.name, id_)
         if result is not None:
-            caller.tell(result)
+            caller.tell(result, keep=True)
         elif self._dispatch.is_kept(caller.name, id_):
             caller.accept(id_)
 
@@ -279,7 +285,7 @@ class Host:
         failpoints.passing("calls.ended")
         caller = self._by_name.get(work.caller)
         if caller is not None:
-            caller.tell(result)
+            caller.tell(result, keep=bool(work.segment))
             if caller.reads_too_little:
                 self._dispatch.hold(caller.name)
         elif work.segment:
@@ -312,6 +318,8 @@ class Host:
             del self._by_name[caller.name]
             self._dispatch.release(caller.name)
             self._dispatch.abandon(caller.name)
+            for result in caller.unheard:  # it may come back
+                self._dispatch.past.keep(caller.name, result)
 
     # -- beginning and end
 

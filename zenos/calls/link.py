@@ -40,10 +40,12 @@ FLUSH_S: Final = 0.0003
 FLUSH_CALLS: Final = 512  # that are written at once, and not waited with
 FRAME_BYTES: Final = limits.MIB  # of one frame, if its calls are small
 AGAIN_S: Final = 0.2  # between two tries to find a host
+HEARD_RESULTS: Final = 256  # after so many at the latest the host is told that they are here
+HEARD_BYTES: Final = limits.MIB
 PATIENCE_S: Final = 30.0  # for a daemon that is gone, while calls wait for a host
 LOST: Final = (
-    "cannot tell whether the call ran: its host died meanwhile; with idempotent=True it would run "
-    "again"
+    "cannot tell whether the call ran: its host, or the connection to it, died meanwhile; with "
+    "idempotent=True it would run again"
 )
 
 
@@ -72,6 +74,8 @@ class Link:
         self._cancelled: list[int] = []  # what this connection is to say of that
         self._unwanted: set[int] = set()  # durable ones that were cancelled, until a host answers
         self._said = wire.Said()
+        self._heard = self._heard_said = 0  # results that this connection has brought
+        self._heard_bytes = 0  # of those that the host was not told of
         self._out: Outgoing | None = None  # while there is a connection
         self._connection: Connection | None = None
         self._turns = Turns()
@@ -231,7 +235,8 @@ class Link:
         else:
             for call in calls:
                 del self._outbox[call.id]
-        return wire.Calls(functions, calls)
+        self._heard_said, self._heard_bytes = self._heard, 0
+        return wire.Calls(functions, calls, self._heard)
 
     def _flush_for_ever(self) -> None:
         while not self._ending:
@@ -290,6 +295,7 @@ class Link:
         with self._lock:
             self._out = out = Outgoing(link)
             self._said = wire.Said()
+            self._heard = self._heard_said = self._heard_bytes = 0
             waiting = list(self._pending.values())
             accepted = [p.call.id for p in waiting if p.future.is_accepted]
             self._outbox = {p.call.id: p for p in waiting if not p.future.is_accepted}
@@ -308,6 +314,7 @@ class Link:
         if isinstance(message, wire.Results):
             for result in message.results:
                 self._end(result)
+            self._say_heard()
         elif isinstance(message, wire.Accepted):
             for id_ in message.ids:
                 pending = self._pending.get(id_)
@@ -328,15 +335,38 @@ class Link:
         if not left:
             self._fail_all(
                 WorkerError(LOST),
-                lambda p: not p.call.flags & (wire.DURABLE | wire.IDEMPOTENT),
+                lambda p: (
+                    not (
+                        p.call.flags & (wire.DURABLE | wire.IDEMPOTENT) or p.call.id in self._outbox
+                    )
+                ),
             )
 
     def _end(self, result: wire.Result) -> None:
+        """A call has ended. A signal may interrupt this at any point: it has ended then, or else it
+        is pending still, and the next connection brings its result again."""
+        pending = self._pending.get(result.id)
+        end = None if pending is None else end_of(result, pending.function.name)
+        ended = None
+        try:
+            with self._lock:
+                ended = self._forget(result.id)
+                self._unwanted.discard(result.id)
+                self._heard += 1
+                self._heard_bytes += len(result.payload)
+        finally:
+            if ended is not None and end is not None:
+                settle(ended.future, result.seconds, end)
+
+    def _say_heard(self) -> None:
+        """The host needn't keep what is here. Mostly that is said with the next calls."""
+        if self._heard - self._heard_said < HEARD_RESULTS and self._heard_bytes < HEARD_BYTES:
+            return
         with self._lock:
-            pending = self._forget(result.id)
-            self._unwanted.discard(result.id)
-        if pending is not None:
-            settle(pending.future, result, pending.function.name)
+            if self._out is not None:
+                self._out.add(wire.Heard(self._heard))
+                self._heard_said, self._heard_bytes = self._heard, 0
+                self._flush()
 
     def _fail_all(self, error: ZenosError, which: Any = None, *, late: bool = True) -> None:
         """Those calls end with that error."""
@@ -370,20 +400,27 @@ class Link:
         self._flush_due.set()
 
 
-def settle(future: CallFuture[Any], result: wire.Result, name: str) -> None:
-    """Give a future what its call came to."""
-    future.seconds = result.seconds
-    if not future.takes_end():
-        return
+def end_of(result: wire.Result, name: str) -> tuple[Any, BaseException | None]:
+    """What a call came to: its value, or its error."""
     try:
         if result.outcome == wire.DONE:
-            future.set_result(values.load(result.payload))
-            return
-        future.set_exception(error_of(result, name))
+            return values.load(result.payload), None
+        return None, error_of(result, name)
     except Exception as reason:  # noqa: BLE001 - whatever unpickling raises
         told = InvalidError(f"cannot read the result of {name} here: {reason}")
         told.__cause__ = reason
-        future.set_exception(told)
+        return None, told
+
+
+def settle(future: CallFuture[Any], seconds: float, end: tuple[Any, BaseException | None]) -> None:
+    """Give a future what its call came to, after so many seconds."""
+    future.seconds = seconds
+    if future.takes_end():
+        value, error = end
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
 
 
 def error_of(result: wire.Result, name: str) -> BaseException:

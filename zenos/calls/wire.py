@@ -120,10 +120,21 @@ class Hello(msgspec.Struct, array_like=True, tag="hello"):
 
 
 class Calls(msgspec.Struct, array_like=True, tag="calls"):
-    """Of a program. functions: those of the calls that this connection has not said; see Said."""
+    """Of a program. functions: those of the calls that this connection has not said; see Said.
+
+    heard: as of Heard.
+    """
 
     functions: list[Function]
     calls: list[Call]
+    heard: int = 0
+
+
+class Heard(msgspec.Struct, array_like=True, tag="heard"):
+    """Of a program: it has taken so many results of this connection. Its host keeps the others, for
+    what is in a socket that breaks is lost."""
+
+    count: int
 
 
 class Cancel(msgspec.Struct, array_like=True, tag="cancel"):
@@ -199,7 +210,7 @@ class Run(msgspec.Struct, array_like=True, tag="run"):
     segment: int
 
 
-FromProgram = Hello | Calls | Cancel | Asking | Resume
+FromProgram = Hello | Calls | Heard | Cancel | Asking | Resume
 FromHost = Ready | Accepted | Results | Bye | Refused
 ToLane = Paths | Learn | Forget | Run
 from_program: Final = msgspec.msgpack.Decoder(FromProgram)
