@@ -20,18 +20,19 @@ from typing import Any, Final
 
 import msgspec
 
-from zenos.calls.lane import SERIAL
+from zenos.calls.begun import serials_in, serials_in_first
 from zenos.calls.lanes import Work
 from zenos.calls.wire import Call, Function, Said, encoder
 from zenos.core import durable, limits, processes
 from zenos.core.errors import ConflictError
 
+VERSION: Final = 2  # of 1 the beginnings of calls have no check
 HEAD: Final = struct.Struct(">II")
 _SEGMENT: Final = re.compile(r"^([0-9]{8})\.calls$")
 
 
 class Opened(msgspec.Struct, array_like=True, tag="opened"):
-    """The first record of a segment."""
+    """The first record of a segment. version: see VERSION."""
 
     version: int
     boot: str
@@ -98,11 +99,12 @@ class Journal:
         boot = processes.boot_id()
         for number in self._segments():
             functions: dict[bytes, Function] = {}
-            here = True
+            here, version = True, VERSION
             self._open[number] = 0
             for record in _records(self._path(number)):
                 if isinstance(record, Opened):
                     left.paths, here = record.paths, record.boot == boot
+                    version = record.version
                 elif isinstance(record, Kept):
                     functions.update((function.key, function) for function in record.functions)
                     for serial, call in enumerate(record.calls, record.first):
@@ -118,7 +120,7 @@ class Journal:
                         if work is not None:
                             self._open[work.segment] -= 1
                             left.ended.add((work.caller, work.call.id))
-            for serial in _begun(self._path(number).with_suffix(".begun")):
+            for serial in _begun(self._path(number).with_suffix(".begun"), version):
                 begun[serial] = begun.get(serial, 0) + 1
             self.segment = number
         for serial, work in works.items():
@@ -220,7 +222,7 @@ class Journal:
         except OSError:
             self._close_segment()  # nothing is kept where it may not be found
             raise
-        self._append(Opened(1, processes.boot_id(), self._paths))
+        self._append(Opened(VERSION, processes.boot_id(), self._paths))
 
     def _close_segment(self) -> None:
         if self.fd < 0:
@@ -283,10 +285,9 @@ def _records(path: Path) -> Iterator[Record]:
         at += HEAD.size + length
 
 
-def _begun(path: Path) -> Iterator[int]:
+def _begun(path: Path, version: int) -> Iterator[int]:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        return
-    for (serial,) in SERIAL.iter_unpack(data[: len(data) - len(data) % SERIAL.size]):
-        yield serial
+        return iter(())
+    return serials_in_first(data) if version == 1 else serials_in(data)

@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from zenos.calls import values, wire
+from zenos.calls import begun, values, wire
 from zenos.calls.sources import Sources
 from zenos.calls.where import where
 from zenos.core import limits
 from zenos.core.errors import StorageError
 from zenos.threads import current, inherited
 from zenos.threads.current import Board
-
-SERIAL: Final = struct.Struct(">Q")  # of a call that has begun, in the journal
 
 
 class Lane:
@@ -76,7 +73,7 @@ class Lane:
             except OSError as error:
                 said = f"cannot write down that the call begins: {error.strerror}; it does not run"
                 return wire.refused(StorageError(said), serial)
-        begun = time.monotonic()
+        since = time.monotonic()
         current.here.token, current.here.done = board, serial
         try:
             function = self._function(message.key)
@@ -86,7 +83,7 @@ class Lane:
             else:
                 payload = values.result_of(function(*arguments[0], **arguments[1]))
         except BaseException as error:  # noqa: BLE001 - a lane outlives whatever functions raise
-            seconds = time.monotonic() - begun
+            seconds = time.monotonic() - since
             if board.cancelled():
                 return wire.Result(serial, wire.CANCELLED, b"", seconds)
             payload = values.error_of(error, traceback.format_exc())
@@ -94,7 +91,7 @@ class Lane:
         finally:
             current.here.token = None
             self._sources.learn()
-        return wire.Result(serial, wire.DONE, payload, time.monotonic() - begun)
+        return wire.Result(serial, wire.DONE, payload, time.monotonic() - since)
 
     def _function(self, key: bytes) -> Any:
         function = self._functions[key]
@@ -113,7 +110,7 @@ class Lane:
                 path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
             )
             self._segment = segment
-        os.write(self._begun, SERIAL.pack(serial))
+        begun.note(self._begun, serial)
 
     def _answer(self, result: wire.Result) -> None:
         payload = result.payload
