@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import select
 import socket
@@ -36,12 +38,15 @@ class Obeys:
         self.link = open(os.eventfd(0), "rb", 0)  # noqa: PTH123, SIM115 - closed below
         self.said: list[wire.Result] = []
         self.looks = 0
+        self.short = False
 
     @property
     def head(self) -> Work | None:
         return next(iter(self.given.values()), None)
 
     def give(self, work: Work) -> bool:
+        if self.short:
+            raise OSError(errno.EMFILE, "Too many open files")
         work.lane = self  # type: ignore[assignment]
         self.given[work.serial] = work
         return True
@@ -140,6 +145,25 @@ def test_what_was_cancelled_before_it_could_not_be_kept_has_ended_once(running: 
     running.dispatch.refuse(work, StorageError("cannot keep the call"))
     assert running.ended == [(work.serial, wire.CANCELLED)]
     assert running.dispatch.held_bytes == 0
+
+
+def test_a_call_that_cannot_be_given_waits_a_while_and_ends_with_an_error(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.lane.short = True
+    running.dispatch.add(running.call())
+    running.dispatch.step()
+    assert running.ended == []
+    assert running.dispatch.wake < math.inf
+    monkeypatch.setattr(dispatch, "SHORT_S", -1.0)
+    running.dispatch.add(second := running.call())
+    running.dispatch.step()
+    assert running.ended == [(1, wire.REFUSED), (2, wire.REFUSED)]
+    assert second.is_over
+    running.lane.short = False
+    running.run(running.call())
+    assert running.ended[-1] == (3, wire.DONE)
+    assert running.dispatch.wake == math.inf
 
 
 class Shut:

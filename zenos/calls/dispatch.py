@@ -19,19 +19,21 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
-from zenos.calls import wire
+from zenos.calls import views, wire
 from zenos.calls.journal import Journal, Left
 from zenos.calls.lanes import Lane, Work
 from zenos.calls.past import Key, Past
 from zenos.core import limits
 from zenos.core.errors import DeadlineError, LaneError, WorkerError, ZenosError
-from zenos.core.thread_views import LaneView, PoolView, ThreadView
+from zenos.core.thread_views import PoolView
 from zenos.threads import allocation
 
 ALARMS_KEPT: Final = 1000
 LOOKS: Final = 100
+SHORT_S: Final = 5.0  # for descriptors or memory that a call needs on its way to a lane
+SHORT_LOOK_S: Final = 0.05  # between two looks whether there are some
 UNCERTAIN: Final = (
     "cannot tell whether {name} ran to its end: {why}. It does not run again; with "
     "idempotent=True it would"
@@ -68,6 +70,8 @@ class Dispatch:
         self._alarms: list[tuple[float, int, int, str]] = []  # when, lane, serial, what
         self._failures = 0  # of lanes that ended before they were ready, in a row
         self._restart = 0.0
+        self._short_since = math.inf  # that no call could be given for want of something
+        self._again = math.inf  # when it is tried again
         self._succeeded = self._failed = self._cancelled = self._retried = self._died = 0
         self._cores = allocation.cpus()
 
@@ -87,19 +91,36 @@ class Dispatch:
             self._unstarted(str(error))
             return False
         self._lanes[lane.number] = lane
-        for fd in (lane.link.fileno(), lane.pidfd):
-            self._by_fd[fd] = lane
-            self._poll.register(fd, select.EPOLLIN)
-        if self._paths:
-            lane.begin(self._paths, str(self._journal.directory))
+        try:
+            for fd in (lane.link.fileno(), lane.pidfd):
+                self._by_fd[fd] = lane
+                self._poll.register(fd, select.EPOLLIN)
+            if self._paths:
+                lane.begin(self._paths, str(self._journal.directory))
+        except OSError as error:
+            self._remove(lane)
+            self._unstarted(str(error))
+            return False
         return True
+
+    def _remove(self, lane: Lane) -> str:
+        """End a lane, if it has not: how it ended."""
+        for fd in (lane.link.fileno(), lane.pidfd):
+            with suppress(OSError):  # it was not watched yet
+                self._poll.unregister(fd)
+            self._by_fd.pop(fd, None)
+        del self._lanes[lane.number]
+        return lane.close()
 
     def use(self, paths: list[str]) -> None:
         """What lanes have as their sys.path: of all programs of a host the same."""
         if not self._paths:
             self._paths = paths
             for lane in self._lanes.values():
-                lane.begin(paths, str(self._journal.directory))
+                try:
+                    lane.begin(paths, str(self._journal.directory))
+                except OSError:
+                    lane.kill()  # another takes its place
 
     def hear(self, fd: int) -> None:
         """Something has come from a lane, or its process has ended."""
@@ -140,11 +161,7 @@ class Dispatch:
         """A lane is dead."""
         self._died += 1
         back = lane.take_back()
-        for fd in (lane.link.fileno(), lane.pidfd):
-            self._poll.unregister(fd)
-            del self._by_fd[fd]
-        del self._lanes[lane.number]
-        how = lane.close()
+        how = self._remove(lane)
         lost = list(lane.given.values())
         for work in reversed(back):
             if not work.is_over:
@@ -216,6 +233,8 @@ class Dispatch:
     def step(self) -> None:
         """Give lanes what waits, and do what is due."""
         now = time.monotonic()
+        if now >= self._again:
+            self._again = math.inf
         while self._alarms and self._alarms[0][0] <= now:
             _, number, serial, what = heapq.heappop(self._alarms)
             self._alarm(number, serial, what)
@@ -228,12 +247,33 @@ class Dispatch:
         self._share()
         while (work := self._next()) is not None:
             lane = self._lane_for(work)
-            if lane is None or not lane.give(work):
+            if lane is None or not self._give(lane, work):
+                if work.is_over:
+                    continue
                 self._put_back(work)
                 self._queues.move_to_end(work.caller, last=False)
                 return
             if work.call.timeout_s:
                 self._watch(work.given + work.call.timeout_s, lane, work, "timeout")
+
+    def _give(self, lane: Lane, work: Work) -> bool:
+        """Give a lane a call; False when it can't be given now. Where descriptors or memory are
+        short for longer than SHORT_S the call ends with an error."""
+        try:
+            given = lane.give(work)
+        except OSError as error:
+            now = time.monotonic()
+            self._short_since = min(self._short_since, now)
+            self._again = now + SHORT_LOOK_S
+            if now > self._short_since + SHORT_S:
+                self._short_since = math.inf
+                why = (
+                    f"cannot give {work.function.name} to a lane: {error.strerror}; it has not run"
+                )
+                self.refuse(work, LaneError(why))
+            return False
+        self._short_since = self._again = math.inf
+        return given
 
     def _next(self) -> Work | None:
         """The next call that waits: of the program whose turn it is."""
@@ -362,7 +402,7 @@ class Dispatch:
     @property
     def wake(self) -> float:
         """When to step without an event, on the monotonic clock."""
-        wake = self._alarms[0][0] if self._alarms else math.inf
+        wake = min(self._again, self._alarms[0][0] if self._alarms else math.inf)
         if len(self._lanes) < self._count and self.works:
             wake = min(wake, self._restart)
         return wake
@@ -425,8 +465,8 @@ class Dispatch:
         heads = [(lane, head) for lane in lanes if (head := lane.head) is not None]
         running = {id(head) for _, head in heads}
         waiting = [w for w in list(self.works.values()) if id(w) not in running and not w.is_over]
-        views = [self._view(head, now, lane) for lane, head in heads]
-        views += [self._view(work, now, None) for work in waiting[: threads_max - len(views)]]
+        calls = [views.call(head, now, lane) for lane, head in heads]
+        calls += [views.call(work, now, None) for work in waiting[: threads_max - len(calls)]]
         return PoolView(
             name="calls",
             kind="process",
@@ -440,34 +480,6 @@ class Dispatch:
             cancelled=self._cancelled,
             retried=self._retried,
             lanes_died=self._died,
-            lanes=[self._lane_view(lane) for lane in lanes],
-            threads=views[:threads_max],
-        )
-
-    def _lane_view(self, lane: Lane) -> LaneView:
-        state: Any = "opening" if not lane.is_ready else "busy" if lane.given else "idle"
-        if lane.stopping:
-            state = "stopping"
-        return LaneView(id=lane.number, state=state, pid=lane.pid, cpu_s=lane.cpu_s())
-
-    def _view(self, work: Work, now: float, lane: Lane | None) -> ThreadView:
-        fraction = 0.0
-        if lane is not None:
-            done, said = lane.progress()
-            if work.call.flags & wire.MANY:
-                fraction = min(1.0, (done + said) / max(1, work.call.items))
-            elif done == work.serial:
-                fraction = said
-        begun = work.given if lane is not None else now
-        return ThreadView(
-            id=work.serial & 0xFFFFFFFF,
-            name=work.function.name,
-            state="queued" if lane is None else "running",
-            priority=limits.PRIORITY_NORMAL,
-            attempt=work.attempts + (lane is not None),
-            items=work.call.items,
-            lane=None if lane is None else lane.number,
-            progress=fraction,
-            waited_s=max(0.0, begun - work.since),
-            ran_s=max(0.0, now - begun),
+            lanes=[views.lane(lane) for lane in lanes],
+            threads=calls[:threads_max],
         )

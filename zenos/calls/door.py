@@ -44,7 +44,8 @@ class Door:
         while True:
             try:
                 message = topic.receive()
-            except ZenosError:  # also what a daemon says that can't have it at the moment
+            # Also what a daemon says that can't have it at the moment, or no descriptor is left.
+            except (ZenosError, OSError):
                 if self._closing.wait(AGAIN_S):
                     return
                 continue

@@ -114,7 +114,11 @@ class Host:
         if not self._unsynced or not self._syncer.is_free:
             return
         works, self._unsynced = self._unsynced, []
-        fds = self._journal.to_sync()
+        try:
+            fds = self._journal.to_sync()
+        except OSError:  # no descriptor is left
+            self._synced(works, self._journal.sync_here())
+            return
         if len(works) > SYNCED_HERE_MAX or len(self._dispatch.works) > len(works):
             self._syncer.start(fds, works)
         else:
@@ -162,8 +166,12 @@ class Host:
         while self._door.arrived:
             link = self._door.arrived.popleft()
             caller = Caller(link)
+            try:
+                self._poll.register(caller.fd, select.EPOLLIN)
+            except OSError:
+                caller.close()  # it comes again
+                continue
             self._callers[caller.fd] = caller
-            self._poll.register(caller.fd, select.EPOLLIN)
         while self._syncer.done:
             works, error = self._syncer.done.popleft()
             self._synced(works, error)

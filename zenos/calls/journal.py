@@ -22,6 +22,7 @@ import msgspec
 
 from zenos.calls.begun import serials_in, serials_in_first
 from zenos.calls.lanes import Work
+from zenos.calls.syncing import sync
 from zenos.calls.wire import Call, Function, Said, encoder
 from zenos.core import durable, limits, processes
 from zenos.core.errors import ConflictError
@@ -178,12 +179,27 @@ class Journal:
             self._remove(number)
 
     def to_sync(self) -> list[int]:
-        """Descriptors of what must be synced for all that was kept to be durable; the caller's."""
-        found, self._left = self._left, []
+        """Descriptors of what must be synced for all that was kept to be durable; the caller's.
+
+        OSError when there is none to be had: see sync_here.
+        """
         if self._unsynced:
-            found.append(os.dup(self.fd))
+            self._left.append(os.dup(self.fd))
             self._unsynced = False
+        found, self._left = self._left, []
         return found
+
+    def sync_here(self) -> OSError | None:
+        """Make all that was kept durable, without another descriptor; what keeps it from that."""
+        found, self._left = self._left, []
+        error = sync(found)
+        if self._unsynced:
+            try:
+                durable.sync(self.fd)
+                self._unsynced = False
+            except OSError as failed:
+                error = failed
+        return error
 
     def close(self) -> None:
         """Leave; where nothing is unfinished, no trace."""

@@ -7,6 +7,7 @@ the lane dies there is one call at most of which nobody knows whether it ran.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -19,7 +20,7 @@ from zenos.calls import begun, values, wire
 from zenos.calls.sources import Sources
 from zenos.calls.where import where
 from zenos.core import limits
-from zenos.core.errors import StorageError
+from zenos.core.errors import LaneError, StorageError
 from zenos.threads import current, inherited
 from zenos.threads.current import Board
 
@@ -35,11 +36,19 @@ class Lane:
         self._journal = Path()
         self._segment, self._begun = 0, -1
         self._sources = Sources()
+        self._has_run = False
 
     def serve(self) -> None:
         """Answer each `Run` with a `Result`, until the host is gone."""
         owner = os.getpid()
-        while (packet := wire.receive_packet(self._link)) is not None:
+        while True:
+            try:
+                packet = wire.receive_packet(self._link)
+            except wire.BesideError as error:
+                self._unreceived(error)
+                return
+            if packet is None:
+                return
             message = wire.to_lane.decode(packet[0])
             if isinstance(message, wire.Run):
                 if os.getppid() != self._parent:
@@ -47,8 +56,7 @@ class Lane:
                 result = self._run(message, packet[1])
                 if os.getpid() != owner:
                     os._exit(0)  # the function has forked, and this is the child
-                self._answer(result)
-                if result.outcome == wire.STALE:
+                if not self._answer(result) or result.outcome == wire.STALE:
                     return
             elif isinstance(message, wire.Learn):
                 self._functions[message.key] = packet[1] or message.body
@@ -59,6 +67,15 @@ class Lane:
                 self._journal = Path(message.journal)
                 wire.send_packet(self._link, wire.Ready())
             del packet, message
+
+    def _unreceived(self, error: wire.BesideError) -> None:
+        """Descriptors or memory are short in this process, since its functions have taken too much.
+        So it ends, and its calls go to another one, unless that would fare no better."""
+        message = wire.to_lane.decode(error.body)
+        if isinstance(message, wire.Run):
+            why = f"cannot give the call to a lane: {error.strerror}; it has not run"
+            refused = wire.refused(LaneError(why), message.serial)
+            self._answer(wire.Result(message.serial, wire.STALE) if self._has_run else refused)
 
     def _run(self, message: wire.Run, beside: bytes) -> wire.Result:
         serial, board = message.serial, self._board
@@ -71,10 +88,13 @@ class Lane:
             try:
                 self._note(message.segment, serial)
             except OSError as error:
+                if error.errno == errno.EMFILE and self._has_run:
+                    return wire.Result(serial, wire.STALE)
                 said = f"cannot write down that the call begins: {error.strerror}; it does not run"
                 return wire.refused(StorageError(said), serial)
         since = time.monotonic()
         current.here.token, current.here.done = board, serial
+        self._has_run = True
         try:
             function = self._function(message.key)
             arguments = values.load(beside or message.arguments)
@@ -112,13 +132,20 @@ class Lane:
             self._segment = segment
         begun.note(self._begun, serial)
 
-    def _answer(self, result: wire.Result) -> None:
+    def _answer(self, result: wire.Result) -> bool:
+        """Whether that could be done; else that is said, and the lane isn't fit for more."""
         payload = result.payload
-        if len(payload) > limits.CALL_PACKET_BYTES_MAX:
-            result.payload = b""
-            wire.send_packet(self._link, result, payload)
-        else:
+        if len(payload) <= limits.CALL_PACKET_BYTES_MAX:
             wire.send_packet(self._link, result)
+            return True
+        result.payload = b""
+        try:
+            wire.send_packet(self._link, result, payload)
+        except OSError as error:
+            why = f"cannot send a result of {len(payload)} bytes back: {error.strerror}"
+            wire.send_packet(self._link, wire.refused(LaneError(why), result.id))
+            return False
+        return True
 
 
 def _many(function: Any, items: list[Any], board: Board) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from zenos.calls import wire
 from zenos.core import limits
+from zenos.core.errors import LaneError
 from zenos.threads import starting
 
 FUNCTIONS_MAX: Final = 256  # that a lane keeps
@@ -75,7 +76,12 @@ class Lane:
         self._process, self._board = made.process, made.board
         self.link.setblocking(False)
         self.pid = self._process.pid
-        self.pidfd = os.pidfd_open(self.pid)
+        try:
+            self.pidfd = os.pidfd_open(self.pid)
+        except OSError:
+            self.pidfd = -1
+            self.close()
+            raise
 
     @property
     def takes_calls(self) -> bool:
@@ -92,7 +98,8 @@ class Lane:
         wire.send_packet(self.link, wire.Paths(paths, journal))
 
     def give(self, work: Work) -> bool:
-        """Give it a call; False when it takes no more at the moment."""
+        """Give it a call; False when it takes no more at the moment. OSError when something is
+        short here."""
         call = work.call
         try:
             if call.key not in self._known:
@@ -125,6 +132,10 @@ class Lane:
                 packet = wire.receive_packet(self.link, _NOW)
             except BlockingIOError:
                 return
+            except wire.BesideError as error:
+                why = f"cannot take the result from its lane: {error.strerror}; it ran to its end"
+                yield wire.refused(LaneError(why), wire.result_of.decode(error.body).id)
+                continue
             if packet is None:
                 return
             body, beside = packet
@@ -140,8 +151,8 @@ class Lane:
         """What it has not taken yet, in order: it will not run here."""
         packets: list[Any] = []
         with suppress(BlockingIOError):
-            while (packet := wire.receive_packet(self._theirs, _NOW)) is not None:
-                packets.append(wire.to_lane.decode(packet[0]))
+            while (body := wire.receive_body(self._theirs, _NOW)) is not None:
+                packets.append(wire.to_lane.decode(body))
         found: list[Work] = []
         for message in reversed(packets):
             if isinstance(message, wire.Run):
@@ -172,7 +183,8 @@ class Lane:
         self.link.close()
         self._theirs.close()
         self._board.close()
-        os.close(self.pidfd)
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
         return starting.how_ended(code)
 
     def cpu_s(self) -> float:

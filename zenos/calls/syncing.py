@@ -51,9 +51,10 @@ def sync(fds: list[int]) -> OSError | None:
     error: OSError | None = None
     for fd in fds:
         try:
-            durable.sync(fd)
+            try:
+                durable.sync(fd)
+            finally:
+                os.close(fd)
         except OSError as failed:
             error = failed
-        finally:
-            os.close(fd)
     return error
