@@ -7,8 +7,10 @@ import math
 import os
 import select
 import socket
+import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from zenos.calls import callers, dispatch, host, wire
 from zenos.calls.dispatch import Dispatch
 from zenos.calls.journal import Journal
 from zenos.calls.lanes import Work
+from zenos.core import limits
 from zenos.core.errors import StorageError
 
 ME = b"me"
@@ -70,10 +73,13 @@ class Obeys:
             raise ValueError("mmap closed or invalid")
         return 0, 0.0
 
+    def kill(self) -> None:
+        pass
+
     def begin(self, paths: list[str], journal: str) -> None:
         pass
 
-    def close(self) -> str:
+    def close(self, wait_s: float = 0.0) -> str:
         os.close(self.pidfd)
         self.link.close()
         return "ended"
@@ -221,3 +227,36 @@ def test_nothing_more_is_run_for_who_does_not_read(
     made._leave()
     for program in programs.values():
         program.close()
+
+
+def test_the_last_words_wait_no_longer_for_many_programs_that_do_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "Lane", Obeys)
+    monkeypatch.setattr(host, "Door", Shut)
+    monkeypatch.setattr(host, "GONE_S", 0.5)
+    made = host.Host(1, 60, Journal(tmp_path / "key"), tmp_path / "wanted")
+    programs = []
+    for number in range(41):
+        ours, program = socket.socketpair()
+        made._door.arrived.append(ours)
+        made._woken()
+        made._callers[ours.fileno()].tell(wire.Result(number, wire.DONE, bytes(limits.MIB)))
+        programs.append(program)
+    with ThreadPoolExecutor(1) as threads:
+        reads = threads.submit(all_of, programs[20])
+        begun = time.monotonic()
+        made._leave()
+        took_s = time.monotonic() - begun
+        messages = wire.Frames(wire.from_host).take(reads.result(60))
+    assert [type(message) for message in messages] == [wire.Results, wire.Bye]
+    assert took_s < 10  # not half a second for each
+    for program in programs:
+        program.close()
+
+
+def all_of(link: socket.socket) -> bytes:
+    found = b""
+    while part := link.recv(1_000_000):
+        found += part
+    return found

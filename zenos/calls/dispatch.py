@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
 
-from zenos.calls import views, wire
+from zenos.calls import lanes, views, wire
 from zenos.calls.journal import Journal, Left
 from zenos.calls.lanes import Lane, Work
 from zenos.calls.past import Key, Past
@@ -446,7 +446,10 @@ class Dispatch:
     def close(self) -> None:
         """End all lanes."""
         for lane in self._lanes.values():
-            lane.close()
+            lane.kill()  # all at once: the end of a process that has much memory takes a while
+        end = time.monotonic() + lanes.END_S
+        for lane in self._lanes.values():
+            lane.close(end - time.monotonic())
         self._lanes.clear()
 
     # -- for people
@@ -461,8 +464,8 @@ class Dispatch:
 
     def _snapshot(self, threads_max: int) -> PoolView:
         now = time.monotonic()
-        lanes = list(self._lanes.values())
-        heads = [(lane, head) for lane in lanes if (head := lane.head) is not None]
+        there = list(self._lanes.values())
+        heads = [(lane, head) for lane in there if (head := lane.head) is not None]
         running = {id(head) for _, head in heads}
         waiting = [w for w in list(self.works.values()) if id(w) not in running and not w.is_over]
         calls = [views.call(head, now, lane) for lane, head in heads]
@@ -480,6 +483,6 @@ class Dispatch:
             cancelled=self._cancelled,
             retried=self._retried,
             lanes_died=self._died,
-            lanes=[views.lane(lane) for lane in lanes],
+            lanes=[views.lane(lane) for lane in there],
             threads=calls[:threads_max],
         )

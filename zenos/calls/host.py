@@ -34,7 +34,8 @@ PATHS_BYTES_MAX: Final = 24 * limits.KIB
 HELD_BYTES_MAX: Final = 512 * limits.MIB  # of arguments; then programs aren't read from
 SYNCED_HERE_MAX: Final = 8  # calls, if there are no others
 FIRST_S: Final = 5.0  # for the first call
-GONE_S: Final = 2.0  # for programs to read the last words
+GONE_S: Final = 2.0  # for all programs together to read the last words
+SYNCED_S: Final = 2.0  # for what is being synced as it ends
 EXIT_TOLD: Final = 1  # it was told to end
 
 
@@ -346,17 +347,36 @@ class Host:
         if self._told:
             self._dispatch.refuse_all(WorkerError("cannot finish the call: its host was ended"))
         self._woken()
-        for caller in list(self._callers.values()):
-            with suppress(OSError):
-                caller.link.settimeout(GONE_S)
-                caller.say(wire.Bye())
-                caller.flush()
-            caller.close()
+        self._say_bye(time.monotonic() + GONE_S)
         self._dispatch.close()
-        self._syncer.close()
+        self._syncer.close(SYNCED_S)
         with suppress(OSError):
             self._journal.flush()
             self._journal.close()
+
+    def _say_bye(self, end: float) -> None:
+        """Tell all programs what is left to be told, until then."""
+        waiting = dict(self._callers)
+        for caller in waiting.values():
+            caller.say(wire.Bye())
+        while waiting:
+            poll = select.poll()
+            for fd, caller in list(waiting.items()):
+                try:
+                    done = caller.flush()
+                except OSError:
+                    done = True
+                if done:
+                    del waiting[fd]
+                else:
+                    poll.register(fd, select.POLLOUT)
+            left_s = end - time.monotonic()
+            if left_s <= 0:
+                break
+            if waiting:
+                poll.poll(1e3 * left_s)
+        for caller in self._callers.values():
+            caller.close()
 
     # -- for `zenos ps --threads`
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from zenos.core.errors import LaneError
 from zenos.threads import starting
 
 FUNCTIONS_MAX: Final = 256  # that a lane keeps
+END_S: Final = 2.0  # of a killed process
 _NOW: Final = int(socket.MSG_DONTWAIT)
 
 
@@ -176,16 +178,20 @@ class Lane:
         """End it, with what it runs."""
         self._process.kill()
 
-    def close(self) -> str:
-        """Its process has ended, or is to: how it has, in words."""
+    def close(self, wait_s: float = END_S) -> str:
+        """Its process has ended, or is to, for which this waits at most so long: how it has, in
+        words."""
         self._process.kill()
-        code = self._process.wait()
+        try:
+            how = starting.how_ended(self._process.wait(max(0.0, wait_s)))
+        except subprocess.TimeoutExpired:
+            how = "does not end"  # the system has it in a call that can't be interrupted
         self.link.close()
         self._theirs.close()
         self._board.close()
         if self.pidfd >= 0:
             os.close(self.pidfd)
-        return starting.how_ended(code)
+        return how
 
     def cpu_s(self) -> float:
         """CPU time so far, in seconds; 0 when it can't be told."""
