@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections import Counter
@@ -15,9 +16,11 @@ import zenos
 from tests.calls import work
 from tests.processes import until
 from tests.system.harness import System
-from zenos.calls import finding, wire
+from zenos.calls import finding, values, wire
 from zenos.calls.calling import links
+from zenos.calls.finding import Wanted
 from zenos.calls.link import Link
+from zenos.core import processes, shim
 from zenos.core.errors import UnavailableError, WorkerError
 
 
@@ -168,3 +171,32 @@ def test_who_has_no_descriptor_left_reaches_its_host_later(
     tries = 0
     with pytest.raises(UnavailableError, match="Too many open files"):
         zenos.call(work.increment, 1, lanes=6).result(60)
+
+
+def test_a_host_keeps_nothing_of_programs_that_come_and_go(shared: System) -> None:
+    wanted, functions = Wanted(1, 0, None, 7, None, 600), values.Functions()
+
+    def come_and_go() -> None:
+        link = Link(wanted)
+        future = link.submit(functions.of(work.increment), values.arguments_of((1,), {}), 0, 0, 0.0)
+        assert future.result(60) == 2
+        link.close(0)
+
+    come_and_go()
+    views = shared.ask(lambda client: client.tasks(kind="call", state="running"))
+    (task,) = [view.task for view in views if view.task.spec.work.lanes == 7]
+    record = shim.read_record(str(shared.home.run(task.id, task.generation)), "started")
+    assert record is not None
+    host = Path(f"/proc/{record['pid']}")
+    until(lambda: (host / "task").exists() and len(processes.children(record["pid"])) == 7)
+    before = count_sockets(host)
+    for _ in range(30):
+        come_and_go()
+    until(lambda: count_sockets(host) <= before)
+
+
+def count_sockets(process: Path) -> int:
+    return sum(
+        os.readlink(entry).startswith("socket:")  # noqa: PTH115
+        for entry in (process / "fd").iterdir()
+    )

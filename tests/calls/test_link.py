@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import queue
 import socket
 import threading
@@ -168,9 +170,11 @@ def test_a_program_that_goes_to_another_folder_has_its_calls_run_there(
 ) -> None:
     wanted, links = Wanted(1, 0, None, 1, None, 600), calling._Links()
     here = links.to(wanted)
+    here.submit(function("f"), b"", 0, 0, 0.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         there = links.to(wanted)
+        there.submit(function("f"), b"", 0, 0, 0.0)
         assert links.to(wanted) is there
     work = there._spec.work
     assert isinstance(work, CallSpec)
@@ -250,3 +254,85 @@ def test_a_host_is_told_which_results_it_need_not_keep(hosts: Hosts, link: Link)
     unknown = [wire.Result(id_, wire.DONE, values.dump(4)) for id_ in range(1000, 1300)]
     host.say(wire.Results(unknown))
     assert host.hear() == wire.Heard(304)
+    end(values.dump(5), heard=304)
+    link.close(0)
+    assert host.hear() == wire.Heard(305)
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - no more than a count
+
+
+def end_one(hosts: Hosts, link: Link) -> None:
+    """A call, its result, and the end of its host."""
+    host = hosts.open()
+    future = link.submit(function("f"), b"", 0, 0, 0.0)
+    assert calls(host.hear()) == [future.number]
+    host.say(wire.Results([wire.Result(future.number, wire.DONE, values.dump(7))]))
+    host.say(wire.Bye())
+    host.link.close()
+    assert future.result(60) == 7
+
+
+def test_what_a_program_does_not_use_any_more_is_forgotten(hosts: Hosts) -> None:
+    """Its hosts have ended: no thread and no descriptor is left of them, and no link."""
+    links = calling._Links()
+    gc.collect()
+    before = threading.active_count(), descriptors()
+    for lanes in range(1, 30):
+        end_one(hosts, links.to(Wanted(1, 0, None, lanes, None, 600)))
+        until(lambda: all(link.is_at_rest for link in links._links.values()))
+    assert len(links._links) == 1
+    links.close(0)
+    links.forget()
+    until(lambda: threading.active_count() <= before[0])
+    gc.collect()
+    assert descriptors() <= before[1]
+
+
+def test_who_has_a_link_at_rest_goes_on_with_it(hosts: Hosts, link: Link) -> None:
+    for _ in range(3):
+        end_one(hosts, link)
+        until(lambda: link.is_at_rest)
+        for thread in link._threads:
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+def test_the_end_of_a_program_reaches_calls_of_a_link_that_it_has_forgotten(hosts: Hosts) -> None:
+    links = calling._Links()
+    first = links.to(Wanted(1, 0, None, 1, None, 600))
+    end_one(hosts, first)
+    until(lambda: first.is_at_rest)
+    links.to(Wanted(1, 0, None, 2, None, 600))
+    assert first not in links._links.values()
+    host = hosts.open()
+    future = first.submit(function("f"), b"", wire.DURABLE, 0, 0.0)
+    closing = threading.Thread(target=links.close, args=(60,), daemon=True)
+    closing.start()
+    heard = host.hear()
+    host.say(wire.Accepted(calls(heard)))
+    closing.join(60)
+    assert not closing.is_alive()
+    assert future.is_accepted
+    with pytest.raises(UnavailableError, match="the program ends"):
+        first.submit(function("f"), b"", 0, 0, 0.0)
+
+
+def test_a_program_without_a_thread_to_spare_cannot_call_and_can_again(
+    hosts: Hosts, link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, left = threading.Thread.start, [1]
+
+    def short(thread: threading.Thread) -> None:
+        if left[0] == 0:
+            raise RuntimeError("can't start new thread")
+        left[0] -= 1
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", short)
+    with pytest.raises(UnavailableError, match="no thread can be started here"):
+        link.submit(function("f"), b"", 0, 0, 0.0)
+    assert link._pending == {}
+    left[0] = 2
+    end_one(hosts, link)

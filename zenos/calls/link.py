@@ -3,7 +3,8 @@
 Who calls alone, rarely, or waits, writes at once; else it is written together with what follows, at
 the latest FLUSH_S later. A thread finds the host, and another when that is gone; it reads where
 nobody waits (see reading.py). Another one writes what is left, and what a host that doesn't read
-takes later (see outgoing.py): nobody else waits for that.
+takes later (see outgoing.py): nobody else waits for that. Both end with the connection, where
+nothing is to be called, and begin with the next call.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Final
 
 import msgspec
@@ -80,18 +81,14 @@ class Link:
         self._connection: Connection | None = None
         self._turns = Turns()
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
         self._flush_due = threading.Event()
         self._flushed_at = 0.0
         self._number = 0
         self._ending = False
         self._asks = False
-        self._threads = [
-            threading.Thread(target=self._run, name="calls-link", daemon=True),
-            threading.Thread(target=self._flush_for_ever, name="calls-flush", daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._run_number = 0  # of the threads that run now, or ran last
+        self._threads: list[threading.Thread] = []
+        self.is_at_rest = True  # it has no threads, and no connection
 
     # -- calling
 
@@ -108,6 +105,8 @@ class Link:
         with self._lock:
             if self._ending:
                 raise UnavailableError("cannot call any more: the program ends")
+            if self.is_at_rest:
+                self._begin()
             if (
                 len(self._pending) >= limits.CALLS_IN_FLIGHT_MAX
                 or self._bytes > limits.CALLS_BYTES_MAX
@@ -125,7 +124,7 @@ class Link:
             self._bytes += pending.size
             self._outbox[number] = pending
             if self._out is None:
-                self._changed.notify_all()
+                pass  # they are sent as soon as there is a host
             elif (
                 len(self._pending) == 1
                 or len(self._outbox) >= FLUSH_CALLS
@@ -135,6 +134,27 @@ class Link:
             elif not self._flush_due.is_set():
                 self._flush_due.set()
         return future
+
+    def _begin(self) -> None:
+        """With the lock: start the threads."""
+        self._run_number += 1
+        threads = [
+            threading.Thread(
+                target=self._flush_for_ever,
+                args=(self._run_number,),
+                name="calls-flush",
+                daemon=True,
+            ),
+            threading.Thread(target=self._run, name="calls-link", daemon=True),
+        ]
+        try:
+            for thread in threads:
+                thread.start()
+        except RuntimeError as error:
+            self._end_flushing()
+            told = f"cannot call: no thread can be started here ({error})"
+            raise UnavailableError(told) from error
+        self._threads, self.is_at_rest = threads, False
 
     def cancel(self, number: int) -> None:
         """Nobody wants a call any more."""
@@ -238,28 +258,32 @@ class Link:
         self._heard_said, self._heard_bytes = self._heard, 0
         return wire.Calls(functions, calls, self._heard)
 
-    def _flush_for_ever(self) -> None:
-        while not self._ending:
+    def _flush_for_ever(self, run_number: int) -> None:
+        while True:
             self._flush_due.wait()
             with self._lock:
+                if self._run_number != run_number:
+                    return
                 stuck = self._out if self._out is not None and self._out.is_stuck else None
             if stuck is not None:
                 stuck.wait()
             else:
                 time.sleep(FLUSH_S)
             with self._lock:
-                self._flush_due.clear()
-                self._flush()
+                if self._run_number == run_number:
+                    self._flush_due.clear()
+                    self._flush()
+
+    def _end_flushing(self) -> None:
+        """With the lock."""
+        self._run_number += 1
+        self._flush_due.set()
 
     # -- the connection
 
     def _run(self) -> None:
-        """Connect when there is something to do, and read until the connection ends."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._pending or self._ending)
-                if self._ending:
-                    return
+        """Connect while there is something to do, and read until the connection ends."""
+        while self._goes_on():
             link = self._connect()
             if link is None:
                 continue
@@ -267,6 +291,14 @@ class Link:
             self._turns.serve(connection, self._take)
             self._connection = None
             self._disconnect(link, left=connection.left)
+
+    def _goes_on(self) -> bool:
+        with self._lock:
+            if self._pending and not self._ending:
+                return True
+            self._end_flushing()
+            self.is_at_rest = True
+            return False
 
     def _connect(self) -> socket.socket | None:
         begun = time.monotonic()
@@ -392,12 +424,13 @@ class Link:
                 break
             if pending.future.durable:
                 pending.future.wait_accepted(left_s)
-        with self._changed:
+        with self._lock:
             self._ending = True
-            self._changed.notify_all()
             if self._out is not None:
+                with suppress(OSError):  # else its host would keep them for when we come back
+                    self._out.add(wire.Heard(self._heard))
+                    self._out.write()
                 self._break(self._out)
-        self._flush_due.set()
 
 
 def end_of(result: wire.Result, name: str) -> tuple[Any, BaseException | None]:
