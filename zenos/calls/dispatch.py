@@ -1,8 +1,11 @@
 """Which call runs where, on a host: the queue, the lanes, and what follows when a lane dies.
 
 1. Programs take turns; each one's calls go in their order.
-2. A lane has some calls in advance, so that it never waits for the next. When another has nothing
-   left, what was not taken is taken back and shared out anew: nothing waits behind a long call.
+2. A lane has some calls in advance, so that it never waits for the next: of CALLS_AHEAD_ALONE_S in
+   all, as far as is known how long they run. When another program comes, what is over CALLS_AHEAD_S
+   and not taken is taken back, and from then on that is the limit: nobody waits long behind what
+   others have called. When another lane has nothing left, or a call runs for longer than was
+   thought, what waits behind is taken back, too, and shared out anew.
 3. A call with a time limit has its lane for itself.
 4. When a lane dies, what it had not taken goes to others. The one that it had taken may have run:
    it runs again if it is idempotent, at most `retries` times, and else ends with an error.
@@ -22,6 +25,7 @@ from contextlib import suppress
 from typing import Final
 
 from zenos.calls import lanes, views, wire
+from zenos.calls.durations import Durations
 from zenos.calls.journal import Journal, Left
 from zenos.calls.lanes import Lane, Work
 from zenos.calls.past import Key, Past
@@ -56,11 +60,14 @@ class Dispatch:
         self.works: dict[Key, Work] = {}
         self.past = Past()
         self.held_bytes = 0
+        self._durations = Durations()
         self._count = count
         self._journal = journal
         self._poll = poll
         self._on_end = on_end
         self._queues: OrderedDict[bytes, deque[Work]] = OrderedDict()
+        self._served = b""  # the program whose call was given last
+        self._shared_until = -math.inf  # several programs call
         self._held: set[bytes] = set()  # programs that don't read what has come of their calls
         self._lanes: dict[int, Lane] = {}  # by number
         self._by_fd: dict[int, Lane] = {}  # by descriptor of link and process
@@ -72,7 +79,7 @@ class Dispatch:
         self._restart = 0.0
         self._short_since = math.inf  # that no call could be given for want of something
         self._again = math.inf  # when it is tried again
-        self._succeeded = self._failed = self._cancelled = self._retried = self._died = 0
+        self._counts = views.Counts()
         self._cores = allocation.cpus()
 
     # -- lanes
@@ -136,10 +143,11 @@ class Dispatch:
             self._bury(lane)
 
     def _take(self, lane: Lane, result: wire.Result) -> None:
-        work = lane.given.pop(result.id, None)
+        work = lane.take(result.id)
         if work is None:
             return
-        work.lane = None
+        if result.outcome in (wire.DONE, wire.RAISED):
+            self._durations.learn(work.call, result.seconds)
         head = lane.head
         if head is not None:
             head.given = time.monotonic()
@@ -159,7 +167,7 @@ class Dispatch:
 
     def _bury(self, lane: Lane) -> None:
         """A lane is dead."""
-        self._died += 1
+        self._counts.died += 1
         back = lane.take_back()
         how = self._remove(lane)
         lost = list(lane.given.values())
@@ -190,7 +198,7 @@ class Dispatch:
             tries = f"{work.attempts} times"
             self.refuse(work, LaneError(f"cannot finish {name}: {why}; it was begun {tries}"))
         else:
-            self._retried += 1
+            self._counts.retried += 1
             self._put_back(work)
 
     # -- calls
@@ -217,7 +225,24 @@ class Dispatch:
         queue = self._queues.get(caller)
         if queue is None:
             queue = self._queues[caller] = deque()
+            if next(iter(self._queues)) == self._served:  # it has just had its turn
+                self._queues.move_to_end(caller, last=False)
+            if self._served not in (b"", caller):
+                self._meet()
         return queue
+
+    def _meet(self) -> None:
+        """Several programs call."""
+        now = time.monotonic()
+        met, self._shared_until = now < self._shared_until, now + limits.CALLS_SHARED_S
+        if not met:
+            for lane in self._lanes.values():
+                if lane.load_s > limits.CALLS_AHEAD_S:
+                    self._relieve(lane)
+
+    def _relieve(self, lane: Lane) -> None:
+        for work in reversed(lane.take_back()):
+            self._put_back(work)
 
     def _put_back(self, work: Work) -> None:
         self._queue(work.caller).appendleft(work)
@@ -244,8 +269,11 @@ class Dispatch:
             and (self.works or not self._failures)
         ):
             self.start()
+        for late in [x for x in self._lanes.values() if len(x.given) > 1 and now >= x.late]:
+            self._relieve(late)
         self._share()
         while (work := self._next()) is not None:
+            work.expected_s = self._durations.of(work.call)
             lane = self._lane_for(work)
             if lane is None or not self._give(lane, work):
                 if work.is_over:
@@ -253,6 +281,9 @@ class Dispatch:
                 self._put_back(work)
                 self._queues.move_to_end(work.caller, last=False)
                 return
+            if work.caller != self._served:
+                self._shared_until = now + limits.CALLS_SHARED_S if self._served else -math.inf
+                self._served = work.caller
             if work.call.timeout_s:
                 self._watch(work.given + work.call.timeout_s, lane, work, "timeout")
 
@@ -292,14 +323,26 @@ class Dispatch:
 
     def _lane_for(self, work: Work) -> Lane | None:
         """The lane that has least to do, if it may have more."""
+        now = time.monotonic()
         best: Lane | None = None
         for lane in self._lanes.values():
-            if lane.takes_calls and (best is None or len(lane.given) < len(best.given)):
+            if (
+                lane.takes_calls
+                and (best is None or lane.load_s < best.load_s)
+                and (not lane.given or now < lane.late)
+            ):
                 best = lane
-        if best is None or len(best.given) >= limits.CALLS_PER_LANE_MAX:
+        shared = now < self._shared_until
+        ahead_s = limits.CALLS_AHEAD_S if shared else limits.CALLS_AHEAD_ALONE_S
+        if best is None or best.load_s >= ahead_s:
             return None
         head = best.head
-        if head is not None and (work.call.timeout_s or head.call.timeout_s or best.stopping):
+        if head is not None and (
+            len(best.given) >= limits.CALLS_PER_LANE_MAX
+            or work.call.timeout_s
+            or head.call.timeout_s
+            or best.stopping
+        ):
             return None
         return best
 
@@ -311,8 +354,7 @@ class Dispatch:
             return
         most = max(self._lanes.values(), key=lambda lane: len(lane.given))
         if len(most.given) > 1:
-            for work in reversed(most.take_back()):
-                self._put_back(work)
+            self._relieve(most)
 
     # -- ends
 
@@ -323,12 +365,7 @@ class Dispatch:
         self.held_bytes -= len(work.call.arguments)
         if work.segment:
             self._journal.end(work)
-        if result.outcome == wire.DONE:
-            self._succeeded += 1
-        elif result.outcome == wire.CANCELLED:
-            self._cancelled += 1
-        else:
-            self._failed += 1
+        self._counts.end(result.outcome)
         result.id = work.call.id
         self._on_end(work, result)
 
@@ -405,7 +442,7 @@ class Dispatch:
         wake = min(self._again, self._alarms[0][0] if self._alarms else math.inf)
         if len(self._lanes) < self._count and self.works:
             wake = min(wake, self._restart)
-        return wake
+        return min([wake, *(x.late for x in self._lanes.values() if len(x.given) > 1)])
 
     # -- of earlier hosts
 
@@ -459,30 +496,5 @@ class Dispatch:
         for _ in range(LOOKS):
             # What it looks at may change, or a lane be closed, under it: then it looks again.
             with suppress(RuntimeError, ValueError):
-                return self._snapshot(threads_max)
-        return self._snapshot(threads_max)
-
-    def _snapshot(self, threads_max: int) -> PoolView:
-        now = time.monotonic()
-        there = list(self._lanes.values())
-        heads = [(lane, head) for lane in there if (head := lane.head) is not None]
-        running = {id(head) for _, head in heads}
-        waiting = [w for w in list(self.works.values()) if id(w) not in running and not w.is_over]
-        calls = [views.call(head, now, lane) for lane, head in heads]
-        calls += [views.call(work, now, None) for work in waiting[: threads_max - len(calls)]]
-        return PoolView(
-            name="calls",
-            kind="process",
-            policy="fifo",
-            wanted=self._count,
-            queued=len(waiting),
-            running=len(heads),
-            submitted=len(self.works) + self._succeeded + self._failed + self._cancelled,
-            succeeded=self._succeeded,
-            failed=self._failed,
-            cancelled=self._cancelled,
-            retried=self._retried,
-            lanes_died=self._died,
-            lanes=[views.lane(lane) for lane in there],
-            threads=calls[:threads_max],
-        )
+                return views.pool(self._lanes, self.works, self._counts, self._count, threads_max)
+        return views.pool(self._lanes, self.works, self._counts, self._count, threads_max)

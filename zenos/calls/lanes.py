@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import subprocess
@@ -33,6 +34,7 @@ class Work:
         "attempts",
         "call",
         "caller",
+        "expected_s",
         "function",
         "given",
         "is_over",
@@ -53,6 +55,7 @@ class Work:
         self.attempts = 0
         self.lane: Lane | None = None
         self.given = 0.0
+        self.expected_s = 0.0
         self.since = time.monotonic()
         self.is_over = False
 
@@ -68,6 +71,7 @@ class Lane:
     def __init__(self, number: int, environment: dict[str, str]) -> None:
         self.number = number
         self.given: OrderedDict[int, Work] = OrderedDict()  # by serial; the first one runs
+        self.load_s = 0.0  # what it is thought to need for these
         self.is_ready = False
         self.is_leaving = False  # what it has imported has changed
         self.stopping = 0  # the serial of what was told to end
@@ -95,6 +99,12 @@ class Lane:
         """What it runs, or is about to."""
         return next(iter(self.given.values()), None)
 
+    @property
+    def late(self) -> float:
+        """When what it runs takes so long that nothing should wait behind it (monotonic)."""
+        head = self.head
+        return math.inf if head is None else head.given + 2 * head.expected_s + limits.CALLS_LATE_S
+
     def begin(self, paths: list[str], journal: str) -> None:
         """Tell it its sys.path; it answers that it is ready."""
         wire.send_packet(self.link, wire.Paths(paths, journal))
@@ -115,7 +125,16 @@ class Lane:
             return False
         work.lane, work.given = self, time.monotonic()
         self.given[work.serial] = work
+        self.load_s += work.expected_s
         return True
+
+    def take(self, serial: int) -> Work | None:
+        """A call isn't its any more."""
+        work = self.given.pop(serial, None)
+        if work is not None:
+            work.lane = None
+            self.load_s = self.load_s - work.expected_s if self.given else 0.0
+        return work
 
     def _teach(self, function: wire.Function) -> None:
         large = len(function.body) > limits.CALL_PACKET_BYTES_MAX
@@ -158,9 +177,9 @@ class Lane:
         found: list[Work] = []
         for message in reversed(packets):
             if isinstance(message, wire.Run):
-                work = self.given.pop(message.serial)
-                work.lane = None
-                found.append(work)
+                work = self.take(message.serial)
+                if work is not None:
+                    found.append(work)
             elif isinstance(message, wire.Learn):
                 self._known.pop(message.key, None)
             elif isinstance(message, wire.Forget):

@@ -2,12 +2,63 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from typing import Any
 
 from zenos.calls import wire
 from zenos.calls.lanes import Lane, Work
 from zenos.core import limits
-from zenos.core.thread_views import LaneView, ThreadView
+from zenos.core.thread_views import LaneView, PoolView, ThreadView
+
+
+class Counts:
+    """Of calls that have ended, or begun again, and of lanes that have died."""
+
+    def __init__(self) -> None:
+        self.succeeded = self.failed = self.cancelled = self.retried = self.died = 0
+
+    def end(self, outcome: int) -> None:
+        """A call has ended."""
+        if outcome == wire.DONE:
+            self.succeeded += 1
+        elif outcome == wire.CANCELLED:
+            self.cancelled += 1
+        else:
+            self.failed += 1
+
+
+def pool(
+    lanes: Mapping[int, Lane],
+    works: Mapping[Any, Work],
+    counts: Counts,
+    wanted: int,
+    threads_max: int,
+) -> PoolView:
+    """A host. wanted: how many lanes there are to be."""
+    now = time.monotonic()
+    there = list(lanes.values())
+    heads = [(one, head) for one in there if (head := one.head) is not None]
+    running = {id(head) for _, head in heads}
+    waiting = [w for w in list(works.values()) if id(w) not in running and not w.is_over]
+    calls = [call(head, now, one) for one, head in heads]
+    calls += [call(work, now, None) for work in waiting[: threads_max - len(calls)]]
+    return PoolView(
+        name="calls",
+        kind="process",
+        policy="fifo",
+        wanted=wanted,
+        queued=len(waiting),
+        running=len(heads),
+        submitted=len(works) + counts.succeeded + counts.failed + counts.cancelled,
+        succeeded=counts.succeeded,
+        failed=counts.failed,
+        cancelled=counts.cancelled,
+        retried=counts.retried,
+        lanes_died=counts.died,
+        lanes=[lane(one) for one in there],
+        threads=calls[:threads_max],
+    )
 
 
 def lane(shown: Lane) -> LaneView:
