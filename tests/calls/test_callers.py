@@ -77,3 +77,16 @@ def test_what_the_host_says_right_after_it_lets_a_program_in_is_heard(
     assert wire.Frames(wire.from_host).take(program.recv(65536)) == [
         wire.Results([wire.Result(7, wire.DONE)])
     ]
+
+
+def test_results_are_kept_until_they_are_heard(pair: tuple[Caller, socket.socket]) -> None:
+    caller, _ = pair
+    told = [wire.Result(id_, wire.DONE) for id_ in range(4)]
+    for result in told:
+        caller.tell(result, keep=result.id != 1)
+    assert caller.unheard == [told[0], told[2], told[3]]
+    caller.hear(3)
+    assert caller.unheard == [told[3]]
+    caller.hear(3)
+    with pytest.raises(wire.FrameError, match="more results than were told"):
+        caller.hear(5)

@@ -9,6 +9,7 @@ import importlib
 import os
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 
@@ -18,6 +19,10 @@ import zenos
 from tests.calls import work
 from tests.processes import until
 from tests.system.harness import System
+from zenos.calls import values
+from zenos.calls.finding import Wanted
+from zenos.calls.future import CallFuture
+from zenos.calls.link import Link
 from zenos.core import limits
 from zenos.core.errors import (
     ConflictError,
@@ -275,3 +280,23 @@ def test_without_a_daemon_it_says_how_to_start_one(
 def test_a_host_that_cannot_fit_is_an_error() -> None:
     with pytest.raises(InvalidError, match="cannot ever fit"):
         zenos.call(work.increment, 1, cpu=500).result(60)
+
+
+def test_a_program_does_not_wait_for_all_that_another_has_called() -> None:
+    wanted, functions = Wanted(1, 0, None, 1, None, 60), values.Functions()
+    links = [Link(wanted), Link(wanted)]
+
+    def call(link: Link, seconds: float) -> CallFuture[None]:
+        arguments = values.arguments_of((seconds,), {})
+        return link.submit(functions.of(time.sleep), arguments, 0, 0, 0.0)
+
+    try:
+        call(links[1], 0.0).result(60)
+        many = [call(links[0], 0.02) for _ in range(100)]
+        many[4].result(60)
+        before = sum(future.done() for future in many)
+        call(links[1], 0.0).result(60)
+        assert sum(future.done() for future in many) < before + 30
+    finally:
+        for link in links:
+            link.close(0)

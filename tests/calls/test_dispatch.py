@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import select
 import socket
+import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from zenos.calls import callers, dispatch, host, wire
 from zenos.calls.dispatch import Dispatch
 from zenos.calls.journal import Journal
 from zenos.calls.lanes import Work
+from zenos.core import limits
 from zenos.core.errors import StorageError
 
 ME = b"me"
@@ -36,18 +41,33 @@ class Obeys:
         self.link = open(os.eventfd(0), "rb", 0)  # noqa: PTH123, SIM115 - closed below
         self.said: list[wire.Result] = []
         self.looks = 0
+        self.load_s = 0.0
+        self.late = math.inf
+        self.gives_back = False
+        self.short = False
 
     @property
     def head(self) -> Work | None:
         return next(iter(self.given.values()), None)
 
     def give(self, work: Work) -> bool:
+        if self.short:
+            raise OSError(errno.EMFILE, "Too many open files")
         work.lane = self  # type: ignore[assignment]
         self.given[work.serial] = work
+        self.load_s += work.expected_s
         return True
 
+    def take(self, serial: int) -> Work | None:
+        work = self.given.pop(serial, None)
+        if work is not None:
+            self.load_s -= work.expected_s
+        return work
+
     def take_back(self) -> list[Work]:
-        return []
+        """All but the first, if it may."""
+        back = list(self.given)[1:] if self.gives_back else []
+        return [work for serial in back if (work := self.take(serial)) is not None]
 
     def results(self) -> Iterable[wire.Result]:
         said, self.said = self.said, []
@@ -65,10 +85,13 @@ class Obeys:
             raise ValueError("mmap closed or invalid")
         return 0, 0.0
 
+    def kill(self) -> None:
+        pass
+
     def begin(self, paths: list[str], journal: str) -> None:
         pass
 
-    def close(self) -> str:
+    def close(self, wait_s: float = 0.0) -> str:
         os.close(self.pidfd)
         self.link.close()
         return "ended"
@@ -88,17 +111,27 @@ class Running:
         self.lane: Obeys = lane
         self.serial = 0
 
-    def call(self, timeout_s: float = 0.0) -> Work:
+    def call(self, timeout_s: float = 0.0, caller: bytes = ME) -> Work:
         self.serial += 1
         call = wire.Call(self.serial, FUNCTION.key, b"arguments", timeout_s=timeout_s)
-        return Work(self.serial, ME, call, FUNCTION, 0)
+        return Work(self.serial, caller, call, FUNCTION, 0)
 
-    def run(self, work: Work) -> None:
-        """It is given to the lane, which finishes it at once."""
+    def run(self, work: Work, seconds: float = 0.0) -> None:
+        """It is given to the lane, which finishes it after so many seconds."""
         self.dispatch.add(work)
         self.dispatch.step()
-        self.lane.said.append(wire.Result(work.serial, wire.DONE))
+        self.finish(work.serial, seconds)
+
+    def finish(self, serial: int, seconds: float = 0.0) -> None:
+        self.lane.said.append(wire.Result(serial, wire.DONE, seconds=seconds))
         self.dispatch.hear(self.lane.link.fileno())
+
+    def flood(self, count: int, caller: bytes = ME) -> list[int]:
+        """Many calls of a program; the serials of those that the lane has in advance."""
+        for _ in range(count):
+            self.dispatch.add(self.call(caller=caller))
+        self.dispatch.step()
+        return list(self.lane.given)
 
 
 @pytest.fixture
@@ -140,6 +173,79 @@ def test_what_was_cancelled_before_it_could_not_be_kept_has_ended_once(running: 
     running.dispatch.refuse(work, StorageError("cannot keep the call"))
     assert running.ended == [(work.serial, wire.CANCELLED)]
     assert running.dispatch.held_bytes == 0
+
+
+def test_a_call_that_cannot_be_given_waits_a_while_and_ends_with_an_error(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.lane.short = True
+    running.dispatch.add(running.call())
+    running.dispatch.step()
+    assert running.ended == []
+    assert running.dispatch.wake < math.inf
+    monkeypatch.setattr(dispatch, "SHORT_S", -1.0)
+    running.dispatch.add(second := running.call())
+    running.dispatch.step()
+    assert running.ended == [(1, wire.REFUSED), (2, wire.REFUSED)]
+    assert second.is_over
+    running.lane.short = False
+    running.run(running.call())
+    assert running.ended[-1] == (3, wire.DONE)
+    assert running.dispatch.wake == math.inf
+
+
+@pytest.mark.parametrize(
+    ("seconds", "alone", "shared"),
+    [(0.0, 64, 64), (0.001, 64, 4), (0.003, 34, 2), (0.01, 10, 1), (60.0, 1, 1), (None, 50, 2)],
+)
+def test_a_lane_has_so_much_in_advance_as_runs_a_short_time(
+    running: Running, seconds: float | None, alone: int, shared: int
+) -> None:
+    """Much shorter, where another program calls, too."""
+    if seconds is not None:
+        running.run(running.call(), seconds)
+    given = running.flood(200)
+    assert len(given) == alone
+    running.lane.gives_back = True
+    running.dispatch.add(running.call(caller=b"other"))
+    running.dispatch.step()
+    assert len(running.lane.given) == shared
+    assert next(iter(running.lane.given)) == given[0]
+
+
+def test_a_program_that_comes_has_the_next_turn_and_then_they_take_turns(
+    running: Running,
+) -> None:
+    running.run(running.call(), 0.003)
+    running.flood(100)
+    running.lane.gives_back = True
+    running.flood(100, caller=b"other")
+    callers = []
+    for _ in range(10):
+        serial, work = next(iter(running.lane.given.items()))
+        callers.append(work.caller)
+        running.finish(serial, 0.003)
+        running.dispatch.step()
+        assert len(running.lane.given) == 2
+    assert callers == [ME, b"other"] * 5
+
+
+def test_a_call_that_takes_longer_than_others_has_none_behind_it(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.run(running.call(), 0.0)
+    given = running.flood(100)
+    assert len(given) == 64
+    running.lane.gives_back = True
+    running.lane.late = -math.inf  # it runs for too long
+    assert running.dispatch.wake == -math.inf
+    running.dispatch.step()
+    assert list(running.lane.given) == given[:1]
+    assert running.dispatch.wake == math.inf
+    running.lane.late = math.inf
+    running.finish(given[0], 10.0)
+    running.dispatch.step()
+    assert list(running.lane.given) == given[1:2]  # in order; the next may take as long
 
 
 class Shut:
@@ -197,3 +303,36 @@ def test_nothing_more_is_run_for_who_does_not_read(
     made._leave()
     for program in programs.values():
         program.close()
+
+
+def test_the_last_words_wait_no_longer_for_many_programs_that_do_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "Lane", Obeys)
+    monkeypatch.setattr(host, "Door", Shut)
+    monkeypatch.setattr(host, "GONE_S", 0.5)
+    made = host.Host(1, 60, Journal(tmp_path / "key"), tmp_path / "wanted")
+    programs = []
+    for number in range(41):
+        ours, program = socket.socketpair()
+        made._door.arrived.append(ours)
+        made._woken()
+        made._callers[ours.fileno()].tell(wire.Result(number, wire.DONE, bytes(limits.MIB)))
+        programs.append(program)
+    with ThreadPoolExecutor(1) as threads:
+        reads = threads.submit(all_of, programs[20])
+        begun = time.monotonic()
+        made._leave()
+        took_s = time.monotonic() - begun
+        messages = wire.Frames(wire.from_host).take(reads.result(60))
+    assert [type(message) for message in messages] == [wire.Results, wire.Bye]
+    assert took_s < 10  # not half a second for each
+    for program in programs:
+        program.close()
+
+
+def all_of(link: socket.socket) -> bytes:
+    found = b""
+    while part := link.recv(1_000_000):
+        found += part
+    return found

@@ -16,7 +16,7 @@ from tests.processes import until
 from zenos.calls import future as future_module
 from zenos.calls import values, wire
 from zenos.calls.future import CallFuture
-from zenos.calls.link import Link, settle
+from zenos.calls.link import Link, end_of, settle
 
 
 class Forgets:
@@ -70,7 +70,7 @@ def test_all_who_wait_until_it_is_accepted_hear_it(monkeypatch: pytest.MonkeyPat
 def test_a_result_that_comes_after_it_was_cancelled_is_dropped() -> None:
     future, result = made()
     assert future.cancel()
-    settle(future, result, "f")
+    settle(future, 0.0, end_of(result, "f"))
     assert future.cancelled()
 
 
@@ -78,14 +78,14 @@ def test_a_result_that_comes_as_it_is_cancelled_is_dropped() -> None:
     """Between the two halves of cancelling."""
     future, result = made()
     assert concurrent.futures.Future.cancel(future)
-    settle(future, result, "f")
+    settle(future, 0.0, end_of(result, "f"))
     assert not future.takes_end()
     assert future.cancelled()
 
 
 def test_what_has_ended_cannot_be_cancelled() -> None:
     future, result = made()
-    settle(future, result, "f")
+    settle(future, 0.0, end_of(result, "f"))
     assert not future.cancel()
     assert future.result() == 7
 
@@ -103,7 +103,7 @@ def test_whoever_comes_first_it_ends_once_and_nobody_fails(seed: int) -> None:
         except BaseException as error:  # noqa: BLE001 - whatever it is, the link's thread had died
             failed.append(error)
 
-    both = [lambda: settle(future, result, "f"), future.cancel]
+    both = [lambda: settle(future, 0.0, end_of(result, "f")), future.cancel]
     threads = [threading.Thread(target=do, args=(work,)) for work in both[:: 1 - 2 * (seed % 2)]]
     for thread in threads:
         thread.start()

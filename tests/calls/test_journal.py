@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from zenos.calls import wire
+from zenos.calls import begun, journal, wire
 from zenos.calls.journal import Journal, Left
-from zenos.calls.lane import SERIAL
 from zenos.calls.lanes import Work
 from zenos.core import durable, limits, processes
 from zenos.core.errors import ConflictError
@@ -51,7 +50,7 @@ def test_what_was_kept_and_has_not_ended_is_found(opened: Journal) -> None:
     first, second, third = keep(opened, 1, 2, 3)
     opened.end(second)
     opened.flush()
-    (opened.directory / "00000001.begun").write_bytes(SERIAL.pack(third.serial) * 2)
+    (opened.directory / "00000001.begun").write_bytes(begun.record_of(third.serial) * 2)
     left = again(opened)
     assert left.paths == ["/a", "/b"]
     assert [(w.call.id, w.attempts) for w in left.unfinished] == [(1, 0), (3, 2)]
@@ -186,3 +185,27 @@ def test_a_segment_that_could_not_be_begun_is_not_used(
     (work,) = keep(opened, 1)
     assert [w.call.id for w in again(opened).unfinished] == [1]
     opened.end(work)
+
+
+@pytest.mark.parametrize("torn", range(begun.RECORD_BYTES))
+def test_what_has_begun_is_found_around_a_torn_record(opened: Journal, torn: int) -> None:
+    """The disk was full for a moment, or a lane's process died as it wrote."""
+    works = keep(opened, *range(1, 5))
+    first, second, third, fourth = (begun.record_of(work.serial) for work in works)
+    path = opened.directory / "00000001.begun"
+    path.write_bytes(first + fourth[:torn] + second + third + fourth[:torn])
+    assert [w.attempts for w in again(opened).unfinished] == [1, 1, 1, 0]
+    for work in works:
+        opened.end(work)
+
+
+def test_what_has_begun_is_found_in_a_journal_of_version_1(
+    opened: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "VERSION", 1)
+    works = keep(opened, 1, 2)
+    (opened.directory / "00000001.begun").write_bytes(works[1].serial.to_bytes(8, "big") + b"\0\0")
+    monkeypatch.undo()
+    assert [w.attempts for w in again(opened).unfinished] == [0, 1]
+    for work in works:
+        opened.end(work)

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from zenos.calls import values, wire
-from zenos.calls.lane import SERIAL, Lane
+from zenos.calls import begun, values, wire
+from zenos.calls.lane import Lane
 from zenos.core.errors import StorageError
 from zenos.threads.current import BOARD_BYTES, Board
 
@@ -47,4 +47,31 @@ def test_a_call_whose_beginning_cannot_be_written_down_does_not_run(
     lane._journal.mkdir()
     assert lane._run(run, b"").outcome == wire.DONE
     assert ran.exists()
-    assert (lane._journal / "00000003.begun").read_bytes() == SERIAL.pack(7)
+    assert (lane._journal / "00000003.begun").read_bytes() == begun.record_of(7)
+
+
+@pytest.mark.parametrize("short", [1, 2])
+def test_a_call_whose_beginning_is_written_in_part_is_written_down_whole_or_does_not_run(
+    lane: Lane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: int
+) -> None:
+    ran, left = tmp_path / "ran", short
+    write = os.write
+
+    def write_some(fd: int, data: bytes) -> int:
+        nonlocal left
+        left -= 1
+        return write(fd, data[:5] if left >= 0 else data)
+
+    lane._journal.mkdir()
+    monkeypatch.setattr(os, "write", write_some)
+    run = wire.Run(7, b"f", values.arguments_of((ran,), {}), wire.DURABLE, 3)
+    result = lane._run(run, b"")
+    monkeypatch.undo()
+    found = list(begun.serials_in((lane._journal / "00000003.begun").read_bytes()))
+    if short == 1:
+        assert result.outcome == wire.DONE
+        assert found == [7]
+    else:
+        assert msgspec.msgpack.decode(result.payload)[0] == StorageError.code
+        assert found == []
+        assert not ran.exists()

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import queue
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
 from tests.processes import until
-from zenos.calls import calling, finding, wire
+from zenos.calls import calling, finding, values, wire
 from zenos.calls.finding import Wanted
+from zenos.calls.future import CallFuture
 from zenos.calls.link import Link
 from zenos.calls.mapping import MapResults
+from zenos.core import limits
 from zenos.core.errors import InvalidError, UnavailableError
 from zenos.core.home import Home
 from zenos.core.specs import CallSpec
+
+T = TypeVar("T")
 
 
 class Host:
@@ -100,6 +108,10 @@ def calls(heard: object) -> list[int]:
     return [call.id for call in heard.calls]
 
 
+def calls_of(heard: list[object]) -> list[int]:
+    return [id_ for one in heard if isinstance(one, wire.Calls) for id_ in calls(one)]
+
+
 def test_what_is_cancelled_between_two_hosts_is_cancelled_on_the_next(
     hosts: Hosts, link: Link
 ) -> None:
@@ -112,7 +124,7 @@ def test_what_is_cancelled_between_two_hosts_is_cancelled_on_the_next(
     first.say(wire.Accepted([1, 2]))
     until(lambda: wanted.is_accepted and unwanted.is_accepted)
     first.link.close()
-    until(lambda: link._socket is None)
+    until(lambda: link._out is None)
     assert unwanted.cancel()
     second = hosts.open()
     assert second.hear() == wire.Cancel([2])
@@ -158,9 +170,11 @@ def test_a_program_that_goes_to_another_folder_has_its_calls_run_there(
 ) -> None:
     wanted, links = Wanted(1, 0, None, 1, None, 600), calling._Links()
     here = links.to(wanted)
+    here.submit(function("f"), b"", 0, 0, 0.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         there = links.to(wanted)
+        there.submit(function("f"), b"", 0, 0, 0.0)
         assert links.to(wanted) is there
     work = there._spec.work
     assert isinstance(work, CallSpec)
@@ -169,3 +183,157 @@ def test_a_program_that_goes_to_another_folder_has_its_calls_run_there(
     links.close(0)
     for thread in [*here._threads, *there._threads]:
         thread.join(60)
+
+
+def in_time(work: Callable[[], T]) -> T:
+    """What it returns; it is not waited for for ever."""
+    found: list[T] = []
+    thread = threading.Thread(target=lambda: found.append(work()), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert found, "it still waits"
+    return found[0]
+
+
+def test_a_host_that_does_not_read_keeps_nobody_waiting(hosts: Hosts, link: Link) -> None:
+    host = hosts.open()
+    first = link.submit(function("f"), b"", 0, 0, 0.0)
+    assert calls(host.hear()) == [1]
+
+    def submit() -> CallFuture[Any]:
+        return link.submit(function("f"), bytes(limits.MIB), wire.DURABLE, 0, 0.0)
+
+    large = [in_time(submit) for _ in range(8)]
+    until(lambda: link._out is not None and link._out.is_stuck)
+    large.append(in_time(submit))
+    assert len(link._outbox) >= 7  # one frame at most is on its way
+    assert in_time(large[8].cancel)  # it has not been said
+    assert in_time(large[0].cancel)  # it has, maybe not whole
+    assert not in_time(lambda: large[1].wait_accepted(0.01))
+    host.say(wire.Results([wire.Result(1, wire.DONE, values.dump(7))]))
+    assert in_time(lambda: first.result(60)) == 7
+    heard: list[object] = []
+    while calls_of(heard) != [2, 3, 4, 5, 6, 7, 8, 9]:  # the last one was cancelled before
+        heard.append(host.hear())
+    assert wire.Cancel([2]) in heard
+    assert wire.Asking() in heard
+
+
+def test_the_end_of_a_program_waits_no_longer_for_a_host_that_does_not_read(
+    hosts: Hosts, link: Link
+) -> None:
+    hosts.open()
+    for _ in range(8):
+        in_time(lambda: link.submit(function("f"), bytes(limits.MIB), wire.DURABLE, 0, 0.0))
+    until(lambda: link._out is not None and link._out.is_stuck)
+    in_time(lambda: link.close(0.1) or True)
+    for thread in link._threads:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def test_a_host_is_told_which_results_it_need_not_keep(hosts: Hosts, link: Link) -> None:
+    """With the next calls, or by itself once there are large ones, or many."""
+    host, large = hosts.open(), values.dump(bytes(limits.MIB))
+
+    def end(payload: bytes, heard: int) -> None:
+        """A call and its result. heard: what is said with the call."""
+        future = link.submit(function("f"), b"", 0, 0, 0.0)
+        said = host.hear()
+        assert calls(said) == [future.number]
+        assert isinstance(said, wire.Calls)
+        assert said.heard == heard
+        host.say(wire.Results([wire.Result(future.number, wire.DONE, payload)]))
+        future.result(60)
+
+    end(values.dump(1), heard=0)
+    end(values.dump(2), heard=1)
+    end(large, heard=2)
+    assert host.hear() == wire.Heard(3)
+    end(values.dump(3), heard=3)
+    unknown = [wire.Result(id_, wire.DONE, values.dump(4)) for id_ in range(1000, 1300)]
+    host.say(wire.Results(unknown))
+    assert host.hear() == wire.Heard(304)
+    end(values.dump(5), heard=304)
+    link.close(0)
+    assert host.hear() == wire.Heard(305)
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - no more than a count
+
+
+def end_one(hosts: Hosts, link: Link) -> None:
+    """A call, its result, and the end of its host."""
+    host = hosts.open()
+    future = link.submit(function("f"), b"", 0, 0, 0.0)
+    assert calls(host.hear()) == [future.number]
+    host.say(wire.Results([wire.Result(future.number, wire.DONE, values.dump(7))]))
+    host.say(wire.Bye())
+    host.link.close()
+    assert future.result(60) == 7
+
+
+def test_what_a_program_does_not_use_any_more_is_forgotten(hosts: Hosts) -> None:
+    """Its hosts have ended: no thread and no descriptor is left of them, and no link."""
+    links = calling._Links()
+    gc.collect()
+    before = threading.active_count(), descriptors()
+    for lanes in range(1, 30):
+        end_one(hosts, links.to(Wanted(1, 0, None, lanes, None, 600)))
+        until(lambda: all(link.is_at_rest for link in links._links.values()))
+    assert len(links._links) == 1
+    links.close(0)
+    links.forget()
+    until(lambda: threading.active_count() <= before[0])
+    gc.collect()
+    assert descriptors() <= before[1]
+
+
+def test_who_has_a_link_at_rest_goes_on_with_it(hosts: Hosts, link: Link) -> None:
+    for _ in range(3):
+        end_one(hosts, link)
+        until(lambda: link.is_at_rest)
+        for thread in link._threads:
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+def test_the_end_of_a_program_reaches_calls_of_a_link_that_it_has_forgotten(hosts: Hosts) -> None:
+    links = calling._Links()
+    first = links.to(Wanted(1, 0, None, 1, None, 600))
+    end_one(hosts, first)
+    until(lambda: first.is_at_rest)
+    links.to(Wanted(1, 0, None, 2, None, 600))
+    assert first not in links._links.values()
+    host = hosts.open()
+    future = first.submit(function("f"), b"", wire.DURABLE, 0, 0.0)
+    closing = threading.Thread(target=links.close, args=(60,), daemon=True)
+    closing.start()
+    while not isinstance(heard := host.hear(), wire.Calls):
+        assert heard == wire.Asking()
+    host.say(wire.Accepted(calls(heard)))
+    closing.join(60)
+    assert not closing.is_alive()
+    assert future.is_accepted
+    with pytest.raises(UnavailableError, match="the program ends"):
+        first.submit(function("f"), b"", 0, 0, 0.0)
+
+
+def test_a_program_without_a_thread_to_spare_cannot_call_and_can_again(
+    hosts: Hosts, link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, left = threading.Thread.start, [1]
+
+    def short(thread: threading.Thread) -> None:
+        if left[0] == 0:
+            raise RuntimeError("can't start new thread")
+        left[0] -= 1
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", short)
+    with pytest.raises(UnavailableError, match="no thread can be started here"):
+        link.submit(function("f"), b"", 0, 0, 0.0)
+    assert link._pending == {}
+    left[0] = 2
+    end_one(hosts, link)

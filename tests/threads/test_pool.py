@@ -8,6 +8,7 @@ import functools
 import itertools
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -367,3 +368,26 @@ def test_the_policy_decides_who_is_next(tmp_path: Path) -> None:
             pool.submit(order.append, priority, options=Options(priority=priority))
         (tmp_path / "gate").touch()
     assert order == [75, 50, 25]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_closing_waits_no_longer_than_it_may_for_who_is_called_back(
+    kind: Kind, tmp_path: Path
+) -> None:
+    begin, called, gate = tmp_path / "begin", threading.Event(), threading.Event()
+
+    def call_back(_: object) -> None:
+        called.set()
+        gate.wait(60)
+
+    pool = Pool(1, kind=kind)
+    pool.submit(work.wait_for, str(begin)).add_done_callback(call_back)
+    begin.touch()
+    assert called.wait(60)
+    with ThreadPoolExecutor(1) as closing:
+        closed = closing.submit(pool.close, timeout=0.05)
+        try:
+            assert closed.result(20) is False
+        finally:
+            gate.set()
+    assert pool.close(timeout=60)

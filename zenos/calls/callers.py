@@ -35,6 +35,8 @@ class Caller:
         self._frames = wire.Frames(wire.from_program)
         self._results: list[wire.Result] = []
         self._results_bytes = 0
+        self._unheard: deque[wire.Result | None] = deque()  # all that it was told and hasn't taken
+        self._heard = 0  # how many it has
         self._accepted: list[int] = []
         self._due = math.inf  # when it is to be told of those
         self._out: deque[memoryview] = deque()
@@ -60,10 +62,27 @@ class Caller:
             return math.inf
         return -math.inf if self._accepted and self.asks else self._due
 
-    def tell(self, result: wire.Result) -> None:
-        """A call of its has ended; it is told with the others of this turn."""
+    def tell(self, result: wire.Result, *, keep: bool = False) -> None:
+        """A call of its has ended; it is told with the others of this turn.
+
+        keep: until it has heard that.
+        """
         self._results.append(result)
         self._results_bytes += len(result.payload) + RESULT_BYTES
+        self._unheard.append(result if keep else None)
+
+    def hear(self, count: int) -> None:
+        """It has taken so many results. FrameError when it wasn't told as many."""
+        if count > self._heard + len(self._unheard):
+            raise wire.FrameError("cannot have heard more results than were told")
+        while self._heard < count:
+            self._unheard.popleft()
+            self._heard += 1
+
+    @property
+    def unheard(self) -> list[wire.Result]:
+        """Results that are kept, since it has not taken them."""
+        return [result for result in self._unheard if result is not None]
 
     @property
     def reads_too_little(self) -> bool:
@@ -83,17 +102,19 @@ class Caller:
 
     def flush(self) -> bool:
         """Write; whether all of it could be. Raises OSError when it is gone."""
-        self._encode()
-        while self._out:
-            try:
-                sent = self.link.send(self._out[0])
-            except BlockingIOError:
-                return False
-            if sent < len(self._out[0]):
-                self._out[0] = self._out[0][sent:]
-            else:
-                self._out.popleft()
-        return True
+        while True:
+            while self._out:
+                try:
+                    sent = self.link.send(self._out[0])
+                except BlockingIOError:
+                    return False
+                if sent < len(self._out[0]):
+                    self._out[0] = self._out[0][sent:]
+                else:
+                    self._out.popleft()
+            self._encode()  # not before: what is encoded already isn't counted as unread
+            if not self._out:
+                return True
 
     def _encode(self) -> None:
         if self._accepted:

@@ -6,6 +6,8 @@ import atexit
 import os
 import sys
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
@@ -32,6 +34,7 @@ class _Links:
     def forget(self) -> None:
         """In a fork: the parent's links are its own."""
         self._lock = threading.Lock()
+        self._all: weakref.WeakSet[Link] = weakref.WeakSet()  # also those that were forgotten here
         # And home, folder, sys.path.
         self._links: dict[tuple[Path, Wanted, str, tuple[str, ...]], Link] = {}
         self.functions = values.Functions()
@@ -44,15 +47,20 @@ class _Links:
             with self._lock:
                 link = self._links.get(key)
                 if link is None:
-                    link = self._links[key] = Link(wanted)
+                    link = Link(wanted)
+                    # Who still has one that is at rest may go on with it. Nobody else will.
+                    rest = {k: v for k, v in self._links.items() if not v.is_at_rest}
+                    self._links = {**rest, key: link}
+                    self._all.add(link)
         return link
 
     def close(self, wait_s: float = ACCEPT_S) -> None:
         """The program ends: what was called durably is accepted first, if that can be."""
         with self._lock:
-            gone, self._links = self._links, {}
-        for link in gone.values():
-            link.close(wait_s)
+            self._links, gone = {}, list(self._all)
+        end = time.monotonic() + wait_s  # of all together
+        for link in gone:
+            link.close(end - time.monotonic())
 
 
 def _folder() -> str:

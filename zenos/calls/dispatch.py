@@ -1,8 +1,11 @@
 """Which call runs where, on a host: the queue, the lanes, and what follows when a lane dies.
 
 1. Programs take turns; each one's calls go in their order.
-2. A lane has some calls in advance, so that it never waits for the next. When another has nothing
-   left, what was not taken is taken back and shared out anew: nothing waits behind a long call.
+2. A lane has some calls in advance, so that it never waits for the next: of CALLS_AHEAD_ALONE_S in
+   all, as far as is known how long they run. When another program comes, what is over CALLS_AHEAD_S
+   and not taken is taken back, and from then on that is the limit: nobody waits long behind what
+   others have called. When another lane has nothing left, or a call runs for longer than was
+   thought, what waits behind is taken back, too, and shared out anew.
 3. A call with a time limit has its lane for itself.
 4. When a lane dies, what it had not taken goes to others. The one that it had taken may have run:
    it runs again if it is idempotent, at most `retries` times, and else ends with an error.
@@ -19,19 +22,22 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
-from zenos.calls import wire
+from zenos.calls import lanes, views, wire
+from zenos.calls.durations import Durations
 from zenos.calls.journal import Journal, Left
 from zenos.calls.lanes import Lane, Work
 from zenos.calls.past import Key, Past
 from zenos.core import limits
 from zenos.core.errors import DeadlineError, LaneError, WorkerError, ZenosError
-from zenos.core.thread_views import LaneView, PoolView, ThreadView
+from zenos.core.thread_views import PoolView
 from zenos.threads import allocation
 
 ALARMS_KEPT: Final = 1000
 LOOKS: Final = 100
+SHORT_S: Final = 5.0  # for descriptors or memory that a call needs on its way to a lane
+SHORT_LOOK_S: Final = 0.05  # between two looks whether there are some
 UNCERTAIN: Final = (
     "cannot tell whether {name} ran to its end: {why}. It does not run again; with "
     "idempotent=True it would"
@@ -54,11 +60,14 @@ class Dispatch:
         self.works: dict[Key, Work] = {}
         self.past = Past()
         self.held_bytes = 0
+        self._durations = Durations()
         self._count = count
         self._journal = journal
         self._poll = poll
         self._on_end = on_end
         self._queues: OrderedDict[bytes, deque[Work]] = OrderedDict()
+        self._served = b""  # the program whose call was given last
+        self._shared_until = -math.inf  # several programs call
         self._held: set[bytes] = set()  # programs that don't read what has come of their calls
         self._lanes: dict[int, Lane] = {}  # by number
         self._by_fd: dict[int, Lane] = {}  # by descriptor of link and process
@@ -68,7 +77,9 @@ class Dispatch:
         self._alarms: list[tuple[float, int, int, str]] = []  # when, lane, serial, what
         self._failures = 0  # of lanes that ended before they were ready, in a row
         self._restart = 0.0
-        self._succeeded = self._failed = self._cancelled = self._retried = self._died = 0
+        self._short_since = math.inf  # that no call could be given for want of something
+        self._again = math.inf  # when it is tried again
+        self._counts = views.Counts()
         self._cores = allocation.cpus()
 
     # -- lanes
@@ -87,19 +98,36 @@ class Dispatch:
             self._unstarted(str(error))
             return False
         self._lanes[lane.number] = lane
-        for fd in (lane.link.fileno(), lane.pidfd):
-            self._by_fd[fd] = lane
-            self._poll.register(fd, select.EPOLLIN)
-        if self._paths:
-            lane.begin(self._paths, str(self._journal.directory))
+        try:
+            for fd in (lane.link.fileno(), lane.pidfd):
+                self._by_fd[fd] = lane
+                self._poll.register(fd, select.EPOLLIN)
+            if self._paths:
+                lane.begin(self._paths, str(self._journal.directory))
+        except OSError as error:
+            self._remove(lane)
+            self._unstarted(str(error))
+            return False
         return True
+
+    def _remove(self, lane: Lane) -> str:
+        """End a lane, if it has not: how it ended."""
+        for fd in (lane.link.fileno(), lane.pidfd):
+            with suppress(OSError):  # it was not watched yet
+                self._poll.unregister(fd)
+            self._by_fd.pop(fd, None)
+        del self._lanes[lane.number]
+        return lane.close()
 
     def use(self, paths: list[str]) -> None:
         """What lanes have as their sys.path: of all programs of a host the same."""
         if not self._paths:
             self._paths = paths
             for lane in self._lanes.values():
-                lane.begin(paths, str(self._journal.directory))
+                try:
+                    lane.begin(paths, str(self._journal.directory))
+                except OSError:
+                    lane.kill()  # another takes its place
 
     def hear(self, fd: int) -> None:
         """Something has come from a lane, or its process has ended."""
@@ -115,10 +143,11 @@ class Dispatch:
             self._bury(lane)
 
     def _take(self, lane: Lane, result: wire.Result) -> None:
-        work = lane.given.pop(result.id, None)
+        work = lane.take(result.id)
         if work is None:
             return
-        work.lane = None
+        if result.outcome in (wire.DONE, wire.RAISED):
+            self._durations.learn(work.call, result.seconds)
         head = lane.head
         if head is not None:
             head.given = time.monotonic()
@@ -138,13 +167,9 @@ class Dispatch:
 
     def _bury(self, lane: Lane) -> None:
         """A lane is dead."""
-        self._died += 1
+        self._counts.died += 1
         back = lane.take_back()
-        for fd in (lane.link.fileno(), lane.pidfd):
-            self._poll.unregister(fd)
-            del self._by_fd[fd]
-        del self._lanes[lane.number]
-        how = lane.close()
+        how = self._remove(lane)
         lost = list(lane.given.values())
         for work in reversed(back):
             if not work.is_over:
@@ -173,7 +198,7 @@ class Dispatch:
             tries = f"{work.attempts} times"
             self.refuse(work, LaneError(f"cannot finish {name}: {why}; it was begun {tries}"))
         else:
-            self._retried += 1
+            self._counts.retried += 1
             self._put_back(work)
 
     # -- calls
@@ -200,7 +225,24 @@ class Dispatch:
         queue = self._queues.get(caller)
         if queue is None:
             queue = self._queues[caller] = deque()
+            if next(iter(self._queues)) == self._served:  # it has just had its turn
+                self._queues.move_to_end(caller, last=False)
+            if self._served not in (b"", caller):
+                self._meet()
         return queue
+
+    def _meet(self) -> None:
+        """Several programs call."""
+        now = time.monotonic()
+        met, self._shared_until = now < self._shared_until, now + limits.CALLS_SHARED_S
+        if not met:
+            for lane in self._lanes.values():
+                if lane.load_s > limits.CALLS_AHEAD_S:
+                    self._relieve(lane)
+
+    def _relieve(self, lane: Lane) -> None:
+        for work in reversed(lane.take_back()):
+            self._put_back(work)
 
     def _put_back(self, work: Work) -> None:
         self._queue(work.caller).appendleft(work)
@@ -216,6 +258,8 @@ class Dispatch:
     def step(self) -> None:
         """Give lanes what waits, and do what is due."""
         now = time.monotonic()
+        if now >= self._again:
+            self._again = math.inf
         while self._alarms and self._alarms[0][0] <= now:
             _, number, serial, what = heapq.heappop(self._alarms)
             self._alarm(number, serial, what)
@@ -225,15 +269,42 @@ class Dispatch:
             and (self.works or not self._failures)
         ):
             self.start()
+        for late in [x for x in self._lanes.values() if len(x.given) > 1 and now >= x.late]:
+            self._relieve(late)
         self._share()
         while (work := self._next()) is not None:
+            work.expected_s = self._durations.of(work.call)
             lane = self._lane_for(work)
-            if lane is None or not lane.give(work):
+            if lane is None or not self._give(lane, work):
+                if work.is_over:
+                    continue
                 self._put_back(work)
                 self._queues.move_to_end(work.caller, last=False)
                 return
+            if work.caller != self._served:
+                self._shared_until = now + limits.CALLS_SHARED_S if self._served else -math.inf
+                self._served = work.caller
             if work.call.timeout_s:
                 self._watch(work.given + work.call.timeout_s, lane, work, "timeout")
+
+    def _give(self, lane: Lane, work: Work) -> bool:
+        """Give a lane a call; False when it can't be given now. Where descriptors or memory are
+        short for longer than SHORT_S the call ends with an error."""
+        try:
+            given = lane.give(work)
+        except OSError as error:
+            now = time.monotonic()
+            self._short_since = min(self._short_since, now)
+            self._again = now + SHORT_LOOK_S
+            if now > self._short_since + SHORT_S:
+                self._short_since = math.inf
+                why = (
+                    f"cannot give {work.function.name} to a lane: {error.strerror}; it has not run"
+                )
+                self.refuse(work, LaneError(why))
+            return False
+        self._short_since = self._again = math.inf
+        return given
 
     def _next(self) -> Work | None:
         """The next call that waits: of the program whose turn it is."""
@@ -252,14 +323,26 @@ class Dispatch:
 
     def _lane_for(self, work: Work) -> Lane | None:
         """The lane that has least to do, if it may have more."""
+        now = time.monotonic()
         best: Lane | None = None
         for lane in self._lanes.values():
-            if lane.takes_calls and (best is None or len(lane.given) < len(best.given)):
+            if (
+                lane.takes_calls
+                and (best is None or lane.load_s < best.load_s)
+                and (not lane.given or now < lane.late)
+            ):
                 best = lane
-        if best is None or len(best.given) >= limits.CALLS_PER_LANE_MAX:
+        shared = now < self._shared_until
+        ahead_s = limits.CALLS_AHEAD_S if shared else limits.CALLS_AHEAD_ALONE_S
+        if best is None or best.load_s >= ahead_s:
             return None
         head = best.head
-        if head is not None and (work.call.timeout_s or head.call.timeout_s or best.stopping):
+        if head is not None and (
+            len(best.given) >= limits.CALLS_PER_LANE_MAX
+            or work.call.timeout_s
+            or head.call.timeout_s
+            or best.stopping
+        ):
             return None
         return best
 
@@ -271,8 +354,7 @@ class Dispatch:
             return
         most = max(self._lanes.values(), key=lambda lane: len(lane.given))
         if len(most.given) > 1:
-            for work in reversed(most.take_back()):
-                self._put_back(work)
+            self._relieve(most)
 
     # -- ends
 
@@ -283,12 +365,7 @@ class Dispatch:
         self.held_bytes -= len(work.call.arguments)
         if work.segment:
             self._journal.end(work)
-        if result.outcome == wire.DONE:
-            self._succeeded += 1
-        elif result.outcome == wire.CANCELLED:
-            self._cancelled += 1
-        else:
-            self._failed += 1
+        self._counts.end(result.outcome)
         result.id = work.call.id
         self._on_end(work, result)
 
@@ -362,10 +439,10 @@ class Dispatch:
     @property
     def wake(self) -> float:
         """When to step without an event, on the monotonic clock."""
-        wake = self._alarms[0][0] if self._alarms else math.inf
+        wake = min(self._again, self._alarms[0][0] if self._alarms else math.inf)
         if len(self._lanes) < self._count and self.works:
             wake = min(wake, self._restart)
-        return wake
+        return min([wake, *(x.late for x in self._lanes.values() if len(x.given) > 1)])
 
     # -- of earlier hosts
 
@@ -406,7 +483,10 @@ class Dispatch:
     def close(self) -> None:
         """End all lanes."""
         for lane in self._lanes.values():
-            lane.close()
+            lane.kill()  # all at once: the end of a process that has much memory takes a while
+        end = time.monotonic() + lanes.END_S
+        for lane in self._lanes.values():
+            lane.close(end - time.monotonic())
         self._lanes.clear()
 
     # -- for people
@@ -416,58 +496,5 @@ class Dispatch:
         for _ in range(LOOKS):
             # What it looks at may change, or a lane be closed, under it: then it looks again.
             with suppress(RuntimeError, ValueError):
-                return self._snapshot(threads_max)
-        return self._snapshot(threads_max)
-
-    def _snapshot(self, threads_max: int) -> PoolView:
-        now = time.monotonic()
-        lanes = list(self._lanes.values())
-        heads = [(lane, head) for lane in lanes if (head := lane.head) is not None]
-        running = {id(head) for _, head in heads}
-        waiting = [w for w in list(self.works.values()) if id(w) not in running and not w.is_over]
-        views = [self._view(head, now, lane) for lane, head in heads]
-        views += [self._view(work, now, None) for work in waiting[: threads_max - len(views)]]
-        return PoolView(
-            name="calls",
-            kind="process",
-            policy="fifo",
-            wanted=self._count,
-            queued=len(waiting),
-            running=len(heads),
-            submitted=len(self.works) + self._succeeded + self._failed + self._cancelled,
-            succeeded=self._succeeded,
-            failed=self._failed,
-            cancelled=self._cancelled,
-            retried=self._retried,
-            lanes_died=self._died,
-            lanes=[self._lane_view(lane) for lane in lanes],
-            threads=views[:threads_max],
-        )
-
-    def _lane_view(self, lane: Lane) -> LaneView:
-        state: Any = "opening" if not lane.is_ready else "busy" if lane.given else "idle"
-        if lane.stopping:
-            state = "stopping"
-        return LaneView(id=lane.number, state=state, pid=lane.pid, cpu_s=lane.cpu_s())
-
-    def _view(self, work: Work, now: float, lane: Lane | None) -> ThreadView:
-        fraction = 0.0
-        if lane is not None:
-            done, said = lane.progress()
-            if work.call.flags & wire.MANY:
-                fraction = min(1.0, (done + said) / max(1, work.call.items))
-            elif done == work.serial:
-                fraction = said
-        begun = work.given if lane is not None else now
-        return ThreadView(
-            id=work.serial & 0xFFFFFFFF,
-            name=work.function.name,
-            state="queued" if lane is None else "running",
-            priority=limits.PRIORITY_NORMAL,
-            attempt=work.attempts + (lane is not None),
-            items=work.call.items,
-            lane=None if lane is None else lane.number,
-            progress=fraction,
-            waited_s=max(0.0, begun - work.since),
-            ran_s=max(0.0, now - begun),
-        )
+                return views.pool(self._lanes, self.works, self._counts, self._count, threads_max)
+        return views.pool(self._lanes, self.works, self._counts, self._count, threads_max)

@@ -15,6 +15,7 @@ from zenos.core.errors import RefusedError, ZenosError
 from zenos.core.names import calls_topic
 
 USERS: Final = "user."  # how the broker calls programs outside any task
+END_S: Final = 1.0  # for its thread, at the end
 AGAIN_S: Final = 0.1  # until it is tried again to hear of programs
 
 
@@ -37,14 +38,15 @@ class Door:
         self._closing.set()
         self._bus.close()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(END_S)
 
     def _serve(self) -> None:
         topic = self._bus.topic(calls_topic(self._bus.task))
         while True:
             try:
                 message = topic.receive()
-            except ZenosError:  # also what a daemon says that can't have it at the moment
+            # Also what a daemon says that can't have it at the moment, or no descriptor is left.
+            except (ZenosError, OSError):
                 if self._closing.wait(AGAIN_S):
                     return
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -38,8 +39,11 @@ from zenos.threads.allocation import lanes_for
 if TYPE_CHECKING:
     from zenos.client import Client
 
+LOCK_S: Final = 10.0  # for another program that looks for its host, too
+LOCK_LOOK_S: Final = 0.005  # between two looks whether it is done
 LOOK_S: Final = 2.0  # between two looks at a host that doesn't answer
 GREET_S: Final = 60.0
+PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 HOLDING: Final = "queued,starting,running,pausing,paused,suspending"
 
 
@@ -101,15 +105,17 @@ def come_in(
     """A connection to the host, which is started if there is none.
 
     Waits while the host waits for room. WorkerError when it can't be started, UnfittableError, what
-    it says against this program, UnavailableError when `gave_up`.
+    it says against this program, UnavailableError when `gave_up`, or when another program that
+    looks for its host doesn't come to an end.
     """
     while not gave_up():
-        task = _host(home, spec)
-        link = _ask(home, task, gave_up)
+        try:
+            link = _reach(home, spec, gave_up)
+        except OSError as error:
+            if error.errno not in PASSING:
+                raise
+            raise UnavailableError(f"cannot reach the host of calls: {error.strerror}") from error
         if link is None:
-            ended = _look(home, task)
-            if ended.is_ended and ended.state is not State.SUCCEEDED:
-                raise WorkerError(_why(ended))
             continue
         try:
             _greet(link, caller)
@@ -121,6 +127,17 @@ def come_in(
             raise
         return link
     raise UnavailableError("cannot reach the host of calls: the program ends")
+
+
+def _reach(home: Home, spec: TaskSpec, gave_up: Callable[[], bool]) -> socket.socket | None:
+    """A connection to the host that there is; None when that has ended by now."""
+    task = _host(home, spec, gave_up)
+    link = _ask(home, task, gave_up)
+    if link is None:
+        ended = _look(home, task)
+        if ended.is_ended and ended.state is not State.SUCCEEDED:
+            raise WorkerError(_why(ended))
+    return link
 
 
 def _why(task: Task) -> str:
@@ -137,26 +154,54 @@ def _client(home: Home) -> Iterator[Client]:
         yield client
 
 
-def _host(home: Home, spec: TaskSpec) -> str:
+def _host(home: Home, spec: TaskSpec, gave_up: Callable[[], bool]) -> str:
     """The id of the task. Of several programs that look at once, one submits it."""
     assert isinstance(spec.work, CallSpec)  # noqa: S101 - it was made here
     home.calls.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = home.calls / "finding.lock"
+    with _alone(home.calls / "finding.lock", gave_up), _client(home) as client:
+        for view in client.tasks(kind="call", state=HOLDING):
+            task = view.task
+            work = task.spec.work
+            if isinstance(work, CallSpec) and work.key == spec.work.key and not task.stopping:
+                return task.id
+        return client.submit(spec).id
+
+
+@contextmanager
+def _alone(path: Path, gave_up: Callable[[], bool]) -> Iterator[None]:
+    """Have the lock. UnavailableError when another program keeps it for LOCK_S, as one that was
+    stopped does, or when `gave_up`."""
     try:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
+        if error.errno in PASSING:
+            raise
         raise StorageError(f"cannot open {path}: {error.strerror}") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with _client(home) as client:
-            for view in client.tasks(kind="call", state=HOLDING):
-                task = view.task
-                work = task.spec.work
-                if isinstance(work, CallSpec) and work.key == spec.work.key and not task.stopping:
-                    return task.id
-            return client.submit(spec).id
+        end = time.monotonic() + LOCK_S
+        while not _taken(lock, path):
+            if gave_up():
+                raise UnavailableError("cannot reach the host of calls: the program ends")
+            if time.monotonic() > end:
+                raise UnavailableError(
+                    f"cannot look for a host of calls: another program has had {path} locked for "
+                    f"{LOCK_S:g} s; end it, or have it go on if it was stopped ('fuser {path}' "
+                    "tells which)"
+                )
+            time.sleep(LOCK_LOOK_S)
+        yield
     finally:
         os.close(lock)
+
+
+def _taken(lock: int, path: Path) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # no locks left, or a file system that has none
+        raise StorageError(f"cannot lock {path}: {error.strerror}") from error
+    return True
 
 
 def _look(home: Home, task: str) -> Task:

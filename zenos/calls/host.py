@@ -34,7 +34,8 @@ PATHS_BYTES_MAX: Final = 24 * limits.KIB
 HELD_BYTES_MAX: Final = 512 * limits.MIB  # of arguments; then programs aren't read from
 SYNCED_HERE_MAX: Final = 8  # calls, if there are no others
 FIRST_S: Final = 5.0  # for the first call
-GONE_S: Final = 2.0  # for programs to read the last words
+GONE_S: Final = 2.0  # for all programs together to read the last words
+SYNCED_S: Final = 2.0  # for what is being synced as it ends
 EXIT_TOLD: Final = 1  # it was told to end
 
 
@@ -114,7 +115,11 @@ class Host:
         if not self._unsynced or not self._syncer.is_free:
             return
         works, self._unsynced = self._unsynced, []
-        fds = self._journal.to_sync()
+        try:
+            fds = self._journal.to_sync()
+        except OSError:  # no descriptor is left
+            self._synced(works, self._journal.sync_here())
+            return
         if len(works) > SYNCED_HERE_MAX or len(self._dispatch.works) > len(works):
             self._syncer.start(fds, works)
         else:
@@ -162,8 +167,12 @@ class Host:
         while self._door.arrived:
             link = self._door.arrived.popleft()
             caller = Caller(link)
+            try:
+                self._poll.register(caller.fd, select.EPOLLIN)
+            except OSError:
+                caller.close()  # it comes again
+                continue
             self._callers[caller.fd] = caller
-            self._poll.register(caller.fd, select.EPOLLIN)
         while self._syncer.done:
             works, error = self._syncer.done.popleft()
             self._synced(works, error)
@@ -189,6 +198,8 @@ class Host:
     def _take(self, caller: Caller, message: Any) -> None:
         if isinstance(message, wire.Calls) and caller.name:
             self._take_calls(caller, message)
+        elif isinstance(message, wire.Heard):
+            caller.hear(message.count)
         elif isinstance(message, wire.Cancel) and caller.name:
             for id_ in message.ids:
                 if not self._dispatch.cancel(caller.name, id_):
@@ -213,6 +224,9 @@ class Host:
             raise InvalidError("cannot use a sys.path that long: shorten it")
         caller.name = hello.caller
         self._idle_since = time.monotonic()
+        earlier = self._by_name.get(hello.caller)
+        if earlier is not None:  # it has broken off, and we have not heard of that yet
+            self._lose(earlier)
         self._by_name[hello.caller] = caller
         self._journal.use(hello.paths)
         self._dispatch.use(hello.paths)
@@ -221,6 +235,7 @@ class Host:
     def _take_calls(self, caller: Caller, message: wire.Calls) -> None:
         failpoints.passing("calls.received")
         self._was_called = True
+        caller.hear(message.heard)
         for function in message.functions:
             caller.functions.say(function)
         try:
@@ -270,7 +285,7 @@ class Host:
         """How does a call end that was accepted before?"""
         result = self._dispatch.resume(caller.name, id_)
         if result is not None:
-            caller.tell(result)
+            caller.tell(result, keep=True)
         elif self._dispatch.is_kept(caller.name, id_):
             caller.accept(id_)
 
@@ -279,7 +294,7 @@ class Host:
         failpoints.passing("calls.ended")
         caller = self._by_name.get(work.caller)
         if caller is not None:
-            caller.tell(result)
+            caller.tell(result, keep=bool(work.segment))
             if caller.reads_too_little:
                 self._dispatch.hold(caller.name)
         elif work.segment:
@@ -312,6 +327,8 @@ class Host:
             del self._by_name[caller.name]
             self._dispatch.release(caller.name)
             self._dispatch.abandon(caller.name)
+            for result in caller.unheard:  # it may come back
+                self._dispatch.past.keep(caller.name, result)
 
     # -- beginning and end
 
@@ -330,17 +347,36 @@ class Host:
         if self._told:
             self._dispatch.refuse_all(WorkerError("cannot finish the call: its host was ended"))
         self._woken()
-        for caller in list(self._callers.values()):
-            with suppress(OSError):
-                caller.link.settimeout(GONE_S)
-                caller.say(wire.Bye())
-                caller.flush()
-            caller.close()
+        self._say_bye(time.monotonic() + GONE_S)
         self._dispatch.close()
-        self._syncer.close()
+        self._syncer.close(SYNCED_S)
         with suppress(OSError):
             self._journal.flush()
             self._journal.close()
+
+    def _say_bye(self, end: float) -> None:
+        """Tell all programs what is left to be told, until then."""
+        waiting = dict(self._callers)
+        for caller in waiting.values():
+            caller.say(wire.Bye())
+        while waiting:
+            poll = select.poll()
+            for fd, caller in list(waiting.items()):
+                try:
+                    done = caller.flush()
+                except OSError:
+                    done = True
+                if done:
+                    del waiting[fd]
+                else:
+                    poll.register(fd, select.POLLOUT)
+            left_s = end - time.monotonic()
+            if left_s <= 0:
+                break
+            if waiting:
+                poll.poll(1e3 * left_s)
+        for caller in self._callers.values():
+            caller.close()
 
     # -- for `zenos ps --threads`
 

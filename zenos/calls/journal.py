@@ -20,18 +20,20 @@ from typing import Any, Final
 
 import msgspec
 
-from zenos.calls.lane import SERIAL
+from zenos.calls.begun import serials_in, serials_in_first
 from zenos.calls.lanes import Work
+from zenos.calls.syncing import sync
 from zenos.calls.wire import Call, Function, Said, encoder
 from zenos.core import durable, limits, processes
 from zenos.core.errors import ConflictError
 
+VERSION: Final = 2  # of 1 the beginnings of calls have no check
 HEAD: Final = struct.Struct(">II")
 _SEGMENT: Final = re.compile(r"^([0-9]{8})\.calls$")
 
 
 class Opened(msgspec.Struct, array_like=True, tag="opened"):
-    """The first record of a segment."""
+    """The first record of a segment. version: see VERSION."""
 
     version: int
     boot: str
@@ -98,11 +100,12 @@ class Journal:
         boot = processes.boot_id()
         for number in self._segments():
             functions: dict[bytes, Function] = {}
-            here = True
+            here, version = True, VERSION
             self._open[number] = 0
             for record in _records(self._path(number)):
                 if isinstance(record, Opened):
                     left.paths, here = record.paths, record.boot == boot
+                    version = record.version
                 elif isinstance(record, Kept):
                     functions.update((function.key, function) for function in record.functions)
                     for serial, call in enumerate(record.calls, record.first):
@@ -118,7 +121,7 @@ class Journal:
                         if work is not None:
                             self._open[work.segment] -= 1
                             left.ended.add((work.caller, work.call.id))
-            for serial in _begun(self._path(number).with_suffix(".begun")):
+            for serial in _begun(self._path(number).with_suffix(".begun"), version):
                 begun[serial] = begun.get(serial, 0) + 1
             self.segment = number
         for serial, work in works.items():
@@ -176,12 +179,27 @@ class Journal:
             self._remove(number)
 
     def to_sync(self) -> list[int]:
-        """Descriptors of what must be synced for all that was kept to be durable; the caller's."""
-        found, self._left = self._left, []
+        """Descriptors of what must be synced for all that was kept to be durable; the caller's.
+
+        OSError when there is none to be had: see sync_here.
+        """
         if self._unsynced:
-            found.append(os.dup(self.fd))
+            self._left.append(os.dup(self.fd))
             self._unsynced = False
+        found, self._left = self._left, []
         return found
+
+    def sync_here(self) -> OSError | None:
+        """Make all that was kept durable, without another descriptor; what keeps it from that."""
+        found, self._left = self._left, []
+        error = sync(found)
+        if self._unsynced:
+            try:
+                durable.sync(self.fd)
+                self._unsynced = False
+            except OSError as failed:
+                error = failed
+        return error
 
     def close(self) -> None:
         """Leave; where nothing is unfinished, no trace."""
@@ -220,7 +238,7 @@ class Journal:
         except OSError:
             self._close_segment()  # nothing is kept where it may not be found
             raise
-        self._append(Opened(1, processes.boot_id(), self._paths))
+        self._append(Opened(VERSION, processes.boot_id(), self._paths))
 
     def _close_segment(self) -> None:
         if self.fd < 0:
@@ -283,10 +301,9 @@ def _records(path: Path) -> Iterator[Record]:
         at += HEAD.size + length
 
 
-def _begun(path: Path) -> Iterator[int]:
+def _begun(path: Path, version: int) -> Iterator[int]:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        return
-    for (serial,) in SERIAL.iter_unpack(data[: len(data) - len(data) % SERIAL.size]):
-        yield serial
+        return iter(())
+    return serials_in_first(data) if version == 1 else serials_in(data)

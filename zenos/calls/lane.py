@@ -7,24 +7,22 @@ the lane dies there is one call at most of which nobody knows whether it ran.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
-import struct
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from zenos.calls import values, wire
+from zenos.calls import begun, values, wire
 from zenos.calls.sources import Sources
 from zenos.calls.where import where
 from zenos.core import limits
-from zenos.core.errors import StorageError
+from zenos.core.errors import LaneError, StorageError
 from zenos.threads import current, inherited
 from zenos.threads.current import Board
-
-SERIAL: Final = struct.Struct(">Q")  # of a call that has begun, in the journal
 
 
 class Lane:
@@ -38,11 +36,19 @@ class Lane:
         self._journal = Path()
         self._segment, self._begun = 0, -1
         self._sources = Sources()
+        self._has_run = False
 
     def serve(self) -> None:
         """Answer each `Run` with a `Result`, until the host is gone."""
         owner = os.getpid()
-        while (packet := wire.receive_packet(self._link)) is not None:
+        while True:
+            try:
+                packet = wire.receive_packet(self._link)
+            except wire.BesideError as error:
+                self._unreceived(error)
+                return
+            if packet is None:
+                return
             message = wire.to_lane.decode(packet[0])
             if isinstance(message, wire.Run):
                 if os.getppid() != self._parent:
@@ -50,8 +56,7 @@ class Lane:
                 result = self._run(message, packet[1])
                 if os.getpid() != owner:
                     os._exit(0)  # the function has forked, and this is the child
-                self._answer(result)
-                if result.outcome == wire.STALE:
+                if not self._answer(result) or result.outcome == wire.STALE:
                     return
             elif isinstance(message, wire.Learn):
                 self._functions[message.key] = packet[1] or message.body
@@ -62,6 +67,15 @@ class Lane:
                 self._journal = Path(message.journal)
                 wire.send_packet(self._link, wire.Ready())
             del packet, message
+
+    def _unreceived(self, error: wire.BesideError) -> None:
+        """Descriptors or memory are short in this process, since its functions have taken too much.
+        So it ends, and its calls go to another one, unless that would fare no better."""
+        message = wire.to_lane.decode(error.body)
+        if isinstance(message, wire.Run):
+            why = f"cannot give the call to a lane: {error.strerror}; it has not run"
+            refused = wire.refused(LaneError(why), message.serial)
+            self._answer(wire.Result(message.serial, wire.STALE) if self._has_run else refused)
 
     def _run(self, message: wire.Run, beside: bytes) -> wire.Result:
         serial, board = message.serial, self._board
@@ -74,10 +88,13 @@ class Lane:
             try:
                 self._note(message.segment, serial)
             except OSError as error:
+                if error.errno == errno.EMFILE and self._has_run:
+                    return wire.Result(serial, wire.STALE)
                 said = f"cannot write down that the call begins: {error.strerror}; it does not run"
                 return wire.refused(StorageError(said), serial)
-        begun = time.monotonic()
+        since = time.monotonic()
         current.here.token, current.here.done = board, serial
+        self._has_run = True
         try:
             function = self._function(message.key)
             arguments = values.load(beside or message.arguments)
@@ -86,7 +103,7 @@ class Lane:
             else:
                 payload = values.result_of(function(*arguments[0], **arguments[1]))
         except BaseException as error:  # noqa: BLE001 - a lane outlives whatever functions raise
-            seconds = time.monotonic() - begun
+            seconds = time.monotonic() - since
             if board.cancelled():
                 return wire.Result(serial, wire.CANCELLED, b"", seconds)
             payload = values.error_of(error, traceback.format_exc())
@@ -94,7 +111,7 @@ class Lane:
         finally:
             current.here.token = None
             self._sources.learn()
-        return wire.Result(serial, wire.DONE, payload, time.monotonic() - begun)
+        return wire.Result(serial, wire.DONE, payload, time.monotonic() - since)
 
     def _function(self, key: bytes) -> Any:
         function = self._functions[key]
@@ -113,15 +130,22 @@ class Lane:
                 path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
             )
             self._segment = segment
-        os.write(self._begun, SERIAL.pack(serial))
+        begun.note(self._begun, serial)
 
-    def _answer(self, result: wire.Result) -> None:
+    def _answer(self, result: wire.Result) -> bool:
+        """Whether that could be done; else that is said, and the lane isn't fit for more."""
         payload = result.payload
-        if len(payload) > limits.CALL_PACKET_BYTES_MAX:
-            result.payload = b""
-            wire.send_packet(self._link, result, payload)
-        else:
+        if len(payload) <= limits.CALL_PACKET_BYTES_MAX:
             wire.send_packet(self._link, result)
+            return True
+        result.payload = b""
+        try:
+            wire.send_packet(self._link, result, payload)
+        except OSError as error:
+            why = f"cannot send a result of {len(payload)} bytes back: {error.strerror}"
+            wire.send_packet(self._link, wire.refused(LaneError(why), result.id))
+            return False
+        return True
 
 
 def _many(function: Any, items: list[Any], board: Board) -> bytes:

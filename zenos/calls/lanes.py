@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
+import subprocess
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -12,9 +14,11 @@ from typing import Any, Final
 
 from zenos.calls import wire
 from zenos.core import limits
+from zenos.core.errors import LaneError
 from zenos.threads import starting
 
 FUNCTIONS_MAX: Final = 256  # that a lane keeps
+END_S: Final = 2.0  # of a killed process
 _NOW: Final = int(socket.MSG_DONTWAIT)
 
 
@@ -30,6 +34,7 @@ class Work:
         "attempts",
         "call",
         "caller",
+        "expected_s",
         "function",
         "given",
         "is_over",
@@ -50,6 +55,7 @@ class Work:
         self.attempts = 0
         self.lane: Lane | None = None
         self.given = 0.0
+        self.expected_s = 0.0
         self.since = time.monotonic()
         self.is_over = False
 
@@ -65,6 +71,7 @@ class Lane:
     def __init__(self, number: int, environment: dict[str, str]) -> None:
         self.number = number
         self.given: OrderedDict[int, Work] = OrderedDict()  # by serial; the first one runs
+        self.load_s = 0.0  # what it is thought to need for these
         self.is_ready = False
         self.is_leaving = False  # what it has imported has changed
         self.stopping = 0  # the serial of what was told to end
@@ -75,7 +82,12 @@ class Lane:
         self._process, self._board = made.process, made.board
         self.link.setblocking(False)
         self.pid = self._process.pid
-        self.pidfd = os.pidfd_open(self.pid)
+        try:
+            self.pidfd = os.pidfd_open(self.pid)
+        except OSError:
+            self.pidfd = -1
+            self.close()
+            raise
 
     @property
     def takes_calls(self) -> bool:
@@ -87,12 +99,19 @@ class Lane:
         """What it runs, or is about to."""
         return next(iter(self.given.values()), None)
 
+    @property
+    def late(self) -> float:
+        """When what it runs takes so long that nothing should wait behind it (monotonic)."""
+        head = self.head
+        return math.inf if head is None else head.given + 2 * head.expected_s + limits.CALLS_LATE_S
+
     def begin(self, paths: list[str], journal: str) -> None:
         """Tell it its sys.path; it answers that it is ready."""
         wire.send_packet(self.link, wire.Paths(paths, journal))
 
     def give(self, work: Work) -> bool:
-        """Give it a call; False when it takes no more at the moment."""
+        """Give it a call; False when it takes no more at the moment. OSError when something is
+        short here."""
         call = work.call
         try:
             if call.key not in self._known:
@@ -106,7 +125,16 @@ class Lane:
             return False
         work.lane, work.given = self, time.monotonic()
         self.given[work.serial] = work
+        self.load_s += work.expected_s
         return True
+
+    def take(self, serial: int) -> Work | None:
+        """A call isn't its any more."""
+        work = self.given.pop(serial, None)
+        if work is not None:
+            work.lane = None
+            self.load_s = self.load_s - work.expected_s if self.given else 0.0
+        return work
 
     def _teach(self, function: wire.Function) -> None:
         large = len(function.body) > limits.CALL_PACKET_BYTES_MAX
@@ -125,6 +153,10 @@ class Lane:
                 packet = wire.receive_packet(self.link, _NOW)
             except BlockingIOError:
                 return
+            except wire.BesideError as error:
+                why = f"cannot take the result from its lane: {error.strerror}; it ran to its end"
+                yield wire.refused(LaneError(why), wire.result_of.decode(error.body).id)
+                continue
             if packet is None:
                 return
             body, beside = packet
@@ -140,14 +172,14 @@ class Lane:
         """What it has not taken yet, in order: it will not run here."""
         packets: list[Any] = []
         with suppress(BlockingIOError):
-            while (packet := wire.receive_packet(self._theirs, _NOW)) is not None:
-                packets.append(wire.to_lane.decode(packet[0]))
+            while (body := wire.receive_body(self._theirs, _NOW)) is not None:
+                packets.append(wire.to_lane.decode(body))
         found: list[Work] = []
         for message in reversed(packets):
             if isinstance(message, wire.Run):
-                work = self.given.pop(message.serial)
-                work.lane = None
-                found.append(work)
+                work = self.take(message.serial)
+                if work is not None:
+                    found.append(work)
             elif isinstance(message, wire.Learn):
                 self._known.pop(message.key, None)
             elif isinstance(message, wire.Forget):
@@ -165,15 +197,20 @@ class Lane:
         """End it, with what it runs."""
         self._process.kill()
 
-    def close(self) -> str:
-        """Its process has ended, or is to: how it has, in words."""
+    def close(self, wait_s: float = END_S) -> str:
+        """Its process has ended, or is to, for which this waits at most so long: how it has, in
+        words."""
         self._process.kill()
-        code = self._process.wait()
+        try:
+            how = starting.how_ended(self._process.wait(max(0.0, wait_s)))
+        except subprocess.TimeoutExpired:
+            how = "does not end"  # the system has it in a call that can't be interrupted
         self.link.close()
         self._theirs.close()
         self._board.close()
-        os.close(self.pidfd)
-        return starting.how_ended(code)
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+        return how
 
     def cpu_s(self) -> float:
         """CPU time so far, in seconds; 0 when it can't be told."""

@@ -2,7 +2,9 @@
 
 Who calls alone, rarely, or waits, writes at once; else it is written together with what follows, at
 the latest FLUSH_S later. A thread finds the host, and another when that is gone; it reads where
-nobody waits (see reading.py).
+nobody waits (see reading.py). Another one writes what is left, and what a host that doesn't read
+takes later (see outgoing.py): nobody else waits for that. Both end with the connection, where
+nothing is to be called, and begin with the next call.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import msgspec
 from zenos.calls import finding, values, wire
 from zenos.calls.finding import Wanted
 from zenos.calls.future import CallFuture
+from zenos.calls.outgoing import Outgoing
 from zenos.calls.reading import Connection, Turns
 from zenos.core import limits
 from zenos.core.errors import (
@@ -38,10 +41,12 @@ FLUSH_S: Final = 0.0003
 FLUSH_CALLS: Final = 512  # that are written at once, and not waited with
 FRAME_BYTES: Final = limits.MIB  # of one frame, if its calls are small
 AGAIN_S: Final = 0.2  # between two tries to find a host
+HEARD_RESULTS: Final = 256  # after so many at the latest the host is told that they are here
+HEARD_BYTES: Final = limits.MIB
 PATIENCE_S: Final = 30.0  # for a daemon that is gone, while calls wait for a host
 LOST: Final = (
-    "cannot tell whether the call ran: its host died meanwhile; with idempotent=True it would run "
-    "again"
+    "cannot tell whether the call ran: its host, or the connection to it, died meanwhile; with "
+    "idempotent=True it would run again"
 )
 
 
@@ -70,22 +75,20 @@ class Link:
         self._cancelled: list[int] = []  # what this connection is to say of that
         self._unwanted: set[int] = set()  # durable ones that were cancelled, until a host answers
         self._said = wire.Said()
-        self._socket: socket.socket | None = None
+        self._heard = self._heard_said = 0  # results that this connection has brought
+        self._heard_bytes = 0  # of those that the host was not told of
+        self._out: Outgoing | None = None  # while there is a connection
         self._connection: Connection | None = None
         self._turns = Turns()
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
         self._flush_due = threading.Event()
         self._flushed_at = 0.0
         self._number = 0
         self._ending = False
         self._asks = False
-        self._threads = [
-            threading.Thread(target=self._run, name="calls-link", daemon=True),
-            threading.Thread(target=self._flush_for_ever, name="calls-flush", daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._run_number = 0  # of the threads that run now, or ran last
+        self._threads: list[threading.Thread] = []
+        self.is_at_rest = True  # it has no threads, and no connection
 
     # -- calling
 
@@ -102,6 +105,8 @@ class Link:
         with self._lock:
             if self._ending:
                 raise UnavailableError("cannot call any more: the program ends")
+            if self.is_at_rest:
+                self._begin()
             if (
                 len(self._pending) >= limits.CALLS_IN_FLIGHT_MAX
                 or self._bytes > limits.CALLS_BYTES_MAX
@@ -118,8 +123,8 @@ class Link:
             self._pending[number] = pending
             self._bytes += pending.size
             self._outbox[number] = pending
-            if self._socket is None:
-                self._changed.notify_all()
+            if self._out is None:
+                pass  # they are sent as soon as there is a host
             elif (
                 len(self._pending) == 1
                 or len(self._outbox) >= FLUSH_CALLS
@@ -130,6 +135,27 @@ class Link:
                 self._flush_due.set()
         return future
 
+    def _begin(self) -> None:
+        """With the lock: start the threads."""
+        self._run_number += 1
+        threads = [
+            threading.Thread(
+                target=self._flush_for_ever,
+                args=(self._run_number,),
+                name="calls-flush",
+                daemon=True,
+            ),
+            threading.Thread(target=self._run, name="calls-link", daemon=True),
+        ]
+        try:
+            for thread in threads:
+                thread.start()
+        except RuntimeError as error:
+            self._end_flushing()
+            told = f"cannot call: no thread can be started here ({error})"
+            raise UnavailableError(told) from error
+        self._threads, self.is_at_rest = threads, False
+
     def cancel(self, number: int) -> None:
         """Nobody wants a call any more."""
         with self._lock:
@@ -139,7 +165,7 @@ class Link:
             if self._outbox.pop(number, None) is None:
                 if pending.future.durable:  # its host may be gone, and the next one has it then
                     self._unwanted.add(number)
-                if self._socket is not None:
+                if self._out is not None:
                     self._cancelled.append(number)
                     self._flush()
         self._turns.wake()
@@ -160,9 +186,9 @@ class Link:
         if not self._asks:
             with self._lock:
                 self._asks = True
-                if self._socket is not None:
-                    with suppress(OSError):
-                        self._socket.sendall(wire.frame(wire.Asking()))
+                if self._out is not None:
+                    self._out.add(wire.Asking())
+                    self._flush()
 
     def following(self, is_done: Callable[[], bool]) -> AbstractContextManager[None]:
         """Wait in here for what another reads."""
@@ -181,30 +207,42 @@ class Link:
     # -- writing, with the lock
 
     def _flush(self) -> None:
-        connection = self._socket
-        if connection is None:
+        """Write as much as the host takes now; the thread writes the rest."""
+        out = self._out
+        if out is None:
             return
-        outbox = list(self._outbox.values())
-        self._outbox = {}
+        done = False
         try:
-            at = 0
-            while at < len(outbox):
-                at = self._send_some(connection, outbox, at)
-            if self._cancelled:
-                cancelled, self._cancelled = self._cancelled, []
-                connection.sendall(wire.frame(wire.Cancel(cancelled)))
+            while (done := out.write()) and (message := self._next_message()) is not None:
+                out.add(message)
         except OSError:
-            return  # the reader sees that too; what was not answered is still pending
+            self._break(out)
+        except BaseException:  # a signal's: nobody knows how much of a frame was written
+            self._break(out)
+            raise
         self._flushed_at = time.monotonic()
+        if not done and self._out is not None:
+            self._flush_due.set()
 
-    def _send_some(self, connection: socket.socket, outbox: list[Pending], at: int) -> int:
-        """Send a frame's worth; where the next one begins."""
+    def _break(self, out: Outgoing) -> None:
+        """Nothing can be written any more; the reader sees that too, and looks for another host.
+        What was not answered is still pending."""
+        self._out = None
+        out.end()
+
+    def _next_message(self) -> wire.Cancel | wire.Calls | None:
+        """What is to be written next: what isn't wanted any more, else a frame's worth of calls."""
+        if self._cancelled:
+            cancelled, self._cancelled = self._cancelled, []
+            return wire.Cancel(cancelled)
+        if not self._outbox:
+            return None
         functions: list[wire.Function] = []
         calls: list[wire.Call] = []
         size = 0
-        while at < len(outbox) and (size < FRAME_BYTES or not calls):
-            pending = outbox[at]
-            at += 1
+        for pending in self._outbox.values():
+            if size >= FRAME_BYTES and calls:
+                break
             if pending.call.key not in self._said:
                 self._said.say(pending.function)
                 functions.append(pending.function)
@@ -212,26 +250,40 @@ class Link:
             calls.append(pending.call)
             size += pending.size + 32
         self._said.end_frame()
-        connection.sendall(wire.frame(wire.Calls(functions, calls)))
-        return at
+        if len(calls) == len(self._outbox):
+            self._outbox = {}
+        else:
+            for call in calls:
+                del self._outbox[call.id]
+        self._heard_said, self._heard_bytes = self._heard, 0
+        return wire.Calls(functions, calls, self._heard)
 
-    def _flush_for_ever(self) -> None:
-        while not self._ending:
+    def _flush_for_ever(self, run_number: int) -> None:
+        while True:
             self._flush_due.wait()
-            time.sleep(FLUSH_S)
             with self._lock:
-                self._flush_due.clear()
-                self._flush()
+                if self._run_number != run_number:
+                    return
+                stuck = self._out if self._out is not None and self._out.is_stuck else None
+            if stuck is not None:
+                stuck.wait()
+            else:
+                time.sleep(FLUSH_S)
+            with self._lock:
+                if self._run_number == run_number:
+                    self._flush_due.clear()
+                    self._flush()
+
+    def _end_flushing(self) -> None:
+        """With the lock."""
+        self._run_number += 1
+        self._flush_due.set()
 
     # -- the connection
 
     def _run(self) -> None:
-        """Connect when there is something to do, and read until the connection ends."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._pending or self._ending)
-                if self._ending:
-                    return
+        """Connect while there is something to do, and read until the connection ends."""
+        while self._goes_on():
             link = self._connect()
             if link is None:
                 continue
@@ -239,6 +291,14 @@ class Link:
             self._turns.serve(connection, self._take)
             self._connection = None
             self._disconnect(link, left=connection.left)
+
+    def _goes_on(self) -> bool:
+        with self._lock:
+            if self._pending and not self._ending:
+                return True
+            self._end_flushing()
+            self.is_at_rest = True
+            return False
 
     def _connect(self) -> socket.socket | None:
         begun = time.monotonic()
@@ -265,19 +325,19 @@ class Link:
                 self._fail_all(WorkerError(f"cannot reach a host of calls: {error!r}"))
                 return None
         with self._lock:
-            self._socket = link
+            self._out = out = Outgoing(link)
             self._said = wire.Said()
+            self._heard = self._heard_said = self._heard_bytes = 0
             waiting = list(self._pending.values())
             accepted = [p.call.id for p in waiting if p.future.is_accepted]
             self._outbox = {p.call.id: p for p in waiting if not p.future.is_accepted}
             self._cancelled = []
-            with suppress(OSError):
-                if self._unwanted:
-                    link.sendall(wire.frame(wire.Cancel(sorted(self._unwanted))))
-                if self._asks:
-                    link.sendall(wire.frame(wire.Asking()))
-                if accepted:
-                    link.sendall(wire.frame(wire.Resume(accepted)))
+            if self._unwanted:
+                out.add(wire.Cancel(sorted(self._unwanted)))
+            if self._asks:
+                out.add(wire.Asking())
+            if accepted:
+                out.add(wire.Resume(accepted))
             self._flush()
         return link
 
@@ -286,6 +346,7 @@ class Link:
         if isinstance(message, wire.Results):
             for result in message.results:
                 self._end(result)
+            self._say_heard()
         elif isinstance(message, wire.Accepted):
             for id_ in message.ids:
                 pending = self._pending.get(id_)
@@ -299,20 +360,45 @@ class Link:
     def _disconnect(self, link: socket.socket, *, left: bool) -> None:
         """The connection has ended. left: the host had read nothing that it has not answered."""
         with self._lock:
-            self._socket = None
+            out, self._out = self._out, None
+            if out is not None:
+                out.end()
         link.close()
         if not left:
             self._fail_all(
                 WorkerError(LOST),
-                lambda p: not p.call.flags & (wire.DURABLE | wire.IDEMPOTENT),
+                lambda p: (
+                    not (
+                        p.call.flags & (wire.DURABLE | wire.IDEMPOTENT) or p.call.id in self._outbox
+                    )
+                ),
             )
 
     def _end(self, result: wire.Result) -> None:
+        """A call has ended. A signal may interrupt this at any point: it has ended then, or else it
+        is pending still, and the next connection brings its result again."""
+        pending = self._pending.get(result.id)
+        end = None if pending is None else end_of(result, pending.function.name)
+        ended = None
+        try:
+            with self._lock:
+                ended = self._forget(result.id)
+                self._unwanted.discard(result.id)
+                self._heard += 1
+                self._heard_bytes += len(result.payload)
+        finally:
+            if ended is not None and end is not None:
+                settle(ended.future, result.seconds, end)
+
+    def _say_heard(self) -> None:
+        """The host needn't keep what is here. Mostly that is said with the next calls."""
+        if self._heard - self._heard_said < HEARD_RESULTS and self._heard_bytes < HEARD_BYTES:
+            return
         with self._lock:
-            pending = self._forget(result.id)
-            self._unwanted.discard(result.id)
-        if pending is not None:
-            settle(pending.future, result, pending.function.name)
+            if self._out is not None:
+                self._out.add(wire.Heard(self._heard))
+                self._heard_said, self._heard_bytes = self._heard, 0
+                self._flush()
 
     def _fail_all(self, error: ZenosError, which: Any = None, *, late: bool = True) -> None:
         """Those calls end with that error."""
@@ -330,34 +416,44 @@ class Link:
     # -- the end
 
     def close(self, wait_s: float) -> None:
-        """Wait until what was called durably is accepted, for a while; then nothing more."""
+        """Wait until what was called durably is accepted, at most so long; then nothing more."""
         end = time.monotonic() + wait_s
         for pending in list(self._pending.values()):
+            left_s = end - time.monotonic()
+            if left_s <= 0:
+                break
             if pending.future.durable:
-                pending.future.wait_accepted(max(0.0, end - time.monotonic()))
-        with self._changed:
+                pending.future.wait_accepted(left_s)
+        with self._lock:
             self._ending = True
-            self._changed.notify_all()
-            if self._socket is not None:
-                with suppress(OSError):
-                    self._socket.shutdown(socket.SHUT_RDWR)
-        self._flush_due.set()
+            if self._out is not None:
+                with suppress(OSError):  # else its host would keep them for when we come back
+                    self._out.add(wire.Heard(self._heard))
+                    self._out.write()
+                self._break(self._out)
 
 
-def settle(future: CallFuture[Any], result: wire.Result, name: str) -> None:
-    """Give a future what its call came to."""
-    future.seconds = result.seconds
-    if not future.takes_end():
-        return
+def end_of(result: wire.Result, name: str) -> tuple[Any, BaseException | None]:
+    """What a call came to: its value, or its error."""
     try:
         if result.outcome == wire.DONE:
-            future.set_result(values.load(result.payload))
-            return
-        future.set_exception(error_of(result, name))
+            return values.load(result.payload), None
+        return None, error_of(result, name)
     except Exception as reason:  # noqa: BLE001 - whatever unpickling raises
         told = InvalidError(f"cannot read the result of {name} here: {reason}")
         told.__cause__ = reason
-        future.set_exception(told)
+        return None, told
+
+
+def settle(future: CallFuture[Any], seconds: float, end: tuple[Any, BaseException | None]) -> None:
+    """Give a future what its call came to, after so many seconds."""
+    future.seconds = seconds
+    if future.takes_end():
+        value, error = end
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
 
 
 def error_of(result: wire.Result, name: str) -> BaseException:

@@ -48,7 +48,8 @@ class Past:
         return id_ <= self._newest.get(caller, 0)
 
     def keep(self, caller: bytes, result: wire.Result) -> None:
-        """A call has ended whose program isn't there."""
+        """A call has ended whose program isn't there, or was gone before it had heard that."""
+        self.drop(caller, result.id)
         self._results[caller, result.id] = result
         self._bytes += len(result.payload) + RESULT_BYTES
         while self._bytes > RESULTS_BYTES_MAX:

@@ -33,10 +33,10 @@ class Syncer:
         self._pending += 1
         self._jobs.put((fds, works))
 
-    def close(self) -> None:
-        """Finish what was started."""
+    def close(self, timeout_s: float) -> None:
+        """Finish what was started, if that can be in time. Nobody was told that it is kept."""
         self._jobs.put(None)
-        self._thread.join()
+        self._thread.join(timeout_s)
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -51,9 +51,10 @@ def sync(fds: list[int]) -> OSError | None:
     error: OSError | None = None
     for fd in fds:
         try:
-            durable.sync(fd)
+            try:
+                durable.sync(fd)
+            finally:
+                os.close(fd)
         except OSError as failed:
             error = failed
-        finally:
-            os.close(fd)
     return error

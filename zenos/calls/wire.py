@@ -10,6 +10,7 @@ the host passes them on and never looks into them.
 from __future__ import annotations
 
 import array
+import errno
 import importlib.util
 import mmap
 import os
@@ -46,6 +47,14 @@ LANE: Final = "lane"  # the code of a LaneError, which has none of its own
 
 class FrameError(InvalidError):
     """cannot read this frame: it is malformed, and its connection is closed"""
+
+
+class BesideError(OSError):
+    """What came beside a packet could not be taken. body: the packet itself."""
+
+    def __init__(self, number: int, body: bytes) -> None:
+        super().__init__(number, os.strerror(number))
+        self.body = body
 
 
 class Function(msgspec.Struct, array_like=True):
@@ -120,10 +129,21 @@ class Hello(msgspec.Struct, array_like=True, tag="hello"):
 
 
 class Calls(msgspec.Struct, array_like=True, tag="calls"):
-    """Of a program. functions: those of the calls that this connection has not said; see Said."""
+    """Of a program. functions: those of the calls that this connection has not said; see Said.
+
+    heard: as of Heard.
+    """
 
     functions: list[Function]
     calls: list[Call]
+    heard: int = 0
+
+
+class Heard(msgspec.Struct, array_like=True, tag="heard"):
+    """Of a program: it has taken so many results of this connection. Its host keeps the others, for
+    what is in a socket that breaks is lost."""
+
+    count: int
 
 
 class Cancel(msgspec.Struct, array_like=True, tag="cancel"):
@@ -199,7 +219,7 @@ class Run(msgspec.Struct, array_like=True, tag="run"):
     segment: int
 
 
-FromProgram = Hello | Calls | Cancel | Asking | Resume
+FromProgram = Hello | Calls | Heard | Cancel | Asking | Resume
 FromHost = Ready | Accepted | Results | Bye | Refused
 ToLane = Paths | Learn | Forget | Run
 from_program: Final = msgspec.msgpack.Decoder(FromProgram)
@@ -272,20 +292,35 @@ def send_packet(link: socket.socket, message: Any, beside: bytes = b"") -> None:
 
 def receive_packet(link: socket.socket, flags: int = 0) -> tuple[bytes, bytes] | None:
     """The next packet, and what came beside it; None at the end. Raises OSError."""
-    # Not by socket.recv_fds: in Python 3.11 that drops the flags.
-    body, ancillary, _, _ = link.recvmsg(PACKET_BYTES, _ONE_DESCRIPTOR, flags | _CLOSE_ON_EXEC)
-    if not body:
-        return None
-    if not ancillary:
-        return body, b""
-    fds = array.array("i", ancillary[0][2])
+    body, fds, told = _received(link, flags)
     try:
-        size = os.fstat(fds[0]).st_size
-        with mmap.mmap(fds[0], size, prot=mmap.PROT_READ) as memory:
-            return body, bytes(memory)
+        if told & socket.MSG_CTRUNC:  # the system had no descriptor to give
+            raise BesideError(errno.EMFILE, body)
+        if not fds:
+            return (body, b"") if body else None
+        try:
+            size = os.fstat(fds[0]).st_size
+            with mmap.mmap(fds[0], size, prot=mmap.PROT_READ) as memory:
+                return body, bytes(memory)
+        except OSError as error:
+            raise BesideError(error.errno or errno.ENOMEM, body) from error
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def receive_body(link: socket.socket, flags: int = 0) -> bytes | None:
+    """The next packet without what came beside it; None at the end. Raises OSError."""
+    body, fds, _ = _received(link, flags)
+    for fd in fds:
+        os.close(fd)
+    return body or None
+
+
+def _received(link: socket.socket, flags: int) -> tuple[bytes, array.array[int], int]:
+    # Not by socket.recv_fds: in Python 3.11 that drops the flags.
+    body, ancillary, told, _ = link.recvmsg(PACKET_BYTES, _ONE_DESCRIPTOR, flags | _CLOSE_ON_EXEC)
+    return body, array.array("i", ancillary[0][2] if ancillary else b""), told
 
 
 _ONE_DESCRIPTOR: Final = socket.CMSG_SPACE(4)

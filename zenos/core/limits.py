@@ -201,6 +201,10 @@ CALLS_BYTES_MAX: Final = 256 * MIB  # of one program's, that are in flight
 CALL_RETRIES: Final = 3  # of an idempotent one whose lane died
 CALL_PACKET_BYTES_MAX: Final = 32 * KIB  # more goes to a lane by descriptor
 CALLS_PER_LANE_MAX: Final = 64  # that a lane is given in advance
+CALLS_AHEAD_ALONE_S: Final = 0.1  # of work, while one program calls alone
+CALLS_AHEAD_S: Final = 0.004  # the same, while several do
+CALLS_SHARED_S: Final = 1.0  # so long after another one has called
+CALLS_LATE_S: Final = 0.02  # that one runs longer than was thought until others don't wait for it
 CALLS_SEGMENT_BYTES: Final = 16 * MIB  # of a host's journal, before the next file is begun
 
 # Threads

@@ -129,11 +129,17 @@ class Runner:
             return known
 
     def join(self, timeout: float | None) -> bool:
-        """Wait until the last lane has ended, after Close; whether it has."""
+        """Wait until the last lane has ended, after Close, at most so long; whether it has.
+
+        Its OS thread may still be calling somebody back, who takes long.
+        """
+        end = math.inf if timeout is None else time.monotonic() + timeout
         if not self._finished.wait(timeout):
             return False
         for thread in self._os_threads:
-            thread.join()
+            thread.join(None if end == math.inf else max(0.0, end - time.monotonic()))
+            if thread.is_alive():
+                return False
         return True
 
     def runs(self, number: int) -> bool:
