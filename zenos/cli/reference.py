@@ -191,7 +191,25 @@ with zenos.connect() as client:
 ```
 
 In a coroutine, `async with zenos.connect_async() as client:` gives the same methods to await; what
-is iterated here is iterated there with `async for`.
+is iterated here is iterated there with `async for`. Where it should stay open for longer than a
+block, `client = await zenos.connect_async()`, and at the end `await client.aclose()`.
+
+```python
+import asyncio
+
+import zenos
+
+
+async def main() -> None:
+    async with zenos.connect_async() as client:
+        task = await client.submit(["python", "work.py"], cpu=0.5, memory="1GiB")
+        async with client.events(task.id) as events:  # all that happens from here on
+            async for event in events:
+                print(event)
+
+
+asyncio.run(main())
+```
 
 Every error is a `zenos.core.errors.ZenosError`, whose `message` says what was wrong and what to do:
 `InvalidError`, `NotFoundError`, `RefusedError`, `ConflictError`, `UnfittableError`, `BusyError`,
@@ -211,7 +229,7 @@ def python() -> str:
         function = getattr(importlib.import_module("zenos.calls"), name)
         parts += [f"## zenos.{name}\n", _callable(f"zenos.{name}", function)]
     own_objects = (client.Bus, client.Audit, client.UserTokens)
-    for type_ in (client.Client, *own_objects, client.TaskHandle, client.Generation):
+    for type_ in (client.Client, *own_objects, client.TaskHandle, client.Generation, client.Live):
         parts += [f"## {type_.__name__}\n", _text(type_)]
         own = [base for base in type_.__mro__ if base.__module__.startswith("zenos.client")]
         members = {name: member for base in own for name, member in vars(base).items()}
