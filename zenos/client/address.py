@@ -97,7 +97,8 @@ def url_of(host: str) -> str:
         parts = urlsplit(text if "://" in text else f"http://{text}")
         port = parts.port
         # As it is read on the way out: what has no such form can be no host.
-        httpx.URL(parts.geturl()).raw_host.decode().encode("idna")
+        spoken = httpx.URL(parts.geturl())
+        _ = spoken.host, spoken.raw_host.decode().encode("idna")
     except (ValueError, httpx.InvalidURL):
         raise InvalidError(f"cannot use the address {host!r}: write HOST or HOST:PORT") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
