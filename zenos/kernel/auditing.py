@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from zenos.core import audit
 from zenos.core import events as ev
 from zenos.core.actions import Reply
@@ -62,8 +64,7 @@ class Audit:
         result = reply.result if isinstance(reply, Reply) else None
         once = getattr(event, "once", None)
         if once is not None and isinstance(result, Task | Deployment | Node):
-            subject = result.id if isinstance(result, Task) else result.name
-            self._remember(event.principal, once, subject, now)
+            self._remember(event.principal, once, _answered(result), now)
         if kernel.unchanged:
             return
         key = once.key if once is not None else getattr(event, "key", None)
@@ -147,6 +148,13 @@ class Audit:
                 key=key,
             )
         )
+
+
+def _answered(result: Task | Deployment | Node) -> str:
+    """What a repetition is to be answered with: a name, and a node whole, as it may have gone."""
+    if isinstance(result, Node):
+        return msgspec.json.encode(result).decode()
+    return result.id if isinstance(result, Task) else result.name
 
 
 def _subject(event: Requested) -> str:
