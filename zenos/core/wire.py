@@ -50,11 +50,12 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
             raise _unusable("n", self.n, f"from 1 to {limits.CHOICES_MAX}")
         if self.logprobs is not None and not 0 <= self.logprobs <= limits.LOGPROBS_MAX:
             raise _unusable("logprobs", self.logprobs, f"0 to {limits.LOGPROBS_MAX}")
-        if len(self.stop) > limits.STOP_STRINGS_MAX or any(
-            not s or len(s) > 1024 for s in self.stop
-        ):
-            most = limits.STOP_STRINGS_MAX
-            raise FieldError(f"cannot use these stop strings: at most {most}, none empty", "stop")
+        most, chars = limits.STOP_STRINGS_MAX, limits.STOP_CHARS_MAX
+        if len(self.stop) > most or not all(1 <= len(one) <= chars for one in self.stop):
+            raise FieldError(
+                f"cannot use these stop strings: at most {most}, each of 1 to {chars} characters",
+                "stop",
+            )
         if self.seed is not None and not -(2**63) <= self.seed < 2**63:
             raise FieldError("cannot use that seed: it must fit 64 bits", "seed")
 

@@ -24,6 +24,7 @@ from zenos.core.config import Config
 from zenos.core.errors import (
     BusyError,
     DeadlineError,
+    InvalidError,
     WorkerError,
     from_code,
 )
@@ -233,7 +234,11 @@ class Router:
         name = str(ModelRef.parse(model))
         if name not in self._view.deployments:
             version = await asyncio.to_thread(self._find_model, name)  # it reads files
-            version.check_servable()
+            try:
+                version.check_servable()
+            except InvalidError as error:
+                error.param = "model"
+                raise
         return name
 
     def _requests_max(self, name: str) -> int:
