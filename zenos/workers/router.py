@@ -294,7 +294,7 @@ class Router:
             name=name,
             spec=DeploymentSpec(model=model, keep_alive_s=self._config.keep_alive_s),
             version=version.ref,
-            memory=version.serving_bytes,
+            memory=version.replica_bytes,
             build=version.build,
             principal=principal,
         )
