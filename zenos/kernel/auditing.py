@@ -69,12 +69,14 @@ class Audit:
             return
         key = once.key if once is not None else getattr(event, "key", None)
         if isinstance(result, Task | Array | Batch):
-            self.add(event.principal, action, result.id, now, key=key)
+            self.add(event.principal, action, result.id, now, token=event.token, key=key)
         elif isinstance(result, ZenosError):
             subject, reason = _subject(event), str(result)
-            self.add(event.principal, action, subject, now, reason=reason, key=key)
+            self.add(
+                event.principal, action, subject, now, token=event.token, reason=reason, key=key
+            )
         else:
-            self.add(event.principal, action, _subject(event), now, key=key)
+            self.add(event.principal, action, _subject(event), now, token=event.token, key=key)
 
     def record(self, event: ev.Record, now: float) -> None:
         """What was done beside the kernel; under one key the same thing has one row."""
@@ -92,6 +94,7 @@ class Audit:
                 event.action,
                 event.subject,
                 now,
+                token=event.token,
                 via=event.via,
                 reason="" if event.accepted else event.reason,
                 key=event.key,
@@ -110,6 +113,7 @@ class Audit:
                 number=int(known),
                 at=now,
                 principal=event.principal,
+                token=event.token,
                 action=event.action,
                 subject=event.subject,
                 key=event.key,
@@ -130,6 +134,7 @@ class Audit:
         subject: str,
         now: float,
         *,
+        token: str = "",
         via: audit.Via = "api",
         reason: str = "",
         key: str | None = None,
@@ -140,6 +145,7 @@ class Audit:
                 number=0,
                 at=now,
                 principal=principal,
+                token=token,
                 via=via,
                 action=action,
                 subject=audit.bounded(subject),
