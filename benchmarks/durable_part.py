@@ -16,7 +16,7 @@ TIMEOUT_S = 120.0
 
 async def produce(home: str, count: int, in_flight: int, size: int) -> None:
     """Send batches, each when all of the one before is kept."""
-    async with await bus.connect_async(home=home) as ours:
+    async with bus.connect_async(home=home) as ours:
         topic, body = ours.topic("bench", durable=True), bytes(size)
         go()
         for _ in range(count // in_flight):
@@ -32,7 +32,7 @@ async def consume(home: str, count: int, in_flight: int) -> None:
         async with topic.receive(timeout_s=TIMEOUT_S):
             pass
 
-    async with await bus.connect_async(home=home) as ours:
+    async with bus.connect_async(home=home) as ours:
         topic = ours.topic("bench", durable=True, prefetch=in_flight)
         go()
         for _ in range(count // in_flight):

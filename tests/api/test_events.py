@@ -188,3 +188,11 @@ async def test_bad_ids(http: httpx.AsyncClient, last: str) -> None:
     answer = await http.get("/api/events", headers={"Last-Event-ID": last})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "Last-Event-ID"
+
+
+async def test_a_task_filter_takes_what_other_paths_take(http: httpx.AsyncClient) -> None:
+    """Also the longest name of an array's task; and nothing without end."""
+    name = "x" * limits.NAME_CHARS_MAX + "[9999]"
+    for task, status in ((name, 404), ("x" * 100, 400), ("", 400)):
+        answer = await http.get("/api/events", params={"task": task})
+        assert answer.status_code == status

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import httpx
+import pytest
+from msgspec.structs import replace
 
 from tests.api.double import Double
 from tests.api.test_yielding import running
@@ -26,6 +28,36 @@ async def test_cordon_and_uncordon(http: httpx.AsyncClient, system: Double) -> N
     assert system.view.tasks[runs].state is State.RUNNING
     assert (await http.post("/api/nodes/local/uncordon")).json()["node"]["cordon"] is None
     await system.until(lambda: system.view.tasks[task].state is State.RUNNING)
+
+
+@pytest.mark.parametrize("verb", ["cordon", "drain", "uncordon"])
+async def test_a_word_for_a_node_that_has_gone_is_answered_as_before(
+    http: httpx.AsyncClient, system: Double, verb: str
+) -> None:
+    await http.post("/api/nodes/local/cordon")
+    key = {"Idempotency-Key": "k"}
+    first = await http.post(f"/api/nodes/local/{verb}", headers=key)
+    assert first.status_code == 200
+    # As by the daemon's next start under another name.
+    nodes = dict(system.view.nodes)
+    system.view.nodes = {}
+    again = await http.post(f"/api/nodes/local/{verb}", headers=key)
+    assert (again.status_code, again.json()) == (200, first.json())
+    system.view.nodes = nodes
+
+
+async def test_a_key_that_an_older_daemon_kept_means_its_node(
+    http: httpx.AsyncClient, system: Double
+) -> None:
+    key = {"Idempotency-Key": "k"}
+    await http.post("/api/nodes/local/cordon", headers=key)
+    [known] = [k for k in system.kernel.state.keys.values() if k.key == "k"]
+    system.kernel.state.put_key(replace(known, subject="local"))
+    again = await http.post("/api/nodes/local/cordon", headers=key)
+    assert (again.status_code, again.json()["node"]["name"]) == (200, "local")
+    system.kernel.state.put_key(replace(known, subject="gone"))
+    gone = await http.post("/api/nodes/local/cordon", headers=key)
+    assert (gone.status_code, gone.json()["error"]["code"]) == (404, "not_found")
 
 
 async def test_a_drain_is_done_once_under_its_key_and_written_down(

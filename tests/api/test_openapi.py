@@ -52,6 +52,31 @@ OPERATIONS = [
 ]
 
 
+def _bounded(schema: dict[str, Any]) -> bool:
+    if "anyOf" in schema:
+        return "enum" in schema or all(map(_bounded, schema["anyOf"]))
+    match schema.get("type"):
+        case "string":
+            return "maxLength" in schema or "enum" in schema
+        case "integer" | "number":
+            return {"minimum", "exclusiveMinimum"} & set(schema) != set() and "maximum" in schema
+        case "array":  # as many as fit into a path
+            return _bounded(schema["items"])
+        case kind:
+            return kind in ("boolean", "null")
+
+
+def test_every_parameter_is_bounded() -> None:
+    parameters = [
+        (path, parameter["name"], parameter["schema"])
+        for path, item in document()["paths"].items()
+        for operation in item.values()
+        for parameter in operation.get("parameters", [])
+    ]
+    assert len(parameters) > 50
+    assert [one for one in parameters if not _bounded(one[2])] == []
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server in a thread of its own, as schemathesis calls without asyncio."""

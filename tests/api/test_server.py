@@ -7,7 +7,7 @@ import json
 import re
 import signal
 import socket
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import httpx
@@ -16,11 +16,13 @@ from fastapi import FastAPI
 
 from tests.api.conftest import TOKEN, serving, until
 from tests.api.double import Double
+from zenos.api import server
 from zenos.core import limits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 HEAD = f"Host: 127.0.0.1\r\nAuthorization: Bearer {TOKEN}\r\n"
 
 
@@ -175,8 +177,9 @@ async def test_a_client_that_reads_nothing_is_cut(
     assert await healthy(url)
 
 
-async def test_many_idle_connections_make_room(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silent_connections_make_room(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "CONNECTIONS_MAX", 4)
+    monkeypatch.setattr(server, "SETTLED_S", 0.0)
     host, port = url.removeprefix("http://").split(":")
     pairs = [await asyncio.open_connection(host, int(port)) for _ in range(12)]
     try:
@@ -189,6 +192,148 @@ async def test_many_idle_connections_make_room(url: str, monkeypatch: pytest.Mon
     finally:
         for _, writer in pairs:
             writer.transport.abort()
+
+
+ASKED = b'{"model":"tiny","prompt":"x","stream":true}'
+STREAMED = f"POST /v1/completions HTTP/1.1\r\n{HEAD}Content-Length: {len(ASKED)}\r\n\r\n".encode()
+HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+async def opened(url: str, stack: AsyncExitStack, count: int, sent: bytes) -> list[Pair]:
+    """So many connections, made and asked on at once."""
+    host, port = url.removeprefix("http://").split(":")
+
+    async def one() -> Pair:
+        reader, writer = await asyncio.open_connection(host, int(port))
+        stack.push_async_callback(gone, writer)
+        writer.write(sent)
+        return reader, writer
+
+    return await asyncio.gather(*(one() for _ in range(count)))
+
+
+async def gone(writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+async def status_of(reader: asyncio.StreamReader) -> int:
+    return int((await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).split()[1])
+
+
+async def test_a_burst_of_streams_is_held_to_the_bound(
+    url: str, system: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as there is room for run on to their end; the others are told so at once."""
+    monkeypatch.setattr(limits, "CONNECTIONS_MAX", 8)
+    system.gate = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        pairs = await opened(url, stack, 20, STREAMED + ASKED)
+        firsts = [await asyncio.wait_for(reader.readexactly(12), 10) for reader, _ in pairs]
+        running = [pair for pair, first in zip(pairs, firsts, strict=True) if b"200" in first]
+        refused = [pair for pair, first in zip(pairs, firsts, strict=True) if b"503" in first]
+        assert (len(running), len(refused), system.open) == (8, 12, 8)
+        for reader, _ in refused:
+            head, _, body = (await ended(reader)).partition(b"\r\n\r\n")
+            assert b"retry-after: 1" in head.lower()
+            error = json.loads(body)["error"]
+            assert error["code"] == "busy"
+            assert error["message"].startswith("cannot take more than 8 connections")
+        # Again, while all of them are streaming: none of these is cut for the new ones.
+        for reader, _ in await opened(url, stack, 20, STREAMED + ASKED):
+            assert await status_of(reader) == 503
+        system.gate.set()
+        for reader, _ in running:
+            await asyncio.wait_for(reader.readuntil(b"data: [DONE]"), 10)
+    await until(lambda: system.open == 0)
+    assert await healthy(url)
+
+
+@pytest.mark.parametrize("waited_for", [0, 9])
+async def test_who_is_refused_and_stays_is_cut(
+    url: str, system: Double, monkeypatch: pytest.MonkeyPatch, waited_for: int
+) -> None:
+    monkeypatch.setattr(limits, "CONNECTIONS_MAX", 1)
+    monkeypatch.setattr(limits, "CONNECTIONS_REFUSED_MAX", waited_for)
+    monkeypatch.setattr(server, "REFUSED_S", 0.05)
+    system.gate = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        [(running, _)] = await opened(url, stack, 1, STREAMED + ASKED)
+        assert await status_of(running) == 200
+        for reader, writer in await opened(url, stack, 3, b""):
+            assert await status_of(reader) == 503
+            await ended(reader)
+            async with asyncio.timeout(10):
+                with suppress(ConnectionError):
+                    while not writer.transport.is_closing():
+                        writer.write(HEALTH)
+                        await asyncio.sleep(0.005)
+        system.gate.set()
+        await asyncio.wait_for(running.readuntil(b"data: [DONE]"), 10)
+
+
+async def test_an_answer_that_is_still_being_taken_makes_no_room(
+    url: str, system: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was given whole to the socket, which has not all of it."""
+    monkeypatch.setattr(limits, "CONNECTIONS_MAX", 1)
+    system.words = ["x" * 30_000_000]
+    body = b'{"model":"tiny","prompt":"x"}'
+    head = f"POST /v1/completions HTTP/1.1\r\n{HEAD}Content-Length: {len(body)}\r\n\r\n".encode()
+    async with AsyncExitStack() as stack:
+        [(taking, _)] = await opened(url, stack, 1, head + body)
+        assert await status_of(taking) == 200
+        [(other, _)] = await opened(url, stack, 1, HEALTH)
+        assert await status_of(other) == 503
+        assert len(await asyncio.wait_for(taking.readexactly(30_000_000), 30)) == 30_000_000
+
+
+async def test_idle_connections_make_room_and_each_counts_once(
+    url: str, system: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "CONNECTIONS_MAX", 6)
+    system.gate = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        idle = await opened(url, stack, 4, HEALTH)
+        for reader, _ in idle:
+            assert await status_of(reader) == 200
+        streams = await opened(url, stack, 2, STREAMED + ASKED)
+        for reader, _ in streams:
+            assert await status_of(reader) == 200
+        # Four idle ones go for four of these; two have no place.
+        more = await opened(url, stack, 6, STREAMED + ASKED)
+        assert sorted([await status_of(reader) for reader, _ in more]) == [200] * 4 + [503] * 2
+        for reader, _ in idle:
+            await ended(reader)
+            assert reader.at_eof()
+        assert system.open == 6
+        system.gate.set()
+        for reader, _ in streams:
+            await asyncio.wait_for(reader.readuntil(b"data: [DONE]"), 10)
+
+
+async def test_no_connection_is_cut_whose_request_has_just_come(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is idle by what was read so far may have been asked meanwhile."""
+    made, count = server.BoundedProtocol.connection_made, 4
+    monkeypatch.setattr(limits, "CONNECTIONS_MAX", count)
+    async with AsyncExitStack() as stack:
+        idle = await opened(url, stack, count, HEALTH)
+        for reader, _ in idle:
+            await reader.readuntil(b"}")
+
+        def asked_before(self: server.BoundedProtocol, transport: asyncio.Transport) -> None:
+            for _, writer in idle:
+                writer.write(HEALTH)  # into the sockets, at this very moment
+            made(self, transport)
+
+        monkeypatch.setattr(server.BoundedProtocol, "connection_made", asked_before)
+        [(fresh, _)] = await opened(url, stack, 1, HEALTH)
+        assert await status_of(fresh) == 503
+        for reader, _ in idle:
+            assert await status_of(reader) == 200
 
 
 async def test_it_ends_gracefully_and_leaves_signals_alone(app: FastAPI, system: Double) -> None:

@@ -22,7 +22,8 @@ from tests.api.test_tasks import program, submit
 from zenos.api.app import create_app
 from zenos.core.clock import VirtualClock
 from zenos.core.config import Config
-from zenos.core.task import State
+from zenos.core.inside import Inside, bearer
+from zenos.core.task import Principal, State
 from zenos.core.tokens import Tokens
 
 CLOCK = VirtualClock(1_800_000_000)
@@ -101,6 +102,54 @@ async def test_who_comes_with_a_token_is_its_user(
     assert [(r["action"], r["subject"]) for r in await rows(http, action="grant")] == [
         ("grant", "laptop for ann")
     ]
+
+
+async def test_rows_of_the_audit_say_which_token_it_was_and_not_its_secret(
+    url: str, app: FastAPI, http: httpx.AsyncClient
+) -> None:
+    """Also of two that one user has, at the same time, and of what is refused."""
+    secrets = [(await make(http, name, user="ann"))["token"] for name in ("laptop", "ci")]
+    async with httpx.AsyncClient(base_url=url) as any_:
+
+        async def act(secret: str, name: str) -> None:
+            headers = {"Authorization": f"Bearer {secret}"}
+            task = await any_.post("/api/tasks", json=program(name=name), headers=headers)
+            answers = [
+                await any_.post(f"/api/tasks/{name}/cancel", headers=headers),
+                await any_.post(
+                    "/api/tasks", json=program(name=name, resources={"gpu": 9000}), headers=headers
+                ),
+                await any_.post("/api/nodes/local/cordon", headers=headers),
+                await any_.post(
+                    "/api/models/copy", json={"source": "tiny", "target": name}, headers=headers
+                ),
+            ]
+            cordoned = 200 if name == "home" else 403
+            told = [task.status_code, *(answer.status_code for answer in answers)]
+            assert told == [201, 200, 422, cordoned, 201]
+
+        await asyncio.gather(act(secrets[0], "laptop"), act(secrets[1], "ci"), act(TOKEN, "home"))
+        await any_.get("/api/tasks")  # without one: nobody's
+    found = await rows(http)
+    for name, token in (("laptop", "laptop"), ("ci", "ci")):
+        mine = [row["action"] for row in found if row["token"] == token]
+        assert sorted(mine) == ["cancel", "copy", "refuse", "submit", "submit"], name
+        assert {row["principal"]["user"] for row in found if row["token"] == token} == {"ann"}
+    others = {(row["action"], row["principal"]["user"]) for row in found if not row["token"]}
+    assert {("submit", "local"), ("copy", "local"), ("grant", "local"), ("refuse", "")} <= others
+    assert not any(secret in str(found) for secret in (*secrets, TOKEN))
+
+
+async def test_rows_of_what_a_task_asks_for_name_the_task(system: Double) -> None:
+    def running(task: str, generation: int, secret: str) -> Principal | None:
+        return Principal("ann", "vision")
+
+    app = create_app(system, Config(), TOKEN, tasks=running)
+    async with coming(app, bearer(Inside("t7", 1), "x" * 32)) as inside:
+        await submit(inside)
+    async with coming(app, TOKEN) as http:
+        (row,) = await rows(http)
+    assert (row["token"], row["principal"]["user"]) == ("task t7", "ann")
 
 
 async def test_revoked_and_expired_tokens_are_refused_on_the_next_request(

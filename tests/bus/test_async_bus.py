@@ -11,7 +11,7 @@ import pytest
 
 from tests.bus.harness import Station, station
 from tests.processes import until
-from zenos.bus.aio import AsyncBus
+from zenos.bus.aio import AsyncBus, connect_async
 from zenos.bus.aio_topics import Message, Topic
 from zenos.bus.envelope import Hello
 from zenos.core import limits
@@ -32,6 +32,26 @@ async def connected(bus: Station) -> AsyncIterator[AsyncBus]:
     async with AsyncBus(bus.path, Hello(task="", generation=0, token="x", program=True)) as made:
         await made.topic("settled", durable=True).send(b"", timeout_s=LONG_S)
         yield made
+
+
+async def test_connect_async_is_awaited_or_entered(
+    bus: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hello = Hello(task="", generation=0, token="x", program=True)
+    monkeypatch.setattr("zenos.bus.address.find", lambda home: (lambda: bus.path, hello))
+    async with connect_async(timeout_s=LONG_S) as one:
+        await one.topic("orders").send("tea")
+        two = await connect_async(timeout_s=LONG_S)
+        async with two.topic("orders").receive(timeout_s=LONG_S) as message:
+            assert message.body == "tea"
+        await two.close()
+        async with await connect_async(timeout_s=LONG_S) as three:
+            assert three.name != one.name
+        four = await asyncio.create_task(connect_async(timeout_s=LONG_S))
+        await four.close()
+    for closed in (one, two, three, four):
+        with pytest.raises(UnavailableError, match="closed"):
+            await closed.topic("orders").send("tea")
 
 
 @pytest.mark.parametrize("durable", [False, True])

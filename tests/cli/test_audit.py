@@ -20,6 +20,7 @@ def test_who_did_what_is_shown(daemon: Daemon) -> None:
     assert (row["subject"], row["accepted"]) == (task, True)
     ran = zenos("audit", "--subject", task)
     assert "submit" in ran.out
+    assert "TOKEN" in ran.out.splitlines()[0]
     assert ran.out.index("cancel") < ran.out.index("submit")
 
     async def ask() -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import LIMIT_S, Daemon, until, zenos
+from tests.cli.conftest import LIMIT_S, Daemon, zenos
 from tests.cli.proxy import CuttingProxy
 from zenos.bus import topics as ev
 from zenos.bus.topic import Delivery
@@ -128,18 +128,16 @@ def test_a_tail_shows_what_happens(daemon: Daemon, client: Client) -> None:
     listening = threading.Event()
 
     def listen() -> None:
-        with connect() as other:
-            tail = other.bus.tail(TOPIC)
+        with connect() as other, other.bus.tail(TOPIC) as tail:
             listening.set()
             for message in tail:
                 found.append(message)
                 if message.event == "acknowledged":
-                    tail.close()
+                    return
 
     thread = threading.Thread(target=listen)
     thread.start()
     assert listening.wait(LIMIT_S)
-    until(lambda: daemon.double.topics._watchers)
     client.bus.send(TOPIC, "hello", id="m1")
     given = receive(daemon)
     ask(daemon, ev.Ack, topic=TOPIC, delivery=given.number, id="m1")
@@ -163,13 +161,9 @@ def test_the_async_client_does_the_same(daemon: Daemon) -> None:
                 await client.bus.send("a//b", "x")
             with pytest.raises(NotFoundError):
                 await client.bus.replay("jobs/none")
-            tail = client.bus.tail(TOPIC)
-            first = asyncio.ensure_future(anext(tail))
-            while not daemon.double.topics._watchers:  # noqa: ASYNC110 - it has no event
-                await asyncio.sleep(0.01)
-            await client.bus.send(TOPIC, "again", id="m2")
-            assert (await first).id == "m2"
-            await tail.aclose()
+            async with client.bus.tail(TOPIC) as tail:
+                await client.bus.send(TOPIC, "again", id="m2")
+                assert (await anext(tail)).id == "m2"
 
     asyncio.run(drive())
 

@@ -6,6 +6,7 @@ import asyncio
 import io
 import ssl
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from rich.console import Console
 
 import zenos as package
 from tests.api.conftest import TOKEN
-from tests.cli.conftest import Daemon, until
+from tests.cli.conftest import LIMIT_S, Daemon, until
 from tests.cli.proxy import CuttingProxy
 from zenos.client import Client, TaskProgress, connect, connect_async, display, transport
 from zenos.client.address import Address
@@ -396,7 +397,7 @@ def test_a_wrong_token_is_told_by_where_it_came_from(
         with connect(**where) as made, pytest.raises(UnauthorizedError) as caught:  # type: ignore[arg-type]
             made.status()
         with connect(**where) as made, pytest.raises(UnauthorizedError) as of_stream:  # type: ignore[arg-type]
-            next(iter(made.events()))
+            made.events()
         assert str(of_stream.value) == str(caught.value)
         assert "Bearer" not in str(caught.value)
         return str(caught.value)
@@ -450,7 +451,12 @@ def test_no_daemon_says_how_to_start_one(home: Home) -> None:
         made.status()
 
 
-@pytest.mark.parametrize("host", ["ftp://x", "http://", "u:p@h", "h:99999", "[::1", "http://u@h"])
+UNSPEAKABLE = ["a..b", ".", "é..x", "x" * 300, "①", "\ud800", "a\0b", "http://xn--a", "xn--zzz99"]
+
+
+@pytest.mark.parametrize(
+    "host", ["ftp://x", "http://", "u:p@h", "h:99999", "[::1", "http://u@h", *UNSPEAKABLE]
+)
 def test_impossible_addresses_are_told(home: Home, host: str) -> None:
     with pytest.raises(InvalidError, match="cannot use the address"):
         connect(host, token="t")
@@ -489,6 +495,52 @@ async def test_the_async_client_does_the_same(daemon: Daemon) -> None:
         assert "".join([t async for t in (await client.task("later")).log()]) == ""
         with pytest.raises(NotFoundError):
             await client.task("nobody")
+
+
+def test_events_are_heard_from_the_call_on(client: Client) -> None:
+    """Not only from the first that is asked for."""
+    with client.events(deadline=time.monotonic() + LIMIT_S) as events:
+        handle = client.submit(["work"])
+        first = next(events)
+        assert isinstance(first, TaskEvent)
+        assert (first.task, first.type) == (handle.id, "submitted")
+
+
+def test_events_of_nobody_are_refused_by_the_call(client: Client) -> None:
+    with pytest.raises(NotFoundError):
+        client.events("nobody")
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+async def test_the_async_client_hears_events_from_there_on(daemon: Daemon, awaited: bool) -> None:
+    client = await connect_async()
+    try:
+        events = client.events()
+        async with await events if awaited else events as heard:
+            handle = await client.submit(["work"])
+            first = await asyncio.wait_for(anext(heard), LIMIT_S)
+        assert isinstance(first, TaskEvent)
+        assert (first.task, first.type) == (handle.id, "submitted")
+    finally:
+        await client.aclose()
+
+
+async def test_an_async_client_that_is_awaited_is_the_client(daemon: Daemon) -> None:
+    async with await connect_async() as client:
+        assert (await client.status()).pid
+    made = connect_async()
+    assert await made is made
+    await made.aclose()
+
+
+def test_a_stream_that_is_cut_at_its_beginning_is_an_outage_still() -> None:
+    """It would else be asked for again twenty times a second, for ever."""
+    outage = transport.Outage(Address(url="http://127.0.0.1:1", token=TOKEN), retry_s=0)
+    outage.opened()
+    assert outage.pause_s(None) == transport.PAUSE_S_MIN
+    outage.opened()
+    with pytest.raises(NoDaemonError):
+        outage.pause_s(None)
 
 
 async def test_the_async_client_repeats_safely(daemon: Daemon) -> None:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -262,11 +263,17 @@ def row(number: int, user: str = "me", **fields: object) -> AuditRow:
     )
 
 
+def test_rows_of_before_there_was_a_token_are_read() -> None:
+    older = b'{"number":1,"at":1.0,"principal":{"user":"ann","project":"x"},"action":"cancel"}'
+    read = msgspec.json.decode(older, type=AuditRow)
+    assert (read.token, read.principal.user) == ("", "ann")
+
+
 async def test_rows_of_who_did_what_are_chosen_and_forgotten(store: Store) -> None:
     rows = [
         row(1, action="submit", subject="t1"),
         row(2, "you", action="cancel", subject="t1", accepted=False, reason="cannot"),
-        row(3, action="remove", subject="m:1", via="signal", key="k"),
+        row(3, action="remove", subject="m:1", via="signal", key="k", token="laptop"),
     ]
     changes = Changes(now=3.0, next_audit=4, audit=rows)
     await store.commit(changes)

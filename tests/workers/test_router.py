@@ -36,7 +36,7 @@ class World:
         self.arrived = asyncio.Event()
         self.asked = asyncio.Event()
         version: Any = SimpleNamespace(
-            ref="m:1", serving_bytes=1, build="b", check_servable=lambda: None
+            ref="m:1", replica_bytes=1, build="b", check_servable=lambda: None
         )
         self.router = Router(
             Config(),

@@ -26,7 +26,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zenos.api import errors
-from zenos.core import inside, limits
+from zenos.core import asking, inside, limits
 from zenos.core.config import Config
 from zenos.core.errors import (
     RefusedError,
@@ -91,6 +91,7 @@ class Gate:
             return
         answering = _Answering(send)
         held = _Held(self)
+        asking.TOKEN.set("")
         try:
             refusal = self._check(scope, answering)
             if refusal is None:
@@ -143,8 +144,10 @@ class Gate:
             task = inside.parse(said.decode("latin-1"))
             if task is not None:
                 scope[PRINCIPAL] = self._of_task(*task)
+                asking.TOKEN.set(f"task {task[0].task}")
                 return None
             user = self._user(said)
+            asking.TOKEN.set("" if user is None else user.name)
             scope[PRINCIPAL] = Principal() if user is None else user.principal
             if user is not None:
                 answering.may_go_on = partial(self._users.admits, user)

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ import msgspec
 from starlette.responses import Response
 
 from zenos.api.shapes import ErrorAnswer, ErrorDetail
-from zenos.core.errors import ContextLengthError, InvalidError, ZenosError
+from zenos.core.errors import InvalidError, ZenosError
 from zenos.core.wording import SHOWN_CHARS_MAX, FieldError, field_error, plain_reason
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ STATUS: Final[dict[str, int]] = {
 _TYPES: Final[dict[int, str]] = {401: "authentication_error", 403: "permission_error"}
 _RETRY_AFTER_S: Final = 5.0
 MESSAGE_CHARS_MAX: Final = 4000
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 def answer(
@@ -82,12 +84,8 @@ def respond(error: ZenosError, home: str | None = None) -> Response:
         headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    param = _param(error)
+    param = error.param
     return answer(status, error.code, _shown(error, home), param=param, headers=headers)
-
-
-def _param(error: ZenosError) -> str | None:
-    return error.param if isinstance(error, FieldError | ContextLengthError) else None
 
 
 def _shown(error: ZenosError, home: str | None) -> str:
@@ -98,8 +96,7 @@ def in_stream(error: Exception, home: str | None = None) -> bytes:
     """An error after the headers have gone: the body of one server-sent event."""
     if not isinstance(error, ZenosError):
         error = unexpected(error)
-    param = _param(error)
-    detail = detail_of(status_of(error), error.code, _shown(error, home), param)
+    detail = detail_of(status_of(error), error.code, _shown(error, home), error.param)
     return msgspec.json.encode(ErrorAnswer(error=detail))
 
 
@@ -142,18 +139,49 @@ def decode(raw: bytes, type_: Any, what: str = "body") -> Any:
     except UnicodeDecodeError:
         raise InvalidError(f"cannot read the {what}: it is not valid UTF-8") from None
     except msgspec.DecodeError as error:
-        reason = _malformed(raw) or str(error)[:SHOWN_CHARS_MAX]
-        raise InvalidError(f"cannot read the {what} as JSON: {reason}") from None
+        param, reason = _malformed(raw)
+        reason = reason or str(error)[:SHOWN_CHARS_MAX]
+        text = (
+            f"cannot use {param}: {reason}"
+            if param
+            else f"cannot read the {what} as JSON: {reason}"
+        )
+        raise FieldError(text, param) from None
     except RecursionError:
         raise InvalidError(f"cannot read the {what}: it is nested too deeply") from None
 
 
-def _malformed(raw: bytes) -> str:
-    """Where msgspec's own words would mislead."""
+_HALF: Final = "half of a surrogate pair (\\ud…) is no character"
+_NO_NUMBER: Final = "JSON has no NaN and no Infinity; give a finite number"
+
+
+def _malformed(raw: bytes) -> tuple[str | None, str]:
+    """Which field is no JSON, and why, where msgspec's own words would mislead."""
     if not raw:
-        return "it is empty"
+        return None, "it is empty"
     with suppress(ValueError, RecursionError):
-        json.loads(raw)  # which takes half a character
-        if re.search(rb"\\u[dD][89a-fA-F]", raw):
-            return "half of a surrogate pair (\\ud…) is no character"
-    return ""
+        # Python's reader takes half a character, and numbers that JSON hasn't.
+        return _no_json(json.loads(raw, parse_constant=_NoNumber)) or (None, "")
+    return None, ""
+
+
+class _NoNumber(str):
+    """NaN, Infinity or -Infinity, as it stood there."""
+
+    __slots__ = ()
+
+
+def _no_json(value: Any, path: str = "") -> tuple[str | None, str] | None:
+    """The first field whose value JSON doesn't have, as a path, and why."""
+    if isinstance(value, _NoNumber):
+        return path or None, _NO_NUMBER
+    if isinstance(value, str):
+        return (path or None, _HALF) if _SURROGATE.search(value) else None
+    inside: Iterable[tuple[str, Any]] = ()
+    if isinstance(value, list):
+        inside = ((f"{path}[{number}]", item) for number, item in enumerate(value))
+    elif isinstance(value, dict):
+        if any(_SURROGATE.search(name) for name in value):
+            return path or None, _HALF
+        inside = ((f"{path}.{name}" if path else name, item) for name, item in value.items())
+    return next((found for name, item in inside if (found := _no_json(item, name))), None)

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
 from zenos.api import errors
-from zenos.api.common import home_of, system_of
+from zenos.api.common import TASK_CHARS_MAX, home_of, system_of
 from zenos.api.ports import System
 from zenos.api.schema import operation
 from zenos.api.streams import Stream, until, with_pauses
@@ -36,7 +36,7 @@ LastEventId = Annotated[
 ]
 TaskFilter = Annotated[
     str | None,
-    Query(min_length=1, max_length=limits.NAME_CHARS_MAX, description="Of this task only."),
+    Query(min_length=1, max_length=TASK_CHARS_MAX, description="Of this task only."),
 ]
 
 

@@ -19,9 +19,16 @@ from zenos.api.openai_answers import Gathering
 from zenos.api.openai_bodies import Common
 from zenos.api.schema import operation, read, reply
 from zenos.api.streams import CLIENT_GONE, Stream, merged, unless_gone
-from zenos.core.errors import ContextLengthError, UnavailableError, from_code
+from zenos.core.errors import (
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+    UnfittableError,
+    from_code,
+)
 from zenos.core.names import ModelRef
 from zenos.core.wire import Chunk, GenerateRequest, Times
+from zenos.core.wording import FieldError
 
 router = APIRouter(tags=["openai"])
 _encode = msgspec.json.Encoder().encode
@@ -98,6 +105,7 @@ async def _answer(
 ) -> Response:
     """Ask the engine; wait for the first chunk, so that errors before it have their status."""
     system, metrics = system_of(request), metrics_of(request)
+    _check_model(body.model)
     if not body.stream:
         requests = [msgspec.structs.replace(one, whole=True) for one in requests]
     principal, deadline_s = request.scope[PRINCIPAL], openai_bodies.deadline_s(body)
@@ -128,7 +136,7 @@ async def _answer(
                 return _headed(answer, ", ".join(whole.versions), whole.times)
     except BaseException as error:
         await chunks.aclose()
-        _name_prompt(error, chat=chat)
+        _name_field(error, chat=chat)
         raise
     await chunks.aclose()
     return Response(status_code=CLIENT_GONE)
@@ -182,7 +190,7 @@ async def _events(
         if body.include_usage:
             yield _event(_encode(gathering.usage_piece(chat=chat)))
     except Exception as error:  # noqa: BLE001 - the status has gone: told in the stream
-        _name_prompt(error, chat=chat)
+        _name_field(error, chat=chat)
         yield _event(errors.in_stream(error, home))
         return
     yield _event(b"[DONE]")
@@ -204,9 +212,22 @@ def _checked(chunk: Chunk) -> Chunk:
     return chunk
 
 
-def _name_prompt(error: BaseException, *, chat: bool) -> None:
-    """Which field a prompt that is too long stood in; the engine doesn't know."""
-    if isinstance(error, ContextLengthError):
+def _check_model(model: str) -> None:
+    """Raises FieldError for what can be no model's name."""
+    try:
+        ModelRef.parse(model)
+    except InvalidError as error:
+        raise FieldError(error.message, "model") from None
+
+
+def _name_field(error: BaseException, *, chat: bool) -> None:
+    """Which field is at fault: a model that isn't there or fits nowhere, else what was to be
+    answered; those who found out don't know what it is called here."""
+    if not isinstance(error, InvalidError | NotFoundError) or error.param is not None:
+        return
+    if isinstance(error, UnfittableError | NotFoundError):
+        error.param = "model"
+    else:
         error.param = "messages" if chat else "prompt"
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import select
 import socket
 from collections.abc import Generator, Sequence
-from typing import Any, Final
+from typing import Final
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.responses import Response
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from zenos.api import errors
 from zenos.core import limits
@@ -23,6 +25,10 @@ from zenos.core import limits
 log = logging.getLogger(__name__)
 KEEP_ALIVE_S: Final = 30
 STOP_GRACE_S: Final = 5
+# So long a connection has for its headers before it may have to make room for others.
+SETTLED_S: Final = 1.0
+REFUSED_S: Final = 2.0  # for who is refused to take the answer
+_GONE: Final = getattr(select, "POLLRDHUP", 0)  # the client has closed
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -32,14 +38,90 @@ class BoundedProtocol(HttpToolsProtocol):
     _stall_timer: asyncio.TimerHandle | None = None
     _drain_timer: asyncio.TimerHandle | None = None
     _header_bytes = 0
+    _refused = False
+    _silent_since = 0.0  # on the loop's clock: it was made, has its answer, or began to ask
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A new connection; with too many open, one that has asked nothing makes room."""
+        """A new connection; with too many open another one makes room, or this one is refused."""
         super().connection_made(transport)
-        if len(self.connections) > limits.CONNECTIONS_MAX:
-            waiting = next((c for c in self.connections if _asks_nothing(c, self)), self)
-            waiting.transport.abort()
+        self._silent_since = self.loop.time()
+        if self._too_many() and not self._make_room():
+            self._refuse()
+            return
         self._headers_timer = self.loop.call_later(limits.HEADER_TIMEOUT_S, transport.abort)
+
+    def _too_many(self) -> bool:
+        if len(self.connections) <= limits.CONNECTIONS_MAX:
+            return False
+        return len(self.connections) - self._refused_count() > limits.CONNECTIONS_MAX
+
+    def _refused_count(self) -> int:
+        return sum(one._refused for one in self.connections)  # type: ignore[union-attr]
+
+    def _make_room(self) -> bool:
+        """Close one connection on which nothing is asked; whether there was one.
+
+        1. Those that are kept alive between two requests, the longest idle first.
+        2. Those that have kept us waiting for longer than SETTLED_S, likewise.
+        None whose next bytes are here already: its client would not know what became of them.
+        """
+        others: list[BoundedProtocol] = [c for c in self.connections if c is not self]  # type: ignore[misc]
+        idle = [c for c in others if c.is_idle]
+        settled = self._silent_since - SETTLED_S
+        slow = [c for c in others if c.is_slow and c._silent_since <= settled]
+        for one in (*sorted(idle, key=_silence), *sorted(slow, key=_silence)):
+            if not _has_unread(one.transport):
+                # Its end is told to it by and by; it counts no more from now on.
+                self.connections.discard(one)
+                one.transport.abort()
+                return True
+        return False
+
+    def _refuse(self) -> None:
+        """Say that there is no room, and close once the client has heard it, or soon.
+
+        A client that still writes when this side is closed may lose the answer to a reset. Those of
+        a flood, of which too many would be waited for, are closed at once.
+        """
+        log.info("refused a connection: %d are open", limits.CONNECTIONS_MAX)
+        waited_for = self._refused_count()
+        self._refused = True
+        self._write(
+            errors.answer(
+                503,
+                "busy",
+                f"cannot take more than {limits.CONNECTIONS_MAX} connections: try again shortly",
+                headers={"Retry-After": "1"},
+            )
+        )
+        if waited_for < limits.CONNECTIONS_REFUSED_MAX:
+            self.transport.write_eof()
+            self._drain_timer = self.loop.call_later(REFUSED_S, self.transport.abort)
+        else:
+            self.connections.discard(self)
+            self.transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Of who was refused nothing is read any more."""
+        if not self._refused:
+            super().data_received(data)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has taken its answer and asks nothing more yet."""
+        return self.cycle is not None and self._asks_nothing and not self.is_slow
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether its client has still to send headers, or the rest of what was answered."""
+        timers = (self._headers_timer, self._drain_timer)
+        return self._asks_nothing and any(timer is not None for timer in timers)
+
+    @property
+    def _asks_nothing(self) -> bool:
+        if self._refused or self.transport.get_write_buffer_size():
+            return False  # it has still to take an answer
+        return self.cycle is None or self.cycle.response_complete
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended."""
@@ -55,6 +137,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._header_bytes = 0
         if self._headers_timer is None:
+            self._silent_since = self.loop.time()
             self._headers_timer = self.loop.call_later(
                 limits.HEADER_TIMEOUT_S, self.transport.abort
             )
@@ -81,9 +164,14 @@ class BoundedProtocol(HttpToolsProtocol):
         answer = errors.answer(
             400, "invalid", f"cannot read this request: {msg[:1].lower()}{msg[1:]}"
         )
-        lines = [b"HTTP/1.1 400 Bad Request", *(b"%b: %b" % pair for pair in answer.raw_headers)]
-        self.transport.write(b"\r\n".join([*lines, b"connection: close", b"", bytes(answer.body)]))
+        self._write(answer)
         self.transport.close()
+
+    def _write(self, answer: Response) -> None:
+        """An answer that is not the application's, and the last one."""
+        lines = [STATUS_LINE[answer.status_code].rstrip()]
+        lines += [b"%b: %b" % pair for pair in answer.raw_headers]
+        self.transport.write(b"\r\n".join([*lines, b"connection: close", b"", bytes(answer.body)]))
 
     def _count_header(self, size: int) -> None:
         self._header_bytes += size
@@ -122,6 +210,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """The answer is out."""
         super().on_response_complete()
+        self._silent_since = self.loop.time()
         if self.cycle is not None and self.cycle.more_body and not self.transport.is_closing():
             # Closing now would reset the connection and the client might lose the answer.
             self._unset_keepalive_if_required()
@@ -138,12 +227,16 @@ class BoundedProtocol(HttpToolsProtocol):
             )
 
 
-def _asks_nothing(connection: Any, but: Any) -> bool:
-    """Whether it is idle or still sends its headers."""
-    if connection is but or connection.transport is None:
-        return False
-    cycle = connection.cycle
-    return cycle is None or cycle.response_complete
+def _silence(connection: BoundedProtocol) -> float:
+    """Since when nothing has come."""
+    return connection._silent_since
+
+
+def _has_unread(transport: asyncio.Transport) -> bool:
+    """Whether bytes have come that were not read yet, in which a request may stand."""
+    looking = select.poll()
+    looking.register(transport.get_extra_info("socket").fileno(), select.POLLIN | _GONE)
+    return any(seen & select.POLLIN and not seen & _GONE for _, seen in looking.poll(0))
 
 
 class _Server(uvicorn.Server):

@@ -26,8 +26,8 @@ from zenos.api.shapes import (
     ShutdownBody,
     Status,
 )
-from zenos.core.errors import ConflictError, ZenosError
-from zenos.core.node import Cordon
+from zenos.core.errors import ConflictError, NotFoundError, ZenosError
+from zenos.core.node import Cordon, Node
 from zenos.core.resources import Resources
 from zenos.core.task import SCHEMAS
 from zenos.kernel.accounts import Accounts
@@ -79,6 +79,17 @@ async def uncordon(request: Request, node: NodePath, key: IdempotencyKey = None)
     return await _set_cordon(request, node, None, key)
 
 
+def _remembered(system: System, answered: str) -> Node:
+    """The node as it is now; one that has gone as it was when that was answered."""
+    if not answered.startswith("{"):  # by an older daemon, which kept its name alone
+        known = system.nodes().get(answered)
+        if known is None:
+            raise NotFoundError(f"cannot find the node {answered!r}: it has gone since")
+        return known
+    then = msgspec.json.decode(answered, type=Node)
+    return system.nodes().get(then.name, then)
+
+
 async def _set_cordon(
     request: Request, node: str, wanted: Cordon | None, key: str | None
 ) -> Response:
@@ -87,7 +98,7 @@ async def _set_cordon(
         if said.before is None:
             found = await system.set_cordon(node, wanted, principal_of(request), said.once)
         else:
-            found = system.nodes()[said.before]
+            found = _remembered(system, said.before)
     return reply(NodeView(node=found, used=system.used().get(found.name, Resources())))
 
 

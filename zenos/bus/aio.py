@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -25,13 +25,21 @@ from zenos.core.messages import check_topic
 T = TypeVar("T")
 
 
-async def connect_async(
+def connect_async(
     *,
     home: str | Path | None = None,
     timeout_s: float = CONNECT_S,
     shared_bytes_max: int = limits.SHARED_BYTES_MAX,
-) -> AsyncBus:
-    """As `connect`, for the event loop that runs. Used in `async with await connect_async()`."""
+) -> Connecting:
+    """As `connect`, for the event loop that runs.
+
+    Used in `async with connect_async() as bus`, or `bus = await connect_async()` and at the end
+    `await bus.close()`.
+    """
+    return Connecting(_connect(home, timeout_s, shared_bytes_max))
+
+
+async def _connect(home: str | Path | None, timeout_s: float, shared_bytes_max: int) -> AsyncBus:
     where, hello = address.find(home)
     bus = AsyncBus(where, hello, shared_bytes_max=shared_bytes_max)
     try:
@@ -45,6 +53,44 @@ async def connect_async(
             ) from None
         raise
     return bus
+
+
+class Connecting(Coroutine[Any, Any, "AsyncBus"]):
+    """A connection that is being made: to be awaited, or used in `async with`."""
+
+    def __init__(self, work: Coroutine[Any, Any, AsyncBus]) -> None:
+        self._work = work
+        self._bus: AsyncBus | None = None
+
+    def __await__(self) -> Generator[Any, Any, AsyncBus]:
+        return self._work.__await__()
+
+    # What tasks do with coroutines.
+
+    def send(self, value: Any) -> Any:
+        """See `coroutine.send`."""
+        return self._work.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """See `coroutine.throw`."""
+        return self._work.throw(*error)
+
+    def close(self) -> None:
+        """See `coroutine.close`."""
+        self._work.close()
+
+    async def __aenter__(self) -> AsyncBus:
+        self._bus = await self._work
+        return self._bus
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if self._bus is not None:
+            await self._bus.close()
 
 
 class AsyncBus:

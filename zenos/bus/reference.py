@@ -24,7 +24,7 @@ with zenos.bus.connect() as bus:
         print(job.body["page"])
 ```
 
-In a coroutine, `async with await zenos.bus.connect_async() as bus:` gives the same with the methods
+In a coroutine, `async with zenos.bus.connect_async() as bus:` gives the same with the methods
 to await; what differs has a heading of its own, below those for threads.
 
 ## Errors

@@ -44,13 +44,14 @@ def audit(
     from datetime import UTC, datetime
 
     table(
-        (">NUMBER", "TIME", "USER", "PROJECT", "BY", "ACTION", "WHAT", "CAME OF IT"),
+        (">NUMBER", "TIME", "USER", "PROJECT", "TOKEN", "BY", "ACTION", "WHAT", "CAME OF IT"),
         (
             (
                 row.number,
                 datetime.fromtimestamp(row.at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S"),
                 row.principal.user,
                 row.principal.project,
+                row.token,
                 row.via,
                 row.action,
                 row.subject,

@@ -139,10 +139,9 @@ def tail(topic: TopicName, json: Json = False) -> None:
 
     from zenos.cli.output import clean, put, say
 
-    with client() as made:
-        made.health()  # says now, in a line, if it cannot be reached
+    with client() as made, made.bus.tail(topic) as happening:
         say(f"what happens on {topic} from now on; Ctrl-C ends this")
-        for message in made.bus.tail(topic):
+        for message in happening:
             line = msgspec.json.encode(message).decode() if json else clean(_line(message))
             put(line)
 

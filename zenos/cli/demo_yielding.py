@@ -138,7 +138,7 @@ def _done(handle: TaskHandle) -> int:
 
 
 def _ended(handle: TaskHandle) -> float:
-    """Seconds from its start to its end; WorkerError when it did not succeed."""
+    """Seconds from its submission to its end; WorkerError when it did not succeed."""
     task = handle.wait(WAIT_S)
     if task.state != "succeeded":
         why = task.outcome.describe() if task.outcome else task.state

@@ -213,7 +213,25 @@ with zenos.connect() as client:
 ```
 
 In a coroutine, `async with zenos.connect_async() as client:` gives the same methods to await; what
-is iterated here is iterated there with `async for`.
+is iterated here is iterated there with `async for`. Where it should stay open for longer than a
+block, `client = await zenos.connect_async()`, and at the end `await client.aclose()`.
+
+```python
+import asyncio
+
+import zenos
+
+
+async def main() -> None:
+    async with zenos.connect_async() as client:
+        task = await client.submit(["python", "work.py"], cpu=0.5, memory="1GiB")
+        async with client.events(task.id) as events:  # all that happens from here on
+            async for event in events:
+                print(event)
+
+
+asyncio.run(main())
+```
 
 Every error is a `zenos.core.errors.ZenosError`, whose `message` says what was wrong and what to do:
 `InvalidError`, `NotFoundError`, `RefusedError`, `ConflictError`, `UnfittableError`, `BusyError`,
@@ -233,7 +251,7 @@ def python() -> str:
         function = getattr(importlib.import_module("zenos.calls"), name)
         parts += [f"## zenos.{name}\n", _callable(f"zenos.{name}", function)]
     own_objects = (client.Bus, client.Audit, client.UserTokens)
-    described = (client.Client, *own_objects, client.TaskHandle, client.Generation)
+    described = (client.Client, *own_objects, client.TaskHandle, client.Generation, client.Live)
     for type_ in described:
         parts += [f"## {type_.__name__}\n", _text(type_)]
         for name, member in _members(type_).items():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from zenos.client.aio import AsyncClient, AsyncGeneration, AsyncTaskHandle, connect_async
+from zenos.client.aio import AsyncClient, AsyncTaskHandle, connect_async
 from zenos.client.audit import AsyncAudit, Audit
 from zenos.client.bus import AsyncBus, Bus
 from zenos.client.bus_calls import MessageInfo, Sent, TopicInfo
-from zenos.client.sync import Client, Generation, TaskHandle, connect
+from zenos.client.generation import AsyncGeneration, Generation
+from zenos.client.live import AsyncLive, Live
+from zenos.client.sync import Client, TaskHandle, connect
 from zenos.client.tokens import AsyncUserTokens, TokenView, UserTokens
 from zenos.client.types import (
     ArrayView,
@@ -30,6 +32,7 @@ __all__ = [
     "AsyncBus",
     "AsyncClient",
     "AsyncGeneration",
+    "AsyncLive",
     "AsyncTaskHandle",
     "AsyncUserTokens",
     "Audit",
@@ -38,6 +41,7 @@ __all__ = [
     "Client",
     "Generation",
     "History",
+    "Live",
     "MessageInfo",
     "ModelVersion",
     "NodeView",

@@ -93,11 +93,16 @@ def find(
 
 def url_of(host: str) -> str:
     """The base address from `host`, `host:port` or `http://host:port`."""
+    import httpx  # only where an address is given: it takes as long to import as all of this
+
     text = host.strip()
     try:
         parts = urlsplit(text if "://" in text else f"http://{text}")
         port = parts.port
-    except ValueError:
+        # As it is read on the way out: what has no such form can be no host.
+        spoken = httpx.URL(parts.geturl())
+        _ = spoken.host, spoken.raw_host.decode().encode("idna")
+    except (ValueError, httpx.InvalidURL):
         raise InvalidError(f"cannot use the address {host!r}: write HOST or HOST:PORT") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
         raise InvalidError(

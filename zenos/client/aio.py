@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -18,18 +18,17 @@ from zenos.client.arrays import AsyncArrays
 from zenos.client.audit import AsyncAudit
 from zenos.client.bus import AsyncBus
 from zenos.client.calls import Call, Mode
-from zenos.client.generation import GenerationState
+from zenos.client.generation import AsyncGeneration
+from zenos.client.live import AsyncLive
 from zenos.client.model_calls import AsyncModels
 from zenos.client.nodes import AsyncNodes
 from zenos.client.outlook import AsyncAhead, AsyncHandleAhead
 from zenos.client.threads import AsyncHandleThreads, AsyncThreads
 from zenos.client.tokens import AsyncUserTokens
 from zenos.client.types import (
-    Chunk,
     Status,
     TaskProgress,
     TaskView,
-    Usage,
 )
 from zenos.client.yielding import AsyncHandleYielding, AsyncYielding
 from zenos.core.errors import DeadlineError, InvalidError, NoDaemonError
@@ -48,6 +47,9 @@ def connect_async(
     retry_s: float = transport.RETRY_S,
 ) -> AsyncClient:
     """An async client of the daemon at `host`, else at `ZENOS_HOST`, else of `home` (`ZENOS_HOME`).
+
+    Used in `async with connect_async() as client`, or `client = await connect_async()` and at the
+    end `await client.aclose()`.
 
     retry_s: for how long a request whose connection was lost is sent again. Raises NoDaemonError
     where none runs.
@@ -75,6 +77,10 @@ class AsyncClient(AsyncModels, AsyncNodes, AsyncYielding, AsyncThreads, AsyncArr
         self.audit = AsyncAudit(self._run)
         self.tokens = AsyncUserTokens(self._run)
 
+    def __await__(self) -> Generator[None, None, Self]:
+        """`client = await connect_async()`: it is made already, whichever way it is written."""
+        return (yield from self.__aenter__().__await__())
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -100,10 +106,6 @@ class AsyncClient(AsyncModels, AsyncNodes, AsyncYielding, AsyncThreads, AsyncArr
     async def status(self) -> Status:
         """The daemon, its nodes, and its tasks by state."""
         return await self._run(calls.status())
-
-    async def schema(self, name: str) -> dict[str, Any]:
-        """The JSON schema of `train`, `task` or `deployment`."""
-        return await self._run(calls.schema(name))
 
     async def shut_down(self, mode: Mode = "suspend") -> None:
         """Ask the daemon to go down: `suspend`, `drain` or `leave` running work."""
@@ -180,26 +182,40 @@ class AsyncClient(AsyncModels, AsyncNodes, AsyncYielding, AsyncThreads, AsyncArr
         """Cancel a task; one that runs is ended within the grace time, after the return."""
         return await self._run(calls.cancel(id_))
 
-    async def events(
+    def events(
         self, task: str | None = None, *, after: int | None = None, deadline: float | None = None
-    ) -> AsyncGenerator[TaskEvent | TaskProgress]:
-        """Events as they happen, for ever; after: a sequence number, 0 for all that are kept.
+    ) -> AsyncLive[TaskEvent | TaskProgress]:
+        """Events from this call on, for ever; after: a sequence number, 0 for all that are kept.
 
         A lost connection is made again without losing an event (progress may be skipped).
         deadline: of `time.monotonic()`, when DeadlineError is raised.
+
+        `async with client.events() as events:` and `events = await client.events()` have all that
+        happens from there on, a bare `async for` from its first step on.
         """
+        return AsyncLive(self._events(task, after, deadline))
+
+    async def _events(
+        self, task: str | None, after: int | None, deadline: float | None
+    ) -> AsyncGenerator[TaskEvent | TaskProgress | None]:
+        """The same, with a None once the daemon listens."""
+        listening = False
         feed = feeds.EventFeed(task, after)
         outage = transport.Outage(self.address, self.retry_s)
         while True:
             problem: Exception | None = None
             try:
-                async with self.stream(feed.call(), deadline) as parts:
-                    outage.connected()
+                async with self.stream(feed.call(), deadline, feeds.of_events) as parts:
                     async for part in parts:
+                        outage.opened()
+                        if not listening:
+                            listening = True
+                            yield None
                         for event in feed.feed(part):
+                            outage.connected()
                             yield event
                         feeds.check(deadline)
-            except (httpx.TransportError, *feeds.PASSING) as error:
+            except feeds.PASSING as error:
                 feeds.check(deadline)
                 problem = error
             await self.wait_before_retry(outage.pause_s(problem))
@@ -244,13 +260,14 @@ class AsyncClient(AsyncModels, AsyncNodes, AsyncYielding, AsyncThreads, AsyncArr
         return await self._run(calls.task(id_), patient=True)
 
     async def _run(self, call: Call[T], *, patient: bool = False) -> T:
+        transport.check_open(self.http)
         attempts = transport.Attempts(call, self.address, self.retry_s, patient=patient)
         while True:
             try:
                 response = await self.http.request(
                     call.method, call.path, **transport.request_options(call)
                 )
-            except httpx.TransportError as error:
+            except transport.HTTP_ERRORS as error:
                 attempts.failed(error)
             else:
                 value = attempts.answered(response)
@@ -278,83 +295,17 @@ class AsyncClient(AsyncModels, AsyncNodes, AsyncYielding, AsyncThreads, AsyncArr
         self, call: Call[bytes], deadline: float | None, heard: feeds.Heard = feeds.unheard
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """The parts of an answer as they come; raises the error that it stands for."""
+        transport.check_open(self.http)
         options = transport.request_options(call, silence_s=feeds.silence_s(deadline))
-        async with self.http.stream(call.method, call.path, **options) as response:
-            if not response.is_success:
-                content = await response.aread()
-                raise transport.error_of(
-                    response.status_code, response.headers, content, self.address
-                )
-            heard(response.headers)
-            yield response.aiter_bytes()
-
-
-class AsyncGeneration:
-    """An answer as it is made: an iterator of chunks. Closing it frees the engine's slot."""
-
-    def __init__(self, client: AsyncClient, call: Call[bytes]) -> None:
-        self._state = GenerationState()
-        self._chunks = self._read(client, call)
-
-    def __aiter__(self) -> AsyncIterator[Chunk]:
-        return self._chunks
-
-    async def __anext__(self) -> Chunk:
-        return await anext(self._chunks)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Say that nobody wants the rest."""
-        await self._chunks.aclose()
-
-    async def text(self, index: int = 0) -> str:
-        """The whole text of one choice; waits for it."""
-        async for _ in self._chunks:
-            pass
-        return self._state.texts.get(index, "")
-
-    def so_far(self, index: int = 0) -> str:
-        """The text of one choice as far as it has come."""
-        return self._state.texts.get(index, "")
-
-    @property
-    def usage(self) -> Usage | None:
-        """Token counts, once the answer is whole."""
-        return self._state.usage
-
-    def finish(self, index: int = 0) -> str | None:
-        """How a choice ended (`stop`, `length`); None before."""
-        return self._state.finishes.get(index)
-
-    async def _read(self, client: AsyncClient, call: Call[bytes]) -> AsyncGenerator[Chunk]:
-        attempts = transport.Attempts(call, client.address, client.retry_s)
-        while True:
-            try:
-                async with client.http.stream(
-                    call.method, call.path, **transport.request_options(call)
-                ) as response:
-                    if response.is_success:
-                        async for part in response.aiter_bytes():
-                            for chunk in self._state.feed(part):
-                                yield chunk
-                        self._state.ended()
-                        return
-                    await response.aread()
-                    attempts.answered(response)
-            except httpx.TransportError as error:
-                self._state.cut()
-                attempts.failed(error)
-            await client.wait_before_retry(attempts.pause_s or 0)
+        try:
+            async with self.http.stream(call.method, call.path, **options) as response:
+                if not response.is_success:
+                    content, status = await response.aread(), response.status_code
+                    raise transport.error_of(status, response.headers, content, self.address)
+                heard(response.headers)
+                yield response.aiter_bytes()
+        except transport.HTTP_ERRORS as error:
+            raise transport.broken(self.address, error) from None
 
 
 class AsyncTaskHandle(AsyncHandleYielding, AsyncHandleThreads, AsyncHandleAhead):
@@ -473,7 +424,7 @@ class AsyncTaskHandle(AsyncHandleYielding, AsyncHandleThreads, AsyncHandleAhead)
                 if feed.is_over((await self.refresh()).task):
                     yield feed.finish()
                     return
-            except (httpx.TransportError, *feeds.PASSING) as error:
+            except feeds.PASSING as error:
                 problem = error
             if problem is not None or not self.task.is_ended:
                 await self._client.wait_before_retry(outage.pause_s(problem))

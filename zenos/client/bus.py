@@ -17,6 +17,8 @@ from typing import Literal, Protocol, TypeVar
 from zenos.client import bus_calls
 from zenos.client.bus_calls import MessageInfo, Sent, TailFeed, TopicInfo, Which
 from zenos.client.calls import Call
+from zenos.client.feeds import Heard, of_events
+from zenos.client.live import AsyncLive, Live
 from zenos.core import limits
 
 T = TypeVar("T")
@@ -42,9 +44,9 @@ class Stream(Protocol):
     """Opens an answer that comes in parts."""
 
     def __call__(
-        self, call: Call[bytes], deadline: float | None, /
+        self, call: Call[bytes], deadline: float | None, heard: Heard, /
     ) -> AbstractContextManager[Iterator[bytes]]:
-        """deadline: on the monotonic clock."""
+        """deadline: on the monotonic clock; heard: is given the answer's headers."""
         ...
 
 
@@ -52,9 +54,9 @@ class AsyncStream(Protocol):
     """As `Stream`, for asyncio."""
 
     def __call__(
-        self, call: Call[bytes], deadline: float | None, /
+        self, call: Call[bytes], deadline: float | None, heard: Heard, /
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """deadline: on the monotonic clock."""
+        """deadline: on the monotonic clock; heard: is given the answer's headers."""
         ...
 
 
@@ -113,11 +115,15 @@ class Bus:
         """Drop what waits, or what is dead; how many it was."""
         return self._run(bus_calls.purge(topic, which)).count
 
-    def tail(self, topic: str) -> Generator[MessageInfo]:
-        """What happens on a topic from now on; `event` says what. Ends with the daemon."""
+    def tail(self, topic: str) -> Live[MessageInfo]:
+        """What happens on a topic from this call on; `event` says what. Ends with the daemon."""
+        return Live(self._tail(topic))
+
+    def _tail(self, topic: str) -> Generator[MessageInfo | None]:
         feed = TailFeed()
-        with self._stream(bus_calls.tail(topic), None) as parts:
+        with self._stream(bus_calls.tail(topic), None, of_events) as parts:
             for part in parts:
+                yield None  # it listens
                 yield from feed.feed(part)
 
 
@@ -169,10 +175,17 @@ class AsyncBus:
         """Drop what waits, or what is dead; how many it was."""
         return (await self._run(bus_calls.purge(topic, which))).count
 
-    async def tail(self, topic: str) -> AsyncGenerator[MessageInfo]:
-        """What happens on a topic from now on; `event` says what. Ends with the daemon."""
+    def tail(self, topic: str) -> AsyncLive[MessageInfo]:
+        """What happens on a topic from now on; `event` says what. Ends with the daemon.
+
+        Listens from `async with` or `await` on, else from the first step of an `async for`.
+        """
+        return AsyncLive(self._tail(topic))
+
+    async def _tail(self, topic: str) -> AsyncGenerator[MessageInfo | None]:
         feed = TailFeed()
-        async with self._stream(bus_calls.tail(topic), None) as parts:
+        async with self._stream(bus_calls.tail(topic), None, of_events) as parts:
             async for part in parts:
+                yield None  # it listens
                 for message in feed.feed(part):
                     yield message

@@ -10,6 +10,7 @@ import msgspec
 
 from zenos.client.calls import Call
 from zenos.client.calls import _post as post
+from zenos.client.decoding import decode
 from zenos.client.sse import SseDecoder
 from zenos.core import limits
 from zenos.core.errors import UnavailableError
@@ -67,7 +68,10 @@ class MessageInfo(msgspec.Struct, frozen=True, kw_only=True):
         """The body."""
         if self.body is not None:
             return self.body.encode()
-        return base64.b64decode(self.body_base64 or "")
+        try:
+            return base64.b64decode(self.body_base64 or "")
+        except ValueError:
+            raise UnavailableError("cannot read the message's body: it is no base64") from None
 
 
 class Sent(msgspec.Struct, frozen=True):
@@ -168,8 +172,5 @@ class TailFeed:
     def feed(self, part: bytes) -> Iterator[MessageInfo]:
         """The messages that this part of the stream completes."""
         for event in self._decoder.feed(part):
-            try:
-                found = msgspec.json.decode(event.data, type=MessageInfo)
-            except msgspec.MsgspecError as error:
-                raise UnavailableError(f"cannot understand the daemon's event: {error}") from None
+            found = decode(event.data, MessageInfo, "event")
             yield msgspec.structs.replace(found, event=event.type)

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from zenos.client.decoding import decode
 from zenos.client.types import (
     ArrayView,
     History,
@@ -59,8 +60,8 @@ class Call(Generic[T]):
     repeatable: bool = True
 
     def decode(self, content: bytes) -> T:
-        """The answer; raises msgspec's errors."""
-        return msgspec.json.decode(content, type=self.into)
+        """The answer; raises UnavailableError."""
+        return decode(content, self.into)
 
 
 class TaskList(msgspec.Struct):
@@ -200,11 +201,6 @@ def set_cordon(node: str, verb: Literal["cordon", "drain", "uncordon"]) -> Call[
     """What may start on a node."""
     name = quote(check_name(node, "node name"), safe="")
     return _post(f"/api/nodes/{name}/{verb}", {}, NodeView)
-
-
-def schema(name: str) -> Call[dict[str, Any]]:
-    """The JSON schema of `train`, `task` or `deployment`."""
-    return Call(method="GET", path=f"/api/schemas/{_task(name)}", into=dict[str, Any])
 
 
 def shutdown(mode: Mode) -> Call[dict[str, Any]]:

@@ -7,23 +7,33 @@ import time
 from collections.abc import Callable, Iterator
 
 import httpx
-import msgspec
 
 from zenos.client import calls
 from zenos.client.calls import Call
+from zenos.client.decoding import decode
 from zenos.client.sse import ServerEvent, SseDecoder
 from zenos.client.transport import STREAM_SILENCE_S, error_of
 from zenos.client.types import TaskProgress, TaskView
-from zenos.core.errors import BusyError, DeadlineError, UnavailableError
+from zenos.core.errors import BusyError, DeadlineError, NoDaemonError, UnavailableError
 from zenos.core.task import Task, TaskEvent
 
 Heard = Callable[[httpx.Headers], None]
 # Answers after which a stream is tried again.
-PASSING = (UnavailableError, BusyError)
+PASSING = (UnavailableError, BusyError, NoDaemonError)
 
 
 def unheard(headers: httpx.Headers) -> None:
     """For streams whose headers say nothing that matters."""
+
+
+def of_events(headers: httpx.Headers) -> None:
+    """For streams of events: raises UnavailableError where the answer is none."""
+    media = headers.get("Content-Type", "")
+    if media.partition(";")[0].strip().lower() != "text/event-stream":
+        raise UnavailableError(
+            f"cannot understand the daemon's answer: a stream of events, not {media[:40]!r}, "
+            "was asked for; is it zenos?"
+        )
 
 
 def silence_s(deadline: float | None) -> float:
@@ -70,18 +80,15 @@ class EventFeed:
 
 
 def _event(event: ServerEvent) -> TaskEvent | TaskProgress | None:
-    try:
-        match event.type:
-            case "task":
-                return msgspec.json.decode(event.data, type=TaskEvent)
-            case "progress":
-                return msgspec.json.decode(event.data, type=TaskProgress)
-            case "error":
-                raise error_of(500, httpx.Headers(), event.data.encode())
-            case _:
-                return None  # of a newer daemon
-    except msgspec.MsgspecError as error:
-        raise UnavailableError(f"cannot understand the daemon's event: {error}") from None
+    match event.type:
+        case "task":
+            return decode(event.data, TaskEvent, "event")
+        case "progress":
+            return decode(event.data, TaskProgress, "event")
+        case "error":
+            raise error_of(500, httpx.Headers(), event.data.encode())
+        case _:
+            return None  # of a newer daemon
 
 
 class LogFeed:
@@ -116,7 +123,7 @@ class LogFeed:
     def begin(self, headers: httpx.Headers) -> None:
         """The answer's headers: it begins later than asked for where what was before is gone."""
         said = headers.get("zenos-log-offset", "")
-        begin = int(said) if said.isdecimal() else self.offset
+        begin = int(said) if said.isdecimal() and len(said) < 20 else self.offset
         self._gap, self._got = self._gap + max(begin - self.offset, 0), False
         self.offset = max(begin, self.offset)
 

@@ -1,14 +1,23 @@
-"""OpenAI's streamed pieces, put together into chunks."""
+"""Answers of models as they are made: OpenAI's streamed pieces, put together into chunks."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
+from zenos.client import transport
+from zenos.client.calls import Call
+from zenos.client.decoding import decode
 from zenos.client.sse import SseDecoder
 from zenos.client.types import Chunk, TokenLogprob, Usage
 from zenos.core.errors import UnavailableError, from_code
+
+if TYPE_CHECKING:
+    from zenos.client.aio import AsyncClient
+    from zenos.client.sync import Client
 
 DONE = "[DONE]"
 
@@ -17,12 +26,32 @@ class _Delta(msgspec.Struct):
     content: str | None = None
 
 
+class _Alternative(msgspec.Struct):
+    token: str
+    logprob: float
+
+
+class _Token(msgspec.Struct):
+    token: str
+    logprob: float | None = None
+    top_logprobs: list[_Alternative] | None = None
+
+
+class _Logprobs(msgspec.Struct):
+    """Both of OpenAI's shapes: a list of objects, of a chat, and parallel lists."""
+
+    content: list[_Token] | None = None
+    tokens: list[str] | None = None
+    token_logprobs: list[float | None] | None = None
+    top_logprobs: list[dict[str, float] | None] | None = None
+
+
 class _Choice(msgspec.Struct):
     index: int = 0
     text: str = ""
     delta: _Delta | None = None
     finish_reason: str | None = None
-    logprobs: dict[str, Any] | None = None
+    logprobs: _Logprobs | None = None
 
 
 class _Usage(msgspec.Struct):
@@ -61,10 +90,7 @@ class GenerationState:
             if event.data == DONE:
                 self.done = True
                 continue
-            try:
-                piece = msgspec.json.decode(event.data, type=_Piece)
-            except msgspec.MsgspecError as error:
-                raise UnavailableError(f"cannot understand the daemon's answer: {error}") from None
+            piece = decode(event.data, _Piece)
             if piece.error is not None:
                 raise from_code(piece.error.code or "internal", piece.error.message)
             chunks.extend(self._chunks(piece))
@@ -103,23 +129,160 @@ class GenerationState:
         )
 
 
-def _logprobs(given: dict[str, Any] | None) -> list[TokenLogprob]:
-    """Both of OpenAI's shapes: parallel lists, and a list of objects."""
-    if not given:
+def _logprobs(given: _Logprobs | None) -> list[TokenLogprob]:
+    if given is None:
         return []
-    if given.get("content"):
+    if given.content:
         return [
             TokenLogprob(
-                token=token["token"],
-                logprob=token["logprob"],
-                top={top["token"]: top["logprob"] for top in token.get("top_logprobs") or []},
+                token=token.token,
+                logprob=token.logprob,
+                top={top.token: top.logprob for top in token.top_logprobs or []},
             )
-            for token in given["content"]
+            for token in given.content
         ]
-    tokens = given.get("tokens") or []
-    values = given.get("token_logprobs") or []
-    tops = given.get("top_logprobs") or [None] * len(tokens)
+    tokens, values = given.tokens or [], given.token_logprobs or []
+    tops = given.top_logprobs or [None] * len(tokens)
+    if not len(tokens) == len(values) == len(tops):
+        raise UnavailableError("cannot understand the daemon's answer: its logprobs don't match")
     return [
         TokenLogprob(token=token, logprob=value, top=top or {})
         for token, value, top in zip(tokens, values, tops, strict=True)
     ]
+
+
+class Generation:
+    """An answer as it is made: an iterator of chunks. Closing it frees the engine's slot."""
+
+    def __init__(self, client: Client, call: Call[bytes]) -> None:
+        self._state = GenerationState()
+        self._chunks = self._read(client, call)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self._chunks
+
+    def __next__(self) -> Chunk:
+        return next(self._chunks)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Say that nobody wants the rest."""
+        self._chunks.close()
+
+    def text(self, index: int = 0) -> str:
+        """The whole text of one choice; waits for it."""
+        for _ in self._chunks:
+            pass
+        return self._state.texts.get(index, "")
+
+    def so_far(self, index: int = 0) -> str:
+        """The text of one choice as far as it has come."""
+        return self._state.texts.get(index, "")
+
+    @property
+    def usage(self) -> Usage | None:
+        """Token counts, once the answer is whole."""
+        return self._state.usage
+
+    def finish(self, index: int = 0) -> str | None:
+        """How a choice ended (`stop`, `length`); None before."""
+        return self._state.finishes.get(index)
+
+    def _read(self, client: Client, call: Call[bytes]) -> Generator[Chunk]:
+        transport.check_open(client.http)
+        attempts = transport.Attempts(call, client.address, client.retry_s)
+        while True:
+            try:
+                with client.http.stream(
+                    call.method, call.path, **transport.request_options(call)
+                ) as response:
+                    if response.is_success:
+                        for part in response.iter_bytes():
+                            yield from self._state.feed(part)
+                        self._state.ended()
+                        return
+                    response.read()
+                    attempts.answered(response)
+            except transport.HTTP_ERRORS as error:
+                self._state.cut()
+                attempts.failed(error)
+            client.wait_before_retry(attempts.pause_s or 0)
+
+
+class AsyncGeneration:
+    """An answer as it is made: an iterator of chunks. Closing it frees the engine's slot."""
+
+    def __init__(self, client: AsyncClient, call: Call[bytes]) -> None:
+        self._state = GenerationState()
+        self._chunks = self._read(client, call)
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        return self._chunks
+
+    async def __anext__(self) -> Chunk:
+        return await anext(self._chunks)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Say that nobody wants the rest."""
+        await self._chunks.aclose()
+
+    async def text(self, index: int = 0) -> str:
+        """The whole text of one choice; waits for it."""
+        async for _ in self._chunks:
+            pass
+        return self._state.texts.get(index, "")
+
+    def so_far(self, index: int = 0) -> str:
+        """The text of one choice as far as it has come."""
+        return self._state.texts.get(index, "")
+
+    @property
+    def usage(self) -> Usage | None:
+        """Token counts, once the answer is whole."""
+        return self._state.usage
+
+    def finish(self, index: int = 0) -> str | None:
+        """How a choice ended (`stop`, `length`); None before."""
+        return self._state.finishes.get(index)
+
+    async def _read(self, client: AsyncClient, call: Call[bytes]) -> AsyncGenerator[Chunk]:
+        transport.check_open(client.http)
+        attempts = transport.Attempts(call, client.address, client.retry_s)
+        while True:
+            try:
+                async with client.http.stream(
+                    call.method, call.path, **transport.request_options(call)
+                ) as response:
+                    if response.is_success:
+                        async for part in response.aiter_bytes():
+                            for chunk in self._state.feed(part):
+                                yield chunk
+                        self._state.ended()
+                        return
+                    await response.aread()
+                    attempts.answered(response)
+            except transport.HTTP_ERRORS as error:
+                self._state.cut()
+                attempts.failed(error)
+            await client.wait_before_retry(attempts.pause_s or 0)

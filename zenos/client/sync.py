@@ -18,18 +18,17 @@ from zenos.client.arrays import Arrays
 from zenos.client.audit import Audit
 from zenos.client.bus import Bus
 from zenos.client.calls import Call, Mode
-from zenos.client.generation import GenerationState
+from zenos.client.generation import Generation
+from zenos.client.live import Live
 from zenos.client.model_calls import Models
 from zenos.client.nodes import Nodes
 from zenos.client.outlook import Ahead, HandleAhead
 from zenos.client.threads import HandleThreads, Threads
 from zenos.client.tokens import UserTokens
 from zenos.client.types import (
-    Chunk,
     Status,
     TaskProgress,
     TaskView,
-    Usage,
 )
 from zenos.client.yielding import HandleYielding, Yielding
 from zenos.core.errors import DeadlineError, InvalidError, NoDaemonError
@@ -101,10 +100,6 @@ class Client(Models, Nodes, Yielding, Threads, Arrays, Ahead):
     def status(self) -> Status:
         """The daemon, its nodes, and its tasks by state."""
         return self._run(calls.status())
-
-    def schema(self, name: str) -> dict[str, Any]:
-        """The JSON schema of `train`, `task` or `deployment`."""
-        return self._run(calls.schema(name))
 
     def shut_down(self, mode: Mode = "suspend") -> None:
         """Ask the daemon to go down: `suspend`, `drain` or `leave` running work."""
@@ -183,23 +178,35 @@ class Client(Models, Nodes, Yielding, Threads, Arrays, Ahead):
 
     def events(
         self, task: str | None = None, *, after: int | None = None, deadline: float | None = None
-    ) -> Generator[TaskEvent | TaskProgress]:
-        """Events as they happen, for ever; after: a sequence number, 0 for all that are kept.
+    ) -> Live[TaskEvent | TaskProgress]:
+        """Events from this call on, for ever; after: a sequence number, 0 for all that are kept.
 
         A lost connection is made again without losing an event (progress may be skipped).
         deadline: of `time.monotonic()`, when DeadlineError is raised.
         """
+        return Live(self._events(task, after, deadline))
+
+    def _events(
+        self, task: str | None, after: int | None, deadline: float | None
+    ) -> Generator[TaskEvent | TaskProgress | None]:
+        """The same, with a None once the daemon listens."""
+        listening = False
         feed = feeds.EventFeed(task, after)
         outage = transport.Outage(self.address, self.retry_s)
         while True:
             problem: Exception | None = None
             try:
-                with self.stream(feed.call(), deadline) as parts:
-                    outage.connected()
+                with self.stream(feed.call(), deadline, feeds.of_events) as parts:
                     for part in parts:
-                        yield from feed.feed(part)
+                        outage.opened()
+                        if not listening:
+                            listening = True
+                            yield None
+                        for event in feed.feed(part):
+                            outage.connected()
+                            yield event
                         feeds.check(deadline)
-            except (httpx.TransportError, *feeds.PASSING) as error:
+            except feeds.PASSING as error:
                 feeds.check(deadline)
                 problem = error
             self.wait_before_retry(outage.pause_s(problem))
@@ -244,13 +251,14 @@ class Client(Models, Nodes, Yielding, Threads, Arrays, Ahead):
         return self._run(calls.task(id_), patient=True)
 
     def _run(self, call: Call[T], *, patient: bool = False) -> T:
+        transport.check_open(self.http)
         attempts = transport.Attempts(call, self.address, self.retry_s, patient=patient)
         while True:
             try:
                 response = self.http.request(
                     call.method, call.path, **transport.request_options(call)
                 )
-            except httpx.TransportError as error:
+            except transport.HTTP_ERRORS as error:
                 attempts.failed(error)
             else:
                 value = attempts.answered(response)
@@ -278,82 +286,17 @@ class Client(Models, Nodes, Yielding, Threads, Arrays, Ahead):
         self, call: Call[bytes], deadline: float | None, heard: feeds.Heard = feeds.unheard
     ) -> Iterator[Iterator[bytes]]:
         """The parts of an answer as they come; raises the error that it stands for."""
+        transport.check_open(self.http)
         options = transport.request_options(call, silence_s=feeds.silence_s(deadline))
-        with self.http.stream(call.method, call.path, **options) as response:
-            if not response.is_success:
-                content = response.read()
-                raise transport.error_of(
-                    response.status_code, response.headers, content, self.address
-                )
-            heard(response.headers)
-            yield response.iter_bytes()
-
-
-class Generation:
-    """An answer as it is made: an iterator of chunks. Closing it frees the engine's slot."""
-
-    def __init__(self, client: Client, call: Call[bytes]) -> None:
-        self._state = GenerationState()
-        self._chunks = self._read(client, call)
-
-    def __iter__(self) -> Iterator[Chunk]:
-        return self._chunks
-
-    def __next__(self) -> Chunk:
-        return next(self._chunks)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Say that nobody wants the rest."""
-        self._chunks.close()
-
-    def text(self, index: int = 0) -> str:
-        """The whole text of one choice; waits for it."""
-        for _ in self._chunks:
-            pass
-        return self._state.texts.get(index, "")
-
-    def so_far(self, index: int = 0) -> str:
-        """The text of one choice as far as it has come."""
-        return self._state.texts.get(index, "")
-
-    @property
-    def usage(self) -> Usage | None:
-        """Token counts, once the answer is whole."""
-        return self._state.usage
-
-    def finish(self, index: int = 0) -> str | None:
-        """How a choice ended (`stop`, `length`); None before."""
-        return self._state.finishes.get(index)
-
-    def _read(self, client: Client, call: Call[bytes]) -> Generator[Chunk]:
-        attempts = transport.Attempts(call, client.address, client.retry_s)
-        while True:
-            try:
-                with client.http.stream(
-                    call.method, call.path, **transport.request_options(call)
-                ) as response:
-                    if response.is_success:
-                        for part in response.iter_bytes():
-                            yield from self._state.feed(part)
-                        self._state.ended()
-                        return
-                    response.read()
-                    attempts.answered(response)
-            except httpx.TransportError as error:
-                self._state.cut()
-                attempts.failed(error)
-            client.wait_before_retry(attempts.pause_s or 0)
+        try:
+            with self.http.stream(call.method, call.path, **options) as response:
+                if not response.is_success:
+                    content, status = response.read(), response.status_code
+                    raise transport.error_of(status, response.headers, content, self.address)
+                heard(response.headers)
+                yield response.iter_bytes()
+        except transport.HTTP_ERRORS as error:
+            raise transport.broken(self.address, error) from None
 
 
 class TaskHandle(HandleYielding, HandleThreads, HandleAhead):
@@ -472,7 +415,7 @@ class TaskHandle(HandleYielding, HandleThreads, HandleAhead):
                 if feed.is_over(self.refresh().task):
                     yield feed.finish()
                     return
-            except (httpx.TransportError, *feeds.PASSING) as error:
+            except feeds.PASSING as error:
                 problem = error
             if problem is not None or not self.task.is_ended:
                 self._client.wait_before_retry(outage.pause_s(problem))

@@ -19,9 +19,11 @@ import msgspec
 from zenos import __version__
 from zenos.client.address import Address, wrong_token
 from zenos.client.calls import Call
+from zenos.client.decoding import decode
 from zenos.core import limits
 from zenos.core.errors import (
     DeadlineError,
+    InvalidError,
     NoDaemonError,
     NotFoundError,
     UnavailableError,
@@ -34,7 +36,10 @@ RETRY_S = 15.0
 PAUSE_S_MIN = 0.05
 PAUSE_S_MAX = 2.0
 CONNECT_TIMEOUT_S = 5.0
+LASTING_S = 1.0  # a stream that was there for so long was no part of an outage
 STREAM_SILENCE_S = 60.0  # events and logs: the daemon's heartbeat is far below this
+# All that httpx raises of its own: none of it leaves this package.
+HTTP_ERRORS = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL)
 _BY_STATUS = {
     400: "invalid",
     401: "unauthorized",
@@ -68,8 +73,8 @@ def error_of(
     address: whose answer it is; then the message says what to do here, in the words of this side.
     """
     try:
-        detail = msgspec.json.decode(content, type=_ErrorBody).error
-    except msgspec.MsgspecError:
+        detail = decode(content, _ErrorBody).error
+    except UnavailableError:
         detail = _Detail(f"cannot understand the answer: HTTP status {status}, not from zenos?")
     code = detail.code if detail.code and detail.code not in ("timeout",) else None
     message = detail.message
@@ -85,7 +90,7 @@ def error_of(
 
 
 def _seconds(text: str | None) -> float | None:
-    return float(text) if text is not None and text.isdigit() and len(text) < 8 else None
+    return float(text) if text is not None and text.isdecimal() and len(text) < 8 else None
 
 
 def options(address: Address) -> dict[str, Any]:
@@ -126,6 +131,12 @@ def request_options(call: Call[Any], *, silence_s: float | None = None) -> dict[
     }
 
 
+def check_open(http: httpx.Client | httpx.AsyncClient) -> None:
+    """Raises InvalidError for a client that was closed."""
+    if http.is_closed:
+        raise InvalidError("cannot ask the daemon: this client was closed; connect again")
+
+
 class Attempts(Generic[T]):
     """The tries of one call: after each either its value, an error, or a pause in seconds."""
 
@@ -142,13 +153,7 @@ class Attempts(Generic[T]):
     def answered(self, response: httpx.Response) -> T | None:
         """The value, or None after setting `pause_s`: send it again. Raises what it stands for."""
         if response.is_success:
-            try:
-                return self.call.decode(response.content)
-            except msgspec.MsgspecError as problem:
-                raise UnavailableError(
-                    f"cannot understand the daemon's answer ({problem}): "
-                    "are client and daemon of the same version?"
-                ) from None
+            return self.call.decode(response.content)
         error = error_of(response.status_code, response.headers, response.content, self.address)
         if isinstance(error, NotFoundError) and self.uncertain and self.call.gone is not None:
             return self.call.gone
@@ -156,8 +161,10 @@ class Attempts(Generic[T]):
             raise error
         return None
 
-    def failed(self, error: httpx.TransportError | httpx.InvalidURL) -> None:
-        """Sets `pause_s` when it is to be sent again; raises otherwise."""
+    def failed(self, error: Exception) -> None:
+        """Sets `pause_s` when it is to be sent again; raises otherwise. error: of HTTP_ERRORS."""
+        if not isinstance(error, httpx.TransportError):
+            raise _not_understood(error) from None
         if isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout):
             raise DeadlineError(
                 f"cannot wait longer than {self.call.timeout_s:g} s for the daemon's answer"
@@ -188,11 +195,17 @@ class Outage:
         self._address = address
         self._retry_s = retry_s
         self._since: float | None = None
+        self._opened: float | None = None
         self._next_s = PAUSE_S_MIN
         self.ever_connected = False
 
+    def opened(self) -> None:
+        """The stream is there; one that is cut right then, over and over, is an outage still."""
+        self.ever_connected = True
+        self._opened = self._opened or time.monotonic()
+
     def connected(self) -> None:
-        """Something came."""
+        """Something came in it."""
         self._since = None
         self._next_s = PAUSE_S_MIN
         self.ever_connected = True
@@ -200,6 +213,9 @@ class Outage:
     def pause_s(self, error: Exception | None) -> float:
         """How long to wait before connecting again; raises when it is time to give up."""
         now = time.monotonic()
+        if self._opened is not None and now - self._opened >= LASTING_S:
+            self.connected()
+        self._opened = None
         self._since = self._since or now
         if not self.ever_connected or now - self._since > self._retry_s:
             if isinstance(error, ZenosError):
@@ -207,6 +223,24 @@ class Outage:
             raise no_daemon(self._address, error) from None
         pause_s, self._next_s = self._next_s, min(self._next_s * 2, PAUSE_S_MAX)
         return pause_s
+
+
+def broken(address: Address, error: Exception) -> ZenosError:
+    """What stands for the end of a stream that came by one of HTTP_ERRORS."""
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return no_daemon(address, error)
+    if isinstance(error, httpx.TimeoutException):
+        return UnavailableError("cannot go on: nothing comes from the daemon any more")
+    if not isinstance(error, httpx.TransportError):
+        return _not_understood(error)
+    reason = str(error).strip()
+    return UnavailableError(
+        f"cannot go on: the connection to the daemon was lost{f' ({reason})' if reason else ''}"
+    )
+
+
+def _not_understood(error: Exception) -> UnavailableError:
+    return UnavailableError(f"cannot understand the daemon's answer ({error}): is it zenos?")
 
 
 def no_daemon(address: Address, error: Exception | None) -> NoDaemonError:

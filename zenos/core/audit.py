@@ -46,13 +46,15 @@ Action = Literal[
 class AuditRow(msgspec.Struct, frozen=True, kw_only=True):
     """One row. `number` counts over the whole system; `at` is kernel time in seconds.
 
-    via: how it came. subject: the task, deployment, node, model or topic. reason: why it was
-    refused. key: the request's idempotency key.
+    token: the name of that with which it was asked for, never the secret: a user's, `task ID` for a
+    task's own, empty for that of the home. via: how it came. subject: the task, deployment, node,
+    model or topic. reason: why it was refused. key: the request's idempotency key.
     """
 
     number: int
     at: float
     principal: Principal
+    token: str = ""
     via: Via = "api"
     action: Action
     subject: str = ""

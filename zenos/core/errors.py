@@ -16,6 +16,7 @@ class ZenosError(Exception):
     """cannot go on: an internal error; the daemon's log has the details"""
 
     code: ClassVar[str] = "internal"
+    param: str | None = None  # the request's field that is at fault, where that is known
 
     def __init__(self, message: str = "", *, retry_after_s: float | None = None) -> None:
         text = message or (type(self).__doc__ or "").strip()
@@ -38,7 +39,6 @@ class ContextLengthError(InvalidError):
     """cannot fit the prompt: it is longer than the model's context; shorten it"""
 
     code = "context_length_exceeded"  # OpenAI's clients know it by this
-    param: str | None = None  # the request's field that holds the prompt
 
 
 class UnfittableError(InvalidError):

@@ -18,7 +18,13 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Base of all events."""
 
 
-class Submit(Event, frozen=True, kw_only=True):
+class Asked(Event, frozen=True, kw_only=True):
+    """Base of those that somebody asks for. token: with which, see core/asking.py."""
+
+    token: str = ""
+
+
+class Submit(Asked, frozen=True, kw_only=True):
     """A user submits a task. Answered by a Reply with the Task.
 
     asked: as the user sent it, where `spec` says more: which versions its models are. warning: what
@@ -43,7 +49,7 @@ class Look(Event, frozen=True, kw_only=True):
     task: str | None = None
 
 
-class SubmitArray(Event, frozen=True, kw_only=True):
+class SubmitArray(Asked, frozen=True, kw_only=True):
     """A user submits an array: many tasks at once. Answered by a Reply with the Array."""
 
     request: int
@@ -52,7 +58,7 @@ class SubmitArray(Event, frozen=True, kw_only=True):
     key: str | None = None
 
 
-class SubmitBatch(Event, frozen=True, kw_only=True):
+class SubmitBatch(Asked, frozen=True, kw_only=True):
     """A user submits several tasks as one. Answered with the Batch. asked: see Submit.
 
     warnings: what speaks against some of them, by name.
@@ -66,7 +72,7 @@ class SubmitBatch(Event, frozen=True, kw_only=True):
     warnings: dict[str, str] = {}
 
 
-class CancelArray(Event, frozen=True, kw_only=True):
+class CancelArray(Asked, frozen=True, kw_only=True):
     """A user cancels all tasks of an array. Answered by a Reply with the Array."""
 
     request: int
@@ -74,7 +80,7 @@ class CancelArray(Event, frozen=True, kw_only=True):
     principal: Principal = Principal()
 
 
-class Cancel(Event, frozen=True, kw_only=True):
+class Cancel(Asked, frozen=True, kw_only=True):
     """A user cancels a task. Answered by a Reply with the Task."""
 
     request: int
@@ -83,7 +89,7 @@ class Cancel(Event, frozen=True, kw_only=True):
     once: Once | None = None
 
 
-class Pause(Event, frozen=True, kw_only=True):
+class Pause(Asked, frozen=True, kw_only=True):
     """A user has a task give its CPU back and keep its memory. Answered with the Task."""
 
     request: int
@@ -92,7 +98,7 @@ class Pause(Event, frozen=True, kw_only=True):
     once: Once | None = None
 
 
-class Suspend(Event, frozen=True, kw_only=True):
+class Suspend(Asked, frozen=True, kw_only=True):
     """A user has a task save its state and give everything back. Answered with the Task."""
 
     request: int
@@ -101,7 +107,7 @@ class Suspend(Event, frozen=True, kw_only=True):
     once: Once | None = None
 
 
-class Resume(Event, frozen=True, kw_only=True):
+class Resume(Asked, frozen=True, kw_only=True):
     """A user lets a paused or held task go on. Answered with the Task.
 
     inexact: a training may go on with other numerics than those that it began with.
@@ -114,7 +120,7 @@ class Resume(Event, frozen=True, kw_only=True):
     once: Once | None = None
 
 
-class Nice(Event, frozen=True, kw_only=True):
+class Nice(Asked, frozen=True, kw_only=True):
     """A user gives a task another priority. Answered with the Task."""
 
     request: int
@@ -124,7 +130,7 @@ class Nice(Event, frozen=True, kw_only=True):
     once: Once | None = None
 
 
-class Deploy(Event, frozen=True, kw_only=True):
+class Deploy(Asked, frozen=True, kw_only=True):
     """A user deploys a model, or changes its deployment. Answered with the Deployment.
 
     version: which one `spec.model` means now; memory: bytes that a replica of it needs; build: see
@@ -141,7 +147,7 @@ class Deploy(Event, frozen=True, kw_only=True):
     key: str | None = None
 
 
-class Undeploy(Event, frozen=True, kw_only=True):
+class Undeploy(Asked, frozen=True, kw_only=True):
     """A user stops a deployment. Answered with the Deployment."""
 
     request: int
@@ -176,7 +182,7 @@ class Published(Event, frozen=True, kw_only=True):
     task: str
 
 
-class Rollback(Event, frozen=True, kw_only=True):
+class Rollback(Asked, frozen=True, kw_only=True):
     """A user sends a deployment to another version, to stay there. Answered with the Deployment.
 
     version, memory, build: as in Deploy.
@@ -199,7 +205,7 @@ class Used(Event, frozen=True, kw_only=True):
     waiting: int = 0
 
 
-class Record(Event, frozen=True, kw_only=True):
+class Record(Asked, frozen=True, kw_only=True):
     """What was done, or refused, beside the kernel. Answered with its AuditRow.
 
     key: the same principal's key for the same thing writes no second row. once: what was done is
@@ -253,7 +259,7 @@ class NodeDown(Event, frozen=True, kw_only=True):
     reason: str = "it is gone"
 
 
-class SetCordon(Event, frozen=True, kw_only=True):
+class SetCordon(Asked, frozen=True, kw_only=True):
     """A user has nothing new start on a node, or (None) lets things start there again.
 
     Answered with the Node.

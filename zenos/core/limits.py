@@ -17,6 +17,7 @@ HEADER_TIMEOUT_S: Final = 10.0
 BODY_TIMEOUT_S: Final = 30.0
 SEND_STALL_S: Final = 30.0  # a client that takes nothing for so long is cut
 CONNECTIONS_MAX: Final = 512
+CONNECTIONS_REFUSED_MAX: Final = 128  # more, for a moment, that hear that there is no room
 JSON_DEPTH_MAX: Final = 64
 EVENT_HEARTBEAT_S: Final = 15.0
 NAME_CHARS_MAX: Final = 64
@@ -180,6 +181,7 @@ CHOICES_MAX: Final = 16
 PROMPTS_MAX: Final = 64
 MESSAGES_MAX: Final = 4096
 STOP_STRINGS_MAX: Final = 16
+STOP_CHARS_MAX: Final = 1024
 LOGPROBS_MAX: Final = 20
 STREAM_CHUNKS_WAITING_MAX: Final = 2048
 

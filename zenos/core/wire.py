@@ -54,11 +54,12 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
             raise _unusable("n", self.n, f"from 1 to {limits.CHOICES_MAX}")
         if self.logprobs is not None and not 0 <= self.logprobs <= limits.LOGPROBS_MAX:
             raise _unusable("logprobs", self.logprobs, f"0 to {limits.LOGPROBS_MAX}")
-        if len(self.stop) > limits.STOP_STRINGS_MAX or any(
-            not s or len(s) > 1024 for s in self.stop
-        ):
-            most = limits.STOP_STRINGS_MAX
-            raise FieldError(f"cannot use these stop strings: at most {most}, none empty", "stop")
+        most, chars = limits.STOP_STRINGS_MAX, limits.STOP_CHARS_MAX
+        if len(self.stop) > most or not all(1 <= len(one) <= chars for one in self.stop):
+            raise FieldError(
+                f"cannot use these stop strings: at most {most}, each of 1 to {chars} characters",
+                "stop",
+            )
         if self.seed is not None and not SEED_MIN <= self.seed <= SEED_MAX:
             raise _unusable("seed", self.seed, f"from {SEED_MIN} to {SEED_MAX}")
 

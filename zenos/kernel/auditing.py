@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from zenos.core import audit
 from zenos.core import events as ev
 from zenos.core.actions import Reply
@@ -62,18 +64,19 @@ class Audit:
         result = reply.result if isinstance(reply, Reply) else None
         once = getattr(event, "once", None)
         if once is not None and isinstance(result, Task | Deployment | Node):
-            subject = result.id if isinstance(result, Task) else result.name
-            self._remember(event.principal, once, subject, now)
+            self._remember(event.principal, once, _answered(result), now)
         if kernel.unchanged:
             return
         key = once.key if once is not None else getattr(event, "key", None)
         if isinstance(result, Task | Array | Batch):
-            self.add(event.principal, action, result.id, now, key=key)
+            self.add(event.principal, action, result.id, now, token=event.token, key=key)
         elif isinstance(result, ZenosError):
             subject, reason = _subject(event), str(result)
-            self.add(event.principal, action, subject, now, reason=reason, key=key)
+            self.add(
+                event.principal, action, subject, now, token=event.token, reason=reason, key=key
+            )
         else:
-            self.add(event.principal, action, _subject(event), now, key=key)
+            self.add(event.principal, action, _subject(event), now, token=event.token, key=key)
 
     def record(self, event: ev.Record, now: float) -> None:
         """What was done beside the kernel; under one key the same thing has one row."""
@@ -91,6 +94,7 @@ class Audit:
                 event.action,
                 event.subject,
                 now,
+                token=event.token,
                 via=event.via,
                 reason="" if event.accepted else event.reason,
                 key=event.key,
@@ -109,6 +113,7 @@ class Audit:
                 number=int(known),
                 at=now,
                 principal=event.principal,
+                token=event.token,
                 action=event.action,
                 subject=event.subject,
                 key=event.key,
@@ -129,6 +134,7 @@ class Audit:
         subject: str,
         now: float,
         *,
+        token: str = "",
         via: audit.Via = "api",
         reason: str = "",
         key: str | None = None,
@@ -139,6 +145,7 @@ class Audit:
                 number=0,
                 at=now,
                 principal=principal,
+                token=token,
                 via=via,
                 action=action,
                 subject=audit.bounded(subject),
@@ -147,6 +154,13 @@ class Audit:
                 key=key,
             )
         )
+
+
+def _answered(result: Task | Deployment | Node) -> str:
+    """What a repetition is to be answered with: a name, and a node whole, as it may have gone."""
+    if isinstance(result, Node):
+        return msgspec.json.encode(result).decode()
+    return result.id if isinstance(result, Task) else result.name
 
 
 def _subject(event: Requested) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from zenos.core import asking
 from zenos.core import events as ev
 from zenos.core.actions import Changes, Reply, Snapshot
 from zenos.core.arrays import Array, ArraySpec
@@ -376,6 +377,8 @@ class Control:
             raise UnavailableError(str(self._inbox.storage_error), retry_after_s=5)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
+        if isinstance(event, ev.Asked):
+            event = replace(event, token=asking.TOKEN.get())
         self._inbox.put(event)
         try:
             async with asyncio.timeout(REPLY_TIMEOUT_S):

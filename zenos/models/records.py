@@ -79,7 +79,7 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.name}:{self.version}"
 
     @property
-    def serving_bytes(self) -> int:
+    def replica_bytes(self) -> int:
         """Memory that a replica should get where nobody says how much.
 
         Weights in float32, as read and as laid out for the processor, a quarter more for the cache,

@@ -61,7 +61,7 @@ class Publishing:
         self._post(
             ev.Published(
                 version=version.ref,
-                memory=version.serving_bytes,
+                memory=version.replica_bytes,
                 build=version.build,
                 task=task.id,
             )
@@ -145,7 +145,7 @@ class Publishing:
             request=0,
             name=name,
             version=version.ref,
-            memory=version.serving_bytes,
+            memory=version.replica_bytes,
             build=version.build,
             principal=principal,
         )

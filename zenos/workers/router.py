@@ -24,6 +24,7 @@ from zenos.core.config import Config
 from zenos.core.errors import (
     BusyError,
     DeadlineError,
+    InvalidError,
     WorkerError,
     from_code,
 )
@@ -233,7 +234,11 @@ class Router:
         name = str(ModelRef.parse(model))
         if name not in self._view.deployments:
             version = await asyncio.to_thread(self._find_model, name)  # it reads files
-            version.check_servable()
+            try:
+                version.check_servable()
+            except InvalidError as error:
+                error.param = "model"
+                raise
         return name
 
     def _requests_max(self, name: str) -> int:
@@ -289,7 +294,7 @@ class Router:
             name=name,
             spec=DeploymentSpec(model=model, keep_alive_s=self._config.keep_alive_s),
             version=version.ref,
-            memory=version.serving_bytes,
+            memory=version.replica_bytes,
             build=version.build,
             principal=principal,
         )

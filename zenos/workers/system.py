@@ -382,7 +382,7 @@ class LocalSystem:
             request=0,
             spec=spec,
             version=version.ref,
-            memory=version.serving_bytes,
+            memory=version.replica_bytes,
             build=version.build,
             warning=footprint.serving_warning(spec, version, memory),
             principal=principal,

@@ -67,7 +67,8 @@ def fingerprint(
 ) -> dict[str, str]:
     """Names and values of all that the bits of a training run depend on.
 
-    shards: parts of a batch whose gradients are added up, one for each process; backend: by what.
+    shards: into how many parts each batch is cut, whose gradients are added up in their order,
+    however many processes share them; backend: by what.
     """
     build = hashlib.sha256(torch.__config__.show().encode()).hexdigest()[:12]
     found = {
