@@ -23,8 +23,9 @@ from zenos.core.actions import Action, PauseWorker, Reply, ResumeWorker, StartWo
 from zenos.core.config import Config
 from zenos.core.errors import ZenosError
 from zenos.core.node import Node
+from zenos.core.quotas import Quota
 from zenos.core.specs import DeploymentSpec
-from zenos.core.task import HOLDING, Kind, Outcome, State, Task, TaskSpec
+from zenos.core.task import HOLDING, Kind, Outcome, Principal, State, Task, TaskSpec
 from zenos.kernel import supervision
 from zenos.kernel.step import Kernel, Step
 from zenos.store.memory import MemoryStore
@@ -42,6 +43,9 @@ CONFIG: Final = Config(
     preemptions_per_hour=6,
     ended_tasks_kept=10_000,
 )
+# In half of the scenarios two users share the cluster, and have less of it each than there is.
+QUOTAS: Final = replace(CONFIG, user_quotas={"*": Quota(cpu=6, gpu=4)}, residence_s=20.0)
+USERS: Final = (Principal(user="ann"), Principal(user="bob"))
 GANG: Final = replace(TRAIN, workers=4, batch_size=64)
 
 
@@ -84,6 +88,7 @@ class World:
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)  # noqa: S311 - to be repeated
+        self.config = QUOTAS if seed % 2 else CONFIG
         self.now = 1000.0
         self.store = MemoryStore()
         self.nodes: dict[str, Node] = {
@@ -108,7 +113,7 @@ class World:
 
     def boot(self) -> None:
         """A daemon begins from what is remembered; its machine's workers are looked up."""
-        self.kernel = Kernel(CONFIG, done(self.store.load()))
+        self.kernel = Kernel(self.config, done(self.store.load()))
         self.die_at = None
         recovering = self.kernel.recovering()
         for task in recovering:  # what was said and not committed is said again
@@ -318,7 +323,9 @@ class World:
             time_limit_s=rng.choice([None, None, None, 400.0]),
             expected_s=rng.choice([None, 10.0, 1000.0]),
         )
-        event = ev.Submit(request=self.number, spec=wanted, key=f"k{self.number}")
+        who = self.rng.choice(USERS) if self.config is QUOTAS else Principal()
+        key = f"k{self.number}"
+        event = ev.Submit(request=self.number, spec=wanted, key=key, principal=who)
         self.asked[self.number] = event
         self.turn(event)
 
