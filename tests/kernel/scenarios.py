@@ -99,6 +99,7 @@ class World:
         self.away: dict[str, float] = {}  # nodes that can't be reached, since when
         self.workers: dict[tuple[str, int], Worker] = {}
         self.begun: Counter[str] = Counter()  # how often work of a task has begun
+        self.to_save: set[tuple[str, int]] = set()  # generations that were told to save and end
         self.asked: dict[int, ev.Submit] = {}  # requests without an answer yet
         self.known: dict[str, str] = {}  # ids of accepted tasks, by key
         self.ended: dict[str, State] = {}
@@ -226,13 +227,14 @@ class World:
 
     def may_begin(self, task: Task) -> float:
         """How often a program's work may begin: once, as its retries say, and after each time that
-        it was told to save, as it said it can.
+        it was told to save, as it said it can: whether or not it lived to hear it.
         """
-        its = (worker for worker in self.workers.values() if worker.task.id == task.id)
-        return 1 + task.spec.retries + sum(w.stop is not None and w.stop.save for w in its)
+        return 1 + task.spec.retries + sum(name == task.id for name, _ in self.to_save)
 
     def stop(self, name: str, generation: int, told: StopWorker) -> None:
         worker = self.workers.get((name, generation))
+        if told.save:
+            self.to_save.add((name, generation))
         if worker is None or not worker.lives or self.is_away(worker):
             return
         if told.grace_s == 0.0 and not told.save:
