@@ -218,6 +218,23 @@ def test_events_go_on_over_a_lost_connection(daemon: Daemon, client: Client) -> 
     assert found == [event.type for event in daemon.history(handle.id)]
 
 
+def test_what_happens_while_a_connection_is_lost_comes_also_before_there_was_an_event(
+    daemon: Daemon, client: Client
+) -> None:
+    handle = client.submit(["a"])
+    until(lambda: daemon.state(handle.id) == "running")
+    with (
+        CuttingProxy(daemon.url) as proxy,
+        connect(proxy.url) as far,
+        far.events(handle.id, deadline=time.monotonic() + LIMIT_S) as events,
+    ):
+        proxy.cut_all()
+        daemon.end(handle.id)
+        until(lambda: daemon.state(handle.id) == "succeeded")
+        first = next(event for event in events if isinstance(event, TaskEvent))
+        assert first.state is State.SUCCEEDED
+
+
 @pytest.mark.parametrize("cut", ["before", "after"])
 def test_a_submission_whose_connection_is_lost_is_one_task(daemon: Daemon, cut: str) -> None:
     with CuttingProxy(daemon.url, cut, cut) as proxy, connect(proxy.url) as far:
