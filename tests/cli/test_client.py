@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 import ssl
 import threading
@@ -118,6 +119,9 @@ def test_a_setting_that_json_has_no_number_for_is_refused(daemon: Daemon, client
             client.generate("tiny", "hello", temperature=value).text()
 
 
+SEND = "cannot send this request: it is"
+
+
 @pytest.mark.parametrize(
     ("value", "says"),
     [
@@ -125,6 +129,7 @@ def test_a_setting_that_json_has_no_number_for_is_refused(daemon: Daemon, client
         ({"inner": [1.0, float("-inf")]}, "cannot use inner -inf: it must be a finite number"),
         (2**64, f"cannot use hidden_size {2**64}: it must be a number of 64 bits"),
         (-(10**40), "cannot use hidden_size that: it must be a number of 64 bits"),
+        (functools.reduce(lambda inner, _: [inner], range(5000), 0), f"{SEND} nested too deeply"),
     ],
 )
 def test_a_number_that_cannot_be_sent_is_refused_however_deep(
