@@ -350,8 +350,9 @@ def test_an_answer_that_is_closed_frees_its_slot(daemon: Daemon, client: Client)
 
 
 def test_errors_of_generation_keep_their_kind(daemon: Daemon, client: Client) -> None:
-    with pytest.raises(NotFoundError):
+    with pytest.raises(NotFoundError) as missing:
         client.generate("nobody", "Say").text()
+    assert missing.value.param == "model"
     daemon.double.failure = BusyError("cannot take more", retry_after_s=7)
     with pytest.raises(BusyError) as caught:
         client.generate("tiny", "Say").text()
@@ -359,6 +360,10 @@ def test_errors_of_generation_keep_their_kind(daemon: Daemon, client: Client) ->
     daemon.double.fail_after = 1
     with pytest.raises(BusyError):
         client.generate("tiny", "Say").text()
+    daemon.double.failure = InvalidError("cannot use these tokens")
+    with pytest.raises(InvalidError) as within:  # told in the stream
+        client.generate("tiny", "Say").text()
+    assert within.value.param == "prompt"
     with pytest.raises(InvalidError, match="either 'prompt' or 'messages'"):
         client.generate("tiny")
 
