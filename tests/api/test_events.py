@@ -92,6 +92,20 @@ async def test_live_and_stored_events_make_one_line_without_holes(
         assert int(last.of("task")[0]["id"]) == ids[-1]
 
 
+async def test_the_stream_opens_with_the_id_from_which_it_listens(
+    url: str, http: httpx.AsyncClient, system: Double
+) -> None:
+    async with reading(url) as events:
+        assert events.frames == [{"": "zenos", "id": "0"}]
+    made = await submit(http)
+    await system.until(lambda: system.view.tasks[made["id"]].state is State.RUNNING)
+    newest = (await system.events(0, 100))[-1].seq
+    async with reading(url) as events, reading(url, after=1) as older:
+        assert events.frames == [{"": "zenos", "id": str(newest)}]
+        # What is still to come from the store must not be left out by a reader that is cut.
+        assert older.frames[0] == {"": "zenos", "id": "1"}
+
+
 async def test_what_happens_between_subscribing_and_reading_comes_once(
     url: str, http: httpx.AsyncClient, system: Double, monkeypatch: pytest.MonkeyPatch
 ) -> None:

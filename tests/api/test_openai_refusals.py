@@ -11,6 +11,8 @@ import pytest
 from tests.api.double import Double
 from tests.api.test_openai import USER
 from tests.api.test_openai import client as client
+from zenos.api import errors
+from zenos.core import limits
 from zenos.core.errors import (
     BusyError,
     ContextLengthError,
@@ -19,6 +21,7 @@ from zenos.core.errors import (
     ZenosError,
     from_code,
 )
+from zenos.core.wording import FieldError
 
 MESSAGE = "messages[0].content"
 
@@ -127,6 +130,22 @@ async def test_what_is_no_json_names_its_field(
     assert error["type"] == "invalid_request_error"
     assert error["param"] == param
     assert system.asked == []
+
+
+async def test_a_name_as_long_as_a_body_is_not_said_again_whole(
+    http: httpx.AsyncClient,
+) -> None:
+    name = b"k" * 4 * limits.MIB
+    answer = await http.post("/v1/completions", content=b'{"logit_bias":{"%b":NaN}}' % name)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == f"logit_bias.{'k' * 300}"[:300]
+
+
+def test_values_below_a_long_name_are_not_each_given_its_path() -> None:
+    name, values = b"k" * 4 * limits.MIB, b",".join([b"0"] * 1_500_000)  # that would be terabytes
+    with pytest.raises(FieldError) as caught:
+        errors.decode(b'{"%b":[%b],"x":NaN}' % (name, values), dict[str, Any])
+    assert caught.value.param == "x"
 
 
 @pytest.mark.parametrize("model", ["missing", "tiny:9", "tiny:prod"])

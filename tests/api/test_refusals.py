@@ -10,7 +10,7 @@ import pytest
 from tests.api.double import Double
 from tests.api.test_audit import rows
 from zenos.api.refusals import Refusals
-from zenos.core import limits
+from zenos.core import asking, limits
 from zenos.core.audit import AuditQuery, AuditRow
 from zenos.core.errors import StorageError, UnauthorizedError
 
@@ -60,6 +60,20 @@ async def test_of_a_flood_some_have_rows_and_the_rest_is_counted(system: Double)
     refusals.refused(SCOPE, UnauthorizedError())  # the next window
     async with asyncio.timeout(20):
         assert (await written(system, limits.REFUSALS_KEPT + 2))[-1].reason.endswith("10.0.0.7)")
+
+
+async def test_who_was_counted_is_not_said_to_have_had_the_token_of_the_first(
+    system: Double,
+) -> None:
+    before = asking.TOKEN.set("laptop")
+    refusals = Refusals(system, window_s=0.05)
+    for _ in range(limits.REFUSALS_KEPT + 1):
+        refusals.refused(SCOPE, UnauthorizedError())
+    asking.TOKEN.reset(before)
+    async with asyncio.timeout(20):
+        *first, rest = await written(system, limits.REFUSALS_KEPT + 1)
+    assert {row.token for row in first} == {"laptop"}
+    assert (rest.subject, rest.token) == ("more requests", "")
 
 
 async def test_a_failing_store_keeps_no_refusal_back(

@@ -10,7 +10,7 @@ import pytest
 from tests.api.conftest import TOKEN
 from tests.cli.conftest import Daemon, zenos
 from zenos.cli.daemon_process import running
-from zenos.cli.errors import USAGE
+from zenos.cli.errors import REFUSED, USAGE
 from zenos.core.home import Home
 from zenos.daemon import claim
 
@@ -52,3 +52,17 @@ def test_without_a_directory_for_the_home_nothing_is_made(
     monkeypatch.setenv("ZENOS_TOKEN", TOKEN)
     assert zenos("ps").code == 0
     assert not nowhere.exists()
+
+
+@pytest.mark.parametrize("user", ["nonexistent", "file", ""])
+def test_who_has_neither_a_home_nor_a_token_is_told_what_to_set(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, user: str
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / user) if user else "")
+    monkeypatch.setenv("ZENOS_HOST", daemon.url)
+    monkeypatch.delenv("ZENOS_HOME")
+    monkeypatch.delenv("ZENOS_TOKEN", raising=False)
+    ran = zenos("ps")
+    assert ran.code == REFUSED
+    assert ran.err.startswith("zenos: cannot find the token: set ZENOS_TOKEN")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 import ssl
 import threading
@@ -118,6 +119,9 @@ def test_a_setting_that_json_has_no_number_for_is_refused(daemon: Daemon, client
             client.generate("tiny", "hello", temperature=value).text()
 
 
+SEND = "cannot send this request: it is"
+
+
 @pytest.mark.parametrize(
     ("value", "says"),
     [
@@ -125,6 +129,7 @@ def test_a_setting_that_json_has_no_number_for_is_refused(daemon: Daemon, client
         ({"inner": [1.0, float("-inf")]}, "cannot use inner -inf: it must be a finite number"),
         (2**64, f"cannot use hidden_size {2**64}: it must be a number of 64 bits"),
         (-(10**40), "cannot use hidden_size that: it must be a number of 64 bits"),
+        (functools.reduce(lambda inner, _: [inner], range(5000), 0), f"{SEND} nested too deeply"),
     ],
 )
 def test_a_number_that_cannot_be_sent_is_refused_however_deep(
@@ -216,6 +221,23 @@ def test_events_go_on_over_a_lost_connection(daemon: Daemon, client: Client) -> 
             if event.state is State.SUCCEEDED:
                 break
     assert found == [event.type for event in daemon.history(handle.id)]
+
+
+def test_what_happens_while_a_connection_is_lost_comes_also_before_there_was_an_event(
+    daemon: Daemon, client: Client
+) -> None:
+    handle = client.submit(["a"])
+    until(lambda: daemon.state(handle.id) == "running")
+    with (
+        CuttingProxy(daemon.url) as proxy,
+        connect(proxy.url) as far,
+        far.events(handle.id, deadline=time.monotonic() + LIMIT_S) as events,
+    ):
+        proxy.cut_all()
+        daemon.end(handle.id)
+        until(lambda: daemon.state(handle.id) == "succeeded")
+        first = next(event for event in events if isinstance(event, TaskEvent))
+        assert first.state is State.SUCCEEDED
 
 
 @pytest.mark.parametrize("cut", ["before", "after"])
@@ -328,8 +350,9 @@ def test_an_answer_that_is_closed_frees_its_slot(daemon: Daemon, client: Client)
 
 
 def test_errors_of_generation_keep_their_kind(daemon: Daemon, client: Client) -> None:
-    with pytest.raises(NotFoundError):
+    with pytest.raises(NotFoundError) as missing:
         client.generate("nobody", "Say").text()
+    assert missing.value.param == "model"
     daemon.double.failure = BusyError("cannot take more", retry_after_s=7)
     with pytest.raises(BusyError) as caught:
         client.generate("tiny", "Say").text()
@@ -337,6 +360,10 @@ def test_errors_of_generation_keep_their_kind(daemon: Daemon, client: Client) ->
     daemon.double.fail_after = 1
     with pytest.raises(BusyError):
         client.generate("tiny", "Say").text()
+    daemon.double.failure = InvalidError("cannot use these tokens")
+    with pytest.raises(InvalidError) as within:  # told in the stream
+        client.generate("tiny", "Say").text()
+    assert within.value.param == "prompt"
     with pytest.raises(InvalidError, match="either 'prompt' or 'messages'"):
         client.generate("tiny")
 

@@ -96,6 +96,12 @@ def test_names_stay_apart_where_they_differ_at_one_place_only() -> None:
     assert fitting.apart(["short", "names"], 10) == ["short", "names"]
 
 
+@pytest.mark.timeout(60)
+def test_many_names_are_kept_apart_without_a_look_from_each_at_each() -> None:
+    texts = ["a" * 30 + f"{n:05}" + "z" * 30 for n in range(20_000)]
+    assert len(set(fitting.apart(texts, 10))) == len(texts)
+
+
 @pytest.mark.parametrize("cells", range(12))
 def test_wide_letters_are_counted_as_wide(cells: int) -> None:
     assert cell_len(fitting.shortened("日本語の名前", cells)) <= cells

@@ -110,3 +110,18 @@ def test_who_started_it_may_have_interrupts_ignored() -> None:
         "signal.raise_signal(signal.SIGINT); print('goes on')"
     )
     assert python(code).stdout == "goes on\n"
+
+
+def test_a_signal_ends_it_also_when_what_is_still_buffered_has_no_reader() -> None:
+    code = """
+import os, signal, sys
+from zenos.cli import interrupts, streams
+streams.set_up()
+sys.stdout.write("still buffered")
+reader, writer = os.pipe()
+os.close(reader)
+os.dup2(writer, 1)
+interrupts.end_as_told(interrupts.Ended(signal.SIGTERM))
+"""
+    ran = python(code)
+    assert (ran.returncode, ran.stderr) == (-signal.SIGTERM, "")

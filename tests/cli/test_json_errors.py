@@ -30,7 +30,7 @@ def told(ran: Ran) -> ErrorDetail:
         ("show nosuch", "not_found", None),
         ("logs t99", "not_found", None),
         ("ps --kind create", "invalid", None),
-        ("ps --state wrong", "invalid", None),
+        ("ps --state wrong", "invalid", "state"),  # as the daemon calls it
         ("submit --gpu 64 -- ls", "unfittable", None),
         ("ps --limit 0", "invalid", "--limit"),
         ("ps --lmit 3", "invalid", "--lmit"),

@@ -118,6 +118,27 @@ def test_json_loses_no_letter_where_only_ascii_can_be_written(daemon: Daemon) ->
         assert json.loads(ran.stdout.decode(encoding))[0]["task"]["spec"]["work"]["argv"] == argv
 
 
+def test_neither_does_a_line_of_json_of_a_stream(daemon: Daemon) -> None:
+    with (
+        subprocess.Popen(
+            [*PROGRAM, "bus", "tail", "news", "--json"],
+            env=environment(PYTHONIOENCODING="ascii"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process,
+        connect() as client,
+    ):
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert b"what happens on news" in process.stderr.readline()  # it listens
+            client.bus.send("news", "grüße 🦉")
+            line = process.stdout.readline().decode("ascii")
+        finally:
+            process.terminate()
+    assert json.loads(line)["body"] == "grüße 🦉"
+
+
 @pytest.mark.parametrize(
     ("more", "is_ascii"),
     [

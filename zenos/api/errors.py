@@ -171,17 +171,33 @@ class _NoNumber(str):
     __slots__ = ()
 
 
-def _no_json(value: Any, path: str = "") -> tuple[str | None, str] | None:
-    """The first field whose value JSON doesn't have, as a path, and why."""
+def _no_json(value: Any) -> tuple[str | None, str] | None:
+    """The first field whose value JSON doesn't have, as a path, and why.
+
+    A path is put together for that one alone, and of bounded names: a body may have a million
+    values below a name of a million letters.
+    """
+    found = _without_json(value)
+    if found is None:
+        return None
+    path, reason = found
+    return path.removeprefix(".")[:SHOWN_CHARS_MAX] or None, reason
+
+
+def _without_json(value: Any) -> tuple[str, str] | None:
     if isinstance(value, _NoNumber):
-        return path or None, _NO_NUMBER
+        return "", _NO_NUMBER
     if isinstance(value, str):
-        return (path or None, _HALF) if _SURROGATE.search(value) else None
-    inside: Iterable[tuple[str, Any]] = ()
+        return ("", _HALF) if _SURROGATE.search(value) else None
+    inside: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, list):
-        inside = ((f"{path}[{number}]", item) for number, item in enumerate(value))
+        inside = enumerate(value)
     elif isinstance(value, dict):
         if any(_SURROGATE.search(name) for name in value):
-            return path or None, _HALF
-        inside = ((f"{path}.{name}" if path else name, item) for name, item in value.items())
-    return next((found for name, item in inside if (found := _no_json(item, name))), None)
+            return "", _HALF
+        inside = value.items()
+    for name, item in inside:
+        if (found := _without_json(item)) is not None:
+            step = f"[{name}]" if isinstance(name, int) else f".{name[:SHOWN_CHARS_MAX]}"
+            return step + found[0], found[1]
+    return None

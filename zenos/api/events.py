@@ -63,8 +63,10 @@ async def _events(
     home: str | None,
 ) -> AsyncGenerator[bytes, None]:
     async with system.subscribe() as live:
-        # The stream opens with a comment, so that the client knows that it listens.
-        yield b": zenos\n\n"
+        # The stream opens with a comment, so that the client knows that it listens, and with the
+        # id from which it goes on should it be cut before there is an event.
+        since = live.since if after is None else after
+        yield b": zenos\nid: %d\n\n" % since
         sent = 0
         try:
             # Subscribed before reading: nothing falls between the stored and the live ones.

@@ -20,7 +20,7 @@ from zenos.core.task import Deployment, Once, Principal, Task, TaskEvent, TaskSp
 from zenos.core.thread_views import ProcessThreads
 from zenos.core.wire import Chunk, GenerateRequest, Progress
 from zenos.kernel.accounts import Accounts
-from zenos.kernel.control import TaskProgress
+from zenos.kernel.control import Listening
 
 if TYPE_CHECKING:
     from zenos.bus.durable_topics import DurableTopics
@@ -155,7 +155,7 @@ class System(Protocol):
         """Stored events with `seq > after_seq`, oldest first, at most `limit`."""
         ...
 
-    def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[TaskEvent | TaskProgress]]:
+    def subscribe(self) -> AbstractAsyncContextManager[Listening]:
         """Live events from now on; the iterator ends when its reader is too slow."""
         ...
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextvars import Context
 
 from starlette.types import Scope
 
@@ -39,7 +40,9 @@ class Refusals:
         """That was refused; returns at once."""
         if not self._open:
             self._open = True
-            asyncio.get_running_loop().call_later(self._window_s, self._end)
+            # In a context of its own: what is counted is not of this request's token alone.
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._window_s, self._end, context=Context())
         if self._written >= limits.REFUSALS_KEPT:
             self._counted += 1
             return

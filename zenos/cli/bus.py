@@ -135,15 +135,12 @@ def tail(topic: TopicName, json: Json = False) -> None:
 
     Example: zenos bus tail jobs/resize
     """
-    import msgspec
-
-    from zenos.cli.output import clean, put, say
+    from zenos.cli.output import clean, put, put_json_line, say
 
     with client() as made, made.bus.tail(topic) as happening:
         say(f"what happens on {topic} from now on; Ctrl-C ends this")
         for message in happening:
-            line = msgspec.json.encode(message).decode() if json else clean(_line(message))
-            put(line)
+            put_json_line(message) if json else put(clean(_line(message)))
 
 
 def dead(topic: TopicName, limit: Count = 20, json: Json = False) -> None:

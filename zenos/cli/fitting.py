@@ -121,15 +121,21 @@ def apart(texts: Sequence[str], cells: int) -> list[str]:
     alike: dict[str, set[str]] = {}
     for text, short in zip(texts, made, strict=True):
         alike.setdefault(short, set()).add(text)
+    begin = {short: _alike(min(of), max(of)) for short, of in alike.items() if len(of) > 1}
     return [  # 3
-        short if len(alike[short]) == 1 else _from_where_they_differ(text, alike[short], cells)
+        _from(text, begin[short], cells) if short in begin else short
         for text, short in zip(texts, made, strict=True)
     ]
 
 
-def _from_where_they_differ(text: str, others: set[str], cells: int) -> str:
-    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*others, strict=False))
-    return ELLIPSIS[:cells] + shortened(text[len(list(alike)) :], max(cells - 1, 0))
+def _alike(first: str, last: str) -> int:
+    """Characters with which both begin, and so all texts that stand between them in order."""
+    pairs = zip(first, last, strict=False)
+    return sum(1 for _ in takewhile(lambda letters: letters[0] == letters[1], pairs))
+
+
+def _from(text: str, begin: int, cells: int) -> str:
+    return ELLIPSIS[:cells] + shortened(text[begin:], max(cells - 1, 0))
 
 
 class Fitted(NamedTuple):

@@ -76,8 +76,10 @@ def _end(number: int, _: Any) -> NoReturn:
 
 def end_as_told(ended: Ended) -> NoReturn:
     """End by the signal itself, as whoever sent it expects to see."""
+    from zenos.cli.streams import OutputError
+
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # the terminal may be gone
+        with suppress(OSError, ValueError, OutputError):  # the terminal may be gone
             stream.flush()
     signal.signal(ended.number, signal.SIG_DFL)
     signal.raise_signal(ended.number)

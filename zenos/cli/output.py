@@ -68,14 +68,25 @@ def put_json(value: Any) -> None:
     """The result as JSON; structs as msgspec encodes them."""
     import msgspec
 
+    put(_showable(msgspec.json.format(msgspec.json.encode(value), indent=2).decode()))
+
+
+def put_json_line(value: Any) -> None:
+    """The same in one line, where there are more to come."""
+    import msgspec
+
+    put(_showable(msgspec.json.encode(value).decode()))
+
+
+def _showable(text: str) -> str:
+    """JSON whose letters stdout can show, the others escaped: all of them are inside of strings."""
     from zenos.cli.streams import can_show
 
-    text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
-    if not can_show(text):  # all of it is inside of strings
-        import json
+    if can_show(text):
+        return text
+    import json
 
-        text = _BEYOND_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
-    put(text)
+    return _BEYOND_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str = "") -> None:

@@ -167,7 +167,7 @@ def _token(given: str | None, place: Home, task: Inside | None) -> tuple[str, st
         source = str(place.token)
         try:
             token = place.token.read_text(encoding="utf-8").strip()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UnauthorizedError(
                 f"cannot find the token: set ZENOS_TOKEN, or ZENOS_HOME to the daemon's home "
                 f"({place.token} is not there)"

@@ -130,9 +130,11 @@ def _post(
 
 
 def _encode(body: Any) -> bytes:
-    _check_numbers("", body)
     try:
+        _check_numbers("", body)
         return msgspec.json.encode(body)
+    except RecursionError:
+        raise InvalidError("cannot send this request: it is nested too deeply") from None
     except UnicodeEncodeError:
         raise InvalidError("cannot send this request: a text in it is not Unicode") from None
     except (TypeError, OverflowError) as error:

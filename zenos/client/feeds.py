@@ -77,6 +77,9 @@ class EventFeed:
                 self._last = item.seq
             if item is not None:
                 yield item
+        # Before the first event: that from which on it listens, with which the stream opens.
+        if self._last is None and (said := self._decoder.last_id).isdecimal() and len(said) < 20:
+            self._last = int(said)
 
 
 def _event(event: ServerEvent) -> TaskEvent | TaskProgress | None:

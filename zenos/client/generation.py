@@ -62,6 +62,7 @@ class _Usage(msgspec.Struct):
 class _Detail(msgspec.Struct):
     message: str
     code: str | None = None
+    param: str | None = None
 
 
 class _Piece(msgspec.Struct):
@@ -92,7 +93,9 @@ class GenerationState:
                 continue
             piece = decode(event.data, _Piece)
             if piece.error is not None:
-                raise from_code(piece.error.code or "internal", piece.error.message)
+                error = from_code(piece.error.code or "internal", piece.error.message)
+                error.param = piece.error.param
+                raise error
             chunks.extend(self._chunks(piece))
         return chunks
 

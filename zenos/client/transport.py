@@ -59,6 +59,7 @@ _BY_STATUS = {
 class _Detail(msgspec.Struct):
     message: str
     code: str | None = None
+    param: str | None = None
 
 
 class _ErrorBody(msgspec.Struct):
@@ -82,11 +83,13 @@ def error_of(
         message = wrong_token(address)
     elif address is not None and address.home is not None:
         message = message.replace("$ZENOS_HOME", address.home)  # others aren't told the path
-    return from_code(
+    error = from_code(
         code or _BY_STATUS.get(status, "internal"),
         message,
         retry_after_s=_seconds(headers.get("Retry-After")),
     )
+    error.param = detail.param
+    return error
 
 
 def _seconds(text: str | None) -> float | None:

@@ -39,7 +39,7 @@ class Home(msgspec.Struct, frozen=True):
         if said or os.path.isdir(user):  # noqa: PTH112 - Path("") is the working directory
             return cls(Path(said or Path(user, ".zenos")).expanduser().absolute())
         if elsewhere:
-            return cls(Path(os.devnull, ".zenos"))  # where nothing is
+            return cls(Path(user or os.devnull, ".zenos").absolute())  # where nothing is
         raise InvalidError(
             f"cannot use HOME={user[:1000]}: there is no such directory; set ZENOS_HOME to one for "
             "zenos, which is made if it is not there"

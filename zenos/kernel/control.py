@@ -87,6 +87,25 @@ class TaskProgress(msgspec.Struct, frozen=True, kw_only=True):
     progress: Progress
 
 
+class Listening(AsyncIterator[TaskEvent | TaskProgress]):
+    """Events from a moment on; ends when its reader is too slow or the view closes.
+
+    since: the `seq` of the last event before, from which a reader that heard nothing yet goes on.
+    """
+
+    def __init__(self, since: int, queue: asyncio.Queue[TaskEvent | TaskProgress | None]) -> None:
+        self.since = since
+        self._queue = queue
+        self._over = False
+
+    async def __anext__(self) -> TaskEvent | TaskProgress:
+        event = None if self._over else await self._queue.get()
+        if event is None:
+            self._over = True
+            raise StopAsyncIteration
+        return event
+
+
 class View:
     """What is remembered, and live progress, for readers; with subscriptions to what changes."""
 
@@ -99,6 +118,7 @@ class View:
         self.estimates: dict[str, Estimate] = dict(snapshot.estimates)
         self.progress: dict[str, Progress] = {}
         self.threads = ShownThreads()
+        self._last_seq = snapshot.next_seq - 1  # of the events that were told
         self._subscribers: set[asyncio.Queue[TaskEvent | TaskProgress | None]] = set()
         self._changed = asyncio.Event()
         self._holding = {task.id for task in self.tasks.values() if task.state in HOLDING}
@@ -143,6 +163,7 @@ class View:
         for name in changes.deleted_deployments:
             self.deployments.pop(name, None)
         for event in changes.events:
+            self._last_seq = event.seq
             self._publish(event)
         if changes:
             self._changed.set()
@@ -177,17 +198,12 @@ class View:
                 queue.put_nowait(event)
 
     @asynccontextmanager
-    async def subscribe(self) -> AsyncIterator[AsyncIterator[TaskEvent | TaskProgress]]:
+    async def subscribe(self) -> AsyncIterator[Listening]:
         """Events from now on. The iterator ends when the reader is too slow or the view closes."""
         queue: asyncio.Queue[TaskEvent | TaskProgress | None] = asyncio.Queue(SUBSCRIBER_EVENTS_MAX)
         self._subscribers.add(queue)
-
-        async def iterate() -> AsyncIterator[TaskEvent | TaskProgress]:
-            while (event := await queue.get()) is not None:
-                yield event
-
         try:
-            yield iterate()
+            yield Listening(self._last_seq, queue)
         finally:
             self._subscribers.discard(queue)
 

@@ -64,7 +64,7 @@ from zenos.core.task import (
 from zenos.core.thread_views import ProcessThreads
 from zenos.core.wire import Chunk, GenerateRequest, Pause, Progress, Published, Stop
 from zenos.kernel.accounts import Accounts
-from zenos.kernel.control import Control, Inbox, TaskProgress, View
+from zenos.kernel.control import Control, Inbox, Listening, View
 from zenos.kernel.explanation import ended
 from zenos.kernel.supervision import grace_s, saves
 from zenos.models import footprint
@@ -443,7 +443,7 @@ class LocalSystem:
     async def record(self, event: ev.Record) -> None:
         await self.control.record(event)
 
-    def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[TaskEvent | TaskProgress]]:
+    def subscribe(self) -> AbstractAsyncContextManager[Listening]:
         return self.view.subscribe()
 
     def log_path(self, task: str, generation: int | None = None) -> Path | None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import transformers
 
@@ -172,6 +173,51 @@ def test_a_template_that_takes_long_is_ended(source: str) -> None:
     with pytest.raises(InvalidError, match="it takes longer than 2 s for these messages; ask for"):
         template.render(TALK)
     assert template.overran
+    assert clock.looks < 1000 * limits.CHAT_TEMPLATE_S + 10
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ [] | slice(2000000) | list | length }}",
+        "{{ [1] | batch(2000000, 'x') | list | length }}",
+        "{{ 'x' | center(width=2000000) | length }}",
+        "{{ 'x' | indent(2000000, true) | length }}",
+        "{{ [1] | tojson(indent=2000000) | length }}",
+        "{{ 1 | round(200000, 'ceil') }}",
+        "{{ [[1]] | map('batch', 2000000, 'x') | map('list') | list | length }}",
+    ],
+)
+def test_a_number_that_makes_a_filter_long_is_refused(source: str) -> None:
+    with pytest.raises(InvalidError, match="with more than 1000 is not allowed"):
+        ChatTemplate(source, {}).render(TALK)
+
+
+@pytest.mark.parametrize("operator", ["*", "//", "%"])
+def test_calculations_with_very_long_numbers_are_refused(operator: str) -> None:
+    source = "{% set n = ('1' | list | join | center(900)).replace(' ', '1') | int %}"
+    source += f"{{{{ n {operator} (n + 1) }}}}"
+    with pytest.raises(InvalidError, match="numbers as long as these are not allowed"):
+        ChatTemplate(source, {}).render(TALK)
+
+
+def test_filters_and_tests_do_what_they_do_in_jinja() -> None:
+    source = (
+        "{{ [1, 2, 3] | batch(2) | list }}{{ 2.567 | round(1) }}{{ 123456 | round }}"
+        "{{ 'x' | center(3) }}{{ ['b', 'a'] | sort | map('upper') | join('-') }}"
+        "{{ [1, 2] | select('odd') | list }}{{ n | default(4096) }}{{ 'a b' | wordwrap(1) }}"
+        "{{ {'a': 1} | tojson(indent=1) }}{{ 7 // 2 }}{{ 7 % 4 }}{{ '%s!' % 'x' }}{{ 3 / 2 }}"
+    )
+    plain = jinja2.Environment(trim_blocks=True).from_string(source).render()  # noqa: S701
+    assert ChatTemplate(source, {}).render(TALK) == plain
+
+
+def test_each_filter_of_a_chain_looks_at_the_time() -> None:
+    """Each of these is short; what they make together is a thousand times as long as its text."""
+    source = "{{ range(9999) | batch(1) | map('slice', 900) | map('list') | list | length }}"
+    clock = Ticking()
+    with pytest.raises(InvalidError, match="it takes longer than 2 s"):
+        ChatTemplate(source, {}, now=clock).render(TALK)
     assert clock.looks < 1000 * limits.CHAT_TEMPLATE_S + 10
 
 

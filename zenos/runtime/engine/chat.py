@@ -2,13 +2,15 @@
 
 Templates come with models, and so are not trusted: they run in jinja2's sandbox, without access to
 anything but the messages, and with bounds on their length, their loops, their time and what they
-write. Time is looked at in each turn of a loop and at each call: without either no template takes
-long. The replica's limit of memory holds for all else.
+write. Time is looked at in each turn of a loop and at each call, filter and test. What one of these
+takes is bounded where a short argument makes it long; the replica's limit of memory holds for all
+else.
 """
 
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -34,7 +36,11 @@ TEMPLATE_BYTES_MAX: Final = 256 * limits.KIB
 PROMPT_CHARS_MAX: Final = 16 * limits.MIB
 RANGE_MAX: Final = 10_000
 ITEMS_MAX: Final = 1_000_000  # of a list that a template puts together
+NUMBER_BITS_MAX: Final = 4096  # of two numbers whose product or quotient is wanted
 _SEQUENCES: Final = (str, list, tuple)
+# Filters that write, or go on, for as long as a number says that they are given, and that number.
+_BY_NUMBER: Final = frozenset({"batch", "center", "indent", "round", "slice", "tojson"})
+FILTER_NUMBER_MAX: Final = 1000
 ROLES: Final = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 
@@ -58,7 +64,7 @@ class _NothingBefore(CodeGenerator):
 class _Sandbox(ImmutableSandboxedEnvironment):
     """No attribute that leads anywhere, no change of what is given, no long range, not for ever."""
 
-    intercepted_binops = frozenset({"*", "**", "+"})
+    intercepted_binops = frozenset({"*", "**", "+", "/", "//", "%"})
     code_generator_class = _NothingBefore
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -82,8 +88,11 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             if isinstance(left, _SEQUENCES) and isinstance(right, _SEQUENCES):
                 _check_length(len(left) + len(right), text=isinstance(left, str))
             return super().call_binop(context, operator, left, right)
-        if operator == "**" or isinstance(left, _SEQUENCES) or isinstance(right, _SEQUENCES):
+        texts = isinstance(left, _SEQUENCES) or isinstance(right, _SEQUENCES)
+        if operator == "**" or (operator == "*" and texts):
             raise jinja2.TemplateRuntimeError("multiplication of this kind is not allowed")
+        if isinstance(left, int) and isinstance(right, int):
+            _check_bits(left.bit_length() + right.bit_length())
         return super().call_binop(context, operator, left, right)
 
 
@@ -102,10 +111,33 @@ def _check_length(length: int, *, text: bool) -> None:
         raise jinja2.TemplateRuntimeError("it puts together more than is allowed")
 
 
+def _check_bits(bits: int) -> None:
+    if bits > NUMBER_BITS_MAX:
+        raise jinja2.TemplateRuntimeError("numbers as long as these are not allowed")
+
+
 def _timed(values: Iterable[Any]) -> Iterator[Any]:
     for value in values:
         _check_time()
         yield value
+
+
+def _watched(name: str, filter_: Any) -> Callable[..., Any]:
+    """The filter or test, which looks at the time first, and at its numbers where they count."""
+    behind = 2 if hasattr(filter_, "jinja_pass_arg") else 1  # what is filtered comes before
+
+    @functools.wraps(filter_)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        _check_time()
+        if name in _BY_NUMBER:
+            for given in (*args[behind:], *kwargs.values()):
+                if isinstance(given, int) and abs(given) > FILTER_NUMBER_MAX:
+                    raise jinja2.TemplateRuntimeError(
+                        f"{name} with more than {FILTER_NUMBER_MAX} is not allowed"
+                    )
+        return filter_(*args, **kwargs)
+
+    return watched
 
 
 def _joined(values: list[Any]) -> str:
@@ -155,7 +187,11 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise
         environment.globals["range"] = _range
         environment.globals["strftime_now"] = _strftime_now
-        environment.filters |= {"tojson": _tojson, "_timed": _timed, "_joined": _joined}
+        environment.filters["tojson"] = _tojson
+        named: dict[str, Any]
+        for named in (environment.filters, environment.tests):
+            named |= {name: _watched(name, one) for name, one in named.items()}
+        environment.filters |= {"_timed": _timed, "_joined": _joined}
         try:
             self._template = environment.from_string(source or PLAIN)
         except (jinja2.TemplateError, RecursionError) as error:
