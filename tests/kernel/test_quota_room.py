@@ -215,3 +215,38 @@ def test_it_is_bounded_how_often_one_gives_way() -> None:
         h.run(urgent)
         h.exit(urgent)
         h.run(training)
+
+
+ELASTIC = replace(TRAIN, workers=4, workers_min=1)
+
+
+def test_no_training_grows_into_the_quota_of_what_others_give_way_for() -> None:
+    """On another node, so that no claim on a node keeps it from that."""
+    h = harness(Quota(cpu=4), node(cpu=4), node(cpu=4, name="second"), grow_s=5.0)
+    theirs = running(h, BOB, cpu=4, priority=25, node="local")
+    h.wait(60)
+    urgent = h.submit(spec(cpu=2, priority=75, node="local"), principal=ANN)
+    assert told(h) == [theirs.id]
+    elastic = h.submit(spec(ELASTIC, cpu=4, memory="4GB", priority=25), principal=ANN)
+    assert h.now(elastic).workers == 2
+    h.run(elastic)
+    h.wait(20)
+    assert told(h) == [theirs.id]
+    h.exit(theirs, exit_code=75)
+    assert h.now(urgent).state is State.STARTING
+
+
+def test_for_room_in_a_quota_no_more_trainings_start_again_than_it_is_for() -> None:
+    h = harness(Quota(cpu=4), node(cpu=4), node(cpu=4, name="second"), grow_s=5.0)
+    full = h.submit(spec(cpu=2), principal=ANN)
+    h.run(full)
+    work = spec(replace(TRAIN, workers=3, workers_min=1), cpu=3, memory="3GB")
+    places = (replace(work, node="local"), replace(work, node="second"))
+    h.step(*(ev.Submit(request=n, spec=one, principal=ANN) for n, one in enumerate(places)))
+    first, second = (task for task in h.kernel.state.tasks.values() if task.id != full.id)
+    assert [h.now(task).workers for task in (first, second)] == [1, 1]
+    h.run(first)
+    h.run(second)
+    h.wait(60)
+    h.exit(full)
+    assert told(h) == [first.id]

@@ -323,12 +323,13 @@ class Scheduler:
         entries = (self.queue.entry(task) for task in self.claims if task != entry.task)
         return [(e.key.user, e.key.project, e.key.request) for e in entries if e is not None]
 
-    def promised(self, entry: Entry) -> list[tuple[str, str, Resources]]:
-        """What others have a claim or the reservation for, by owner: quotas count it as held."""
+    def promised(self, task_id: str = "") -> list[tuple[str, str, Resources]]:
+        """What others than this task have a claim or the reservation for, by owner: quotas count it
+        as held."""
         tasks = dict.fromkeys(self.claims)
         if self.reservation is not None:
             tasks[self.reservation.task] = None
-        entries = (self.queue.entry(task) for task in tasks if task != entry.task)
+        entries = (self.queue.entry(task) for task in tasks if task != task_id)
         return [(e.key.user, e.key.project, e.key.request) for e in entries if e is not None]
 
     def _within(self, share: float, wanted: Resources) -> bool:

@@ -240,7 +240,7 @@ class Preemption:
         state, key = self._kernel.state, entry.key
         if not state.scheduler.queue.owners.concerns(key.user, key.project):
             return True
-        beside = state.scheduler.promised(entry)
+        beside = state.scheduler.promised(entry.task)
         return state.accounts.lack(key.user, key.project, key.request, beside) is None
 
     def _helped(self, lined_up: set[Want], vain: set[Want]) -> list[Want]:
