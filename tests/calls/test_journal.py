@@ -209,3 +209,23 @@ def test_what_has_begun_is_found_in_a_journal_of_version_1(
     assert [w.attempts for w in again(opened).unfinished] == [0, 1]
     for work in works:
         opened.end(work)
+
+
+@pytest.mark.parametrize("torn", [0, 3])
+def test_what_begins_of_a_journal_of_version_1_after_an_upgrade_is_found(
+    opened: Journal, monkeypatch: pytest.MonkeyPatch, torn: int
+) -> None:
+    """The lanes of today's host write it down in their way, in the file that there is."""
+    monkeypatch.setattr(journal, "VERSION", 1)
+    works = keep(opened, *range(1, 6))
+    monkeypatch.undo()
+    path = opened.directory / "00000001.begun"
+    path.write_bytes(works[0].serial.to_bytes(8, "big") + bytes(torn))
+    assert [w.attempts for w in again(opened).unfinished] == [1, 0, 0, 0, 0]
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+    for work in works[:4]:
+        begun.note(fd, work.serial)
+    os.close(fd)
+    assert [w.attempts for w in again(opened).unfinished] == [2, 1, 1, 1, 0]
+    for work in works:
+        opened.end(work)
