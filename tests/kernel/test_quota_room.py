@@ -250,3 +250,27 @@ def test_for_room_in_a_quota_no_more_trainings_start_again_than_it_is_for() -> N
     h.wait(60)
     h.exit(full)
     assert told(h) == [first.id]
+
+
+def test_what_an_idle_model_gives_back_to_its_owner_elsewhere_is_there_for_others() -> None:
+    """So no other model ends for them."""
+    h = harness(Quota(), node(cpu=4), node(cpu=4, name="second"), model_residence_s=2.0)
+    full = h.submit(spec(cpu=4, node="second"))
+    h.run(full)
+    replicas = []
+    for name, who in (("one", ANN), ("two", BOB)):
+        more = DeploymentSpec(model=name, cpu=2, keep_alive_s=3600.0)
+        h.ask(ev.Deploy(request=1, spec=more, principal=who))
+        h.step(ev.Demand(name=name), ev.Used(name=name, in_flight=1, waiting=1))
+        replica = h.kernel.state.tasks[h.kernel.state.deployments[name].replicas[-1]]
+        h.run(replica)
+        h.step(ev.WorkerReady(task=replica.id, generation=1), ev.Used(name=name, in_flight=0))
+        replicas.append(replica)
+    h.exit(full)
+    h.step(ev.Configured(config=replace(h.config, user_quotas={"ann": Quota(cpu=2)})))
+    h.wait(60)
+    h.step(
+        ev.Submit(request=1, spec=spec(cpu=2, priority=75, node="second"), principal=ANN),
+        ev.Submit(request=2, spec=spec(cpu=2, node="local"), principal=BOB),
+    )
+    assert told(h) == [replicas[0].id]
