@@ -201,7 +201,7 @@ class Scheduler:
             if shape in vain and not claims:
                 continue
             rank = line.rank(entry) if claims else None
-            promised = self._is_promised(entry)
+            promised = self.is_promised(entry)
             if promised or not self._start_beside(entry, start):
                 line.passed.add(entry.task)
                 if not (claims or promised):
@@ -309,17 +309,18 @@ class Scheduler:
 
     def _may_start(self, entry: Entry) -> bool:
         """Whether its owner's quotas let it, beside what is promised to others."""
-        return self.queue.is_open(entry.key) and not self._is_promised(entry)
+        return self.queue.is_open(entry.key) and not self.is_promised(entry)
 
-    def _is_promised(self, entry: Entry) -> bool:
+    def is_promised(self, entry: Entry) -> bool:
         """Whether what its owner's quotas have room for is for those for whom others gave way."""
         key, owners = entry.key, self.queue.owners
         if not self.claims or not owners.concerns(key.user, key.project):
             return False
-        beside = self._claimed(entry)
+        beside = self.claimed(entry)
         return bool(beside) and not owners.admits(key.user, key.project, key.request, beside)
 
-    def _claimed(self, entry: Entry) -> list[tuple[str, str, Resources]]:
+    def claimed(self, entry: Entry) -> list[tuple[str, str, Resources]]:
+        """What others than this one have a claim for, by owner."""
         entries = (self.queue.entry(task) for task in self.claims if task != entry.task)
         return [(e.key.user, e.key.project, e.key.request) for e in entries if e is not None]
 
