@@ -305,6 +305,33 @@ def test_nothing_more_is_run_for_who_does_not_read(
         program.close()
 
 
+def test_who_comes_again_is_not_told_that_a_call_is_kept_before_it_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "Lane", Obeys)
+    monkeypatch.setattr(host, "Door", Shut)
+    made = host.Host(1, 60, Journal(tmp_path / "key"), tmp_path / "wanted")
+    call = wire.Call(1, FUNCTION.key, b"", wire.DURABLE)
+    programs = []
+    for _ in range(2):  # the first connection breaks
+        ours, program = socket.socketpair()
+        programs.append(program)
+        made._door.arrived.append(ours)
+        made._woken()
+        caller = made._callers[ours.fileno()]
+        program.sendall(wire.frame(wire.Hello(wire.BUILD, ME, [])))
+        program.sendall(wire.frame(wire.Asking()))
+        program.sendall(wire.frame(wire.Calls([FUNCTION], [call])))
+        made._hear(caller)
+    assert not caller._accepted
+    made._sync()
+    assert caller._accepted == [1]
+    made._dispatch.refuse_all(StorageError("it ends"))
+    made._leave()
+    for program in programs:
+        program.close()
+
+
 def test_the_last_words_wait_no_longer_for_many_programs_that_do_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,8 +41,11 @@ def again(journal: Journal) -> Left:
 def _read(directory: Path) -> Left:
     found = Journal.__new__(Journal)
     found.directory, found.next_serial, found.segment = directory, 1, 0
-    found._open, found._paths = {}, []
-    return found.read()
+    found._open, found._paths, found._left, found._unsynced = {}, [], [], False
+    left = found.read()
+    for fd in found.to_sync():
+        os.close(fd)
+    return left
 
 
 def test_what_was_kept_and_has_not_ended_is_found(opened: Journal) -> None:
@@ -149,6 +152,22 @@ def test_what_is_to_be_synced_is_all_that_was_kept_since(
         opened.end(work)
     opened.flush()
     assert files() == []  # all has ended: nothing is left to be kept
+
+
+def test_what_an_earlier_host_has_left_is_to_be_synced(tmp_path: Path) -> None:
+    """It may have died before that; nobody is told that a call is accepted while it isn't."""
+    first = Journal(tmp_path / "key")
+    first.read()
+    (work,) = keep(first, 1)
+    first.close()
+    second = Journal(tmp_path / "key")
+    second.read()
+    (fd,) = second.to_sync()
+    assert Path(f"/proc/self/fd/{fd}").readlink().name == "00000001.calls"
+    os.close(fd)
+    second.end(work)
+    second.flush()
+    second.close()
 
 
 def failing_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:

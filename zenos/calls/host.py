@@ -273,6 +273,7 @@ class Host:
             if error is not None:
                 self._dispatch.refuse(work, _unkept(error))
             else:
+                work.is_kept = True
                 if caller is not None:
                     caller.accept(work.call.id)
                 self._dispatch.enqueue(work)
@@ -335,6 +336,9 @@ class Host:
     def _take_over(self) -> None:
         """What an earlier host has accepted and not finished."""
         left = self._journal.read()
+        error = sync(self._journal.to_sync())  # it may have died before that
+        for work in left.unfinished:
+            work.is_kept = error is None
         uncertain = self._dispatch.take_over(left)
         if left.unfinished:
             said = f"{len(left.unfinished)} calls were left by an earlier host"

@@ -93,7 +93,8 @@ class Journal:
     # -- what was left
 
     def read(self) -> Left:
-        """What earlier hosts have left there; a torn end was never accepted."""
+        """What earlier hosts have left there; a torn end was never accepted. They may have died
+        before it was synced: see to_sync."""
         left = Left()
         works: dict[int, Work] = {}
         begun: dict[int, int] = {}
@@ -124,6 +125,8 @@ class Journal:
             for serial in _begun(self._path(number).with_suffix(".begun"), version):
                 begun[serial] = begun.get(serial, 0) + 1
             self.segment = number
+        for number in sorted({work.segment for work in works.values()}):
+            self._left.append(os.open(self._path(number), os.O_RDONLY | os.O_CLOEXEC))
         for serial, work in works.items():
             work.attempts = begun.get(serial, 0)
         left.unfinished = list(works.values())
