@@ -148,6 +148,20 @@ def test_what_was_made_room_for_gets_it_whoever_of_ones_tasks_is_first() -> None
     assert h.now(more).state is State.QUEUED
 
 
+def test_others_of_the_project_start_meanwhile_where_there_is_room_for_both_in_the_end() -> None:
+    h = harness(Quota(), node(cpu=16), project_quotas={"lab": Quota(cpu=10)})
+    training = running(h, BOB, cpu=6, priority=25)
+    h.wait(60)
+    wants = h.submit(spec(cpu=8, priority=75), principal=ANN)
+    assert told(h) == [training.id]
+    small, more = (h.submit(spec(cpu=2), principal=BOB) for _ in range(2))
+    assert h.now(small).state is State.STARTING
+    assert h.now(more).state is State.QUEUED, "ten would be held now, but twelve then"
+    h.exit(training, exit_code=75)
+    assert h.now(wants).state is State.STARTING
+    assert h.now(more).state is State.QUEUED
+
+
 def test_ones_idle_model_gives_way_to_ones_next_model_and_to_ones_training() -> None:
     h = harness(Quota(gpu=1), model_residence_s=2.0)
 

@@ -78,11 +78,13 @@ class Reservation(NamedTuple):
 class Claim(NamedTuple):
     """What is held back for a task, until those that give way to it have ended.
 
-    victims: who they are, with their generations.
+    victims: who they are, with their generations. gives: what those hold still, by user and
+    project.
     """
 
     places: tuple[Place, ...]
     victims: frozenset[tuple[str, int]]
+    gives: tuple[tuple[str, str, Resources], ...] = ()
 
     @property
     def node(self) -> str:
@@ -320,9 +322,12 @@ class Scheduler:
         return bool(beside) and not owners.admits(key.user, key.project, key.request, beside)
 
     def claimed(self, entry: Entry) -> list[tuple[str, str, Resources]]:
-        """What others than this one have a claim for, by owner."""
+        """By owner what others than this one have a claim for, and, negative, what those give back
+        who give way to any: once they have ended, there has to be room for all."""
         entries = (self.queue.entry(task) for task in self.claims if task != entry.task)
-        return [(e.key.user, e.key.project, e.key.request) for e in entries if e is not None]
+        wanted = [(e.key.user, e.key.project, e.key.request) for e in entries if e is not None]
+        gives = [given for claim in self.claims.values() for given in claim.gives] if wanted else []
+        return wanted + [(user, project, NOTHING - held) for user, project, held in gives]
 
     def promised(self, task_id: str = "") -> list[tuple[str, str, Resources]]:
         """What others than this task have a claim or the reservation for, by owner: quotas count it
