@@ -20,7 +20,7 @@ from zenos.calls import callers, dispatch, host, wire
 from zenos.calls.dispatch import Dispatch
 from zenos.calls.journal import Journal
 from zenos.calls.lanes import Work
-from zenos.core import limits
+from zenos.core import durable, limits
 from zenos.core.errors import StorageError
 
 ME = b"me"
@@ -330,6 +330,52 @@ def test_who_comes_again_is_not_told_that_a_call_is_kept_before_it_is_synced(
     made._leave()
     for program in programs:
         program.close()
+
+
+def test_nothing_is_kept_behind_what_the_disk_may_not_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a sync that failed nobody knows what of a file is there, and the next one says nothing
+    of that. Nor may what was appended meanwhile be found."""
+    monkeypatch.setattr(dispatch, "Lane", Obeys)
+    monkeypatch.setattr(host, "Door", Shut)
+    made = host.Host(1, 60, Journal(tmp_path / "key"), tmp_path / "wanted")
+    ours, program = socket.socketpair()
+    made._door.arrived.append(ours)
+    made._woken()
+    caller = made._callers[ours.fileno()]
+
+    def call(id_: int) -> None:
+        calls = [wire.Call(id_, FUNCTION.key, b"", wire.DURABLE)]
+        program.sendall(wire.frame(wire.Calls([FUNCTION], calls)))
+        made._hear(caller)
+
+    failed: list[int] = []
+    sync = durable.sync
+
+    def fail_once(fd: int) -> None:
+        if not failed:
+            failed.append(fd)
+            call(2)
+            raise OSError(errno.EIO, "the disk has failed")
+        sync(fd)
+
+    monkeypatch.setattr(durable, "sync", fail_once)
+    program.sendall(wire.frame(wire.Hello(wire.BUILD, ME, [])))
+    made._hear(caller)
+    call(1)
+    made._sync()
+    assert [(result.id, result.outcome) for result in caller._results] == [
+        (1, wire.REFUSED),
+        (2, wire.REFUSED),
+    ]
+    call(3)
+    made._sync()
+    assert caller._accepted == [3]
+    assert made._dispatch.works[ME, 3].segment == 2
+    made._dispatch.refuse_all(StorageError("it ends"))
+    made._leave()
+    program.close()
 
 
 def test_the_last_words_wait_no_longer_for_many_programs_that_do_not_read(

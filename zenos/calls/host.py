@@ -268,6 +268,8 @@ class Host:
 
     def _synced(self, works: list[Work], error: OSError | None) -> None:
         failpoints.passing("calls.kept")
+        if error is not None:
+            works = [*works, *self._behind(works)]
         for work in works:
             caller = self._by_name.get(work.caller)
             if error is not None:
@@ -277,6 +279,15 @@ class Host:
                 if caller is not None:
                     caller.accept(work.call.id)
                 self._dispatch.enqueue(work)
+
+    def _behind(self, works: list[Work]) -> list[Work]:
+        """What was appended since to segments of which nobody knows what is on the disk; that isn't
+        to be found there, either. What comes next goes into another one."""
+        segments = {work.segment for work in works}
+        behind = [work for work in self._unsynced if work.segment in segments]
+        self._unsynced = [work for work in self._unsynced if work.segment not in segments]
+        self._journal.leave_segment()
+        return behind
 
     def _unkept(self, caller: Caller, ids: list[int], error: OSError) -> None:
         for id_ in ids:

@@ -204,6 +204,10 @@ class Journal:
                 error = failed
         return error
 
+    def leave_segment(self) -> None:
+        """What is kept next goes into another one: it could not be synced."""
+        self._close_segment()
+
     def close(self) -> None:
         """Leave; where nothing is unfinished, no trace."""
         if not any(self._open.values()):
