@@ -332,6 +332,51 @@ def test_who_comes_again_is_not_told_that_a_call_is_kept_before_it_is_synced(
         program.close()
 
 
+def test_a_call_that_ends_before_its_program_asks_again_keeps_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program is back, and has not asked yet as the call ends. Then it breaks off once more."""
+    monkeypatch.setattr(dispatch, "Lane", Obeys)
+    monkeypatch.setattr(host, "Door", Shut)
+    made = host.Host(1, 60, Journal(tmp_path / "key"), tmp_path / "wanted")
+    made._dispatch.start()
+    (lane,) = made._dispatch._lanes.values()
+    assert isinstance(lane, Obeys)
+    asks = wire.Calls([FUNCTION], [wire.Call(1, FUNCTION.key, b"", wire.DURABLE)])
+    programs = []
+
+    def come() -> callers.Caller:
+        ours, program = socket.socketpair()
+        programs.append(program)
+        made._door.arrived.append(ours)
+        made._woken()
+        program.sendall(wire.frame(wire.Hello(wire.BUILD, ME, [])))
+        caller = made._callers[ours.fileno()]
+        made._hear(caller)
+        return caller
+
+    def ask(caller: callers.Caller) -> None:
+        programs[-1].sendall(wire.frame(asks))
+        made._hear(caller)
+
+    ask(come())
+    made._sync()
+    made._dispatch.step()
+    second = come()
+    work = lane.head
+    assert work is not None
+    lane.said.append(wire.Result(work.serial, wire.DONE, b"its result"))
+    made._dispatch.hear(lane.link.fileno())
+    ask(second)
+    third = come()
+    ask(third)
+    for caller in (second, third):
+        assert [result.payload for result in caller.unheard] == [b"its result"]
+    made._leave()
+    for program in programs:
+        program.close()
+
+
 def test_nothing_is_kept_behind_what_the_disk_may_not_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

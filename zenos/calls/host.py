@@ -295,6 +295,8 @@ class Host:
 
     def _resume(self, caller: Caller, id_: int) -> None:
         """How does a call end that was accepted before?"""
+        if caller.is_told(id_):
+            return  # it has ended since the program came back, before it could ask
         result = self._dispatch.resume(caller.name, id_)
         if result is not None:
             caller.tell(result, keep=True)
