@@ -193,7 +193,8 @@ def test_a_host_keeps_nothing_of_programs_that_come_and_go(shared: System) -> No
     before = count_sockets(host)
     for _ in range(30):
         come_and_go()
-    until(lambda: count_sockets(host) <= before)
+    # Its own connections to the bus, as to report what it runs, may come meanwhile.
+    until(lambda: count_sockets(host) < before + 5)
 
 
 def count_sockets(process: Path) -> int:
