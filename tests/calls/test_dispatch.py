@@ -20,7 +20,7 @@ from zenos.calls import callers, dispatch, host, wire
 from zenos.calls.dispatch import Dispatch
 from zenos.calls.journal import Journal
 from zenos.calls.lanes import Work
-from zenos.core import limits
+from zenos.core import durable, limits
 from zenos.core.errors import StorageError
 
 ME = b"me"
@@ -303,6 +303,124 @@ def test_nothing_more_is_run_for_who_does_not_read(
     made._leave()
     for program in programs.values():
         program.close()
+
+
+def test_who_comes_again_is_not_told_that_a_call_is_kept_before_it_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "Lane", Obeys)
+    monkeypatch.setattr(host, "Door", Shut)
+    made = host.Host(1, 60, Journal(tmp_path / "key"), tmp_path / "wanted")
+    call = wire.Call(1, FUNCTION.key, b"", wire.DURABLE)
+    programs = []
+    for _ in range(2):  # the first connection breaks
+        ours, program = socket.socketpair()
+        programs.append(program)
+        made._door.arrived.append(ours)
+        made._woken()
+        caller = made._callers[ours.fileno()]
+        program.sendall(wire.frame(wire.Hello(wire.BUILD, ME, [])))
+        program.sendall(wire.frame(wire.Asking()))
+        program.sendall(wire.frame(wire.Calls([FUNCTION], [call])))
+        made._hear(caller)
+    assert not caller._accepted
+    made._sync()
+    assert caller._accepted == [1]
+    made._dispatch.refuse_all(StorageError("it ends"))
+    made._leave()
+    for program in programs:
+        program.close()
+
+
+def test_a_call_that_ends_before_its_program_asks_again_keeps_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program is back, and has not asked yet as the call ends. Then it breaks off once more."""
+    monkeypatch.setattr(dispatch, "Lane", Obeys)
+    monkeypatch.setattr(host, "Door", Shut)
+    made = host.Host(1, 60, Journal(tmp_path / "key"), tmp_path / "wanted")
+    made._dispatch.start()
+    (lane,) = made._dispatch._lanes.values()
+    assert isinstance(lane, Obeys)
+    asks = wire.Calls([FUNCTION], [wire.Call(1, FUNCTION.key, b"", wire.DURABLE)])
+    programs = []
+
+    def come() -> callers.Caller:
+        ours, program = socket.socketpair()
+        programs.append(program)
+        made._door.arrived.append(ours)
+        made._woken()
+        program.sendall(wire.frame(wire.Hello(wire.BUILD, ME, [])))
+        caller = made._callers[ours.fileno()]
+        made._hear(caller)
+        return caller
+
+    def ask(caller: callers.Caller) -> None:
+        programs[-1].sendall(wire.frame(asks))
+        made._hear(caller)
+
+    ask(come())
+    made._sync()
+    made._dispatch.step()
+    second = come()
+    work = lane.head
+    assert work is not None
+    lane.said.append(wire.Result(work.serial, wire.DONE, b"its result"))
+    made._dispatch.hear(lane.link.fileno())
+    ask(second)
+    third = come()
+    ask(third)
+    for caller in (second, third):
+        assert [result.payload for result in caller.unheard] == [b"its result"]
+    made._leave()
+    for program in programs:
+        program.close()
+
+
+def test_nothing_is_kept_behind_what_the_disk_may_not_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a sync that failed nobody knows what of a file is there, and the next one says nothing
+    of that. Nor may what was appended meanwhile be found."""
+    monkeypatch.setattr(dispatch, "Lane", Obeys)
+    monkeypatch.setattr(host, "Door", Shut)
+    made = host.Host(1, 60, Journal(tmp_path / "key"), tmp_path / "wanted")
+    ours, program = socket.socketpair()
+    made._door.arrived.append(ours)
+    made._woken()
+    caller = made._callers[ours.fileno()]
+
+    def call(id_: int) -> None:
+        calls = [wire.Call(id_, FUNCTION.key, b"", wire.DURABLE)]
+        program.sendall(wire.frame(wire.Calls([FUNCTION], calls)))
+        made._hear(caller)
+
+    failed: list[int] = []
+    sync = durable.sync
+
+    def fail_once(fd: int) -> None:
+        if not failed:
+            failed.append(fd)
+            call(2)
+            raise OSError(errno.EIO, "the disk has failed")
+        sync(fd)
+
+    monkeypatch.setattr(durable, "sync", fail_once)
+    program.sendall(wire.frame(wire.Hello(wire.BUILD, ME, [])))
+    made._hear(caller)
+    call(1)
+    made._sync()
+    assert [(result.id, result.outcome) for result in caller._results] == [
+        (1, wire.REFUSED),
+        (2, wire.REFUSED),
+    ]
+    call(3)
+    made._sync()
+    assert caller._accepted == [3]
+    assert made._dispatch.works[ME, 3].segment == 2
+    made._dispatch.refuse_all(StorageError("it ends"))
+    made._leave()
+    program.close()
 
 
 def test_the_last_words_wait_no_longer_for_many_programs_that_do_not_read(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,6 +61,26 @@ def test_who_gives_up_waits_no_longer_for_the_lock(tmp_path: Path) -> None:
     home, looks = Home(tmp_path), iter([False, True])
     with stopped_program(home), pytest.raises(UnavailableError, match="the program ends"):
         finding._host(home, WANTED.spec(), lambda: next(looks))
+
+
+def test_who_waits_behind_many_is_not_told_of_one_that_keeps_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have their turns, however long that takes all together."""
+    lock, turns, now = tmp_path / "finding.lock", 0, 0.0
+
+    def by_another(*_: object) -> bool:
+        nonlocal turns, now
+        turns, now = turns + 1, now + finding.LOCK_S / 2
+        os.utime(lock, ns=(turns, turns))
+        return turns > 20
+
+    monkeypatch.setattr(finding, "_taken", by_another)
+    clock = SimpleNamespace(monotonic=lambda: now, sleep=lambda _: None)
+    monkeypatch.setattr(finding, "time", clock)
+    with finding._alone(lock, lambda: False):
+        assert turns == 21
+        assert lock.stat().st_mtime_ns > 21, "who waits for this one sees that it has its turn"
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[bool]:

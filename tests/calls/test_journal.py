@@ -41,8 +41,11 @@ def again(journal: Journal) -> Left:
 def _read(directory: Path) -> Left:
     found = Journal.__new__(Journal)
     found.directory, found.next_serial, found.segment = directory, 1, 0
-    found._open, found._paths = {}, []
-    return found.read()
+    found._open, found._paths, found._left, found._unsynced = {}, [], [], False
+    left = found.read()
+    for fd in found.to_sync():
+        os.close(fd)
+    return left
 
 
 def test_what_was_kept_and_has_not_ended_is_found(opened: Journal) -> None:
@@ -151,6 +154,22 @@ def test_what_is_to_be_synced_is_all_that_was_kept_since(
     assert files() == []  # all has ended: nothing is left to be kept
 
 
+def test_what_an_earlier_host_has_left_is_to_be_synced(tmp_path: Path) -> None:
+    """It may have died before that; nobody is told that a call is accepted while it isn't."""
+    first = Journal(tmp_path / "key")
+    first.read()
+    (work,) = keep(first, 1)
+    first.close()
+    second = Journal(tmp_path / "key")
+    second.read()
+    (fd,) = second.to_sync()
+    assert Path(f"/proc/self/fd/{fd}").readlink().name == "00000001.calls"
+    os.close(fd)
+    second.end(work)
+    second.flush()
+    second.close()
+
+
 def failing_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The disk doesn't take one write of that kind."""
     takes = getattr(durable, name)
@@ -207,5 +226,25 @@ def test_what_has_begun_is_found_in_a_journal_of_version_1(
     (opened.directory / "00000001.begun").write_bytes(works[1].serial.to_bytes(8, "big") + b"\0\0")
     monkeypatch.undo()
     assert [w.attempts for w in again(opened).unfinished] == [0, 1]
+    for work in works:
+        opened.end(work)
+
+
+@pytest.mark.parametrize("torn", [0, 3])
+def test_what_begins_of_a_journal_of_version_1_after_an_upgrade_is_found(
+    opened: Journal, monkeypatch: pytest.MonkeyPatch, torn: int
+) -> None:
+    """The lanes of today's host write it down in their way, in the file that there is."""
+    monkeypatch.setattr(journal, "VERSION", 1)
+    works = keep(opened, *range(1, 6))
+    monkeypatch.undo()
+    path = opened.directory / "00000001.begun"
+    path.write_bytes(works[0].serial.to_bytes(8, "big") + bytes(torn))
+    assert [w.attempts for w in again(opened).unfinished] == [1, 0, 0, 0, 0]
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+    for work in works[:4]:
+        begun.note(fd, work.serial)
+    os.close(fd)
+    assert [w.attempts for w in again(opened).unfinished] == [2, 1, 1, 1, 0]
     for work in works:
         opened.end(work)

@@ -75,3 +75,27 @@ def test_a_call_whose_beginning_is_written_in_part_is_written_down_whole_or_does
         assert msgspec.msgpack.decode(result.payload)[0] == StorageError.code
         assert found == []
         assert not ran.exists()
+
+
+def test_a_file_that_could_not_be_opened_once_is_opened_for_the_next_call(
+    lane: Lane, tmp_path: Path
+) -> None:
+    """Nor is a descriptor used that is somebody else's by now."""
+    ran, other = tmp_path / "ran", tmp_path / "other"
+    lane._journal.mkdir()
+
+    def run(serial: int, segment: int) -> wire.Result:
+        arguments = values.arguments_of((ran,), {})
+        return lane._run(wire.Run(serial, b"f", arguments, wire.DURABLE, segment), b"")
+
+    assert run(1, 3).outcome == wire.DONE
+    (lane._journal / "00000004.begun").mkdir()  # what can't be opened
+    assert run(2, 4).outcome == wire.REFUSED
+    with other.open("wb") as theirs:
+        assert run(3, 3).outcome == wire.DONE
+        (lane._journal / "00000004.begun").rmdir()
+        assert run(4, 4).outcome == wire.DONE
+        assert not os.get_inheritable(theirs.fileno())  # it is open
+    assert other.read_bytes() == b""
+    assert (lane._journal / "00000003.begun").read_bytes() == b"".join(map(begun.record_of, (1, 3)))
+    assert (lane._journal / "00000004.begun").read_bytes() == begun.record_of(4)

@@ -6,6 +6,7 @@ from msgspec.structs import replace
 
 from tests.kernel.harness import Harness, node, spec
 from zenos.core import events as ev
+from zenos.core.arrays import Array, ArraySpec, Indices
 from zenos.core.task import Principal, Task
 from zenos.kernel.alike import KEPT, Alike
 
@@ -18,6 +19,17 @@ def test_tasks_that_want_the_same_share_what_says_so() -> None:
     assert first.spec.resources is second.spec.resources
     assert first.principal is second.principal
     assert other.spec.resources == replace(first.spec.resources, cpu=500)
+
+
+def test_all_of_an_array_share_one_record_whoever_wanted_the_same_before() -> None:
+    h = Harness(node(cpu=1))
+    before = h.submit(spec(cpu=1))
+    wanted = ArraySpec(task=spec(cpu=1, name="sweep"), indices=Indices(last=2))
+    array = h.ask(ev.SubmitArray(request=1, spec=wanted))
+    assert isinstance(array, Array)
+    tasks = [h.kernel.state.tasks[task] for task in array.tasks]
+    assert [task.spec is array.spec for task in tasks] == [True] * 3
+    assert array.spec.resources is h.now(before).spec.resources
 
 
 def test_a_repeated_request_is_the_same_request_all_the_same() -> None:

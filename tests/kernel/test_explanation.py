@@ -11,9 +11,10 @@ from tests.kernel.test_forecast import STEPS, acted, picture
 from zenos.core import events as ev
 from zenos.core.config import Config
 from zenos.core.outlook import Remedy, Why
+from zenos.core.quotas import Quota
 from zenos.core.resources import Resources
 from zenos.core.specs import DeploymentSpec
-from zenos.core.task import HOLDING, Outcome, State, Task
+from zenos.core.task import HOLDING, Outcome, Principal, State, Task
 from zenos.kernel.explanation import ended, explain
 from zenos.kernel.supervision import EXIT_SUSPENDED, saves
 
@@ -254,3 +255,22 @@ def test_whatever_the_state_it_is_explained_and_what_is_said_to_help_does(
             state = other.now(task).state
             assert state in HOLDING, (made.reason, remedy)
             assert state not in (State.PAUSED, State.PAUSING), (made.reason, remedy)
+
+
+def test_what_a_quota_has_room_for_and_others_have_been_promised() -> None:
+    ann = Principal(user="ann")
+    config = Config(residence_s=1.0, user_quotas={"ann": Quota(cpu=4)})
+    h = Harness(node(cpu=4), node(cpu=4, name="second"), config=config)
+    training = h.submit(spec(TRAIN, cpu=2, priority=25), principal=ann)
+    h.run(training)
+    h.wait(10)
+    first = h.submit(spec(cpu=3, priority=75), principal=ann)
+    assert [stop.task for stop in h.stopped] == [training.id]
+    waits = h.submit(spec(cpu=2), principal=ann)
+    made = why(h, waits)
+    assert made.reason == (
+        f"ann has room for it, but that is held back for {first.id}, to which others give way"
+    )
+    h.exit(training, exit_code=75)
+    assert h.now(first).state is State.STARTING
+    assert "holds 3 CPUs of at most 4" in why(h, waits).reason

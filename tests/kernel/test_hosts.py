@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from tests.kernel.harness import Harness, node, spec
 from zenos.core import events as ev
 from zenos.core.specs import CallSpec
@@ -71,3 +73,16 @@ def test_the_next_daemon_tells_them_again() -> None:
     again = h.restarted()
     again.step(ev.WorkerStarted(task=here.id, generation=here.generation, pid=1))
     assert wanted(again) == [(here.id, True)]
+
+
+def test_who_is_to_run_elsewhere_does_not_want_it() -> None:
+    h = Harness(node(cpu=2), replace(node(cpu=2, name="second"), labels=["disk=fast"]))
+    here = host(h, 2)
+    h.run(h.submit(spec(cpu=2)))
+    assert here.allocation is not None
+    assert here.allocation.node == "local"
+    h.submit(spec(cpu=1, node="second"))
+    h.submit(spec(cpu=1, labels={"disk": "fast"}))
+    assert wanted(h) == []
+    h.submit(spec(cpu=1, node="local"))
+    assert wanted(h) == [(here.id, True)]

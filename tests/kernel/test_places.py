@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.kernel.harness import YIELDING, Harness, node, spec
+from zenos.core import events as ev
 from zenos.core.config import Config, resolve
 from zenos.core.errors import InvalidError, UnfittableError
 from zenos.core.resources import Resources
-from zenos.core.task import State, Task
+from zenos.core.specs import DeploymentSpec
+from zenos.core.task import Kind, State, Task
 
 FAST = replace(node(cpu=1, gpu=0, name="fast"), labels=["disk=fast", "zone=a"])
 SLOW = replace(node(cpu=4, gpu=0, memory="8GB", name="slow"), labels=["disk=slow", "zone=a"])
@@ -58,6 +60,23 @@ def test_only_who_is_on_its_node_gives_way() -> None:
     h.submit(spec(node="fast", priority=90))
     h.wait(10)
     assert [stop.task for stop in h.stopped] == [there.id]
+
+
+def test_an_idle_model_does_not_give_way_to_who_is_to_run_elsewhere() -> None:
+    h = Harness(SLOW, FAST, config=Config(model_residence_s=1.0))
+    h.run(h.submit(spec(node="fast")))
+    h.ask(ev.Deploy(request=1, spec=DeploymentSpec(model="one", cpu=4, keep_alive_s=3600.0)))
+    h.step(ev.Demand(name="one"))
+    (replica,) = (t for t in h.kernel.state.tasks.values() if t.kind is Kind.SERVE)
+    assert where(h, replica) == "slow"
+    h.run(replica)
+    h.step(ev.WorkerReady(task=replica.id, generation=1), ev.Used(name="one", in_flight=0))
+    h.wait(60)
+    h.submit(spec(node="fast", priority=90))
+    h.submit(spec(labels={"disk": "fast"}, priority=90))
+    assert h.stopped == []
+    h.submit(spec(node="slow", priority=90))
+    assert [stop.task for stop in h.stopped] == [replica.id]
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,20 @@ def test_what_was_made_room_for_gets_it_whoever_of_ones_tasks_is_first() -> None
     assert h.now(more).state is State.QUEUED
 
 
+def test_others_of_the_project_start_meanwhile_where_there_is_room_for_both_in_the_end() -> None:
+    h = harness(Quota(), node(cpu=16), project_quotas={"lab": Quota(cpu=10)})
+    training = running(h, BOB, cpu=6, priority=25)
+    h.wait(60)
+    wants = h.submit(spec(cpu=8, priority=75), principal=ANN)
+    assert told(h) == [training.id]
+    small, more = (h.submit(spec(cpu=2), principal=BOB) for _ in range(2))
+    assert h.now(small).state is State.STARTING
+    assert h.now(more).state is State.QUEUED, "ten would be held now, but twelve then"
+    h.exit(training, exit_code=75)
+    assert h.now(wants).state is State.STARTING
+    assert h.now(more).state is State.QUEUED
+
+
 def test_ones_idle_model_gives_way_to_ones_next_model_and_to_ones_training() -> None:
     h = harness(Quota(gpu=1), model_residence_s=2.0)
 
@@ -215,3 +229,62 @@ def test_it_is_bounded_how_often_one_gives_way() -> None:
         h.run(urgent)
         h.exit(urgent)
         h.run(training)
+
+
+ELASTIC = replace(TRAIN, workers=4, workers_min=1)
+
+
+def test_no_training_grows_into_the_quota_of_what_others_give_way_for() -> None:
+    """On another node, so that no claim on a node keeps it from that."""
+    h = harness(Quota(cpu=4), node(cpu=4), node(cpu=4, name="second"), grow_s=5.0)
+    theirs = running(h, BOB, cpu=4, priority=25, node="local")
+    h.wait(60)
+    urgent = h.submit(spec(cpu=2, priority=75, node="local"), principal=ANN)
+    assert told(h) == [theirs.id]
+    elastic = h.submit(spec(ELASTIC, cpu=4, memory="4GB", priority=25), principal=ANN)
+    assert h.now(elastic).workers == 2
+    h.run(elastic)
+    h.wait(20)
+    assert told(h) == [theirs.id]
+    h.exit(theirs, exit_code=75)
+    assert h.now(urgent).state is State.STARTING
+
+
+def test_for_room_in_a_quota_no_more_trainings_start_again_than_it_is_for() -> None:
+    h = harness(Quota(cpu=4), node(cpu=4), node(cpu=4, name="second"), grow_s=5.0)
+    full = h.submit(spec(cpu=2), principal=ANN)
+    h.run(full)
+    work = spec(replace(TRAIN, workers=3, workers_min=1), cpu=3, memory="3GB")
+    places = (replace(work, node="local"), replace(work, node="second"))
+    h.step(*(ev.Submit(request=n, spec=one, principal=ANN) for n, one in enumerate(places)))
+    first, second = (task for task in h.kernel.state.tasks.values() if task.id != full.id)
+    assert [h.now(task).workers for task in (first, second)] == [1, 1]
+    h.run(first)
+    h.run(second)
+    h.wait(60)
+    h.exit(full)
+    assert told(h) == [first.id]
+
+
+def test_what_an_idle_model_gives_back_to_its_owner_elsewhere_is_there_for_others() -> None:
+    """So no other model ends for them."""
+    h = harness(Quota(), node(cpu=4), node(cpu=4, name="second"), model_residence_s=2.0)
+    full = h.submit(spec(cpu=4, node="second"))
+    h.run(full)
+    replicas = []
+    for name, who in (("one", ANN), ("two", BOB)):
+        more = DeploymentSpec(model=name, cpu=2, keep_alive_s=3600.0)
+        h.ask(ev.Deploy(request=1, spec=more, principal=who))
+        h.step(ev.Demand(name=name), ev.Used(name=name, in_flight=1, waiting=1))
+        replica = h.kernel.state.tasks[h.kernel.state.deployments[name].replicas[-1]]
+        h.run(replica)
+        h.step(ev.WorkerReady(task=replica.id, generation=1), ev.Used(name=name, in_flight=0))
+        replicas.append(replica)
+    h.exit(full)
+    h.step(ev.Configured(config=replace(h.config, user_quotas={"ann": Quota(cpu=2)})))
+    h.wait(60)
+    h.step(
+        ev.Submit(request=1, spec=spec(cpu=2, priority=75, node="second"), principal=ANN),
+        ev.Submit(request=2, spec=spec(cpu=2, node="local"), principal=BOB),
+    )
+    assert told(h) == [replicas[0].id]

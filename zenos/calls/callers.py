@@ -36,6 +36,7 @@ class Caller:
         self._results: list[wire.Result] = []
         self._results_bytes = 0
         self._unheard: deque[wire.Result | None] = deque()  # all that it was told and hasn't taken
+        self._unheard_ids: set[int] = set()  # of the calls whose results are kept
         self._heard = 0  # how many it has
         self._accepted: list[int] = []
         self._due = math.inf  # when it is to be told of those
@@ -70,14 +71,22 @@ class Caller:
         self._results.append(result)
         self._results_bytes += len(result.payload) + RESULT_BYTES
         self._unheard.append(result if keep else None)
+        if keep:
+            self._unheard_ids.add(result.id)
 
     def hear(self, count: int) -> None:
         """It has taken so many results. FrameError when it wasn't told as many."""
         if count > self._heard + len(self._unheard):
             raise wire.FrameError("cannot have heard more results than were told")
         while self._heard < count:
-            self._unheard.popleft()
+            result = self._unheard.popleft()
+            if result is not None:
+                self._unheard_ids.discard(result.id)
             self._heard += 1
+
+    def is_told(self, id_: int) -> bool:
+        """Whether the result of a call is on its way, and kept until it has taken that."""
+        return id_ in self._unheard_ids
 
     @property
     def unheard(self) -> list[wire.Result]:

@@ -474,7 +474,7 @@ class Dispatch:
     def is_kept(self, caller: bytes, id_: int) -> bool:
         """Whether a call that has not ended is on the disk."""
         work = self.works.get((caller, id_))
-        return work is not None and work.segment > 0
+        return work is not None and work.is_kept
 
     def resume(self, caller: bytes, id_: int) -> wire.Result | None:
         """How a call has ended that was accepted before; None: it has not."""

@@ -169,8 +169,9 @@ def _host(home: Home, spec: TaskSpec, gave_up: Callable[[], bool]) -> str:
 
 @contextmanager
 def _alone(path: Path, gave_up: Callable[[], bool]) -> Iterator[None]:
-    """Have the lock. UnavailableError when another program keeps it for LOCK_S, as one that was
-    stopped does, or when `gave_up`."""
+    """Have the lock. UnavailableError when one other program keeps it for LOCK_S, as one that was
+    stopped does, or when `gave_up`. Who has it leaves the time in the file, so that those who wait
+    see that others have their turns."""
     try:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -178,10 +179,12 @@ def _alone(path: Path, gave_up: Callable[[], bool]) -> Iterator[None]:
             raise
         raise StorageError(f"cannot open {path}: {error.strerror}") from error
     try:
-        end = time.monotonic() + LOCK_S
+        had, end = os.fstat(lock).st_mtime_ns, time.monotonic() + LOCK_S
         while not _taken(lock, path):
             if gave_up():
                 raise UnavailableError("cannot reach the host of calls: the program ends")
+            if had != (has := os.fstat(lock).st_mtime_ns):
+                had, end = has, time.monotonic() + LOCK_S
             if time.monotonic() > end:
                 raise UnavailableError(
                     f"cannot look for a host of calls: another program has had {path} locked for "
@@ -189,6 +192,8 @@ def _alone(path: Path, gave_up: Callable[[], bool]) -> Iterator[None]:
                     "tells which)"
                 )
             time.sleep(LOCK_LOOK_S)
+        with suppress(OSError):
+            os.utime(lock)
         yield
     finally:
         os.close(lock)

@@ -268,14 +268,26 @@ class Host:
 
     def _synced(self, works: list[Work], error: OSError | None) -> None:
         failpoints.passing("calls.kept")
+        if error is not None:
+            works = [*works, *self._behind(works)]
         for work in works:
             caller = self._by_name.get(work.caller)
             if error is not None:
                 self._dispatch.refuse(work, _unkept(error))
             else:
+                work.is_kept = True
                 if caller is not None:
                     caller.accept(work.call.id)
                 self._dispatch.enqueue(work)
+
+    def _behind(self, works: list[Work]) -> list[Work]:
+        """What was appended since to segments of which nobody knows what is on the disk; that isn't
+        to be found there, either. What comes next goes into another one."""
+        segments = {work.segment for work in works}
+        behind = [work for work in self._unsynced if work.segment in segments]
+        self._unsynced = [work for work in self._unsynced if work.segment not in segments]
+        self._journal.leave_segment()
+        return behind
 
     def _unkept(self, caller: Caller, ids: list[int], error: OSError) -> None:
         for id_ in ids:
@@ -283,6 +295,8 @@ class Host:
 
     def _resume(self, caller: Caller, id_: int) -> None:
         """How does a call end that was accepted before?"""
+        if caller.is_told(id_):
+            return  # it has ended since the program came back, before it could ask
         result = self._dispatch.resume(caller.name, id_)
         if result is not None:
             caller.tell(result, keep=True)
@@ -335,6 +349,9 @@ class Host:
     def _take_over(self) -> None:
         """What an earlier host has accepted and not finished."""
         left = self._journal.read()
+        error = sync(self._journal.to_sync())  # it may have died before that
+        for work in left.unfinished:
+            work.is_kept = error is None
         uncertain = self._dispatch.take_over(left)
         if left.unfinished:
             said = f"{len(left.unfinished)} calls were left by an earlier host"

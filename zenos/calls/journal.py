@@ -93,7 +93,8 @@ class Journal:
     # -- what was left
 
     def read(self) -> Left:
-        """What earlier hosts have left there; a torn end was never accepted."""
+        """What earlier hosts have left there; a torn end was never accepted. They may have died
+        before it was synced: see to_sync."""
         left = Left()
         works: dict[int, Work] = {}
         begun: dict[int, int] = {}
@@ -124,6 +125,8 @@ class Journal:
             for serial in _begun(self._path(number).with_suffix(".begun"), version):
                 begun[serial] = begun.get(serial, 0) + 1
             self.segment = number
+        for number in sorted({work.segment for work in works.values()}):
+            self._left.append(os.open(self._path(number), os.O_RDONLY | os.O_CLOEXEC))
         for serial, work in works.items():
             work.attempts = begun.get(serial, 0)
         left.unfinished = list(works.values())
@@ -200,6 +203,10 @@ class Journal:
             except OSError as failed:
                 error = failed
         return error
+
+    def leave_segment(self) -> None:
+        """What is kept next goes into another one: it could not be synced."""
+        self._close_segment()
 
     def close(self) -> None:
         """Leave; where nothing is unfinished, no trace."""

@@ -125,6 +125,7 @@ class Lane:
         if segment != self._segment:
             if self._begun >= 0:
                 os.close(self._begun)
+                self._begun, self._segment = -1, 0  # should the next one not be there to be had
             path = self._journal / f"{segment:08d}.begun"
             self._begun = os.open(
                 path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600

@@ -26,8 +26,8 @@ class Work:
     """A call that has not ended.
 
     serial: on this host; caller, id: of whom, and there. segment: of the journal; 0: it is not in
-    it. attempts: how often it has begun. given: when it was given to a lane, or came to be the
-    first there (monotonic). function: with its name and pickle.
+    it. is_kept: that is on the disk. attempts: how often it has begun. given: when it was given to
+    a lane, or came to be the first there (monotonic). function: with its name and pickle.
     """
 
     __slots__ = (
@@ -37,6 +37,7 @@ class Work:
         "expected_s",
         "function",
         "given",
+        "is_kept",
         "is_over",
         "lane",
         "segment",
@@ -52,6 +53,7 @@ class Work:
         self.call = call
         self.function = function
         self.segment = segment
+        self.is_kept = False
         self.attempts = 0
         self.lane: Lane | None = None
         self.given = 0.0

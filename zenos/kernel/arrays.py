@@ -35,7 +35,8 @@ def _submit(kernel: Kernel, event: ev.SubmitArray, now: float) -> Array:
         kernel.unchanged = True
         return state.arrays[known]
     count = asked.indices.count
-    spec = exclusive.whole(asked.task, state.nodes.values())
+    # By now, so that all of its tasks have this one.
+    spec = kernel.alike.spec(exclusive.whole(asked.task, state.nodes.values()))
     kernel.check_takes([spec], event.principal, now, count)
     after = gate.resolve(state, spec.after, event.principal)
     array = state.put_array(

@@ -41,7 +41,8 @@ def extend(kernel: Kernel, task_id: str, now: float) -> None:
         return
     count = held.workers
     if not held.others:  # a gang that lies on several nodes stays as it was cut
-        count += _more(kernel, task, count, state.scheduler.reserved(task_id).get(held.node))
+        kept, promised = state.scheduler.reserved(task_id), state.scheduler.promised(task_id)
+        count += _more(kernel, task, count, kept.get(held.node), promised)
     larger = replace(held, workers=count, resources=task.spec.of_workers(count))
     state.put(task, replace(task, allocation=larger), now, "")
 
@@ -58,6 +59,7 @@ def grow(kernel: Kernel, now: float) -> None:
         return
     taken: dict[str, Resources] = {}
     kept = kernel.state.scheduler.reserved(ahead=True)
+    promised = kernel.state.scheduler.promised()
     saving = _saving(kernel)
     for task in _growing(kernel):
         if not _may(kernel, task, now):  # 1
@@ -67,11 +69,12 @@ def grow(kernel: Kernel, now: float) -> None:
         if node in saving:
             continue
         held = kept.get(node, NOTHING) + taken.get(node, NOTHING)
-        more = _more(kernel, task, task.workers, held)
+        more = _more(kernel, task, task.workers, held, promised)
         if more == 0:
             continue
-        after = task.spec.of_workers(task.workers + more)
-        taken[node] = taken.get(node, NOTHING) + (after - task.granted)  # 2
+        grows = task.spec.of_workers(task.workers + more) - task.granted
+        taken[node] = taken.get(node, NOTHING) + grows  # 2
+        promised.append((task.principal.user, task.principal.project, grows))
         kernel.preemption.note_given_way(task.id, now)
         kernel.stop(
             task,
@@ -129,8 +132,15 @@ def _may(kernel: Kernel, task: Task, now: float) -> bool:
     return stayed and 2 * times < kernel.config.preemptions_per_hour
 
 
-def _more(kernel: Kernel, task: Task, count: int, held: Resources | None) -> int:
-    """How many more workers than `count` there is room for on its node, beside what is held."""
+def _more(
+    kernel: Kernel,
+    task: Task,
+    count: int,
+    held: Resources | None,
+    promised: list[tuple[str, str, Resources]],
+) -> int:
+    """How many more workers than `count` there is room for on its node, beside what is held, and in
+    its owner's quotas, beside what is promised."""
     assert task.allocation is not None  # noqa: S101 - it has one
     pool = kernel.state.resources.pools.get(task.allocation.node)
     if pool is None or not pool.node.takes_work:
@@ -139,6 +149,6 @@ def _more(kernel: Kernel, task: Task, count: int, held: Resources | None) -> int
     who, accounts = task.principal, kernel.state.accounts
     for larger in range(task.spec.workers_max, count, -1):
         more = task.spec.of_workers(larger) - now
-        if more.fits_in(free) and accounts.admits(who.user, who.project, more):
+        if more.fits_in(free) and accounts.admits(who.user, who.project, more, promised):
             return larger - count
     return 0

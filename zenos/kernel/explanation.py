@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from zenos.core import limits, priority
 from zenos.core.outlook import HeldBack, Holder, Lack, Picture, Score, Stay, Why
+from zenos.core.quotas import accounts_of, shown
 from zenos.core.resources import Resources, show_some
 from zenos.core.task import Kind, State, Task
 from zenos.kernel import scheduler, supervision
@@ -133,6 +134,8 @@ def _why_queued(kernel: Kernel, task: Task, lacks: list[Lack], now: float) -> st
         return f"it waits until a node takes it: {closed}"
     if full := kernel.state.accounts.waiting_for(task):
         return full
+    if promised := _promised(kernel, task):
+        return promised
     if not lacks:
         return "it starts with the next decision"
     first = lacks[0]
@@ -144,6 +147,22 @@ def _why_queued(kernel: Kernel, task: Task, lacks: list[Lack], now: float) -> st
     if first.held_back != Resources():
         words += f", where {show_some(first.held_back)} is held back for others"
     return words
+
+
+def _promised(kernel: Kernel, task: Task) -> str:
+    """For whom its owner's quotas hold back what they have room for, in words; empty for nobody."""
+    those, accounts, who = kernel.state.scheduler, kernel.state.accounts, task.principal
+    entry = those.queue.entry(task.id)
+    if entry is None or not those.is_promised(entry):
+        return ""
+    lack = accounts.lack(who.user, who.project, task.spec.request, those.claimed(entry))
+    if lack is None:
+        return ""
+    tasks = kernel.state.tasks
+    theirs = [t for t in those.claims if lack.account in accounts_of(tasks[t].principal)]
+    names = ", ".join(t for t in theirs if t != task.id)
+    name = shown(lack.account)
+    return f"{name} has room for it, but that is held back for {names}, to which others give way"
 
 
 def _until(task: Task, now: float) -> float | None:

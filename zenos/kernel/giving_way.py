@@ -189,9 +189,10 @@ class GivingWay:
         may = [one for one in residents if one not in owned and self._may(one, entry, now)]
         left: dict[str, Resources] = {}
         taken = [*owned]
-        for part in self._kernel.state.resources.parts(entry.key.shape):
+        resources = self._kernel.state.resources
+        for part in resources.parts(entry.key.shape):
             for name in sorted(coming, key=lambda name: name not in given):
-                if name in left:
+                if name in left or not resources.is_able(name, part):
                     continue
                 room, more = coming[name] + given.get(name, NOTHING), list[_Resident]()
                 for resident in may:
@@ -206,6 +207,8 @@ class GivingWay:
                 return []
         if not left:
             return []  # no node will ever have room for it
+        for name in given.keys() & coming.keys():
+            coming[name] += given[name]  # what it doesn't take there is for others
         coming.update(left)
         before.append(entry)
         return taken

@@ -73,7 +73,8 @@ class Hosts:
             told = [giver.task for giver in owned]
             parts = state.resources.parts(key.shape)
             for part in parts:
-                for name in [name for name in coming if name not in left]:
+                able = (name for name in coming if state.resources.is_able(name, part))
+                for name in [name for name in able if name not in left]:
                     here = [] if part.fits_in(coming[name]) else _of(hosts, name, key.priority)
                     room = sum((held for _, held in here), coming[name])
                     if part.fits_in(room):

@@ -78,7 +78,7 @@ def enough(
     key = entry.key
     if state.scheduler.queue.is_open(key):
         return []
-    beside = state.scheduler.promised(entry)
+    beside = state.scheduler.promised(entry.task)
     beside += [(other.key.user, other.key.project, other.key.request) for other in before]
     beside += [_given_back(giver) for giver in _ending(state, key.user, key.project)]
     chosen: list[Giver] = []

@@ -49,6 +49,7 @@ def build(picture: Picture) -> Kernel:
         rows = list(held)
         victims = frozenset((task, generation) for task, generation in rows[0].victims)
         state.scheduler.claims[task] = Claim(_places(rows), victims)
+    kernel.preemption.renew_claims()
     state.scheduler.resuming = dict(picture.resuming)
     for task_id in picture.overdue_running:
         state.started_overdue(state.tasks[task_id])

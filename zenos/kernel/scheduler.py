@@ -78,11 +78,13 @@ class Reservation(NamedTuple):
 class Claim(NamedTuple):
     """What is held back for a task, until those that give way to it have ended.
 
-    victims: who they are, with their generations.
+    victims: who they are, with their generations. gives: what those hold still, by user and
+    project.
     """
 
     places: tuple[Place, ...]
     victims: frozenset[tuple[str, int]]
+    gives: tuple[tuple[str, str, Resources], ...] = ()
 
     @property
     def node(self) -> str:
@@ -201,7 +203,7 @@ class Scheduler:
             if shape in vain and not claims:
                 continue
             rank = line.rank(entry) if claims else None
-            promised = self._is_promised(entry)
+            promised = self.is_promised(entry)
             if promised or not self._start_beside(entry, start):
                 line.passed.add(entry.task)
                 if not (claims or promised):
@@ -309,26 +311,31 @@ class Scheduler:
 
     def _may_start(self, entry: Entry) -> bool:
         """Whether its owner's quotas let it, beside what is promised to others."""
-        return self.queue.is_open(entry.key) and not self._is_promised(entry)
+        return self.queue.is_open(entry.key) and not self.is_promised(entry)
 
-    def _is_promised(self, entry: Entry) -> bool:
+    def is_promised(self, entry: Entry) -> bool:
         """Whether what its owner's quotas have room for is for those for whom others gave way."""
         key, owners = entry.key, self.queue.owners
         if not self.claims or not owners.concerns(key.user, key.project):
             return False
-        beside = self._claimed(entry)
+        beside = self.claimed(entry)
         return bool(beside) and not owners.admits(key.user, key.project, key.request, beside)
 
-    def _claimed(self, entry: Entry) -> list[tuple[str, str, Resources]]:
+    def claimed(self, entry: Entry) -> list[tuple[str, str, Resources]]:
+        """By owner what others than this one have a claim for, and, negative, what those give back
+        who give way to any: once they have ended, there has to be room for all."""
         entries = (self.queue.entry(task) for task in self.claims if task != entry.task)
-        return [(e.key.user, e.key.project, e.key.request) for e in entries if e is not None]
+        wanted = [(e.key.user, e.key.project, e.key.request) for e in entries if e is not None]
+        gives = [given for claim in self.claims.values() for given in claim.gives] if wanted else []
+        return wanted + [(user, project, NOTHING - held) for user, project, held in gives]
 
-    def promised(self, entry: Entry) -> list[tuple[str, str, Resources]]:
-        """What others have a claim or the reservation for, by owner: quotas count it as held."""
+    def promised(self, task_id: str = "") -> list[tuple[str, str, Resources]]:
+        """What others than this task have a claim or the reservation for, by owner: quotas count it
+        as held."""
         tasks = dict.fromkeys(self.claims)
         if self.reservation is not None:
             tasks[self.reservation.task] = None
-        entries = (self.queue.entry(task) for task in tasks if task != entry.task)
+        entries = (self.queue.entry(task) for task in tasks if task != task_id)
         return [(e.key.user, e.key.project, e.key.request) for e in entries if e is not None]
 
     def _within(self, share: float, wanted: Resources) -> bool:

@@ -82,7 +82,7 @@ class Kernel:
         self.draining: str | None = None
         self._recovering = True
         self.fresh_leases = True  # none of the nodes could be heard until now
-        self._alike = Alike()
+        self.alike = Alike()
         # The request at hand changes nothing: it was made before, or what it wants is so already.
         self.unchanged = False
 
@@ -260,8 +260,8 @@ class Kernel:
         """Queue a new task. after: what it comes after, by ids; line: of its history."""
         task = Task(
             id=f"t{self.state.next_task}",
-            spec=self._alike.spec(spec),
-            principal=self._alike.principal(principal),
+            spec=self.alike.spec(spec),
+            principal=self.alike.principal(principal),
             submitted=now,
             queued=max(now, spec.start_at or 0.0),
             not_before=spec.start_at or 0.0,

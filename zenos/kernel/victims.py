@@ -74,13 +74,11 @@ class Preemption:
                 del state.scheduler.claims[task_id]
                 continue
             coming: dict[str, Resources] = {}
-            for task, generation in claim.victims:
-                if task not in state.holding or state.tasks[task].generation != generation:
-                    continue
-                for part in _parts(state.tasks[task]):
-                    coming[part.node] = coming.get(part.node, NOTHING) + part.resources
+            still = [state.tasks[task] for task in sorted(self._still(claim))]
+            for part in (part for task in still for part in _parts(task)):
+                coming[part.node] = coming.get(part.node, NOTHING) + part.resources
             places = tuple(p._replace(coming=coming.get(p.node, NOTHING)) for p in claim.places)
-            state.scheduler.claims[task_id] = claim._replace(places=places)
+            state.scheduler.claims[task_id] = claim._replace(places=places, gives=_gives(still))
         for task_id, changed in state.changes.tasks.items():
             if changed.is_ended:
                 self.given_way.pop(task_id, None)
@@ -89,20 +87,22 @@ class Preemption:
         pools = self._kernel.state.resources.pools
         return all(p.node in pools and pools[p.node].node.takes_work for p in claim.places)
 
+    def _still(self, claim: Claim) -> list[str]:
+        """Who of those that give way has not ended."""
+        state = self._kernel.state
+        return [
+            task
+            for task, generation in claim.victims
+            if task in state.holding and state.tasks[task].generation == generation
+        ]
+
     def drop_claims(self) -> bool:
         """After scheduling: drop claims of who hasn't started although all who gave way are gone.
 
         Whether there were any: what they held back is for others.
         """
-        state, claims = self._kernel.state, self._kernel.state.scheduler.claims
-        spent = [
-            task_id
-            for task_id, claim in claims.items()
-            if not any(
-                task in state.holding and state.tasks[task].generation == generation
-                for task, generation in claim.victims
-            )
-        ]
+        claims = self._kernel.state.scheduler.claims
+        spent = [task_id for task_id, claim in claims.items() if not self._still(claim)]
         for task_id in spent:
             del claims[task_id]
         return bool(spent)
@@ -240,7 +240,7 @@ class Preemption:
         state, key = self._kernel.state, entry.key
         if not state.scheduler.queue.owners.concerns(key.user, key.project):
             return True
-        beside = state.scheduler.promised(entry)
+        beside = state.scheduler.promised(entry.task)
         return state.accounts.lack(key.user, key.project, key.request, beside) is None
 
     def _helped(self, lined_up: set[Want], vain: set[Want]) -> list[Want]:
@@ -400,7 +400,8 @@ class Preemption:
             places.append(Place(node, part.plain, sum((p.resources for p in there), NOTHING)))
             self._candidates.hold(node, part)
         victims = frozenset((c.task.id, c.task.generation) for c in those)
-        self._kernel.state.scheduler.claims[entry.task] = Claim(tuple(places), victims)
+        gives = _gives(sorted((c.task for c in those), key=lambda task: task.id))
+        self._kernel.state.scheduler.claims[entry.task] = Claim(tuple(places), victims, gives)
 
     def _suspend(self, chosen: list[Candidate], waiting: str, now: float) -> None:
         for candidate in chosen:
@@ -423,6 +424,10 @@ def _given(candidate: Candidate, entry: Entry) -> tuple[Allocation, ...]:
         return _parts(candidate.task)
     lent = elastic.lent(candidate.task)
     return (lent,) if lent is not None else ()
+
+
+def _gives(tasks: list[Task]) -> tuple[tuple[str, str, Resources], ...]:
+    return tuple((t.principal.user, t.principal.project, t.granted) for t in tasks)
 
 
 def _parts(task: Task) -> tuple[Allocation, ...]:

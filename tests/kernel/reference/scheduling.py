@@ -190,11 +190,15 @@ class ReferenceScheduler(Scheduler):
                     heapq.heappush(left, (by_wait(following), following))
 
     def _may(self, entry: Entry) -> bool:
-        """Its quotas have room for it and for all that others gave way for."""
-        key = entry.key
+        """Its quotas have room for it, and for it and all that others give way for as soon as those
+        have ended."""
+        key, owners = entry.key, self.queue.owners
         claims = [self.queue.all[t].key for t in self.claims if t != entry.task]
         beside = [(k.user, k.project, k.request) for k in claims]
-        return self.queue.owners.admits(key.user, key.project, key.request, beside)
+        for user, project, held in (given for c in self.claims.values() for given in c.gives):
+            beside.append((user, project, Resources() - held))
+        then = not claims or owners.admits(key.user, key.project, key.request, beside)
+        return then and owners.admits(key.user, key.project, key.request)
 
     def _beside(self, entry: Entry, start: Start) -> bool:
         held, request = self.reserved(entry.task), entry.key.request

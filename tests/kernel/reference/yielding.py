@@ -61,15 +61,17 @@ class ReferencePreemption(Preemption):
             if task_id not in state.scheduler.queue or not there:
                 del state.scheduler.claims[task_id]
                 continue
-            still = (
-                state.tasks[task].allocation
-                for task, generation in claim.victims
+            still = [
+                state.tasks[task]
+                for task, generation in sorted(claim.victims)
                 if task in state.holding and state.tasks[task].generation == generation
-            )
-            here = [a.resources for a in still if a is not None and a.node == claim.node]
+            ]
+            held = [task.allocation for task in still]
+            here = [a.resources for a in held if a is not None and a.node == claim.node]
             coming = sum(here, Resources())
             place = claim.places[0]._replace(coming=coming)
-            state.scheduler.claims[task_id] = claim._replace(places=(place,))
+            claim = claim._replace(places=(place,), gives=_gives(still))
+            state.scheduler.claims[task_id] = claim
         for task in state.changes.tasks.values():
             if task.is_ended:
                 self.times.pop(task.id, None)
@@ -380,7 +382,8 @@ class ReferencePreemption(Preemption):
         victims = frozenset((c.task.id, c.task.generation) for c in chosen)
         here = [c.task for c in chosen if c.part.node == node]
         coming = sum((task.granted for task in here), Resources())
-        claim = Claim((Place(node, entry.key.request.plain, coming),), victims)
+        gives = _gives(sorted((c.task for c in chosen), key=lambda task: task.id))
+        claim = Claim((Place(node, entry.key.request.plain, coming),), victims, gives)
         self._kernel.state.scheduler.claims[entry.task] = claim
 
     def _come(self) -> dict[str, Pool]:
@@ -432,6 +435,10 @@ class ReferencePreemption(Preemption):
                 detail=f"gives way to {waiting}",
             )
         return [c for c in candidates if c not in chosen]
+
+
+def _gives(tasks: list[Task]) -> tuple[tuple[str, str, Resources], ...]:
+    return tuple((t.principal.user, t.principal.project, t.granted) for t in tasks)
 
 
 def _by_node(candidates: list[Candidate]) -> dict[str, list[Candidate]]:
