@@ -248,3 +248,19 @@ def test_contradictions_are_refused(fields: dict[str, object], told: str) -> Non
 def test_on_gpus_it_is_refused() -> None:
     with pytest.raises(InvalidError, match="on GPUs"):
         replace(elastic(1, 2), resources=Resources.of(cpu=2, gpu=2)).check()
+
+
+def test_two_of_one_owner_are_not_saved_for_the_same_room_in_a_quota() -> None:
+    quota = Quota(cpu=4)
+    nodes = node(cpu=3), node(cpu=3, name="second")
+    h = Harness(*nodes, config=replace(CONFIG, user_quotas={"*": quota}))
+    other = h.submit(spec(cpu=2))
+    tasks = [h.submit(elastic(1, 3)) for _ in range(2)]
+    for task in (other, *tasks):
+        h.run(task)
+    assert [h.now(task).workers for task in tasks] == [1, 1]
+    h.wait(100)
+    h.exit(other)
+    for _ in range(3):
+        h.wait(1)
+    assert [h.now(task).state for task in tasks] == [State.SUSPENDING, State.RUNNING]

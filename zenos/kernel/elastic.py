@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from zenos.core.quotas import accounts_of
 from zenos.core.resources import Resources
 from zenos.core.task import Allocation, State, Task, TaskSpec
 from zenos.kernel.entries import order_of
@@ -53,7 +54,8 @@ def grow(kernel: Kernel, now: float) -> None:
     1. Only one that has run for `grow_s`, and has given way or grown less than half as often in
        the last hour as a training may: growing costs a start.
     2. Into what is free and held back for nobody, in the order in which they started. Not on a node
-       where another is being saved: that room may be what it starts again for.
+       where another is being saved, nor beside one in a quota that both count in: that room may be
+       what it starts again for.
     """
     if kernel.draining:
         return
@@ -66,7 +68,7 @@ def grow(kernel: Kernel, now: float) -> None:
             continue
         assert task.allocation is not None  # noqa: S101 - it runs
         node = task.allocation.node
-        if node in saving:
+        if any(_shares(kernel, task, other) for other in saving):
             continue
         held = kept.get(node, NOTHING) + taken.get(node, NOTHING)
         more = _more(kernel, task, task.workers, held, promised)
@@ -120,10 +122,21 @@ def _growing(kernel: Kernel) -> list[Task]:
     return sorted(found, key=lambda task: (task.started or 0.0, order_of(task.id)))
 
 
-def _saving(kernel: Kernel) -> set[str]:
-    """The nodes on which such trainings are saved, to start again or not."""
+def _saving(kernel: Kernel) -> list[Task]:
+    """Such trainings that are saved, to start again or not."""
     tasks = (kernel.state.tasks[task_id] for task_id in kernel.state.elastic)
-    return {t.allocation.node for t in tasks if t.stopping and t.allocation is not None}
+    return [task for task in tasks if task.stopping and task.allocation is not None]
+
+
+def _shares(kernel: Kernel, task: Task, other: Task) -> bool:
+    """Whether both find their room on the same node, or in the same quota."""
+    assert task.allocation is not None  # noqa: S101 - both hold something
+    assert other.allocation is not None  # noqa: S101
+    if task.allocation.node == other.allocation.node:
+        return True
+    who = task.principal
+    common = {*accounts_of(who)} & {*accounts_of(other.principal)}
+    return bool(common) and kernel.state.accounts.concerns(who.user, who.project)
 
 
 def _may(kernel: Kernel, task: Task, now: float) -> bool:
