@@ -288,3 +288,33 @@ def test_what_an_idle_model_gives_back_to_its_owner_elsewhere_is_there_for_other
         ev.Submit(request=2, spec=spec(cpu=2, node="local"), principal=BOB),
     )
     assert told(h) == [replicas[0].id]
+
+
+def test_nothing_is_held_back_for_an_overdue_task_that_its_quota_has_no_room_for_any_more() -> None:
+    h = harness(Quota(cpu=3), node(cpu=3), node(cpu=1, name="second"))
+    h.run(h.submit(spec(cpu=1, node="local"), principal=BOB))
+    wide = h.submit(spec(cpu=3), principal=ANN)
+    h.wait(30 * 86400.0)
+    held = h.kernel.state.scheduler.reservation
+    assert held is not None
+    assert held.task == wide.id
+    small = ev.Submit(request=1, spec=spec(cpu=1, node="second"), principal=ANN)
+    other = ev.Submit(request=2, spec=spec(cpu=2), principal=BOB)
+    h.step(small, other)
+    assert h.now(wide).state is State.QUEUED
+    assert [h.kernel.state.tasks[task].state for task in ("t3", "t4")] == [State.STARTING] * 2
+
+
+def test_who_has_room_since_others_give_way_starts_at_once() -> None:
+    h = harness(Quota(cpu=4), node(cpu=4), node(cpu=8, name="second"))
+    first, second = (running(h, cpu=1, priority=25, node="local") for _ in range(2))
+    h.run(h.submit(spec(cpu=1, node="local"), principal=ANN))
+    h.wait(60)
+    h.submit(spec(cpu=2, priority=75), principal=ANN)
+    small = h.submit(spec(cpu=1, priority=20), principal=ANN)
+    h.submit(spec(cpu=1, priority=90, node="local"), principal=BOB)
+    assert told(h) == [first.id, second.id]
+    assert h.now(small).state is State.QUEUED
+    h.wait(h.steps[-1].wake - h.clock.now())
+    assert h.clock.now() < 1061.0
+    assert h.now(small).state is State.STARTING

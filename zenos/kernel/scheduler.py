@@ -309,6 +309,14 @@ class Scheduler:
             if following is not None:
                 heapq.heappush(waiting, (by_wait(following), following))
 
+    def reserves_in_vain(self) -> bool:
+        """Whether what is held back for the overdue task is so for nobody: since then something has
+        started that leaves it no room in a quota.
+        """
+        first = self.reservation
+        entry = self.queue.entry(first.task) if first is not None else None
+        return entry is not None and not self._may_start(entry)
+
     def _may_start(self, entry: Entry) -> bool:
         """Whether its owner's quotas let it, beside what is promised to others."""
         return self.queue.is_open(entry.key) and not self.is_promised(entry)

@@ -105,7 +105,7 @@ class Kernel:
         gate.admit(self.state, now)
         self.preemption.renew_claims()
         self._schedule(now)
-        if self.preemption.drop_claims():
+        while self.preemption.drop_claims() or self.state.scheduler.reserves_in_vain():
             self._schedule(now)
         self.giving_way.make_room(now)
         self.hosts.give_way(now)

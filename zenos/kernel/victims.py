@@ -42,6 +42,7 @@ class Preemption:
         self._config = kernel.state.config
         self._found: dict[Need, KnownNodes] = {}
         self._waits = False
+        self._gives_back = False  # in this step, something that counts in a quota
         # For what there was a look at the reservation's nodes, and after which touch of any.
         self._reserved: tuple[Reservation | None, Task | None, int] = (None, None, 0)
 
@@ -129,6 +130,7 @@ class Preemption:
         """
         state = self._kernel.state
         waiting = preemption.waiting(self._kernel)
+        self._gives_back = False
         self._waits = not self._kernel.draining and bool(waiting or len(state.scheduler.queue))
         if not self._waits:
             return
@@ -147,8 +149,11 @@ class Preemption:
     def next_wake(self, now: float) -> float:
         """When somebody who may have to give way has stayed long enough.
 
-        What should be over by now and isn't, is so by rounding alone: a moment later it is.
+        What should be over by now and isn't, is so by rounding alone: a moment later it is. At once
+        where quotas will have back what somebody holds: others may start in that.
         """
+        if self._gives_back:
+            return now + ROUNDING_S
         return max(self._candidates.wake() if self._waits else math.inf, now + ROUNDING_S)
 
     def _let_go_on(self, waiting: list[Task], now: float) -> None:
@@ -401,7 +406,10 @@ class Preemption:
             self._candidates.hold(node, part)
         victims = frozenset((c.task.id, c.task.generation) for c in those)
         gives = _gives(sorted((c.task for c in those), key=lambda task: task.id))
-        self._kernel.state.scheduler.claims[entry.task] = Claim(tuple(places), victims, gives)
+        state = self._kernel.state
+        state.scheduler.claims[entry.task] = Claim(tuple(places), victims, gives)
+        owners = {given[:2] for given in gives}
+        self._gives_back |= any(state.accounts.concerns(*owner) for owner in owners)
 
     def _suspend(self, chosen: list[Candidate], waiting: str, now: float) -> None:
         for candidate in chosen:

@@ -221,16 +221,13 @@ class ReferencePreemption(Preemption):
 
     def _entries(self, now: float) -> list[Entry]:
         state = self._kernel.state
-        lowest = min((state.tasks[task_id].spec.priority for task_id in state.holding), default=0)
         reservation = state.scheduler.reservation
         first = reservation.task if reservation is not None else None
         ranked = (ranked.entry for ranked in state.scheduler.ranking(now))
         return [
             entry
             for entry in (*state.scheduler.queue.overdue_heads(), *ranked)
-            if (not entry.key.demoted or entry.key.priority > lowest)
-            and entry.task not in state.scheduler.claims
-            and entry.task != first
+            if entry.task not in state.scheduler.claims and entry.task != first
         ]
 
     def _make_room_for(
