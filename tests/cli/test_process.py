@@ -20,6 +20,7 @@ import msgspec
 import pytest
 
 from tests.cli.conftest import LIMIT_S, Daemon, until
+from tests.processes import mentioning
 from zenos.cli.daemon_process import running
 from zenos.client import Client, connect
 from zenos.client.address import start_time
@@ -133,6 +134,35 @@ def test_two_ups_at_once_are_one_daemon(home: Home) -> None:
         assert len({json.loads(out)["pid"] for out, _ in said}) == 1
     finally:
         assert zenos("down").returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", [("up", *LAZY), ("demo", "--quick")])
+def test_who_interrupts_a_start_leaves_no_daemon(
+    home: Home, tmp_path: Path, number: signal.Signals, command: tuple[str, ...]
+) -> None:
+    ran = subprocess.Popen(
+        [*PROGRAM, *command],
+        env={**environment(), "TMPDIR": str(tmp_path), "ZENOS_HOME": str(tmp_path / "home")},
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def daemons() -> list[str]:
+        there = mentioning(str(tmp_path)).values()
+        return [line for line in there if "zenos.daemon" in line]
+
+    until(daemons)
+    ran.send_signal(number)
+    _, said = ran.communicate(timeout=60)
+    assert mentioning(str(tmp_path)) == {}
+    assert "the daemon that was starting was ended" in said
+    assert "Traceback" not in said
+    as_told = -number if command[0] == "up" else 128 + number
+    assert ran.returncode == (130 if number is signal.SIGINT else as_told)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("zenos-demo-")]
 
 
 def test_up_says_why_it_could_not(home: Home, tmp_path: Path) -> None:

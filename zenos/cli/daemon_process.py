@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ LOOK_S = 0.02
 AWAY_LOOK_S = 0.5
 PATIENCE_S = 2.0
 LOG_TAIL_BYTES = 64 * 1024
+UNDO_S = 10.0
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def running(home: Home) -> DaemonFile | None:
@@ -58,14 +61,28 @@ def replace_by_daemon(home: Home, flags: Sequence[str]) -> NoReturn:
 def start(home: Home, flags: Sequence[str]) -> DaemonFile:
     """Start it in a session of its own and wait until it answers.
 
-    Raises what made it end, as it said itself; DeadlineError when it doesn't answer in time.
+    Raises what made it end, as it said itself; DeadlineError when it doesn't answer in time. Who is
+    interrupted before it answers ends it again: nobody knows of it yet.
     """
     log, before = _open_log(home)
+    # From its beginning on it is known here, whenever an interrupt comes.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
     try:
         command = arguments(home, flags)
         pid = _spawn([*scope.prefix(scope.enforcement_of(flags)), *command], log)
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            return _answering(home, pid, before)
+        except (KeyboardInterrupt, SystemExit):
+            _end_again(pid)
+            raise
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(log)
+
+
+def _answering(home: Home, pid: int, before: int) -> DaemonFile:
+    """Wait until it does. before: the log's size when it began."""
     end = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < end:
         code = _exit_code(pid)
@@ -83,6 +100,19 @@ def start(home: Home, flags: Sequence[str]) -> DaemonFile:
         f"cannot wait longer than {START_TIMEOUT_S:g} s for the daemon (process {pid}): "
         f"look into {home.daemon_log}"
     )
+
+
+def _end_again(pid: int) -> None:
+    """Undo what has begun to start; work of an earlier daemon that it found runs on."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    end = time.monotonic() + UNDO_S
+    while _exit_code(pid) is None:
+        if time.monotonic() > end:
+            say(f"the daemon that was starting (process {pid}) is still ending")
+            return
+        time.sleep(LOOK_S)
+    say("the daemon that was starting was ended")
 
 
 def _open_log(home: Home) -> tuple[int, int]:
@@ -112,7 +142,9 @@ def _spawn(argv: list[str], log: int) -> int:
         (os.POSIX_SPAWN_DUP2, log, 1),
         (os.POSIX_SPAWN_DUP2, log, 2),
     ]
-    return os.posix_spawn(argv[0], argv, os.environ, file_actions=actions, setsid=True)
+    return os.posix_spawn(
+        argv[0], argv, os.environ, file_actions=actions, setsid=True, setsigmask=()
+    )
 
 
 def _exit_code(pid: int) -> int | None:

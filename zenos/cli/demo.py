@@ -144,11 +144,11 @@ def demo(
     plan = QUICK if quick else FULL
     _check_extra()
     _make_directory(output)
-    home = Home(Path(tempfile.mkdtemp(prefix="zenos-demo-")))
     failed = ""
     # Told to end, it takes its daemon with it: by the same way out as an error.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
+    home = Home(Path(tempfile.mkdtemp(prefix="zenos-demo-")))
     try:
         failed = _run(plan, home.root, output / "loss.png", console)
         if keep:
