@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from zenos.core import limits
 from zenos.core.errors import InvalidError
 from zenos.core.resources import Resources
 from zenos.core.specs import TrainSpec
@@ -14,6 +15,11 @@ def check_gang(work: TrainSpec, wants: Resources) -> None:
         raise InvalidError(
             f"cannot train with {count} workers on {_amount(wants.cpu, 'core')}: each needs one; "
             "ask for more cores or fewer workers"
+        )
+    if 0 < wants.memory < limits.MEMORY_BYTES_MIN * count:
+        raise InvalidError(
+            f"cannot train with {count} workers in so little memory: at least 4 MiB for each; or 0 "
+            "for no limit"
         )
     if wants.gpu and wants.gpu != 1000 * count:
         raise InvalidError(

@@ -16,6 +16,7 @@ from zenos.core import limits
 from zenos.core.errors import InvalidError
 from zenos.core.fields import about, check_bounds
 from zenos.core.names import ModelRef, check_name, check_new_name, check_public_topic
+from zenos.core.resources import Resources
 
 # What tells a program which task it is, of which home, and what it has.
 OWN_VARIABLES: Final = (
@@ -370,6 +371,9 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         check_bounds(self)
         if self.min_replicas > self.max_replicas:
             raise InvalidError("cannot have min_replicas above max_replicas")
+        Resources.of(
+            cpu=self.cpu, gpu=self.gpu, memory=0 if self.memory is None else self.memory
+        ).check()
 
 
 class CallSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="call"):

@@ -58,7 +58,6 @@ class Replicas(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def check(self, nodes: Sequence[Node]) -> None:
         """Raises InvalidError for what isn't possible, or not on these nodes."""
         check_bounds(self, "the replica's ")
-        self.deployment().check()
         most = max(node.gpus for node in nodes)
         if self.gpus > most:
             raise InvalidError(
@@ -69,6 +68,7 @@ class Replicas(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 f"cannot serve from a replica of {self.gpus:g} GPUs: give a share of one, or whole "
                 "ones"
             )
+        self.deployment().check()
 
     def deployment(self) -> DeploymentSpec:
         """What is deployed. It wants GPUs alone, as the jobs do: nodes have nothing else here."""
