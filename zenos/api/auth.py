@@ -185,8 +185,8 @@ class Gate:
             raise UnauthorizedError
         if not same and user is None:
             raise UnauthorizedError(
-                "cannot let you in: that is not this daemon's token, which stands in the file "
-                "'token' of its home ($ZENOS_HOME/token), nor a user's, unless it was revoked"
+                "cannot let you in: this daemon doesn't know that token; its own stands in the "
+                "file 'token' of its home ($ZENOS_HOME/token), a user's may have been revoked"
             )
         return None if same else user
 

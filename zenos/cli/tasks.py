@@ -386,7 +386,7 @@ def ps(
         owners = [view.array.principal for view in arrays]
         owners += [view.task.principal for view in views]
         table(*with_owners(TASKS, rows, owners), empty=hint)
-    if more and not json:
+    if more:
         say(f"the first {limit}; --limit shows more")
 
 

@@ -85,6 +85,11 @@ def show_share(milli: int) -> str:
     return f"{milli / 1000:g}"
 
 
+def show_units(milli: int, word: str) -> str:
+    """The same of what is counted: `1 GPU`, `0.5 GPUs`, `2 GPUs`."""
+    return f"{show_share(milli)} {word}{'' if milli == 1000 else 's'}"
+
+
 class Resources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
     """What a task wants, holds, or a node has."""
 

@@ -85,11 +85,12 @@ class ProgramSpec(
             check_public_topic(topic)
         if any(not name or "=" in name for name in self.env):
             raise InvalidError("cannot set an environment variable with an empty name or a '='")
-        for name in OWN_VARIABLES:
-            if name in self.env:
+        for name in self.env:
+            if name.startswith("ZENOS_"):
                 raise InvalidError(
-                    f"cannot set {name} for a task: by it zenos tells a program whose it is and "
-                    "what it has; to use another home, let the program itself set ZENOS_HOME"
+                    f"cannot set {name[:64]} for a task: by what begins with ZENOS_ zenos tells a "
+                    "program whose it is and what it has; let the program itself set it, or call "
+                    "it otherwise"
                 )
         if sum(len(k) + len(v) for k, v in self.env.items()) > limits.ENV_BYTES_MAX:
             raise InvalidError(f"cannot pass more than {limits.ENV_BYTES_MAX} bytes of environment")
