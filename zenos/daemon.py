@@ -40,6 +40,7 @@ from zenos.core import config as configuration
 from zenos.core import durable, limits
 from zenos.core import events as ev
 from zenos.core.actions import Snapshot
+from zenos.core.addresses import to_ask
 from zenos.core.clock import SystemClock
 from zenos.core.config import Config
 from zenos.core.errors import ConflictError, InvalidError, RefusedError, StorageError, ZenosError
@@ -328,8 +329,9 @@ def listen(config: Config) -> socket.socket:
 
 
 def write_daemon_file(home: Home, host: str, port: int) -> str:
-    """Say where clients find the daemon; its address."""
-    shown = f"[{host}]" if ":" in host else host
+    """Say where clients find the daemon, of which `host` is the address bound; how they ask it."""
+    asked = to_ask(host)
+    shown = f"[{asked}]" if ":" in asked else asked
     url = f"http://{shown}:{port}"
     record = {
         "pid": os.getpid(),

@@ -76,7 +76,7 @@ async def test_health_alone_is_open(http: httpx.AsyncClient) -> None:
 
 async def test_a_wrong_token_is_told_from_none(http: httpx.AsyncClient) -> None:
     wrong = await http.get("/api/status", headers={"Authorization": "Bearer wrong"})
-    assert "not this daemon's token" in wrong.json()["error"]["message"]
+    assert "this daemon doesn't know that token" in wrong.json()["error"]["message"]
     none = await http.get("/api/status", headers={"Authorization": f"Basic {TOKEN}"})
     assert "send the token as" in none.json()["error"]["message"]
 

@@ -18,6 +18,7 @@ from tests.api.conftest import TOKEN, serving, until
 from tests.api.double import Double
 from zenos.api import server
 from zenos.core import limits
+from zenos.core.seldom import Seldom
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -223,10 +224,12 @@ async def status_of(reader: asyncio.StreamReader) -> int:
 
 
 async def test_a_burst_of_streams_is_held_to_the_bound(
-    url: str, system: Double, monkeypatch: pytest.MonkeyPatch
+    url: str, system: Double, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As many as there is room for run on to their end; the others are told so at once."""
     monkeypatch.setattr(limits, "CONNECTIONS_MAX", 8)
+    monkeypatch.setattr(server.BoundedProtocol, "_refusals", Seldom(3600))
+    caplog.set_level("INFO", server.log.name)
     system.gate = asyncio.Event()
     async with AsyncExitStack() as stack:
         pairs = await opened(url, stack, 20, STREAMED + ASKED)
@@ -248,6 +251,8 @@ async def test_a_burst_of_streams_is_held_to_the_bound(
             await asyncio.wait_for(reader.readuntil(b"data: [DONE]"), 10)
     await until(lambda: system.open == 0)
     assert await healthy(url)
+    said = [r.getMessage() for r in caplog.records if "refused" in r.getMessage()]
+    assert said == ["refused 1 connection: 8 are open"], "a flood would fill the log"
 
 
 @pytest.mark.parametrize("waited_for", [0, 9])

@@ -194,6 +194,8 @@ async def test_a_model_request_sent_again_is_answered_with_the_same_thing(
         ("POST", "/api/deployments", {"model": "tiny", "min_replicas": 10**400}, 400),
         ("POST", "/api/deployments", {"model": "tiny", "keep_alive_s": -1}, 400),
         ("POST", "/api/deployments", {"model": "tiny", "memory": "lots"}, 400),
+        ("POST", "/api/deployments", {"model": "tiny", "memory": "1"}, 400),
+        ("POST", "/api/deployments", {"model": "tiny", "memory": "0.5"}, 400),
         ("POST", "/api/deployments", {"model": "tiny", "cpu": -1}, 400),
         ("POST", "/api/deployments", {"model": "tiny", "gpu": 3}, 422),
     ],

@@ -51,7 +51,7 @@ def test_in_a_home_of_its_own_it_is_the_user(
     assert (where(), hello.task, hello.token) == (other.bus, "", "of the other")
 
 
-@pytest.mark.parametrize("name", OWN_VARIABLES)
+@pytest.mark.parametrize("name", [*OWN_VARIABLES, "ZENOS_X", "ZENOS_TOKEN", "ZENOS_"])
 def test_what_tells_a_program_its_task_cannot_be_set(name: str) -> None:
     with pytest.raises(InvalidError, match=f"^cannot set {name} for a task"):
         ProgramSpec(argv=["true"], env={name: "x"}).check()

@@ -628,6 +628,6 @@ def test_the_same_key_is_the_same_task(client: Client) -> None:
     assert client.submit(["work"], key="mine").id == first.id
     with pytest.raises(ConflictError):
         client.submit(["other"], key="mine")
-    for key in ("new\nline", "ü", "x" * 129):
+    for key in ("", " ", "mine ", "new\nline", "ü", "x" * 129):
         with pytest.raises(InvalidError, match="cannot use this key"):
             client.submit(["work"], key=key)

@@ -113,3 +113,22 @@ def test_a_bar_keeps_its_colours_when_its_line_is_cut() -> None:
     found = fitting.fit(["TASK", "PROGRESS"], [[Text("t1"), bar]], [False, False], 16, 2)
     assert found.rows[0][1].spans[0].style == "green"
     assert found.rows[0][1].plain.startswith("███ 30% t")
+
+
+@pytest.mark.parametrize("width", [8, 10, 16, 22, 40])
+def test_values_stand_below_their_names_where_both_do_not_fit(
+    monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    file = io.StringIO()
+    screen = Console(file=file, force_terminal=True, width=width, color_system=None)
+    monkeypatch.setattr(output, "console", lambda: screen)
+    output.facts([("going down", ""), ("zenos", "1.0 at http://x"), ("would start now by", "t1")])
+    made = [line.strip() for line in file.getvalue().splitlines()]
+    assert all(cell_len(line) <= width for line in made)
+    words = "".join(made).replace(" ", "")
+    assert "1.0athttp://x" in words
+    assert words.endswith("t1")
+    beside = width == 40
+    assert made[0].startswith("zenos") is True
+    assert ("http" in made[0]) is beside
+    assert len(made) <= 6, "no letter stands alone on a line"

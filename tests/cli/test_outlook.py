@@ -40,6 +40,8 @@ def test_why_a_task_waits_runs_and_has_ended(daemon: Daemon) -> None:
         "0 before it, of 1 waiting",
         "= priority 50 + 25 · 0.",
         "10 s, as the user said",
+        # One expected time, and what the load makes of it: never two that contradict each other.
+        "expected 10 s, slowed to 18 s by a load of 75%)",
         f"held by {first} (first) 3 CPU, 512 MiB, priority 50, ends in 1:",
         f"the end of {first} (first)",
         "(a forecast)",

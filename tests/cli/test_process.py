@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import msgspec
 import pytest
 
@@ -182,6 +183,45 @@ def test_up_says_why_it_could_not(home: Home, tmp_path: Path) -> None:
     ran = zenos("up")
     assert ran.returncode == 1
     assert "ZENOS_HOME" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("host", "asked", "another"),
+    [
+        ("0.0.0.0", "127.0.0.1", "127.0.0.2"),  # noqa: S104 - who listens there must be reachable
+        pytest.param(
+            "::",
+            "[::1]",
+            "127.0.0.2",
+            marks=pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6"),
+        ),
+    ],
+)
+def test_who_listens_on_all_addresses_is_asked_at_one(
+    home: Home, monkeypatch: pytest.MonkeyPatch, host: str, asked: str, another: str
+) -> None:
+    ran = zenos("up", *LAZY, "--host", host, "--i-know-this-is-public")
+    try:
+        assert ran.returncode == 0, ran.stderr
+        found = running(home)
+        assert found is not None
+        assert found.url == f"http://{asked}:{found.port}"
+        assert found.port != 0
+        assert found.url in ran.stdout
+        assert found.url in zenos("status").stdout
+        # At each address on which one comes in, and not by the wildcard as a name.
+        there = f"http://{another}:{found.port}/health"
+        assert httpx.get(there, trust_env=False).status_code == 200
+        by_wildcard = httpx.get(there, trust_env=False, headers={"Host": "0.0.0.0"})  # noqa: S104
+        assert by_wildcard.status_code == 403
+        # Who sets ZENOS_HOST to what the daemon was started with means the same.
+        shown = f"[{host}]" if ":" in host else host
+        monkeypatch.setenv("ZENOS_HOST", f"{shown}:{found.port}")
+        assert zenos("status").returncode == 0
+        monkeypatch.delenv("ZENOS_HOST")
+    finally:
+        down = zenos("down")
+    assert (down.returncode, running(home)) == (0, None), down.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

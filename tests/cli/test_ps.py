@@ -56,7 +56,8 @@ def test_the_tasks_of_an_array_are_chosen_from_like_others(daemon: Daemon, sweep
     every = ids(zenos(*of))
     assert len(every) == 5
     assert ids(zenos(*of, "--limit", "2")) == every[:2]
-    assert "the first 2; --limit shows more" in zenos(*of[:-1], "--limit", "2").err
+    for form in (of, of[:-1]):
+        assert "the first 2; --limit shows more" in zenos(*form, "--limit", "2").err
     assert "--limit" not in zenos(*of[:-1], "--limit", "5").err
     assert len(ids(zenos(*of, "--state", "running"))) == 4
     assert ids(zenos(*of, "--kind", "train")) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import zenos as package
@@ -60,6 +61,10 @@ def test_a_file_of_tasks(daemon: Daemon, tmp_path: Path) -> None:
         ("tasks: {a: {run: x}}", "give a list of arguments"),
         ("tasks: {a: {run: [x], cpus: 1}}", "cpus"),
         ("tasks: {a: {cpu: 1}}", "either 'run' or 'train'"),
+        ("tasks: {a: {cpu: 1, nonsense: 2}}", "either 'run' or 'train'"),
+        ("tasks: {a: {rn: [x]}}", "the field 'rn': it is unknown; did you mean 'run'? (task a)"),
+        ("tasks: {a: {cpu: 1, tran: {}}}", "'tran': it is unknown; did you mean 'train'?"),
+        ("tasks: {a: {run: [x], evn: {}}}", "'evn': it is unknown; did you mean 'env'?"),
         ("tasks: {a: {run: [x], name: b}}", "cannot name it twice"),
         ("task: {}", "the file has 'tasks:'"),
         ("tasks: {a: {run: [x]}, b: {run: [x], cpu: 900}}", "cannot ever fit"),
@@ -70,6 +75,31 @@ def test_a_file_of_tasks(daemon: Daemon, tmp_path: Path) -> None:
     assert "write it into the file" in submitted("tasks: {a: {run: [x]}}", "--cpu", "2").err
     assert "cannot find" in zenos("submit", str(tmp_path / "none.yaml")).err
     assert daemon.do(lambda: len(daemon.double.view.tasks)) == 2
+
+
+def test_flags_may_follow_a_file_of_tasks(daemon: Daemon, tmp_path: Path) -> None:
+    file = tmp_path / "night.json"
+    file.write_text('{"tasks": {"a": {"run": ["work"], "cpu": 0.1}}}')
+    ran = zenos("submit", str(file), "--json")
+    assert (ran.code, [task["spec"]["name"] for task in ran.json]) == (0, ["a"]), ran.err
+    for words, said in (
+        (["--cpu", "2"], "cannot use --cpu with a file of tasks"),
+        (["--follow"], "cannot follow a file of tasks"),
+        (["--wiat"], "cannot use the option --wiat: there is none; did you mean '--wait'?"),
+        (["--wait", "other.yaml"], "cannot use 'other.yaml' after the file of tasks"),
+        (["epochs=3"], "to run"),
+    ):
+        for before in ([], ["--name", "x.yaml"]):
+            ran = zenos("submit", *before, str(file), *words)
+            assert ran.code == 2, words
+            assert said in ran.err or before, words
+    ran = zenos("submit", str(file), "--json", "--wiat")
+    assert json.loads(ran.err)["error"]["code"] == "invalid"
+    assert daemon.do(lambda: len(daemon.double.view.tasks)) == 1
+    # After -- it is a program, with arguments of its own.
+    ran = zenos("submit", "--", str(file), "--wait")
+    argv = daemon.do(lambda: daemon.double.view.tasks[ran.out.strip()].spec.work.argv)  # type: ignore[union-attr]
+    assert argv == [str(file), "--wait"]
 
 
 async def test_both_clients_take_them(daemon: Daemon) -> None:

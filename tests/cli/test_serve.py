@@ -11,7 +11,7 @@ from tests.cli.conftest import Daemon, Ran, until, zenos
 from zenos.core import events
 from zenos.core.task import Outcome
 
-FAILS = Outcome(exit_code=1, error="cannot allocate: used 2 MiB of 1 MiB")
+FAILS = Outcome(exit_code=1, error="cannot allocate: used 6 MiB of 4 MiB")
 
 
 def serve(daemon: Daemon, memory: str, cpu: int, happens: Callable[[str], object]) -> Ran:
@@ -48,7 +48,7 @@ def test_new_settings_that_fail_are_told_and_what_answers_stays(
     daemon: Daemon, served: Callable[[int], None]
 ) -> None:
     served(1)
-    ran = serve(daemon, "1MiB", 1, lambda task: daemon.end(task, FAILS))
+    ran = serve(daemon, "4MiB", 1, lambda task: daemon.end(task, FAILS))
     assert ran.code == 1
     assert "is served at" not in ran.out
     assert f"{FAILS.error}; tiny answers as before" in ran.err
@@ -60,7 +60,7 @@ def test_while_new_settings_load_the_status_says_that_the_old_ones_answer(
     daemon: Daemon, served: Callable[[int], None]
 ) -> None:
     served(1)
-    assert zenos("serve", "tiny", "--memory", "1MiB", "--no-wait").code == 0
+    assert zenos("serve", "tiny", "--memory", "4MiB", "--no-wait").code == 0
     assert "served as before: the new one loads" in zenos("status").out
 
 
@@ -68,7 +68,7 @@ def test_without_room_for_both_it_says_that_what_answered_has_ended(
     daemon: Daemon, served: Callable[[int], None]
 ) -> None:
     served(4)
-    ran = serve(daemon, "1MiB", 4, lambda task: daemon.end(task, FAILS))
+    ran = serve(daemon, "4MiB", 4, lambda task: daemon.end(task, FAILS))
     assert ran.code == 1
     assert f"{FAILS.error}; nothing answers for tiny now" in ran.err
     assert "no room for both: tiny answers again when its new replica has loaded" in ran.err

@@ -42,6 +42,7 @@ def test_json_has_everything_and_rows_may_be_left_out(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert (found["jobs"], len(found["skipped"])) == (3, 1)
     assert [run["policy"] for run in found["runs"]] == ["zenos", "fifo"]
+    assert done.stderr.count("\n") == 1, "bars are for terminals"
     assert found["runs"][0]["steps"] > 0
 
 

@@ -38,6 +38,23 @@ def shell(line: str, *args: str, **more: str) -> subprocess.CompletedProcess[byt
 @pytest.mark.parametrize(
     "args",
     [
+        ["run", "tiny", "-n", "3"],
+        ["bus", "purge", "jobs/a"],
+        ["bus", "send", "jobs/a", "-"],
+        ["top"],
+        ["ps"],
+        ["train", "--model", "m"],
+    ],
+)
+def test_a_closed_stream_is_as_if_it_led_nowhere(daemon: Daemon, args: list[str]) -> None:
+    for closed, nowhere in (("<&-", "</dev/null"), ("2>&-", "2>/dev/null"), (">&-", ">/dev/null")):
+        ran, like = shell(closed, *args), shell(nowhere, *args)
+        assert (ran.returncode, ran.stderr) == (like.returncode, like.stderr), (closed, args)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
         ["--help"],
         ["ps", "--help"],
         ["--version"],

@@ -31,6 +31,7 @@ def test_what_is_asked_for_is_for_each_worker() -> None:
     ("changes", "says"),
     [
         ({"workers": 2, "cpu": 0.5}, "cannot train with 2 workers on 1 core: each needs one"),
+        ({"workers": 2, "memory": "3MiB"}, "in so little memory: at least 4 MiB for each"),
         ({"workers": 2, "gpu": 0.5}, "cannot train with 2 workers on 1 GPU: each needs one of"),
         ({"workers": 9}, "cannot split batches of 8 over 9 workers"),
         ({"workers": 0}, "cannot use workers 0: it must be from 1 to 64"),

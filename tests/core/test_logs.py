@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tests.core.test_shim import running
 from zenos.core.logs import Reader
 from zenos.core.output import Output
+from zenos.core.seldom import Seldom
 
 LIMIT = 100
 
@@ -155,3 +156,8 @@ def test_a_talkative_program_is_followed_to_its_end(tmp_path: Path) -> None:
         reader.close()
     assert seen == len(whole)
     assert got > 4096
+
+
+def test_what_goes_on_often_is_told_seldom_and_how_often_it_was() -> None:
+    of = Seldom(10.0)
+    assert [of.times(now) for now in (0.0, 0.1, 9.9, 10.0, 10.1, 30.0)] == [1, 0, 0, 3, 0, 2]

@@ -16,6 +16,7 @@ from zenos.core.home import Home
 from zenos.core.messages import TopicSettings, settings_for
 from zenos.core.names import ModelRef, check_name
 from zenos.core.resources import Resources, parse_share, parse_size, show_size
+from zenos.core.specs import DeploymentSpec
 
 amounts = st.builds(
     Resources,
@@ -28,7 +29,14 @@ amounts = st.builds(
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("2GiB", 2**31), ("2GB", 2 * 10**9), ("512m", 512 * 10**6), ("1.5 KiB", 1536), (7, 7)],
+    [
+        ("2GiB", 2**31),
+        ("2GB", 2 * 10**9),
+        ("512m", 512 * 10**6),
+        ("1.5 KiB", 1536),
+        (7, 7),
+        ("1PB", 10**15),
+    ],
 )
 def test_sizes_are_read_as_people_write_them(text: str | int, size: int) -> None:
     assert parse_size(text) == size
@@ -40,6 +48,28 @@ def test_sizes_are_read_as_people_write_them(text: str | int, size: int) -> None
 def test_absurd_sizes_are_refused(text: str | float) -> None:
     with pytest.raises(InvalidError, match="cannot"):
         parse_size(text)
+
+
+@pytest.mark.parametrize("text", ["1PiB1", "1.1PiB", "1EiB", "2 EB", "99999TiB", 2**60])
+def test_too_large_a_size_is_told_from_one_that_cannot_be_read(text: str | int) -> None:
+    says = "cannot read memory" if text == "1PiB1" else "more than any machine has"
+    with pytest.raises(InvalidError, match=says):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("memory", ["0.5", "0.0001MB", 0.5, "1", "3.9MiB", "0.001KiB", 1])
+def test_memory_below_the_least_is_refused_however_written(memory: str | float) -> None:
+    """0 is no limit: nothing above it may become that."""
+    with pytest.raises(InvalidError, match="cannot use"):
+        Resources.of(cpu=1, memory=memory).check()
+    with pytest.raises(InvalidError, match="cannot use"):
+        DeploymentSpec(model="m", memory=str(memory)).check()
+
+
+def test_no_memory_is_no_limit() -> None:
+    for none in ("0", "0.0GiB", 0, 0.0):
+        Resources.of(cpu=1, memory=none).check()
+    DeploymentSpec(model="m", memory="4MiB").check()
 
 
 @pytest.mark.parametrize("value", ["x", -0.1, math.nan, math.inf, 10**9, True, 0.0001])

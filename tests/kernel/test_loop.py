@@ -103,7 +103,10 @@ async def test_a_failing_commit_is_tried_again_with_the_same_batch_and_callers_g
         assert len(tries) == 4
         assert all(changes is tries[0] for changes in tries)
         assert await system.control.submit(spec(), ME, None)
-        assert [r.getMessage() for r in caplog.records].count("the store works again") == 1
+        said = [r.getMessage() for r in caplog.records]
+        assert said.count("the store works again") == 1
+        # A disk that is full for a night does not fill what is left of it with such lines.
+        assert sum("trying again" in line for line in said) == 1
 
 
 async def test_requests_in_flight_are_answered_when_the_loop_ends() -> None:

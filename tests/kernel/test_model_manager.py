@@ -375,12 +375,12 @@ def test_a_change_that_only_fails_leaves_what_answers() -> None:
     h = Harness(node(cpu=4))
     deploy(h, DeploymentSpec(model="m", min_replicas=1, memory="500MB"))
     old = make_ready(h)
-    deploy(h, DeploymentSpec(model="m", min_replicas=1, memory="1MB"))
+    deploy(h, DeploymentSpec(model="m", min_replicas=1, memory="5MB"))
     new = replicas(h)[-1]
     h.run(new)
-    h.exit(new, exit_code=1, error="cannot allocate: used 2 MiB of 1 MiB")
+    h.exit(new, exit_code=1, error="cannot allocate: used 6 MiB of 5 MiB")
     deployment = h.kernel.state.deployments["m"]
-    assert deployment.error == "cannot allocate: used 2 MiB of 1 MiB"
+    assert deployment.error == "cannot allocate: used 6 MiB of 5 MiB"
     h.wait(60)
     assert deployment.replicas == [old.id]
     assert not h.stopped

@@ -286,6 +286,8 @@ def test_a_request_larger_than_any_node_is_refused() -> None:
         h.submit(spec(gpu=3))
     with pytest.raises(UnfittableError, match="wants 8 CPUs"):
         h.submit(spec(cpu=8))
+    with pytest.raises(UnfittableError, match="wants 1 GPU, no node has any"):
+        Harness(node(gpu=0)).submit(spec(gpu=1))
 
 
 @pytest.mark.parametrize(

@@ -272,7 +272,7 @@ def test_a_task_that_its_node_came_back_too_small_for_says_so(tmp_path: Path) ->
                 waiting = client.look("n2").waits
             smaller.terminate()
             smaller.communicate(timeout=60)
-        assert waiting == "cannot ever fit: wants 1 CPUs, the largest node has 0.5"
+        assert waiting == "cannot ever fit: wants 1 CPU, the largest node has 0.5"
         system.released.touch()
         assert system.finish()["n2"].state is State.SUCCEEDED
     finally:

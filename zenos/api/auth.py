@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import ipaddress
 import logging
 import re
 from collections.abc import Callable, Iterable
@@ -27,6 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zenos.api import errors
 from zenos.core import asking, inside, limits
+from zenos.core.addresses import address_of, is_wildcard
 from zenos.core.config import Config
 from zenos.core.errors import (
     RefusedError,
@@ -44,7 +44,6 @@ PRINCIPAL: Final = "zenos.principal"
 # On whose behalf a task's generation runs, by its secret; None for one that isn't running.
 PrincipalOf = Callable[[str, int, str], Principal | None]
 _LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
-_WILDCARDS: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - names of it, nothing is bound
 _SECURITY_HEADERS: Final = [
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
@@ -76,7 +75,8 @@ class Gate:
         self._refused = refused
         self._token = token.encode()
         self._users = users
-        own = {config.host.lower()} - _WILDCARDS
+        # Pages that call it by a wildcard would reach it from any browser on this machine.
+        own = set() if is_wildcard(config.host) else {config.host.lower()}
         self._hosts = _LOOPBACK_NAMES | own | {host.lower() for host in config.allowed_hosts}
         self._bodies_bytes = 0
 
@@ -185,8 +185,8 @@ class Gate:
             raise UnauthorizedError
         if not same and user is None:
             raise UnauthorizedError(
-                "cannot let you in: that is not this daemon's token, which stands in the file "
-                "'token' of its home ($ZENOS_HOME/token), nor a user's, unless it was revoked"
+                "cannot let you in: this daemon doesn't know that token; its own stands in the "
+                "file 'token' of its home ($ZENOS_HOME/token), a user's may have been revoked"
             )
         return None if same else user
 
@@ -356,7 +356,5 @@ def _origin_name(origin: str) -> str | None:
 
 
 def _same_address(name: str, address: str) -> bool:
-    try:
-        return ipaddress.ip_address(name) == ipaddress.ip_address(address)
-    except ValueError:
-        return False
+    found = address_of(name)
+    return found is not None and found == address_of(address)

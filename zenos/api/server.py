@@ -21,12 +21,15 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from zenos.api import errors
 from zenos.core import limits
+from zenos.core.seldom import Seldom
+from zenos.core.wording import counted
 
 log = logging.getLogger(__name__)
 KEEP_ALIVE_S: Final = 30
 STOP_GRACE_S: Final = 5
 # So long a connection has for its headers before it may have to make room for others.
 SETTLED_S: Final = 1.0
+LOG_EVERY_S: Final = 10.0  # between two lines about refused connections
 REFUSED_S: Final = 2.0  # for who is refused to take the answer
 _GONE: Final = getattr(select, "POLLRDHUP", 0)  # the client has closed
 
@@ -39,6 +42,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _drain_timer: asyncio.TimerHandle | None = None
     _header_bytes = 0
     _refused = False
+    _refusals = Seldom(LOG_EVERY_S)  # of all connections
     _silent_since = 0.0  # on the loop's clock: it was made, has its answer, or began to ask
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -83,7 +87,9 @@ class BoundedProtocol(HttpToolsProtocol):
         A client that still writes when this side is closed may lose the answer to a reset. Those of
         a flood, of which too many would be waited for, are closed at once.
         """
-        log.info("refused a connection: %d are open", limits.CONNECTIONS_MAX)
+        if count := self._refusals.times(self.loop.time()):
+            refused = counted(count, "connection")
+            log.info("refused %s: %d are open", refused, limits.CONNECTIONS_MAX)
         waited_for = self._refused_count()
         self._refused = True
         self._write(

@@ -23,9 +23,11 @@ from zenos.core import failpoints, limits
 from zenos.core.clock import Clock
 from zenos.core.errors import BusyError, StorageError, UnavailableError, ZenosError
 from zenos.core.messages import Message, MessageChanges, TopicSettings, check_topic
+from zenos.core.seldom import Seldom
 
 log = logging.getLogger(__name__)
 COMMIT_RETRY_S: Final = 0.5
+LOG_EVERY_S: Final = 60.0  # between two lines about what goes on failing
 EVENTS_WAITING_MAX: Final = 100_000
 
 
@@ -232,11 +234,13 @@ class DurableTopics:
 
     async def _commit(self, changes: MessageChanges) -> bool:
         """Commit until it is remembered; False when the daemon goes down before."""
+        told, now = Seldom(LOG_EVERY_S), asyncio.get_running_loop().time
         while True:
             try:
                 await self._store.commit_messages(changes)
             except StorageError as error:
-                log.error("%s; trying again", error)  # noqa: TRY400 - the message says it all
+                if told.times(now()):
+                    log.error("%s; trying again", error)  # noqa: TRY400 - the message says it all
                 self.storage_error = error
                 if self._closed:
                     return False

@@ -13,7 +13,7 @@ from zenos.core.errors import InvalidError
 if TYPE_CHECKING:
     from zenos.client import Client
 
-SUFFIXES: Final = (".yaml", ".yml")
+SUFFIXES: Final = (".yaml", ".yml", ".json")
 
 
 def is_file_of_tasks(program: list[str]) -> bool:

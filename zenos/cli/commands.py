@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from zenos.cli import errors
+from zenos.cli.batches import SUFFIXES
 from zenos.cli.streams import OutputError, quiet
+from zenos.core.errors import InvalidError
 from zenos.core.wording import followed, nearest, plain_reason
 
 
@@ -84,19 +86,55 @@ def wants_json(command: Any, args: Sequence[str]) -> bool:
     """
     command, rest = _with_its_words(command, list(args))
     mixed = command.context_settings.get("allow_interspersed_args", True)
+    rest = rest if mixed else FileOrProgram.flags_first(command, rest)[0]
     while rest:
         word = rest.pop(0)
         if word == "--json":
             return True
         if word == "--" or not (word.startswith("-") or mixed):
             return False
-        takes = any(
+        del rest[: _takes(command, word)]
+    return False
+
+
+class FileOrProgram(TyperCommand):
+    """A command whose first word is a program, after which all is the program's, or a file.
+
+    Flags of the command may follow a file, as they may follow what other commands are given.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words; InvalidError for what stands beside a file and is no flag."""
+        args, file = self.flags_first(self, args)
+        rest = super().parse_args(ctx, args)
+        if file is not None and not ctx.resilient_parsing and ctx.params["program"] != [file]:
+            word = next(word for word in ctx.params["program"] if word != file)
+            raise InvalidError(
+                f"cannot use {word[:64]!r} after the file of tasks {file[:200]!r}: give one file, "
+                f"and flags; to run {file[:200]!r} as a program, write '--' before it"
+            )
+        return rest
+
+    @staticmethod
+    def flags_first(command: Any, args: Sequence[str]) -> tuple[list[str], str | None]:
+        """The words with a file of tasks behind all others, and that; None: there is no such."""
+        at = 0
+        while at < len(args) and args[at].startswith("-") and args[at] != "--":
+            at += 1 + _takes(command, args[at])
+        if at < len(args) and args[at].endswith(SUFFIXES):
+            return [*args[:at], *args[at + 1 :], args[at]], args[at]
+        return list(args), None
+
+
+def _takes(command: Any, word: str) -> int:
+    """How many of the words that follow are the value of this one."""
+    return int(
+        any(
             word in option.opts and not option.is_flag and not option.count
             for option in command.params
             if option.param_type_name == "option"
         )
-        del rest[: 1 if takes else 0]
-    return False
+    )
 
 
 def _with_its_words(command: Any, words: list[str]) -> tuple[Any, list[str]]:

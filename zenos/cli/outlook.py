@@ -157,6 +157,9 @@ def _score(score: Score) -> str:
     from zenos.client.display import show_seconds
 
     waited, expected = show_seconds(score.waited_s), show_seconds(score.expected_s)
+    if score.contention:
+        alone = show_seconds(score.expected_s / (1.0 + score.contention))
+        expected = f"{alone}, slowed to {expected} by a load of {score.contention:.0%}"
     line = f"{score.total:.2f} = priority {score.priority} + {score.ageing:g} · {score.p:.3f}"
     if score.raised:
         line += f" + {score.raised}, as its deadline is near"
@@ -165,7 +168,7 @@ def _score(score: Score) -> str:
     if score.cost:
         who = shown(score.owner)
         line += f" - {score.cost:.2f}, as {who} has had {score.had:.0%} of all, {score.due:.0%} due"
-    return f"{line} (waited {waited}, expected {expected} at a load of {score.contention:.0%})"
+    return f"{line} (waited {waited}, expected {expected})"
 
 
 def _lack(lack: Lack, now: float) -> str:

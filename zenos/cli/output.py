@@ -130,17 +130,34 @@ def coloured(text: str, style: str) -> Any:
 
 
 def facts(rows: Iterable[tuple[str, object]]) -> None:
-    """Names and values below each other."""
+    """Names and values below each other.
+
+    A value stands beside its name; below it where the terminal is too narrow for both.
+    """
+    from rich.cells import cell_len
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    made = Table.grid(padding=(0, 2))
+    from zenos.cli.fitting import LEAST
+
+    known = [
+        (name, value if isinstance(value, Text) else Text(clean(str(value), lines=True)))
+        for name, value in rows
+        if value not in (None, "")
+    ]
+    screen = console()
+    names = max((cell_len(name) for name, _ in known), default=0)
+    if screen.is_terminal and screen.width < names + GAP + LEAST:
+        heads = (Text(name, "bold", no_wrap=True, overflow="ellipsis") for name, _ in known)
+        texts = (text for _, text in known)
+        _print(Group(*(part for pair in zip(heads, texts, strict=True) for part in pair)))
+        return
+    made = Table.grid(padding=(0, GAP))
     made.add_column(style="bold", no_wrap=True)
     made.add_column(overflow="fold")
-    for name, value in rows:
-        if value not in (None, ""):
-            shown = value if isinstance(value, Text) else Text(clean(str(value), lines=True))
-            made.add_row(Text(name), shown)
+    for name, text in known:
+        made.add_row(Text(name), text)
     _print(made)
 
 

@@ -196,7 +196,8 @@ def _show(lines: Iterator[dict[str, Any]], *, json: bool) -> None:
     trace = next(lines)
     _check(trace)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=console(stderr=True)) as bars:
+    screen, seen = console(stderr=True), sys.stderr.isatty()
+    with Progress(*columns, TimeElapsedColumn(), console=screen, disable=not seen) as bars:
         bar: dict[str, Any] = {}
         for line in lines:
             _check(line)

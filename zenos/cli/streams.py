@@ -85,14 +85,17 @@ def can_show(text: str, encoding: str | None = None) -> bool:
 
 
 def set_up() -> None:
-    """Make stdout and stderr so. One that was closed by who started us: nothing is seen of it."""
+    """Make stdout and stderr so. What was closed by who started us is as if it led nowhere."""
     codecs.register_error(INSTEAD, instead)
-    for name in ("stdout", "stderr"):
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
-            nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to the end
+            nowhere = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - to the end
+            if nowhere.fileno() <= 2:
+                # Else the first file that a program opens which we become would stand there.
+                os.set_inheritable(nowhere.fileno(), True)
             setattr(sys, name, nowhere)
-        elif isinstance(stream, io.TextIOWrapper):
+        elif name != "stdin" and isinstance(stream, io.TextIOWrapper):
             # A terminal of a user who wants no more than ASCII is told no more.
             encoding = "ascii" if _wants_ascii() and stream.isatty() else stream.encoding
             stream.reconfigure(encoding=encoding, errors=INSTEAD)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from zenos.cli.commands import FileOrProgram
 from zenos.cli.common import (
     Json,
     client,
@@ -59,9 +60,9 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     panel = "Tasks"
     arguments_follow = {"allow_interspersed_args": False}
-    app.command("submit", rich_help_panel=panel, context_settings=arguments_follow)(
-        with_when_flags(submit, array=ARRAY)
-    )
+    app.command(
+        "submit", cls=FileOrProgram, rich_help_panel=panel, context_settings=arguments_follow
+    )(with_when_flags(submit, array=ARRAY))
     app.command("train", rich_help_panel=panel)(with_train_flags(with_when_flags(train)))
     app.command("ps", rich_help_panel=panel)(ps)
     app.command("logs", rich_help_panel=panel)(logs)
@@ -385,7 +386,7 @@ def ps(
         owners = [view.array.principal for view in arrays]
         owners += [view.task.principal for view in views]
         table(*with_owners(TASKS, rows, owners), empty=hint)
-    if more and not json:
+    if more:
         say(f"the first {limit}; --limit shows more")
 
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from zenos.core.addresses import to_ask
 from zenos.core.errors import InvalidError, NoDaemonError, StorageError, UnauthorizedError
 from zenos.core.home import Home
 from zenos.core.inside import Inside, bearer, inside, parse, secret
@@ -108,7 +109,8 @@ def url_of(host: str) -> str:
         raise InvalidError(
             f"cannot use the address {host!r}: write HOST, HOST:PORT or https://HOST"
         )
-    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    asked = to_ask(parts.hostname)
+    name = f"[{asked}]" if ":" in asked else asked
     if port is None and "://" not in text:
         port = PORT_DEFAULT
     return (

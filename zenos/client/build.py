@@ -18,7 +18,7 @@ from zenos.core.resources import Resources
 from zenos.core.specs import CreateSpec, DeploymentSpec, ProgramSpec, TrainSpec, Work
 from zenos.core.task import TaskSpec
 from zenos.core.times import parse_time
-from zenos.core.wording import field_error
+from zenos.core.wording import SHOWN_CHARS_MAX, FieldError, field_error, nearest
 
 S = TypeVar("S", bound=msgspec.Struct)
 PRIORITIES: Final = {
@@ -28,6 +28,9 @@ PRIORITIES: Final = {
 }
 # What a task gets whose user says nothing: torch alone takes some hundred megabytes.
 MEMORY_DEFAULT: Final = {"program": "512MiB", "create": "1GiB", "train": "2GiB", "call": "1GiB"}
+# What stands in a file of tasks beside TaskOptions; the first are of a program alone.
+_OF_PROGRAM: Final = ("env", "topics", "yields")
+_OF_BATCH: Final = ("run", "train", "cwd", *_OF_PROGRAM)
 _DURATION: Final = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|min|h|d)?\s*$")
 _SECONDS: Final = {
     None: 1.0,
@@ -272,6 +275,11 @@ def batch(values: Mapping[str, Any], base: Path) -> list[TaskSpec]:
 
 def _of_batch(name: str, given: Mapping[str, Any], base: Path) -> TaskSpec:
     if ("run" in given) == ("train" in given):
+        known = {*_OF_BATCH, *(field.name for field in msgspec.structs.fields(TaskOptions))}
+        for key in (str(key) for key in given if key not in known):
+            if hint := nearest(key[:100], ["run", "train"]):
+                key = key[:SHOWN_CHARS_MAX]
+                raise FieldError(f"cannot use the field {key!r}: it is unknown{hint}", key)
         raise InvalidError("cannot tell what to do: give either 'run' or 'train'")
     fields = {key: value for key, value in given.items() if key not in ("run", "train")}
     if "name" in fields:
@@ -282,13 +290,14 @@ def _of_batch(name: str, given: Mapping[str, Any], base: Path) -> TaskSpec:
             raise InvalidError("cannot read 'train': it must be a mapping")
         work = train(given["train"], base)
     else:
-        of_program = {key: fields.pop(key) for key in ("env", "topics", "yields") if key in fields}
+        of_program = {key: fields.pop(key) for key in _OF_PROGRAM if key in fields}
         if not isinstance(given["run"], list):
             raise InvalidError("cannot run that: give a list of arguments, e.g. [ls, -l]")
         argv = [str(a) if isinstance(a, int | float) else a for a in given["run"]]
         cwd = Path(base, Path(str(fields.pop("cwd", "."))).expanduser())
         work = program(argv, cwd=cwd, **of_program)
-    return options({**fields, "name": name}).task(work)
+    # What is known beside the options helps whoever misspelt it.
+    return convert({**fields, "name": name}, TaskOptions, _OF_BATCH).task(work)
 
 
 def resolve_paths(data: Mapping[str, Any], base: Path) -> dict[str, Any]:

@@ -111,11 +111,13 @@ def _post(
     timeout_s: float = ANSWER_TIMEOUT_S,
     repeatable: bool = True,
 ) -> Call[T]:
-    key = key or secrets.token_urlsafe(16)
-    if not (key.isascii() and key.isprintable()) or len(key) > limits.IDEMPOTENCY_KEY_CHARS_MAX:
+    key = secrets.token_urlsafe(16) if key is None else key
+    fits = 1 <= len(key) <= limits.IDEMPOTENCY_KEY_CHARS_MAX
+    # Blanks at its ends, of which HTTP knows nothing, would make it another one.
+    if not (fits and key.isascii() and key.isprintable() and key == key.strip()):
         raise InvalidError(
-            "cannot use this key: printable ASCII, at most "
-            f"{limits.IDEMPOTENCY_KEY_CHARS_MAX} characters"
+            f"cannot use this key: give 1 to {limits.IDEMPOTENCY_KEY_CHARS_MAX} printable ASCII "
+            "characters, without blanks at the ends"
         )
     headers = {"Content-Type": "application/json", "Idempotency-Key": key}
     return Call(

@@ -190,7 +190,7 @@ def watching(first: TaskView, console: Console | None = None) -> Iterator[Show]:
         return
     from rich.console import Console as RichConsole
 
-    console = console or RichConsole(file=sys.stderr)
+    console = console or RichConsole(stderr=True)  # nowhere, if that is closed
     if not console.is_terminal or console.is_dumb_terminal:
         yield _Lines(console)
         return

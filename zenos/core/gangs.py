@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from zenos.core import limits
 from zenos.core.errors import InvalidError
-from zenos.core.resources import Resources
+from zenos.core.resources import Resources, show_units
 from zenos.core.specs import TrainSpec
 
 
@@ -12,13 +13,18 @@ def check_gang(work: TrainSpec, wants: Resources) -> None:
     count = work.workers
     if wants.cpu < 1000 * count:
         raise InvalidError(
-            f"cannot train with {count} workers on {_amount(wants.cpu, 'core')}: each needs one; "
-            "ask for more cores or fewer workers"
+            f"cannot train with {count} workers on {show_units(wants.cpu, 'core')}: each needs "
+            "one; ask for more cores or fewer workers"
+        )
+    if 0 < wants.memory < limits.MEMORY_BYTES_MIN * count:
+        raise InvalidError(
+            f"cannot train with {count} workers in so little memory: at least 4 MiB for each; or 0 "
+            "for no limit"
         )
     if wants.gpu and wants.gpu != 1000 * count:
         raise InvalidError(
-            f"cannot train with {count} workers on {_amount(wants.gpu, 'GPU')}: each needs one of "
-            "its own, or none"
+            f"cannot train with {count} workers on {show_units(wants.gpu, 'GPU')}: each needs "
+            "one of its own, or none"
         )
     if work.is_elastic and wants.gpu:
         raise InvalidError(
@@ -28,7 +34,3 @@ def check_gang(work: TrainSpec, wants: Resources) -> None:
         raise InvalidError("cannot use nccl without GPUs: leave backend at auto")
     if work.backend == "shared" and wants.gpu:
         raise InvalidError("cannot use shared memory between GPUs: leave backend at auto")
-
-
-def _amount(milli: int, word: str) -> str:
-    return f"{milli / 1000:g} {word}{'' if milli == 1000 else 's'}"

@@ -13,8 +13,8 @@ from zenos.core import limits
 from zenos.core.errors import InvalidError
 from zenos.core.fields import about
 
-_SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([kKmMgGtT]?)(i?)[bB]?\s*$")
-_POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([kKmMgGtTpPeE]?)(i?)[bB]?\s*$")
+_POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5, "e": 6}
 
 
 def parse_share(value: float | str, what: str, milli_max: int) -> int:
@@ -39,7 +39,11 @@ def parse_share(value: float | str, what: str, milli_max: int) -> int:
 
 
 def parse_size(value: int | float | str, what: str = "memory") -> int:
-    """Bytes from `536870912`, `"512MiB"`, `"2GiB"` or `"2GB"` (decimal when without the i)."""
+    """Bytes from `536870912`, `"512MiB"`, `"2GiB"` or `"2GB"` (decimal when without the i).
+
+    Raises InvalidError for what is no size, for more than any machine has, and for what is above
+    nothing and below a byte: it would become 0, which is no limit.
+    """
     if isinstance(value, bool):
         raise InvalidError(f"cannot read {what} {value!r}: write a size such as 512MiB or 2GiB")
     if isinstance(value, int | float):
@@ -47,7 +51,7 @@ def parse_size(value: int | float | str, what: str = "memory") -> int:
             raise InvalidError(
                 f"cannot use {what} {value!r}: a size is a number of 0 or more bytes"
             )
-        size = int(value)
+        number, size = float(value), int(value)
     else:
         match = _SIZE.match(value) if len(value) <= 64 else None
         if match is None:
@@ -55,7 +59,12 @@ def parse_size(value: int | float | str, what: str = "memory") -> int:
                 f"cannot read {what} {value[:64]!r}: write a size such as 512MiB or 2GiB"
             )
         base = 1024 if match[3] else 1000
-        size = round(float(match[1]) * base ** _POWER[match[2].lower()])
+        number = float(match[1])
+        size = round(number * base ** _POWER[match[2].lower()])
+    if number > 0 and size == 0:
+        raise InvalidError(
+            f"cannot use {what} {value!r}: that is less than a byte; write a size such as 512MiB"
+        )
     if size > limits.MEMORY_BYTES_MAX:
         raise InvalidError(f"cannot use {what} {value!r}: more than any machine has")
     return size
@@ -74,6 +83,11 @@ def show_size(size: int) -> str:
 def show_share(milli: int) -> str:
     """Thousandths for people: 500 → `0.5`, 2000 → `2`."""
     return f"{milli / 1000:g}"
+
+
+def show_units(milli: int, word: str) -> str:
+    """The same of what is counted: `1 GPU`, `0.5 GPUs`, `2 GPUs`."""
+    return f"{show_share(milli)} {word}{'' if milli == 1000 else 's'}"
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
@@ -150,6 +164,21 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def plain(self) -> Resources:
         """The amounts alone, wherever they have to be."""
         return self
+
+    def check(self) -> None:
+        """Raises InvalidError for what no task can want, on whatever node."""
+        if self.memory > limits.MEMORY_BYTES_MAX or self.gpu_memory > limits.MEMORY_BYTES_MAX:
+            raise InvalidError("cannot use that much memory: more than any machine has")
+        if self.cpu > limits.CPU_MILLI_MAX or self.gpu > limits.GPU_MILLI_MAX:
+            raise InvalidError("cannot use that many CPUs or GPUs: more than any machine has")
+        if not self.is_valid:
+            raise InvalidError("cannot use negative resources: give numbers of 0 or more")
+        if 0 < self.memory < limits.MEMORY_BYTES_MIN:
+            raise InvalidError("cannot use so little memory: at least 4 MiB; or 0 for no limit")
+        if self.gpu_memory and not self.gpu:
+            raise InvalidError("cannot give GPU memory without a GPU: ask for a share of one too")
+        if self.gpu > 1000 and self.gpu % 1000:
+            raise InvalidError("cannot share more than one GPU: ask for below 1, or for whole ones")
 
     @property
     def is_valid(self) -> bool:

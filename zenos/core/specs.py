@@ -16,6 +16,7 @@ from zenos.core import limits
 from zenos.core.errors import InvalidError
 from zenos.core.fields import about, check_bounds
 from zenos.core.names import ModelRef, check_name, check_new_name, check_public_topic
+from zenos.core.resources import Resources
 
 # What tells a program which task it is, of which home, and what it has.
 OWN_VARIABLES: Final = (
@@ -84,11 +85,12 @@ class ProgramSpec(
             check_public_topic(topic)
         if any(not name or "=" in name for name in self.env):
             raise InvalidError("cannot set an environment variable with an empty name or a '='")
-        for name in OWN_VARIABLES:
-            if name in self.env:
+        for name in self.env:
+            if name.startswith("ZENOS_"):
                 raise InvalidError(
-                    f"cannot set {name} for a task: by it zenos tells a program whose it is and "
-                    "what it has; to use another home, let the program itself set ZENOS_HOME"
+                    f"cannot set {name[:64]} for a task: by what begins with ZENOS_ zenos tells a "
+                    "program whose it is and what it has; let the program itself set it, or call "
+                    "it otherwise"
                 )
         if sum(len(k) + len(v) for k, v in self.env.items()) > limits.ENV_BYTES_MAX:
             raise InvalidError(f"cannot pass more than {limits.ENV_BYTES_MAX} bytes of environment")
@@ -370,6 +372,9 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         check_bounds(self)
         if self.min_replicas > self.max_replicas:
             raise InvalidError("cannot have min_replicas above max_replicas")
+        Resources.of(
+            cpu=self.cpu, gpu=self.gpu, memory=0 if self.memory is None else self.memory
+        ).check()
 
 
 class CallSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="call"):

@@ -213,21 +213,9 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         self.work.check()
         if self.name:
             check_new_name(self.name, "task name")
-        wants = self.resources
-        if wants.memory > limits.MEMORY_BYTES_MAX or wants.gpu_memory > limits.MEMORY_BYTES_MAX:
-            raise InvalidError("cannot use that much memory: more than any machine has")
-        if wants.cpu > limits.CPU_MILLI_MAX or wants.gpu > limits.GPU_MILLI_MAX:
-            raise InvalidError("cannot use that many CPUs or GPUs: more than any machine has")
-        if not wants.is_valid:
-            raise InvalidError("cannot use negative resources: give numbers of 0 or more")
-        if 0 < wants.memory < limits.MEMORY_BYTES_MIN:
-            raise InvalidError("cannot use so little memory: at least 4 MiB; or 0 for no limit")
-        if wants.gpu_memory and not wants.gpu:
-            raise InvalidError("cannot give GPU memory without a GPU: ask for a share of one too")
-        if wants.gpu > 1000 and wants.gpu % 1000:
-            raise InvalidError("cannot share more than one GPU: ask for below 1, or for whole ones")
+        self.resources.check()
         if isinstance(self.work, TrainSpec) and self.work.workers > 1:
-            check_gang(self.work, wants)
+            check_gang(self.work, self.resources)
         check_bounds(self)
         check_after(self.after)
         self._check_times()

@@ -11,11 +11,13 @@ from zenos.core import failpoints
 from zenos.core.actions import Action, Changes
 from zenos.core.clock import Clock
 from zenos.core.errors import StorageError
+from zenos.core.seldom import Seldom
 from zenos.kernel.control import Inbox
 from zenos.kernel.step import Kernel
 
 log = logging.getLogger(__name__)
 COMMIT_RETRY_S = 0.5
+LOG_EVERY_S = 60.0  # between two lines about what goes on failing
 
 
 class Remember(Protocol):
@@ -53,11 +55,13 @@ async def _commit(store: Remember, changes: Changes, inbox: Inbox) -> bool:
 
     False when the daemon goes down before: nothing of it has happened.
     """
+    told, now = Seldom(LOG_EVERY_S), asyncio.get_running_loop().time
     while True:
         try:
             await store.commit(changes)
         except StorageError as error:
-            log.error("%s; trying again", error)  # noqa: TRY400 - the message says it all
+            if told.times(now()):
+                log.error("%s; trying again", error)  # noqa: TRY400 - the message says it all
             inbox.storage_error = error
             if inbox.closed:
                 return False

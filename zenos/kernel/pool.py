@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from msgspec.structs import replace
 
 from zenos.core.node import Node
-from zenos.core.resources import Request, Resources, show_share, show_size
+from zenos.core.resources import Request, Resources, show_share, show_size, show_units
 from zenos.core.task import Allocation
 from zenos.kernel.placement import WHOLE
 
@@ -196,10 +196,12 @@ def why_never(request: Resources, nodes: Sequence[Node]) -> str:
         most = max(getattr(node.capacity, what) for node in nodes)
         wanted = getattr(request, what)
         if wanted > most:
-            unit = {"cpu": " CPUs", "gpu": " GPUs", "memory": " of memory"}[what]
-            return f"wants {show(wanted)}{unit}, the largest node has {show(most)}"
-    largest = max(node.gpu_memory_each for node in nodes)
-    return f"no single node has all of {request} (largest GPU memory: {show_size(largest)})"
+            is_memory = what == "memory"
+            named = f"{show(wanted)} of memory" if is_memory else show_units(wanted, what.upper())
+            largest = f"the largest node has {show(most)}" if most else "no node has any"
+            return f"wants {named}, {largest}"
+    gpu_memory = max(node.gpu_memory_each for node in nodes)
+    return f"no single node has all of {request} (largest GPU memory: {show_size(gpu_memory)})"
 
 
 def _nowhere(request: Request, nodes: Sequence[Node]) -> str:

@@ -9,7 +9,7 @@ from typing import Final
 from zenos.core import limits
 from zenos.core.errors import InvalidError
 from zenos.core.node import Node
-from zenos.core.resources import Resources
+from zenos.core.resources import Resources, show_units
 from zenos.kernel.resource_manager import ResourceManager
 from zenos.simulate.traces import Job
 
@@ -71,7 +71,7 @@ def check_fit(jobs: Sequence[Job], cluster: Sequence[Node]) -> None:
         if job.kind == "train" and len(cluster) > 1:
             there = f"all nodes have {total}, in pieces of at most {most}"
         raise InvalidError(
-            f"cannot simulate job {number}: it wants {job.gpu / 1000:g} GPUs at once, {there}"
+            f"cannot simulate job {number}: it wants {show_units(job.gpu, 'GPU')} at once, {there}"
         )
 
 

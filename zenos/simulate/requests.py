@@ -14,6 +14,7 @@ from zenos.core import limits
 from zenos.core.errors import InvalidError
 from zenos.core.fields import about, check_bounds
 from zenos.core.node import Node
+from zenos.core.resources import show_units
 from zenos.core.specs import DeploymentSpec
 from zenos.simulate import tables
 
@@ -58,17 +59,18 @@ class Replicas(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def check(self, nodes: Sequence[Node]) -> None:
         """Raises InvalidError for what isn't possible, or not on these nodes."""
         check_bounds(self, "the replica's ")
-        self.deployment().check()
         most = max(node.gpus for node in nodes)
         if self.gpus > most:
+            wanted = show_units(round(self.gpus * 1000), "GPU")
             raise InvalidError(
-                f"cannot serve from a replica of {self.gpus:g} GPUs: the largest node has {most}"
+                f"cannot serve from a replica of {wanted}: the largest node has {most}"
             )
         if self.gpus > 1 and self.gpus % 1:
             raise InvalidError(
                 f"cannot serve from a replica of {self.gpus:g} GPUs: give a share of one, or whole "
                 "ones"
             )
+        self.deployment().check()
 
     def deployment(self) -> DeploymentSpec:
         """What is deployed. It wants GPUs alone, as the jobs do: nodes have nothing else here."""
