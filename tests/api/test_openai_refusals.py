@@ -12,6 +12,7 @@ from tests.api.double import Double
 from tests.api.test_openai import USER
 from tests.api.test_openai import client as client
 from zenos.api import errors
+from zenos.api.openai_bodies import _NEUTRAL
 from zenos.core import limits
 from zenos.core.errors import (
     BusyError,
@@ -192,6 +193,63 @@ async def test_a_typo_is_told_the_nearest_field(http: httpx.AsyncClient) -> None
     body = {"model": "tiny", "prompt": "x", "temprature": 1}
     message = (await http.post("/v1/completions", json=body)).json()["error"]["message"]
     assert "did you mean 'temperature'?" in message
+
+
+# What says nothing that zenos doesn't do anyway, in completions and chats alike.
+CHANGES_NOTHING: list[dict[str, Any]] = [
+    *({name: value} for name, values in _NEUTRAL.items() for value in (*values, None)),
+    {"best_of": 1},
+    {"best_of": 2, "n": 2},
+    {"best_of": None},
+    {"user": "ann"},
+    {"metadata": {"a": "b"}},
+    {"store": True},
+    {"service_tier": "flex"},
+    {"safety_identifier": "x"},
+    {"prompt_cache_key": "x"},
+    {"prompt_cache_options": {}},
+    {"prompt_cache_retention": "24h"},
+    {"parallel_tool_calls": False},
+    {"reasoning_effort": "low"},
+    {"verbosity": "low"},
+]
+# And what zenos doesn't do.
+UNSUPPORTED: list[dict[str, Any]] = [
+    {"frequency_penalty": 1},
+    {"presence_penalty": -1},
+    {"logit_bias": {"1": 5}},
+    {"best_of": 2},
+    {"suffix": "end"},
+    {"response_format": {"type": "json_object"}},
+    {"tools": [{"type": "function"}]},
+    {"tool_choice": "required"},
+    {"functions": [{"name": "f"}]},
+    {"function_call": {"name": "f"}},
+    {"modalities": ["audio"]},
+    {"audio": {"voice": "x"}},
+    {"prediction": {}},
+    {"web_search_options": {}},
+    {"moderation": {}},
+]
+BOTH: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"model": "tiny", "prompt": "x"},
+    "/v1/chat/completions": {"model": "tiny", "messages": USER},
+}
+
+
+@pytest.mark.parametrize("path", BOTH)
+async def test_both_take_what_changes_nothing_and_refuse_what_zenos_does_not_do(
+    http: httpx.AsyncClient, system: Double, path: str
+) -> None:
+    for more in CHANGES_NOTHING:
+        answer = await http.post(path, json={**BOTH[path], **more})
+        assert answer.status_code == 200, (more, answer.text)
+    assert {name for more in UNSUPPORTED for name in more} == {*_NEUTRAL, "best_of"}
+    for more in UNSUPPORTED:
+        answer = await http.post(path, json={**BOTH[path], **more})
+        assert answer.status_code == 400, (more, answer.text)
+        assert answer.json()["error"]["param"] in more
+        assert "unknown" not in answer.text
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from tests.crash.labels import CALLS
 from tests.processes import until
 from tests.system.harness import System
 from zenos.core import processes, shim
-from zenos.core.errors import WorkerError
+from zenos.core.errors import LaneError, WorkerError
 from zenos.core.task import State, Task
 
 
@@ -60,6 +60,14 @@ def test_a_killed_host_loses_nothing_and_runs_nothing_twice(system: System, tmp_
         future.result(60)
     expected = Counter(["running", "again", "again", *(f"w{n}" for n in range(10))])
     assert Counter(work.lines(ran)) == expected
+
+
+def test_a_call_that_uses_up_its_hosts_memory_says_so(system: System) -> None:
+    system.start()
+    if system.ask(lambda client: client.nodes())[0].node.enforcement["memory"] != "cgroup v1":
+        pytest.skip("the whole host ends at once, and nobody is left to say it")
+    with pytest.raises(LaneError, match=r"as the memory of 256 MiB that its host has was used up"):
+        zenos.call(bytearray, 3 * 10**9, memory="256MiB").result(60)
 
 
 @contextmanager

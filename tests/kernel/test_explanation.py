@@ -180,6 +180,53 @@ def test_a_task_that_no_node_can_hold_any_more() -> None:
     assert (made.starts_at, made.starts_note, made.remedies) == (None, made.reason, [])
 
 
+def test_whose_end_makes_room_in_a_quota() -> None:
+    ann, bob = Principal(user="ann", project="lab"), Principal(user="bob", project="lab")
+    quotas = {"ann": Quota(cpu=2), "bob": Quota(gpu_hours=0.5)}
+    h = Harness(node(cpu=8, gpu=1, memory="64GB"), config=Config(user_quotas=quotas))
+    other = h.submit(spec(PROGRAM, cpu=1), principal=bob)
+    whole = h.submit(spec(PROGRAM, cpu=2, name="whole"), principal=ann)
+    for task in (other, whole):
+        h.run(task)
+    waiting = h.submit(spec(cpu=1), principal=ann)
+    made = why(h, waiting)
+    assert made.reason == "ann holds 2 CPUs of at most 2 CPUs, and it wants 1 CPU"
+    assert made.lacks == []  # the node has room
+    (remedy,) = made.remedies
+    assert (remedy.kind, remedy.tasks, remedy.node) == ("end", [whole.id], "")
+    assert remedy.text.startswith(f"the end of {whole.id} (whole) (holds 2 CPU, ")
+    assert remedy.text.endswith(" of what ann may hold)")
+    h.exit(whole)
+    assert h.now(waiting).state is State.STARTING
+
+    # Several, the least important first; without those that hold none of it.
+    h.run(waiting)
+    second = h.submit(spec(PROGRAM, cpu=1, priority=10), principal=ann)
+    h.run(second)
+    h.run(h.submit(spec(PROGRAM, cpu=0, priority=5), principal=ann))
+    large = h.submit(spec(cpu=2), principal=ann)
+    (remedy,) = why(h, large).remedies
+    assert remedy.tasks == [second.id, waiting.id]
+
+    # Hours that are spent come back by nobody's end.
+    training = h.submit(spec(PROGRAM, cpu=1, gpu=0.5), principal=bob)
+    h.run(training)
+    h.wait(3600)
+    h.submit(spec(cpu=0, gpu=0.5), principal=bob)
+    assert why(h, h.submit(spec(cpu=0, gpu=0.5), principal=bob)).remedies == []
+
+
+def test_one_whose_end_makes_room_on_its_node_and_in_the_quota_is_named_once() -> None:
+    ann = Principal(user="ann", project="lab")
+    h = Harness(node(cpu=2), config=Config(user_quotas={"ann": Quota(cpu=2)}))
+    holder = h.submit(spec(PROGRAM, cpu=2), principal=ann)
+    h.run(holder)
+    made = why(h, h.submit(spec(cpu=1), principal=ann))
+    assert [lack.node for lack in made.lacks] == ["local"]
+    ends = [remedy for remedy in made.remedies if remedy.kind == "end"]
+    assert [(end.tasks, end.node) for end in ends] == [([holder.id], "local")]
+
+
 def test_a_replica_that_waits() -> None:
     h = Harness(node(cpu=1))
     h.run(h.submit(spec()))

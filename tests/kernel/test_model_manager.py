@@ -22,6 +22,14 @@ def deploy(h: Harness, more: DeploymentSpec = SPEC) -> Deployment:
     return answer
 
 
+def use(h: Harness, more: DeploymentSpec = SPEC) -> Deployment:
+    """Deploy it, and have it loaded by a request that has ended since."""
+    made = deploy(h, more)
+    h.step(ev.Demand(name=more.model))
+    h.step(ev.Used(name=more.model, in_flight=0))
+    return made
+
+
 def replicas(h: Harness, name: str = "m") -> list[Task]:
     deployment = h.kernel.state.deployments.get(name)
     return [h.kernel.state.tasks[r] for r in deployment.replicas] if deployment else []
@@ -34,9 +42,12 @@ def make_ready(h: Harness, task: Task | None = None) -> Task:
     return h.now(task)
 
 
-def test_a_deployment_loads_at_once_and_unloads_when_idle() -> None:
+def test_a_deployment_loads_with_its_first_request_and_unloads_when_idle() -> None:
     h = Harness()
     deploy(h)
+    h.wait(10)
+    assert not replicas(h)
+    h.step(ev.Demand(name="m"))
     task = make_ready(h)
     assert isinstance(task.spec.work, ServeSpec)
     assert task.ready
@@ -54,6 +65,54 @@ def test_a_deployment_loads_at_once_and_unloads_when_idle() -> None:
     assert len(replicas(h)) == 1
 
 
+def test_being_deployed_is_no_use_of_what_is_not_loaded() -> None:
+    h = Harness()
+    # Not of one that was stopped, though its replica still answers.
+    deploy(h, replace(SPEC, min_replicas=1))
+    task = make_ready(h)
+    h.step(ev.Used(name="m", in_flight=1))
+    h.ask(ev.Undeploy(request=1, name="m"))
+    deploy(h)
+    assert [replica.id for replica in replicas(h)] == [task.id]
+    h.step(ev.Used(name="m", in_flight=0))
+    h.exit(task)
+    h.wait(1)
+    assert not replicas(h)
+    # Nor of one that is deployed or rolled back again before anybody has asked.
+    deploy(h, replace(SPEC, slots=4))
+    h.ask(ev.Rollback(request=2, name="m", version="m:1"))
+    h.wait(1)
+    assert not replicas(h)
+    h.step(ev.Demand(name="m"))
+    assert len(replicas(h)) == 1
+
+
+def test_what_is_loaded_stays_for_the_keep_alive_from_when_it_need_not_stay_any_more() -> None:
+    h = Harness()
+    deploy(h, replace(SPEC, min_replicas=1))
+    task = make_ready(h)
+    h.wait(1000)
+    deploy(h)
+    h.wait(59)
+    assert not h.stopped
+    h.wait(1)
+    assert [stop.task for stop in h.stopped] == [task.id]
+
+
+def test_after_a_restart_only_what_was_loaded_is() -> None:
+    h = Harness()
+    deploy(h)
+    use(h, replace(SPEC, model="n"))
+    task = make_ready(h, replicas(h, "n")[0])
+    again = h.restarted()
+    again.wait(1)
+    assert not replicas(again)
+    assert [replica.id for replica in replicas(again, "n")] == [task.id]
+    assert not again.stopped
+    again.wait(60)
+    assert [stop.task for stop in again.stopped] == [task.id]
+
+
 def test_a_request_for_a_model_that_no_node_can_hold_is_refused_and_leaves_nothing() -> None:
     h = Harness(node(cpu=2, memory="4GB"))
     big = ev.Demand(name="m", spec=DeploymentSpec(model="m"), memory=5_000_000_000)
@@ -67,7 +126,7 @@ def test_a_request_for_a_model_that_no_node_can_hold_is_refused_and_leaves_nothi
         {},
     )
     # One that was deployed when the node was larger.
-    deploy(h, replace(SPEC, memory="3GB"))
+    use(h, replace(SPEC, memory="3GB"))
     task = make_ready(h)
     h.exit(task, exit_code=None, signal=9)
     h.step(ev.NodeUp(node=node(cpu=2, memory="2GB")))
@@ -124,7 +183,7 @@ def test_replicas_stay_for_as_many_requests_as_came_at_once_within_the_keep_aliv
 
 def test_a_replica_that_has_answered_and_does_not_end_is_ended_by_force() -> None:
     h = Harness(config=Config(cancel_grace_s=10.0, model_drain_s=600.0))
-    deploy(h, replace(SPEC, keep_alive_s=1.0))
+    use(h, replace(SPEC, keep_alive_s=1.0))
     task = make_ready(h)
     h.step(ev.Used(name="m", in_flight=0))
     h.wait(1)
@@ -188,14 +247,14 @@ def test_a_replica_that_fails_again_and_again_is_given_up_until_the_next_request
 
 def test_a_model_that_cannot_be_loaded_is_given_up_at_once_with_the_reason() -> None:
     h = Harness()
-    deploy(h)
+    use(h)
     h.exit(replicas(h)[-1], exit_code=1, error="cannot serve an encoder")
     assert h.kernel.state.deployments["m"].error == "cannot serve an encoder"
 
 
 def test_stopping_a_deployment_stops_its_replicas_and_forgets_it() -> None:
     h = Harness()
-    deploy(h)
+    use(h)
     task = make_ready(h)
     h.ask(ev.Undeploy(request=1, name="m"))
     assert h.stopped[-1].task == task.id
@@ -207,7 +266,7 @@ def test_stopping_a_deployment_stops_its_replicas_and_forgets_it() -> None:
 
 def test_a_changed_deployment_replaces_its_replicas() -> None:
     h = Harness()
-    deploy(h)
+    use(h)
     old = make_ready(h)
     deploy(h, DeploymentSpec(model="m", slots=4, memory="500MB"))
     make_ready(h)
@@ -223,7 +282,7 @@ def test_a_deployment_larger_than_any_node_is_refused() -> None:
 def test_replicas_wait_in_the_queue_like_other_tasks() -> None:
     h = Harness(node(cpu=1))
     blocker = h.submit(spec())
-    deploy(h)
+    use(h)
     assert replicas(h)[0].state is State.QUEUED
     h.exit(blocker)
     assert replicas(h)[0].state is State.STARTING
@@ -329,7 +388,7 @@ def test_a_replica_that_waits_for_room_goes_with_its_clients() -> None:
 
 def test_nothing_is_loaded_for_clients_that_have_gone_though_the_model_is_deployed() -> None:
     h = Harness(node(cpu=1))
-    deploy(h)
+    use(h)
     task = make_ready(h)
     h.wait(60)
     h.exit(task)
@@ -404,7 +463,7 @@ def test_a_replica_that_is_needed_no_more_has_as_long_for_its_answers_as_one_tha
 
 def test_a_replica_that_is_told_to_end_before_it_has_started_has_not_failed() -> None:
     h = Harness()
-    deploy(h)
+    deploy(h, replace(SPEC, min_replicas=1))
     (task,) = replicas(h)
     h.step(ev.Shutdown(suspend=True))
     h.step(ev.StartFailed(task=task.id, generation=1, reason="it was told to end"))

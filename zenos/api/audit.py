@@ -21,6 +21,7 @@ from zenos.core.wording import FieldError, nearest
 router = APIRouter(prefix="/api/audit", tags=["audit"])
 ACTIONS = get_args(audit.Action)
 
+SINCE_MAX = 1e12  # s; a number that no float tells from its bound would be taken
 Text = Annotated[str | None, Query(min_length=1, max_length=limits.AUDIT_CHARS_MAX)]
 
 
@@ -34,7 +35,7 @@ async def list_rows(
     user: Text = None,
     subject: Text = None,
     since: Annotated[
-        float | None, Query(ge=0, le=2**62, description="Seconds since 1970: not before.")
+        float | None, Query(ge=0, le=SINCE_MAX, description="Seconds since 1970: not before.")
     ] = None,
     before: Annotated[
         int | None, Query(ge=1, le=2**62, description="Only with a lower `number`: the next page.")

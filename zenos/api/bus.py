@@ -43,10 +43,9 @@ from zenos.core.wording import FieldError
 router = APIRouter(prefix="/api/bus", tags=["bus"])
 _encode = msgspec.json.Encoder().encode
 ANSWER_WAIT_S: Final = 5.0
-TOPIC_CHARS_MAX: Final = 4 * (limits.NAME_CHARS_MAX + 1)
 
 TopicName = Annotated[
-    str, Query(min_length=1, max_length=TOPIC_CHARS_MAX, description="The topic's name.")
+    str, Query(min_length=1, max_length=limits.TOPIC_CHARS_MAX, description="The topic's name.")
 ]
 Which = Literal["waiting", "leased", "dead"]
 

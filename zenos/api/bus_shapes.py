@@ -8,8 +8,10 @@ import msgspec
 
 from zenos.api.shapes import Answer, Body
 from zenos.core import limits
+from zenos.core.fields import within
 from zenos.core.messages import TopicSettings
 
+Topic = Annotated[str, within(minLength=1, maxLength=limits.TOPIC_CHARS_MAX)]
 Headers = dict[str, str]
 Priority = Annotated[int, msgspec.Meta(ge=limits.PRIORITY_MIN, le=limits.PRIORITY_MAX)]
 
@@ -78,7 +80,7 @@ class SendBody(Body, frozen=True, kw_only=True):
     from now.
     """
 
-    topic: str
+    topic: Topic
     body: str | None = None
     body_base64: str | None = None
     id: str | None = None
@@ -91,14 +93,14 @@ class SendBody(Body, frozen=True, kw_only=True):
 class ReplayBody(Body, frozen=True, kw_only=True):
     """Which dead messages are delivered again: those of `ids`, or all."""
 
-    topic: str
+    topic: Topic
     ids: Annotated[list[str], msgspec.Meta(max_length=limits.DEAD_MESSAGES_KEPT)] | None = None
 
 
 class PurgeBody(Body, frozen=True, kw_only=True):
     """Which messages are dropped."""
 
-    topic: str
+    topic: Topic
     which: Literal["waiting", "dead"] = "waiting"
 
 

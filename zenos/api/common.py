@@ -15,19 +15,23 @@ from zenos.core.errors import InvalidError, RefusedError
 from zenos.core.task import Principal
 from zenos.core.wording import FieldError, nearest
 
-_REF_CHARS_MAX = 2 * limits.NAME_CHARS_MAX + 1
-
 TASK_CHARS_MAX = limits.NAME_CHARS_MAX + 12  # with an index: NAME[3]
+
+# A name and a tag each of at most so many characters; which ones says the message.
+REF_PATTERN = "^[^:]{1,64}(:[^:]{1,64})?$".replace("64", str(limits.NAME_CHARS_MAX))
 
 ModelPath = Annotated[
     str,
     Path(
         min_length=1,
-        max_length=_REF_CHARS_MAX,
+        max_length=limits.REF_CHARS_MAX,
         description="`name`, `name:version` or `name:alias`.",
+        json_schema_extra={"pattern": REF_PATTERN},
     ),
 ]
-NamePath = Annotated[str, Path(min_length=1, max_length=_REF_CHARS_MAX)]
+NamePath = Annotated[
+    str, Path(min_length=1, max_length=limits.NAME_CHARS_MAX, description="A name without a tag.")
+]
 TaskPath = Annotated[
     str,
     Path(min_length=1, max_length=TASK_CHARS_MAX, description="A task's id, or its name."),

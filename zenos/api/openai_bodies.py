@@ -2,7 +2,8 @@
 
 Fields fall into four groups: used; ignored since they are hints or labels (`user`, `metadata`, …);
 known but not supported, accepted while they say what zenos does anyway (`presence_penalty: 0`);
-and unknown, refused with the nearest name.
+and unknown, refused with the nearest name. Those of the second and third group are the same for
+completions and for chats: programs send to both what they have set for either.
 """
 
 from __future__ import annotations
@@ -55,6 +56,29 @@ class Common(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     frequency_penalty: Annotated[float, _from(0, 0)] | None = None
     presence_penalty: Annotated[float, _from(0, 0)] | None = None
     logit_bias: dict[str, float] | None = None
+    best_of: Annotated[int, _from(1, limits.CHOICES_MAX)] | None = None  # see _check_supported
+    suffix: str | None = None
+    response_format: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    functions: list[dict[str, Any]] | None = None
+    function_call: str | dict[str, Any] | None = None
+    modalities: list[str] | None = None
+    audio: dict[str, Any] | None = None
+    prediction: dict[str, Any] | None = None
+    web_search_options: dict[str, Any] | None = None
+    moderation: dict[str, Any] | None = None
+    # Hints and labels: taken and not used.
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -68,8 +92,6 @@ class CompletionBody(Common, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     prompt: str | list[str | int | list[int]] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, _from(0, limits.LOGPROBS_MAX)] | None = None
-    best_of: Annotated[int, _from(1, limits.CHOICES_MAX)] | None = None
-    suffix: str | None = None
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,28 +117,6 @@ class ChatBody(Common, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_completion_tokens: Annotated[int, _from(1, limits.MAX_TOKENS_MAX)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, _from(0, limits.LOGPROBS_MAX)] | None = None
-    # Known, not supported: see _NEUTRAL.
-    response_format: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    functions: list[dict[str, Any]] | None = None
-    function_call: str | dict[str, Any] | None = None
-    modalities: list[str] | None = None
-    audio: dict[str, Any] | None = None
-    prediction: dict[str, Any] | None = None
-    web_search_options: dict[str, Any] | None = None
-    moderation: dict[str, Any] | None = None
-    # Hints and labels: taken and not used.
-    metadata: dict[str, Any] | None = None
-    store: bool | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_options: dict[str, Any] | None = None
-    prompt_cache_retention: str | None = None
-    parallel_tool_calls: bool | None = None
-    reasoning_effort: str | None = None
-    verbosity: str | None = None
 
 
 # Values, besides null, that say what happens anyway.
@@ -142,8 +142,6 @@ def completion_requests(body: CompletionBody) -> list[GenerateRequest]:
     """One request for each prompt; raises InvalidError."""
     _check_supported(body)
     sampling = _sampling(body, body.logprobs, body.max_tokens, limits.MAX_TOKENS_DEFAULT)
-    if body.best_of is not None and body.best_of != sampling.n:
-        raise FieldError("cannot use best_of: zenos returns all n choices", "best_of")
     prompts = _prompts(body.prompt)
     return [
         GenerateRequest(
@@ -202,6 +200,8 @@ def _check_supported(body: Common) -> None:
         value = getattr(body, name, None)
         if value is not None and value not in neutral:
             raise FieldError(f"cannot use {name}: zenos does not support it; leave it out", name)
+    if body.best_of is not None and body.best_of != (1 if body.n is None else body.n):
+        raise FieldError("cannot use best_of: zenos returns all n choices", "best_of")
     if body.stream_options is not None and not body.stream:
         raise FieldError("cannot use stream_options without stream: true", "stream_options")
 

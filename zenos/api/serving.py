@@ -9,6 +9,7 @@ from zenos.api.common import IdempotencyKey, ModelPath, principal_of, system_of
 from zenos.api.once import asked
 from zenos.api.schema import operation, read, reply
 from zenos.api.shapes import DeploymentList, RollbackBody
+from zenos.core import limits
 from zenos.core.errors import InvalidError, NotFoundError
 from zenos.core.specs import DeploymentSpec
 from zenos.core.task import Deployment
@@ -34,7 +35,7 @@ async def deploy(request: Request, key: IdempotencyKey = None) -> Response:
 async def roll_back(request: Request, name: ModelPath, key: IdempotencyKey = None) -> Response:
     """Serve the version before, or that one, until it is deployed again."""
     body: RollbackBody = await read(request, RollbackBody)
-    if body.to is not None and not 1 <= body.to < 10**9:
+    if body.to is not None and not 1 <= body.to <= limits.VERSION_MAX:
         raise InvalidError("cannot go back to that version: versions are counted from 1")
     async with asked(request, key, body) as said:
         if said.before is None:

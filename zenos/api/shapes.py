@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
+from zenos.core import limits
 from zenos.core.arrays import Array
 from zenos.core.audit import AuditRow
+from zenos.core.fields import named, within
 from zenos.core.node import Node
 from zenos.core.predictions import Prediction
 from zenos.core.quotas import Quota
@@ -17,6 +19,10 @@ from zenos.core.thread_views import ProcessThreads
 from zenos.core.wire import Progress
 from zenos.models.records import ModelVersion
 
+Name = Annotated[str, named(least=1)]
+Ref = Annotated[str, within(minLength=1, maxLength=limits.REF_CHARS_MAX)]
+Path = Annotated[str, within(minLength=1, maxLength=limits.PATH_CHARS_MAX, pattern="^/")]
+
 
 class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of what clients send."""
@@ -25,7 +31,7 @@ class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class RollbackBody(Body, frozen=True, kw_only=True):
     """Where a deployment is to go back to. to: a version's number; None: the one before."""
 
-    to: int | None = None
+    to: Annotated[int, within(minimum=1, maximum=limits.VERSION_MAX)] | None = None
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,35 +180,35 @@ class ResumeBody(Body, frozen=True, kw_only=True):
 class NiceBody(Body, frozen=True, kw_only=True):
     """Another priority: 0 to 100, higher goes first."""
 
-    priority: int
+    priority: Annotated[int, within(minimum=limits.PRIORITY_MIN, maximum=limits.PRIORITY_MAX)]
 
 
 class AliasBody(Body, frozen=True, kw_only=True):
     """Let `alias` name this version."""
 
-    alias: str
-    version: int
+    alias: Name
+    version: Annotated[int, within(minimum=1, maximum=limits.VERSION_MAX)]
 
 
 class CopyBody(Body, frozen=True, kw_only=True):
     """Register the version that `source` names under the name `target` too."""
 
-    source: str
-    target: str
+    source: Ref
+    target: Name
 
 
 class ImportBody(Body, frozen=True, kw_only=True):
     """Register a Hugging Face directory. path: absolute, on the daemon's machine."""
 
-    path: str
-    name: str
+    path: Path
+    name: Name
 
 
 class ExportBody(Body, frozen=True, kw_only=True):
     """Write a Hugging Face directory. path: absolute, on the daemon's machine, not there yet."""
 
-    ref: str
-    path: str
+    ref: Ref
+    path: Path
 
 
 class ShutdownBody(Body, frozen=True, kw_only=True):
@@ -226,10 +232,12 @@ class TokenBody(Body, frozen=True, kw_only=True):
     expires_s: seconds until it lets nobody in any more; None: never.
     """
 
-    name: str
-    user: str
-    project: str | None = None
-    expires_s: float | None = None
+    name: Name
+    user: Name
+    project: Name | None = None
+    expires_s: (
+        Annotated[float, within(exclusiveMinimum=0, maximum=limits.EXPECTED_S_MAX)] | None
+    ) = None
 
 
 class TokenView(Answer, frozen=True, kw_only=True):

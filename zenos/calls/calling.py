@@ -40,9 +40,14 @@ class _Links:
         self.functions = values.Functions()
 
     def to(self, wanted: Wanted) -> Link:
-        """The link to such a host. NoDaemonError where no daemon runs."""
+        """The link to such a host. InvalidError for one that can't be; NoDaemonError where no
+        daemon runs."""
         key = (Home.default().root, wanted, _folder(), tuple(sys.path))
-        link = self._links.get(key)
+        try:
+            link = self._links.get(key)
+        except TypeError:  # a list in it, or such: what it is to be is looked at
+            wanted.spec()
+            raise
         if link is None:
             with self._lock:
                 link = self._links.get(key)
@@ -104,8 +109,10 @@ def call(
     flight, InvalidError for a function or arguments that can't be pickled.
     """
     again = retries_of(retries, idempotent=idempotent)
-    if timeout_s is not None and not timeout_s > 0:
-        raise InvalidError(f"cannot use a timeout of {timeout_s} s: it is above 0")
+    limit_s = 0.0 if timeout_s is None else _limit_of(timeout_s)
+    check_function(function)
+    if kwargs is not None and not isinstance(kwargs, dict):
+        raise InvalidError(f"cannot use {type(kwargs).__name__} as kwargs: give a dict")
     link = links.to(Wanted(cpu, gpu, memory, lanes, priority, keep_alive_s))
     try:
         arguments = values.arguments_of(args, kwargs or {})
@@ -117,14 +124,30 @@ def call(
             "give what can be pickled"
         ) from error
     flags = (wire.DURABLE if durable else 0) | (wire.IDEMPOTENT if idempotent else 0)
-    return link.submit(links.functions.of(function), arguments, flags, again, timeout_s or 0.0)
+    return link.submit(links.functions.of(function), arguments, flags, again, limit_s)
+
+
+def check_function(function: Any) -> None:
+    """Raises InvalidError for what can't be called."""
+    if not callable(function):
+        raise InvalidError(f"cannot call {type(function).__name__}: give a function")
+
+
+def _limit_of(timeout_s: Any) -> float:
+    is_number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
+    if not (is_number and 0 < timeout_s <= limits.EXPECTED_S_MAX):  # NaN is neither
+        most = f"{limits.EXPECTED_S_MAX:,.0f}"
+        raise InvalidError(
+            f"cannot use a timeout_s of {str(timeout_s)[:40]}: give seconds, above 0 to {most}"
+        )
+    return float(timeout_s)
 
 
 def retries_of(retries: int | None, *, idempotent: bool) -> int:
     """How often a call may begin again. InvalidError for one that may not."""
     if retries is None:
         return limits.CALL_RETRIES if idempotent else 0
-    if not (idempotent and 0 <= retries <= limits.RETRIES_MAX):
+    if not (idempotent and isinstance(retries, int) and 0 <= retries <= limits.RETRIES_MAX):
         raise InvalidError(
             f"cannot use retries={retries}: from 0 to {limits.RETRIES_MAX}, of a call with "
             "idempotent=True"

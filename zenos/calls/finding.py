@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from zenos.bus import address, operations
 from zenos.bus.bodies import Encoded
 from zenos.bus.operations import Sending
 from zenos.bus.sync import Bus
 from zenos.calls import wire
+from zenos.core import limits
 from zenos.core.errors import (
     DeadlineError,
     NoDaemonError,
@@ -32,6 +34,7 @@ from zenos.core.errors import (
 )
 from zenos.core.home import Home
 from zenos.core.names import calls_topic
+from zenos.core.resources import parse_share
 from zenos.core.specs import CallSpec
 from zenos.core.task import State, Task, TaskSpec
 from zenos.threads.allocation import lanes_for
@@ -60,29 +63,32 @@ class Wanted(msgspec.Struct, frozen=True):
     @property
     def lanes_or_default(self) -> int:
         """So many as were asked for, else one for each core."""
-        return self.lanes if self.lanes is not None else lanes_for(self.cpu)
+        if self.lanes is not None:
+            return self.lanes
+        return lanes_for(parse_share(self.cpu, "cpu", limits.CPU_MILLI_MAX) / 1000)
 
     def spec(self) -> TaskSpec:
-        """The host, as a task. It is shared by who has the same interpreter, path and folder."""
+        """The host, as a task. It is shared by who has the same interpreter, path and folder.
+
+        InvalidError for what no host could be.
+        """
         from zenos.client import build
 
-        lanes = self.lanes_or_default
+        given = {"cpu": self.cpu, "gpu": self.gpu, "memory": self.memory, "priority": self.priority}
+        options = build.options({"name": "calls", **given})
+        fields = {
+            "lanes": self.lanes_or_default,
+            "keep_alive_s": self.keep_alive_s,
+            "python": sys.executable,
+            "cwd": str(Path.cwd()),
+        }
+        work = build.convert(fields, CallSpec)
+        work.check()
         here = [wire.BUILD, sys.executable, paths(), str(Path.cwd())]
-        said = json.dumps([here, msgspec.to_builtins(self), lanes]).encode()
-        work = CallSpec(
-            lanes=lanes,
-            keep_alive_s=self.keep_alive_s,
-            python=sys.executable,
-            cwd=str(Path.cwd()),
-            key=hashlib.sha256(said).hexdigest()[:24],
-        )
-        return build.TaskOptions(
-            name="calls",
-            cpu=self.cpu,
-            gpu=self.gpu,
-            memory=self.memory,
-            priority=self.priority,
-        ).task(work)
+        said = json.dumps([here, msgspec.to_builtins(self), work.lanes]).encode()
+        spec = options.task(replace(work, key=hashlib.sha256(said).hexdigest()[:24]))
+        spec.check()
+        return spec
 
 
 def paths() -> list[str]:

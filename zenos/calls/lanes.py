@@ -13,8 +13,9 @@ from contextlib import suppress
 from typing import Any, Final
 
 from zenos.calls import wire
-from zenos.core import limits
+from zenos.core import cgroups, limits
 from zenos.core.errors import LaneError
+from zenos.core.resources import show_size
 from zenos.threads import starting
 
 FUNCTIONS_MAX: Final = 256  # that a lane keeps
@@ -78,6 +79,7 @@ class Lane:
         self.is_leaving = False  # what it has imported has changed
         self.stopping = 0  # the serial of what was told to end
         self._known: OrderedDict[bytes, None] = OrderedDict()
+        self._memory_kills = cgroups.MemoryKills()
         made = starting.start("zenos.calls.lane", socket.SOCK_SEQPACKET, environment)
         # The lane's own end stays open here, to take back what it hasn't taken.
         self.link, self._theirs = made.link, made.theirs
@@ -205,6 +207,8 @@ class Lane:
         self._process.kill()
         try:
             how = starting.how_ended(self._process.wait(max(0.0, wait_s)))
+            if how == starting.KILLED and self._memory_kills.any():
+                how += _used_up(self._memory_kills.limit())
         except subprocess.TimeoutExpired:
             how = "does not end"  # the system has it in a call that can't be interrupted
         self.link.close()
@@ -221,6 +225,11 @@ class Lane:
     def progress(self) -> tuple[int, float]:
         """What `report` said last."""
         return self._board.progress()
+
+
+def _used_up(limit: int | None) -> str:
+    size = f" of {show_size(limit)}" if limit is not None else ""
+    return f", as the memory{size} that its host has was used up; ask for more with memory="
 
 
 _READY: Final = wire.encoder.encode(wire.Ready())

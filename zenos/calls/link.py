@@ -66,8 +66,8 @@ class Link:
     """Calls of this program to one host."""
 
     def __init__(self, wanted: Wanted) -> None:
+        self._spec = wanted.spec()  # before anything is looked for: it may be wrong
         self._home = finding.home_of()
-        self._spec = wanted.spec()
         self._name = secrets.token_bytes(12)
         self._pending: dict[int, Pending] = {}
         self._bytes = 0

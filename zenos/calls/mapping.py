@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 from zenos.calls import values, wire
-from zenos.calls.calling import links, retries_of
+from zenos.calls.calling import check_function, links, retries_of
 from zenos.calls.finding import Wanted
 from zenos.calls.future import CallFuture, may_wait
 from zenos.calls.link import Link
@@ -171,6 +171,7 @@ def map(  # noqa: A001 - it is what the built-in one is
     all where that is known.
     """
     again = retries_of(retries, idempotent=idempotent)
+    check_function(function)
     wanted = Wanted(cpu, gpu, memory, lanes, priority, keep_alive_s)
     return MapResults(
         links.to(wanted),

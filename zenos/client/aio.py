@@ -163,9 +163,7 @@ class AsyncClient(AsyncModels, AsyncNodes, AsyncYielding, AsyncThreads, AsyncArr
 
         options: fields of TaskOptions.
         """
-        spec = build.create(
-            name=name, arch=arch, settings=dict(settings or {}), seed=seed, tokenizer=tokenizer
-        )
+        spec = build.create(name=name, arch=arch, settings=settings, seed=seed, tokenizer=tokenizer)
         return await self.submit(build.options(options).task(spec))
 
     async def tasks(

@@ -10,7 +10,6 @@ from zenos.client import build, calls
 from zenos.client.calls import Call
 from zenos.client.types import ArrayView, TaskView
 from zenos.core.arrays import ArraySpec, Indices, parse_indices
-from zenos.core.batches import BatchSpec
 from zenos.core.task import State, Task, TaskSpec
 
 T = TypeVar("T")
@@ -24,7 +23,7 @@ def _spec(
     options: Mapping[str, Any],
 ) -> ArraySpec:
     task = build.options(options).task(build.program(argv, env, cwd))
-    chosen = parse_indices(indices) if isinstance(indices, str) else indices
+    chosen = indices if isinstance(indices, Indices) else parse_indices(indices)
     return ArraySpec(task=task, indices=chosen)
 
 
@@ -57,7 +56,7 @@ class Arrays:
 
         `after` of one may name another of them. They come back each after those that it waits for.
         """
-        batch = self._run(calls.submit_batch(BatchSpec(tasks=tuple(tasks)), key))
+        batch = self._run(calls.submit_batch(tasks, key))
         return batch.tasks
 
     def array(self, id_: str) -> ArrayView:
@@ -118,7 +117,7 @@ class AsyncArrays:
 
         `after` of one may name another of them. They come back each after those that it waits for.
         """
-        batch = await self._run(calls.submit_batch(BatchSpec(tasks=tuple(tasks)), key))
+        batch = await self._run(calls.submit_batch(tasks, key))
         return batch.tasks
 
     async def array(self, id_: str) -> ArrayView:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
@@ -56,7 +56,9 @@ def parse_priority(value: int | str | None) -> int:
                 f"cannot use priority {value[:40]!r}: give low, normal, high or 0 to 100"
             )
         value = int(word)
-    if isinstance(value, bool) or not limits.PRIORITY_MIN <= value <= limits.PRIORITY_MAX:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidError("cannot use that priority: give low, normal, high or 0 to 100")
+    if not limits.PRIORITY_MIN <= value <= limits.PRIORITY_MAX:
         raise InvalidError(f"cannot use priority {value!r}: from 0 to 100")
     return value
 
@@ -64,7 +66,10 @@ def parse_priority(value: int | str | None) -> int:
 def parse_duration(value: float | str | None, what: str = "time") -> float | None:
     """Seconds from `90`, `"90s"`, `"10m"`, `"2h"` or `"1d"`."""
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-        return None if value is None else float(value)
+        try:
+            return None if value is None else float(value)
+        except OverflowError:  # a whole number that no float holds
+            raise InvalidError(f"cannot use so large a {what}") from None
     match = _DURATION.match(value) if isinstance(value, str) and len(value) <= 64 else None
     if match is None:
         raise InvalidError(f"cannot read {what} {str(value)[:40]!r}: write 90s, 10m, 2h or 1d")
@@ -163,15 +168,29 @@ def program(
     """
     if isinstance(argv, str):
         raise InvalidError("cannot run a string: give a list of arguments, e.g. ['ls', '-l']")
-    directory = str(Path(cwd or ".").expanduser().absolute())
-    texts = [os.fspath(a) if isinstance(a, os.PathLike) else a for a in argv]
-    fields = {"argv": texts, "env": dict(env or {}), "cwd": directory, "topics": list(topics)}
-    fields["yields"] = yields
+    # What is none of these is refused below, with the name of the field.
+    directory: Any = cwd
+    if cwd is None or isinstance(cwd, str | os.PathLike):
+        directory = absolute(cwd or ".")
+    texts: Any = argv
+    if isinstance(argv, Iterable):
+        texts = [os.fspath(a) if isinstance(a, os.PathLike) else a for a in argv]
+    fields: dict[str, Any] = {
+        "argv": texts,
+        "env": {} if env is None else env,
+        "cwd": directory,
+        "topics": topics if isinstance(topics, str) else _listed(topics),
+        "yields": yields,
+    }
     return convert(fields, ProgramSpec)
 
 
 def train_task(spec: TrainSpec | Mapping[str, Any] | None, given: Mapping[str, Any]) -> TaskSpec:
     """A training task: fields of TrainSpec and of TaskOptions, told apart by their names."""
+    if not (spec is None or isinstance(spec, TrainSpec | Mapping)):
+        raise InvalidError(
+            f"cannot train {type(spec).__name__}: give a TrainSpec, a mapping, or fields by name"
+        )
     ours = {field.name for field in msgspec.structs.fields(TaskOptions)}
     fields = {name: value for name, value in given.items() if name not in ours}
     if not isinstance(spec, TrainSpec):
@@ -237,9 +256,25 @@ def _workers(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"workers": int(most), "workers_min": int(least)} if dots else {"workers": int(least)}
 
 
+def _listed(value: Any) -> Any:
+    """A list of what can be iterated over; all else as it is."""
+    return list(value) if isinstance(value, Iterable) else value
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """The path as the daemon, which has another working directory, can use it. InvalidError."""
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise InvalidError(f"cannot use the path {repr(path)[:64]}: give a text, or a Path")
+    try:
+        return str(Path(text).expanduser().absolute())
+    except (RuntimeError, OSError) as error:  # nobody's home, or the working directory is gone
+        raise InvalidError(f"cannot use the path {text[:64]!r}: {error}") from None
+
+
 def create(**values: Any) -> CreateSpec:
-    """A new model."""
-    return convert(values, CreateSpec)
+    """A new model; None leaves a field at its default."""
+    return convert({name: v for name, v in values.items() if v is not None}, CreateSpec)
 
 
 def deployment(**values: Any) -> DeploymentSpec:
@@ -326,5 +361,7 @@ def convert(values: Mapping[str, Any], into: type[S], beside: Collection[str] = 
         given["type"] = tag
     try:
         return msgspec.convert(given, into)
+    except UnicodeEncodeError:
+        raise InvalidError("cannot use these values: a text in them is not Unicode") from None
     except (msgspec.ValidationError, TypeError) as error:
         raise field_error(error, into, beside=beside) from None

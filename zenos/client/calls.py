@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -13,6 +12,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from zenos.client.build import absolute
 from zenos.client.decoding import decode
 from zenos.client.types import (
     ArrayView,
@@ -35,6 +35,7 @@ from zenos.core.specs import DeploymentSpec
 from zenos.core.task import Deployment, State, Task, TaskSpec
 
 T = TypeVar("T")
+S = TypeVar("S", TaskSpec, ArraySpec, BatchSpec, DeploymentSpec)
 Mode = Literal["suspend", "drain", "leave"]
 ANSWER_TIMEOUT_S = 60.0
 COPY_TIMEOUT_S = 3600.0  # whole models are read, hashed and written
@@ -59,9 +60,23 @@ class Call(Generic[T]):
     gone: T | None = None
     repeatable: bool = True
 
+    def __post_init__(self) -> None:
+        for name, value in {**self.params, **self.headers}.items():
+            _check_text(name, value)
+
     def decode(self, content: bytes) -> T:
         """The answer; raises UnavailableError."""
         return decode(content, self.into)
+
+
+def _check_text(name: str, value: Any) -> None:
+    """Raises InvalidError for what an address or a header can't have."""
+    if not isinstance(value, str | int | float):
+        raise InvalidError(f"cannot use {type(value).__name__} as {name}: give a text or a number")
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        raise InvalidError(f"cannot use this {name}: it is not Unicode") from None
 
 
 class TaskList(msgspec.Struct):
@@ -112,9 +127,10 @@ def _post(
     repeatable: bool = True,
 ) -> Call[T]:
     key = secrets.token_urlsafe(16) if key is None else key
-    fits = 1 <= len(key) <= limits.IDEMPOTENCY_KEY_CHARS_MAX
+    is_plain = isinstance(key, str) and key.isascii() and key.isprintable()
     # Blanks at its ends, of which HTTP knows nothing, would make it another one.
-    if not (fits and key.isascii() and key.isprintable() and key == key.strip()):
+    fits = is_plain and 1 <= len(key) <= limits.IDEMPOTENCY_KEY_CHARS_MAX
+    if not fits or key != key.strip():
         raise InvalidError(
             f"cannot use this key: give 1 to {limits.IDEMPOTENCY_KEY_CHARS_MAX} printable ASCII "
             "characters, without blanks at the ends"
@@ -167,20 +183,23 @@ def _check_numbers(name: str, value: Any) -> None:
             _check_numbers(name, inner)
 
 
+def _sent(spec: S, type_: type[S]) -> S:
+    """The specification, once it is known that it may be used. InvalidError."""
+    if not isinstance(spec, type_):
+        raise InvalidError(f"cannot use {type(spec).__name__}: give a {type_.__name__}")
+    try:
+        spec.check()
+    except UnicodeEncodeError:
+        raise InvalidError("cannot use this specification: a text in it is not Unicode") from None
+    return spec
+
+
 def _task(name: str) -> str:
     return quote(check_task_name(name), safe="")
 
 
 def _model(ref: str) -> str:
     return quote(str(ModelRef.parse(ref)), safe=":")
-
-
-def absolute(path: str | Path) -> str:
-    """The path as the daemon, which has another working directory, can use it."""
-    text = os.fspath(path)
-    if not text or "\0" in text:
-        raise InvalidError(f"cannot use the path {text!r}")
-    return str(Path(text).expanduser().absolute())
 
 
 # -- the system
@@ -217,8 +236,7 @@ def shutdown(mode: Mode) -> Call[dict[str, Any]]:
 
 def submit(spec: TaskSpec, key: str | None) -> Call[Task]:
     """Submit a task."""
-    spec.check()
-    return _post("/api/tasks", spec, Task, key=key)
+    return _post("/api/tasks", _sent(spec, TaskSpec), Task, key=key)
 
 
 def tasks(state: State | str | None, kind: str | None, limit: int | None) -> Call[TaskList]:
@@ -244,14 +262,15 @@ def collapsed(state: State | str | None, kind: str | None, limit: int | None) ->
 
 def submit_array(spec: ArraySpec, key: str | None) -> Call[ArrayView]:
     """Submit an array."""
-    spec.check()
-    return _post("/api/arrays", spec, ArrayView, key=key)
+    return _post("/api/arrays", _sent(spec, ArraySpec), ArrayView, key=key)
 
 
-def submit_batch(spec: BatchSpec, key: str | None) -> Call[Batch]:
+def submit_batch(tasks: Sequence[TaskSpec], key: str | None) -> Call[Batch]:
     """Submit several tasks as one."""
-    spec.check()
-    return _post("/api/batches", spec, Batch, key=key)
+    if not isinstance(tasks, Iterable):
+        raise InvalidError(f"cannot submit {type(tasks).__name__}: give a list of TaskSpecs")
+    spec = BatchSpec(tasks=tuple(_sent(task, TaskSpec) for task in tasks))
+    return _post("/api/batches", _sent(spec, BatchSpec), Batch, key=key)
 
 
 def array(id_: str) -> Call[ArrayView]:
@@ -391,8 +410,7 @@ def deployments() -> Call[DeploymentList]:
 
 def deploy(spec: DeploymentSpec, key: str | None) -> Call[Deployment]:
     """Deploy a model, or change its deployment."""
-    spec.check()
-    return _post("/api/deployments", spec, Deployment, key=key)
+    return _post("/api/deployments", _sent(spec, DeploymentSpec), Deployment, key=key)
 
 
 def roll_back(name: str, to: int | None) -> Call[Deployment]:
@@ -419,11 +437,15 @@ def generate(
     body: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     body.update(model=model, stream=True, stream_options={"include_usage": True})
     if messages is not None:
+        if not isinstance(messages, list | tuple):
+            raise InvalidError("cannot use these messages: give a list of mappings")
         count = body.pop("logprobs", None)
         if count is not None:
             body.update(logprobs=True, top_logprobs=count)
         body.pop("echo", None)
         body["messages"] = list(messages)
         return _post("/v1/chat/completions", body, bytes)
-    body["prompt"] = prompt if isinstance(prompt, str) else list(prompt or ())
+    if not isinstance(prompt, str | Sequence):
+        raise InvalidError(f"cannot generate from {type(prompt).__name__}: give a text, or tokens")
+    body["prompt"] = prompt if isinstance(prompt, str) else list(prompt)
     return _post("/v1/completions", body, bytes)

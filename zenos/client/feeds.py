@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import math
 import time
 from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import httpx
 
@@ -14,9 +16,16 @@ from zenos.client.decoding import decode
 from zenos.client.sse import ServerEvent, SseDecoder
 from zenos.client.transport import STREAM_SILENCE_S, error_of
 from zenos.client.types import TaskProgress, TaskView
-from zenos.core.errors import BusyError, DeadlineError, NoDaemonError, UnavailableError
+from zenos.core.errors import (
+    BusyError,
+    DeadlineError,
+    InvalidError,
+    NoDaemonError,
+    UnavailableError,
+)
 from zenos.core.task import Task, TaskEvent
 
+LONGEST_S: Final = 1e300  # a whole number may be larger than any float
 Heard = Callable[[httpx.Headers], None]
 # Answers after which a stream is tried again.
 PASSING = (UnavailableError, BusyError, NoDaemonError)
@@ -40,6 +49,7 @@ def silence_s(deadline: float | None) -> float:
     """The longest wait for a piece of a stream: not past the deadline (of `time.monotonic()`)."""
     if deadline is None:
         return STREAM_SILENCE_S
+    _check_seconds("deadline", deadline)
     return max(min(deadline - time.monotonic(), STREAM_SILENCE_S), 0.001)
 
 
@@ -51,7 +61,17 @@ def check(deadline: float | None) -> None:
 
 def deadline_of(timeout_s: float | None) -> float | None:
     """The moment, on the monotonic clock, at which `timeout_s` will have passed."""
-    return None if timeout_s is None else time.monotonic() + timeout_s
+    if timeout_s is None:
+        return None
+    _check_seconds("timeout_s", timeout_s)
+    return time.monotonic() + timeout_s
+
+
+def _check_seconds(name: str, value: Any) -> None:
+    """Raises InvalidError for what is no time; infinity is one."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not (value == math.inf or abs(value) < LONGEST_S):  # NaN is neither
+        raise InvalidError(f"cannot use this {name}: give a number of seconds")
 
 
 class EventFeed:

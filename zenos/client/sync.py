@@ -157,9 +157,7 @@ class Client(Models, Nodes, Yielding, Threads, Arrays, Ahead):
 
         options: fields of TaskOptions.
         """
-        spec = build.create(
-            name=name, arch=arch, settings=dict(settings or {}), seed=seed, tokenizer=tokenizer
-        )
+        spec = build.create(name=name, arch=arch, settings=settings, seed=seed, tokenizer=tokenizer)
         return self.submit(build.options(options).task(spec))
 
     def tasks(

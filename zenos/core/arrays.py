@@ -48,9 +48,7 @@ def parse_indices(text: str) -> Indices:
     """`0-99`, `0-99:2` (each second one), `0-99%4` (four at once), `7`. Raises InvalidError."""
     found = _INDICES.match(text) if isinstance(text, str) and len(text) <= 64 else None
     if found is None:
-        raise InvalidError(
-            f"cannot read the array {str(text)[:40]!r}: write 0-99, 0-99:2 or 0-99%4"
-        )
+        raise InvalidError(f"cannot read the array {repr(text)[:40]}: write 0-99, 0-99:2 or 0-99%4")
     first, last, step, limit = (None if part is None else int(part) for part in found.groups())
     assert first is not None  # noqa: S101 - the expression has it
     made = Indices(

@@ -10,7 +10,7 @@ import msgspec
 from zenos.core import limits
 from zenos.core.dependencies import parse_after
 from zenos.core.errors import InvalidError, RefusedError, TooLargeError, ZenosError
-from zenos.core.fields import about
+from zenos.core.fields import within
 from zenos.core.specs import ServeSpec
 from zenos.core.task import Task, TaskSpec
 from zenos.core.wording import nearest
@@ -23,7 +23,10 @@ class BatchSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     there before.
     """
 
-    tasks: Annotated[tuple[TaskSpec, ...], about("The tasks, in any order.")]
+    tasks: Annotated[
+        tuple[TaskSpec, ...],
+        within("The tasks, in any order.", minItems=1, maxItems=limits.BATCH_TASKS_MAX),
+    ]
 
     def check(self) -> None:
         """Raises ZenosError for the first task that can't be, and for a cycle, which it names."""

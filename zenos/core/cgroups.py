@@ -108,6 +108,44 @@ def cpus_usable(root: Path = ROOT) -> float:
     return max(math.floor(usable * 1000), 1) / 1000
 
 
+class MemoryKills:
+    """What the kernel has killed in this process's own group, as its memory was used up, since
+    this was made. It counts a kill before anybody can see that one's end.
+    """
+
+    def __init__(self, root: Path = ROOT) -> None:
+        own, files = own_groups(), Files()
+        self._places: list[tuple[Path, Path]] = []  # the counter's file, and the limit's
+        for base, controller, counter, limit in (
+            (root, "", "memory.events", "memory.max"),
+            (root / "memory", "memory", "memory.oom_control", "memory.limit_in_bytes"),
+        ):
+            if controller in own:
+                directory = own_directories(base, own[controller], files)[0]
+                self._places.append((directory / counter, directory / limit))
+        self._before = self._count()
+
+    def any(self) -> bool:
+        """Whether there was one."""
+        return self._count() > self._before
+
+    def limit(self) -> int | None:
+        """The group's memory, in bytes; None where that can't be told."""
+        for _, limit in self._places:
+            with suppress(OSError, ValueError):  # ValueError for "max"
+                return int(limit.read_text())
+        return None
+
+    def _count(self) -> int:
+        for counter, _ in self._places:
+            with suppress(OSError, ValueError):
+                for line in counter.read_text().splitlines():
+                    key, _, value = line.partition(" ")
+                    if key == "oom_kill":
+                        return int(value)
+        return 0
+
+
 def _members(files: Files, group: Path, wanted: int) -> bool:
     with suppress(OSError):
         return wanted in _pids(files, group)

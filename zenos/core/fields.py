@@ -6,10 +6,11 @@ The published schemas, the flags of the command line and the reference pages are
 from __future__ import annotations
 
 import functools
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import msgspec
 
+from zenos.core import limits
 from zenos.core.errors import InvalidError
 
 
@@ -20,6 +21,24 @@ def about(text: str, low: float | None = None, high: float | None = None) -> msg
     """
     bounds = {} if low is None else {"minimum": low, "maximum": high}
     return msgspec.Meta(description=text, extra_json_schema=bounds)
+
+
+def within(text: str = "", **schema: Any) -> msgspec.Meta:
+    """What a field means, and for the published schema what else is said of it, such as minLength.
+
+    It is checked where the message can say more.
+    """
+    return msgspec.Meta(description=text or None, extra_json_schema=schema)
+
+
+def named(text: str = "", least: int = 0) -> msgspec.Meta:
+    """The same of a name, which has so many characters at least."""
+    return within(text, minLength=least, maxLength=limits.NAME_CHARS_MAX)
+
+
+def seconds(text: str) -> msgspec.Meta:
+    """The same of a time that something takes."""
+    return within(text, exclusiveMinimum=0, maximum=limits.EXPECTED_S_MAX)
 
 
 @functools.cache

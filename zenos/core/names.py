@@ -28,7 +28,9 @@ def check_name(name: str, what: str = "name") -> str:
     Letters and digits of any script, `_`, `-` and `.`, beginning with a letter, a digit or `_`; at
     most 64 characters. So no `/`, no `..` alone, no NUL, no control character, no emoji.
     """
-    if not isinstance(name, str) or not name or name.isspace():
+    if not isinstance(name, str):
+        raise InvalidError(f"cannot use {type(name).__name__} as {what}: give a text")
+    if not name or name.isspace():
         raise InvalidError(f"cannot use an empty {what}: give it 1 to 64 letters or digits")
     if len(name) > limits.NAME_CHARS_MAX:
         raise InvalidError(
@@ -115,7 +117,7 @@ class ModelRef(msgspec.Struct, frozen=True):
     @classmethod
     def parse(cls, text: str) -> ModelRef:
         """Raises InvalidError when a part may not be used."""
-        name, colon, tag = text.partition(":")
+        name, colon, tag = text.partition(":") if isinstance(text, str) else (text, "", "")
         return cls(check_name(name, "model name"), check_name(tag, "tag") if colon else None)
 
     @property

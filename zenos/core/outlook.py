@@ -140,9 +140,10 @@ class HeldBack(msgspec.Struct, frozen=True, kw_only=True):
 class Remedy(msgspec.Struct, frozen=True, kw_only=True):
     """Something that would let a task start now; the kernel was asked, on a copy of its state.
 
-    kind: resume it; give it `priority`; the end of `tasks`; `resources` more on `node`; to cancel
-    those `tasks` for which something is held back; to let things start on `node` again. yields: who
-    gives way to it then, and has to be saved first.
+    kind: resume it; give it `priority`; the end of `tasks`, which hold what it lacks on `node`, or
+    without one of a quota; `resources` more on `node`; to cancel those `tasks` for which something
+    is held back; to let things start on `node` again. yields: who gives way to it then, and has to
+    be saved first.
     """
 
     kind: Literal["resume", "priority", "end", "node", "cancel", "uncordon"]

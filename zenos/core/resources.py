@@ -26,10 +26,12 @@ def parse_share(value: float | str, what: str, milli_max: int) -> int:
         number = float(value)
     except (TypeError, ValueError):
         raise InvalidError(
-            f"cannot read {what} {value!r}: give a number such as 0.5 or 2"
+            f"cannot read {what} {repr(value)[:64]}: give a number such as 0.5 or 2"
         ) from None
+    except OverflowError:  # a whole number that no float holds
+        number = math.inf
     if isinstance(value, bool) or not math.isfinite(number) or number < 0:
-        raise InvalidError(f"cannot use {what} {value!r}: give a number of 0 or more")
+        raise InvalidError(f"cannot use {what} {number}: give a number of 0 or more")
     if number * 1000 > milli_max:
         raise InvalidError(f"cannot use {what} {value!r}: at most {milli_max // 1000} are allowed")
     milli = round(number * 1000)
@@ -47,16 +49,16 @@ def parse_size(value: int | float | str, what: str = "memory") -> int:
     if isinstance(value, bool):
         raise InvalidError(f"cannot read {what} {value!r}: write a size such as 512MiB or 2GiB")
     if isinstance(value, int | float):
-        if not math.isfinite(value) or value < 0:
+        if (isinstance(value, float) and not math.isfinite(value)) or value < 0:
             raise InvalidError(
                 f"cannot use {what} {value!r}: a size is a number of 0 or more bytes"
             )
         number, size = float(value), int(value)
     else:
-        match = _SIZE.match(value) if len(value) <= 64 else None
+        match = _SIZE.match(value) if isinstance(value, str) and len(value) <= 64 else None
         if match is None:
             raise InvalidError(
-                f"cannot read {what} {value[:64]!r}: write a size such as 512MiB or 2GiB"
+                f"cannot read {what} {repr(value)[:64]}: write a size such as 512MiB or 2GiB"
             )
         base = 1024 if match[3] else 1000
         number = float(match[1])
@@ -66,7 +68,7 @@ def parse_size(value: int | float | str, what: str = "memory") -> int:
             f"cannot use {what} {value!r}: that is less than a byte; write a size such as 512MiB"
         )
     if size > limits.MEMORY_BYTES_MAX:
-        raise InvalidError(f"cannot use {what} {value!r}: more than any machine has")
+        raise InvalidError(f"cannot use so much {what}: more than any machine has")
     return size
 
 

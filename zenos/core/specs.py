@@ -14,7 +14,7 @@ import msgspec
 
 from zenos.core import limits
 from zenos.core.errors import InvalidError
-from zenos.core.fields import about, check_bounds
+from zenos.core.fields import about, check_bounds, named, within
 from zenos.core.names import ModelRef, check_name, check_new_name, check_public_topic
 from zenos.core.resources import Resources
 
@@ -54,11 +54,17 @@ class ProgramSpec(
 ):
     """Any program: its arguments, environment and working directory."""
 
-    argv: Annotated[list[str], about("The program and its arguments; no shell is in between.")]
+    argv: Annotated[
+        list[str], within("The program and its arguments; no shell is in between.", minItems=1)
+    ]
     env: Annotated[dict[str, str], about("Variables beside the few that every task has.")] = {}
     cwd: Annotated[str | None, about("The working directory; by default the user's home.")] = None
     topics: Annotated[
-        list[str], about("Topics that it may use beside its own, each with all below it.")
+        list[str],
+        within(
+            "Topics that it may use beside its own, each with all below it.",
+            maxItems=limits.GRANTS_MAX,
+        ),
     ] = []
     yields: Annotated[
         Literal["none", "signals", "helper"],
@@ -101,7 +107,7 @@ class CreateSpec(
 ):
     """A new, untrained model."""
 
-    name: Annotated[str, about("Name under which the model is registered.")]
+    name: Annotated[str, named("Name under which the model is registered.", 1)]
     arch: Annotated[
         str,
         about("A short name (`llama-nano`) or a model type (`llama`, `gpt2`, `bert`, `t5`)."),
@@ -338,7 +344,14 @@ class ServeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A model being served."""
 
-    model: Annotated[str, about("Registered model: NAME, NAME:VERSION or NAME:ALIAS.")]
+    model: Annotated[
+        str,
+        within(
+            "Registered model: NAME, NAME:VERSION or NAME:ALIAS.",
+            minLength=1,
+            maxLength=limits.REF_CHARS_MAX,
+        ),
+    ]
     min_replicas: Annotated[int, about("Replicas that stay loaded without requests.", 0, 64)] = 0
     max_replicas: Annotated[int, about("Replicas at most.", 1, 64)] = 1
     keep_alive_s: Annotated[

@@ -15,7 +15,7 @@ import msgspec
 from zenos.core import limits
 from zenos.core.dependencies import check_after
 from zenos.core.errors import InvalidError, TransitionError
-from zenos.core.fields import about, check_bounds
+from zenos.core.fields import about, check_bounds, named, seconds
 from zenos.core.gangs import check_gang
 from zenos.core.names import check_labels, check_name, check_new_name
 from zenos.core.predictions import Source
@@ -104,7 +104,7 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """A task as submitted."""
 
     work: Annotated[Work, about("What is done; its `type` tells which of them it is.")]
-    name: Annotated[str, about("What people call it; not unique.")] = ""
+    name: Annotated[str, named("What people call it; not unique.")] = ""
     resources: Annotated[Resources, about("What it wants, and may use at most.")] = Resources(
         cpu=1000, memory=512 * limits.MIB
     )
@@ -112,10 +112,10 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int, about("The higher, the sooner.", limits.PRIORITY_MIN, limits.PRIORITY_MAX)
     ] = limits.PRIORITY_NORMAL
     expected_s: Annotated[
-        float | None, about("The user's own estimate of the run time, in seconds; above 0.")
+        float | None, seconds("The user's own estimate of the run time, in seconds; above 0.")
     ] = None
     time_limit_s: Annotated[
-        float | None, about("Seconds of running after which it is ended; above 0.")
+        float | None, seconds("Seconds of running after which it is ended; above 0.")
     ] = None
     retries: Annotated[
         int,
@@ -142,7 +142,7 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "When it should have ended, in seconds since 1970 (UTC): as that nears, it goes first."
         ),
     ] = None
-    node: Annotated[str, about("The only node on which it may run; by default any.")] = ""
+    node: Annotated[str, named("The only node on which it may run; by default any.")] = ""
     labels: Annotated[dict[str, str], about("Labels that its node must have.")] = {}
     exclusive: Annotated[
         bool, about("It gets all that its node has, and nobody else is there meanwhile.")
@@ -227,12 +227,12 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 "cannot have a node for itself and change its number of workers: leave exclusive"
                 " or workers_min out"
             )
-        for what, seconds in (("time", self.expected_s), ("time limit", self.time_limit_s)):
-            if seconds is not None and not (
-                math.isfinite(seconds) and 0 < seconds <= limits.EXPECTED_S_MAX
+        for what, given in (("time", self.expected_s), ("time limit", self.time_limit_s)):
+            if given is not None and not (
+                math.isfinite(given) and 0 < given <= limits.EXPECTED_S_MAX
             ):
                 raise InvalidError(
-                    f"cannot use a {what} of {seconds:g} s: it is above 0 and at most ten years"
+                    f"cannot use a {what} of {given:g} s: it is above 0 and at most ten years"
                 )
 
     def _check_times(self) -> None:

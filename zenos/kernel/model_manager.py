@@ -90,8 +90,14 @@ class ModelManager:
     ) -> Deployment:
         state = self._kernel.state
         old = state.deployments.get(name)
-        state.asking.used_at[name] = now
-        state.asking.unloaded.discard(name)
+        if implicit or (old is not None and self._loaded(old)):
+            state.asking.used_at[name] = now
+            state.asking.unloaded.discard(name)
+        else:
+            # That it is deployed is no use of it: min_replicas and requests load it.
+            state.asking.used_at.pop(name, None)
+            if old is not None:
+                state.asking.unloaded.add(name)  # what its ending replicas answer needs none
         made = Deployment(
             name=name,
             spec=spec,
@@ -154,7 +160,8 @@ class ModelManager:
             raise RefusedError(f"cannot roll back {event.name}: it belongs to another project")
         if deployment.pinned and deployment.version == event.version:
             return deployment
-        self._kernel.state.asking.used_at[event.name] = now
+        if self._loaded(deployment):
+            self._kernel.state.asking.used_at[event.name] = now
         return self._turn(
             replace(
                 deployment,
@@ -322,9 +329,10 @@ class ModelManager:
         """How many replicas there should be.
 
         1. None while stopping, or after too many failures.
-        2. One for each full set of slots in use, and one while used within the keep-alive. One
-           that was unloaded is loaded again for requests that wait, and for as long as they do:
-           what is being answered by a replica that ends needs none.
+        2. One for each full set of slots in use, and one while used within the keep-alive; being
+           deployed is a use of what is loaded only. One that was unloaded is loaded again for
+           requests that wait, and for as long as they do: what is being answered by a replica
+           that ends needs none.
         3. Of those that are loaded as many as were needed at once within the keep-alive: requests
            come and go from one moment to the next, and a load takes far longer than an answer.
         4. Within min_replicas and max_replicas.
@@ -337,9 +345,13 @@ class ModelManager:
             deployment.name, 0
         )
         wanted = math.ceil(in_flight / spec.slots)  # 2
-        used_at = state.asking.used_at.setdefault(deployment.name, now)
         # One that waits for room still is there for requests that nobody waits for any more.
         loaded = sum(task.state is not State.QUEUED for task in self.live(deployment))
+        used_at = state.asking.used_at.get(deployment.name, -math.inf)
+        if (
+            loaded and used_at == -math.inf
+        ):  # nobody has asked for it since it stands, or since boot
+            used_at = state.asking.used_at[deployment.name] = now
         if wanted == 0 and now < used_at + spec.keep_alive_s:
             wanted = min(1, loaded) if deployment.implicit or away else 1
         further = state.asking.further(deployment.name)
@@ -347,6 +359,11 @@ class ModelManager:
         if kept:  # 3
             wanted = max(wanted, min(1 + kept, loaded))
         return min(max(wanted, spec.min_replicas), spec.max_replicas)  # 4
+
+    def _loaded(self, deployment: Deployment) -> bool:
+        """Whether there is a replica that is loaded, or being loaded, and is to stay."""
+        there = [*self.live(deployment), *self.of_before(deployment)]
+        return any(task.state is not State.QUEUED for task in there)
 
     def live(self, deployment: Deployment) -> list[Task]:
         """Its replicas, without those that end and those of what it was before."""

@@ -14,11 +14,13 @@ from zenos.core import events as ev
 from zenos.core import limits
 from zenos.core.node import Node
 from zenos.core.outlook import Lack, Picture, Remedy
+from zenos.core.quotas import accounts_of, shown
 from zenos.core.resources import Resources, show_some
 from zenos.core.task import HOLDING, Kind, Outcome, State, Task
 from zenos.kernel.entries import order_of
 from zenos.kernel.forecast import Forecast
 from zenos.kernel.placement import WHOLE
+from zenos.kernel.rebuilt import build
 
 PRIORITIES_TRIED_MAX: Final = 12
 ENDS_TRIED_MAX: Final = 24
@@ -66,19 +68,22 @@ def remedies(
     1. That somebody resumes it, if it is held.
     2. A higher priority: the lowest that does it.
     3. The end of one task on a node that could hold it; where that isn't enough, of several.
-    4. What it lacks, being there on a node.
-    5. That nothing is held back for another any more.
-    6. That a node which is cordoned or drained takes work again.
+    4. The same, of those that hold what a quota of its owner has no more of.
+    5. What it lacks, being there on a node.
+    6. That nothing is held back for another any more.
+    7. That a node which is cordoned or drained takes work again.
     """
     if Trial(picture).runs(task.id):
         return []
     found: list[Remedy] = []
-    for ways in (_resumed, _higher, _ends, _larger, _dropped, _uncordoned):
+    for ways in (_resumed, _higher, _ends, _ends_in_quota, _larger, _dropped, _uncordoned):
         for remedy, events in ways(picture, task, lacks):
             if enough():
                 return found
             if len(remedy.tasks) > 1 and any(one.kind == "end" for one in found):
                 break  # one alone does it
+            if remedy.kind == "end" and remedy.tasks in [one.tasks for one in found]:
+                continue  # it holds of both
             trial = Trial(picture, *events)
             if trial.runs(task.id):
                 yields = [name for name in dict.fromkeys(trial.left) if name != task.id]
@@ -136,23 +141,48 @@ def _ends(picture: Picture, task: Task, lacks: Sequence[Lack]) -> Ways:
         for other in there[name]:
             alone.setdefault(other.id, (other, name))
     for other, name in [*alone.values()][:ENDS_TRIED_MAX]:
-        yield _end([other], name), [_exited(other)]
+        yield _end_on([other], name), [_exited(other)]
     for name in nodes:
         for count in range(2, min(len(there[name]), ENDS_TRIED_MAX) + 1):
             several = there[name][:count]
-            yield _end(several, name), [_exited(other) for other in several]
+            yield _end_on(several, name), [_exited(other) for other in several]
 
 
-def _end(tasks: list[Task], node: str) -> Remedy:
+def _ends_in_quota(picture: Picture, task: Task, lacks: Sequence[Lack]) -> Ways:
+    if not _is_in_queue(picture, task):
+        return
+    who = task.principal
+    lack = build(picture).state.accounts.lack(who.user, who.project, task.spec.request)
+    if lack is None or lack.what == "gpu_hours":
+        return  # no end of a task brings hours back
+    holders: list[Task] = []
+    for other in picture.tasks:
+        holds = other.state in HOLDING and getattr(other.granted, lack.what)
+        if holds and not other.stopping and lack.account in accounts_of(other.principal):
+            holders.append(other)
+    holders.sort(key=lambda t: (t.spec.priority, getattr(t.granted, lack.what), order_of(t.id)))
+    holders = [other for other in holders if other.id != task.id][:ENDS_TRIED_MAX]
+    sets = [[other] for other in holders]
+    sets += [holders[:count] for count in range(2, len(holders) + 1)]
+    of = f" of what {shown(lack.account)} may hold"
+    for tasks in sets:
+        held = sum((other.granted for other in tasks), Resources())
+        yield _end(tasks, held, of), [_exited(other) for other in tasks]
+
+
+def _end_on(tasks: list[Task], node: str) -> Remedy:
     parts = (task.allocation.on(node) for task in tasks if task.allocation is not None)
     held = sum((part.resources for part in parts if part is not None), Resources())
+    return replace(_end(tasks, held, f" on {node}"), node=node)
+
+
+def _end(tasks: list[Task], held: Resources, where: str) -> Remedy:
     names = ", ".join(named(task) for task in tasks)
     verb = "holds" if len(tasks) == 1 else "hold"
     return Remedy(
         kind="end",
-        text=f"the end of {names} ({verb} {show_some(held)} on {node})",
+        text=f"the end of {names} ({verb} {show_some(held)}{where})",
         tasks=[task.id for task in tasks],
-        node=node,
         resources=held,
     )
 

@@ -126,9 +126,12 @@ class Mapped(Iterator[R]):
         progress: Progress | None,
     ) -> None:
         for name, value in (("chunk", chunk), ("window", window)):
-            if value is not None and value < 1:
+            if value is not None and not (isinstance(value, int) and value >= 1):
                 raise InvalidError(f"cannot use {name}={value}: it is 1 or more")
-        self._chunks: Chunks[Any] = Chunks(items, chunk)
+        try:
+            self._chunks: Chunks[Any] = Chunks(items, chunk)
+        except TypeError as error:
+            raise InvalidError(f"cannot map over {type(items).__name__}: {error}") from error
         self._window = window
         self._progress = progress
         self._exhausted = False

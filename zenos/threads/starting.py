@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from zenos.core.errors import LaneError
 from zenos.threads.current import BOARD_BYTES, Board
@@ -58,6 +58,9 @@ def start(module: str, kind: socket.SocketKind, environment: dict[str, str]) -> 
             board.close()
         raise LaneError(f"cannot start a lane's process: {error}") from error
     return Started(process, link, theirs, board)
+
+
+KILLED: Final = f"was ended by {signal.SIGKILL.name}"
 
 
 def how_ended(code: int) -> str:
