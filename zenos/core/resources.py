@@ -50,10 +50,11 @@ def parse_size(value: int | float | str, what: str = "memory") -> int:
         raise InvalidError(f"cannot read {what} {value!r}: write a size such as 512MiB or 2GiB")
     if isinstance(value, int | float):
         if (isinstance(value, float) and not math.isfinite(value)) or value < 0:
-            raise InvalidError(
-                f"cannot use {what} {value!r}: a size is a number of 0 or more bytes"
-            )
-        number, size = float(value), int(value)
+            shown = (
+                value if not abs(value) > 1e30 else "that small"
+            )  # very long ones can't be shown
+            raise InvalidError(f"cannot use {what} {shown}: a size is a number of 0 or more bytes")
+        more_than_none, size = value > 0, int(value)
     else:
         match = _SIZE.match(value) if isinstance(value, str) and len(value) <= 64 else None
         if match is None:
@@ -62,8 +63,9 @@ def parse_size(value: int | float | str, what: str = "memory") -> int:
             )
         base = 1024 if match[3] else 1000
         number = float(match[1])
+        more_than_none = number > 0
         size = round(number * base ** _POWER[match[2].lower()])
-    if number > 0 and size == 0:
+    if more_than_none and size == 0:
         raise InvalidError(
             f"cannot use {what} {value!r}: that is less than a byte; write a size such as 512MiB"
         )
