@@ -114,6 +114,22 @@ def test_why_something_is_left_out(registry: Registry, tmp_path: Path) -> None:
     assert registry.copy("m:1", "other").lineage.left_out["weights"] == intake.PICKLE
 
 
+def test_what_is_left_out_of_a_config_is_in_no_export(registry: Registry, tmp_path: Path) -> None:
+    directory = tmp_path / "theirs"
+    files = write_model(directory)
+    plain = json.loads(files["config.json"].read_bytes())
+    files["config.json"].write_text(json.dumps({**plain, "auto_map": {"AutoModel": "a.B"}}))
+    names = directory / "tokenizer_config.json"
+    names.write_text('{"name": "grün", "auto_map": {"AutoTokenizer": ["a", null]}}')
+    version = registry.import_directory(directory, "m")
+    assert version.config == plain
+    registry.verify(version)
+    registry.export("m", tmp_path / "out")
+    assert json.loads((tmp_path / "out/config.json").read_bytes()) == plain
+    assert json.loads((tmp_path / "out/tokenizer_config.json").read_bytes()) == {"name": "grün"}
+    assert "auto_map" in files["config.json"].read_text()  # theirs stays as it is
+
+
 def test_a_config_that_cannot_be_read_names_no_code(registry: Registry, tmp_path: Path) -> None:
     write_model(tmp_path / "theirs")
     (tmp_path / "theirs/tokenizer_config.json").write_text("{")

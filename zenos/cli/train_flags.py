@@ -140,6 +140,9 @@ def merged(file: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
 
     spec = dict(file)
     given = {name.replace("__", "."): value for name, value in flags.items() if value is not None}
+    for name, other in (("steps", "epochs"), ("epochs", "steps")):
+        if name in given and other not in given:
+            spec.pop(other, None)  # of the file: both say how long, and flags win
     settings = given.pop("settings", None)
     if settings:
         old = spec.get("settings") or {}
