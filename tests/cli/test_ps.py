@@ -11,7 +11,7 @@ from tests.cli.conftest import Daemon, Ran, until, zenos
 from zenos.client import Client, TaskView, connect
 from zenos.client.display import watching
 from zenos.core.specs import ProgramSpec
-from zenos.core.task import Kind, Principal, Task, TaskSpec
+from zenos.core.task import Kind, Outcome, Principal, Task, TaskSpec
 from zenos.core.wire import Progress
 
 
@@ -89,6 +89,19 @@ def test_only_newlines_end_the_lines_of_a_log(daemon: Daemon, separator: str) ->
     assert zenos("logs", "-n", "0", "t1", "--json").json["log"] == ""
     log.write_bytes("".join(lines[:2]).encode())
     assert zenos("logs", "-n", "1", "t1", "--json").json["log"] == lines[1]
+
+
+def test_in_a_pipe_a_command_is_shown_whole(daemon: Daemon) -> None:
+    words = [f"--option-{number}=value" for number in range(40)]
+    assert zenos("submit", "--", "work", *words).code == 0
+    line = " ".join(["work", *words])
+    until(lambda: daemon.state("t1") == "running")
+    for args in (["ps"], ["show", "t1"]):
+        assert line in zenos(*args).out
+    daemon.end("t1", Outcome(exit_code=1, error=f"cannot do {line}"))
+    until(lambda: daemon.state("t1") == "failed")
+    for args in (["ps", "-a"], ["show", "t1"]):
+        assert f"cannot do {line}" in zenos(*args).out
 
 
 class Terminal(io.StringIO):
