@@ -133,6 +133,26 @@ def test_how_long_it_trains_is_said_once(daemon: Daemon, tmp_path: Path) -> None
     assert (work.steps, work.epochs) == (None, 2.0)
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("steps: .nan", "cannot use steps nan: it must be a finite number"),
+        ("learning_rate: .inf", "cannot use learning_rate inf: it must be a finite number"),
+        ("steps: 2.5", "cannot use steps: give a whole number or nothing, not one with a fraction"),
+        ("settings: " + "[" * 5000, "it is nested too deeply"),
+    ],
+)
+def test_what_no_file_can_say_is_told_plainly(
+    daemon: Daemon, tmp_path: Path, text: str, says: str
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"model: m\narch: a\ndata: x\n{text}\n")
+    ran = zenos("train", str(path))
+    assert ran.code == 2
+    assert says in ran.err
+    assert "recursion" not in ran.err
+
+
 def test_flags_stand_with_their_like() -> None:
     panels = re.split("╭─", zenos("train", "--help").out)
     (data,) = [panel for panel in panels if panel.startswith(" Data ")]

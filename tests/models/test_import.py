@@ -299,6 +299,10 @@ def index(weight_map: Any) -> Callable[[Path], None]:
     return apply
 
 
+def deep_config(directory: Path) -> None:
+    (directory / "config.json").write_bytes(b'{"a":' * 100_000)
+
+
 def raw_index(directory: Path) -> None:
     (directory / "model.safetensors.index.json").write_bytes(b"{" * 100_000)
 
@@ -427,6 +431,7 @@ REFUSED = [
     (index({"v": "model.safetensors"}), r"model\.safetensors lacks 'v'"),
     (index([]), "it has no weight_map"),
     (index({"w": 3}), "it has no weight_map"),
+    (deep_config, r"cannot read config\.json: it is nested too deeply"),
     (raw_index, r"cannot read model\.safetensors\.index\.json"),
     (odd_name, r"called 'my notes \\U0001f600\.txt': rename it"),
     (long_name, "cannot register a file called 'xxxx"),

@@ -177,7 +177,8 @@ def _check_tokenizer(path: Path) -> None:
     except OSError as error:
         raise InvalidError(f"cannot read tokenizer.json: {error.strerror or error}") from error
     except (msgspec.DecodeError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise InvalidError(
-            f"cannot import this model: its tokenizer.json is none ({error}); fetch it again, or "
+            f"cannot import this model: its tokenizer.json is none ({why}); fetch it again, or "
             "take it out of the directory"
         ) from error

@@ -192,7 +192,9 @@ def _read_object(path: Path, name: str) -> dict[str, Any]:
         found = json.loads(path.read_bytes())
         # Python reads numbers of any size, lone surrogates and deep nesting, which others do not.
         msgspec.json.decode(msgspec.json.encode([[found]]))
-    except (ValueError, OverflowError, RecursionError) as error:
+    except RecursionError:
+        raise InvalidError(f"cannot read {name}: it is nested too deeply") from None
+    except (ValueError, OverflowError) as error:
         raise InvalidError(f"cannot read {name}: {str(error)[:300]}") from error
     except OSError as error:
         raise InvalidError(f"cannot read {name}: {error.strerror or error}") from error
