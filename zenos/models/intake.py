@@ -74,6 +74,9 @@ def taken(directory: Path) -> Iterator[Gathered]:
     used. What is exported later must not send anybody to code that isn't beside it."""
     files, left_out = gather(directory)
     named = [name for name in _MAY_NAME_CODE if f"{_AUTO_MAP} of {name}" in left_out]
+    if not named:
+        yield Gathered(files, left_out)
+        return
     with tempfile.TemporaryDirectory(prefix="zenos-import-") as scratch:
         for name in named:
             kept = {k: v for k, v in _read_object(files[name], name).items() if k != _AUTO_MAP}
