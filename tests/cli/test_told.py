@@ -248,6 +248,8 @@ def test_a_prompt_that_is_too_long_is_told_as_openai_does(daemon: Daemon, client
         ("/v1/completions", {"model": "tiny", "prompt": "x"}),
         ("/v1/chat/completions", {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}),
     ):
+        # One of its own for each request: its field is written into it.
+        daemon.double.failure = ContextLengthError("cannot fit the prompt: 9 tokens")
         answer = client.http.post(path, json=body)
         error = answer.json()["error"]
         assert answer.status_code == 400
