@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import io
+import os
 import ssl
 import threading
 import time
@@ -144,6 +145,20 @@ def test_a_number_that_cannot_be_sent_is_refused_however_deep(
         with pytest.raises(InvalidError) as caught:
             submit()
         assert caught.value.message == says
+    assert not daemon.double.tasks()
+
+
+def test_a_text_that_is_no_unicode_is_named(daemon: Daemon, client: Client) -> None:
+    bad = os.fsdecode(b"caf\xe9")
+    for submit, name in (
+        (lambda: client.submit(["ls", bad]), "argv"),
+        (lambda: client.submit(["ls"], env={"PLACE": bad}), "PLACE"),
+        (lambda: client.create("m", "llama-nano", {bad: 1}), "settings"),
+    ):
+        with pytest.raises(InvalidError) as caught:
+            submit()
+        says = f"cannot use {name} 'caf\\udce9': it has bytes that are not UTF-8; write it in"
+        assert caught.value.message.startswith(says)
     assert not daemon.double.tasks()
 
 

@@ -443,6 +443,24 @@ def test_a_missing_matplotlib_says_what_to_type(
         plot.write_picture(CURVE, tmp_path / "loss.png")
 
 
+@pytest.mark.parametrize(("columns", "rows"), [(20, 5), (12, 6), (10, 3), (39, 40), (100, 12)])
+def test_where_no_curve_fits_its_numbers_are_shown(
+    monkeypatch: pytest.MonkeyPatch, columns: int, rows: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("LINES", str(rows))
+    text = plot.rendered(CURVE, colours=False)
+    assert "training:" in text
+    last = next(value for point in CURVE.curve[::-1] if (value := point[1]) is not None)
+    assert f"{CURVE.curve[-1][0]:,.0f} {last:.3f}" in text.splitlines()
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("LINES", "13")
+    lines = plot.rendered(CURVE, colours=False).splitlines()
+    assert len(lines) <= 12
+    assert max(map(len, lines)) <= 40
+    assert any(any("\u2800" < letter <= "\u28ff" for letter in line) for line in lines)
+
+
 def test_show_plot(daemon: Daemon, tmp_path: Path) -> None:
     drawn = zenos("show", "tiny", "--plot")
     assert drawn.code == 0, drawn.err

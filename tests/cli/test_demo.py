@@ -115,7 +115,7 @@ def test_its_exit_code_says_whether_the_model_is_any_good(
     keep: bool,
 ) -> None:
     ended: list[Path] = []
-    home = tmp_path / "home"
+    home = tmp_path / ("home" * 30)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(demo.tempfile, "mkdtemp", lambda **_: str(home))
     monkeypatch.setattr(demo, "_run", lambda *_: demo._verdict(result, same=same))
@@ -126,4 +126,6 @@ def test_its_exit_code_says_whether_the_model_is_any_good(
     # However good it is, its daemon is ended unless it is to be kept.
     assert ended == ([] if keep else [home])
     if keep:
-        assert f"ZENOS_HOME={home}" in ran.out.replace("\n", "")
+        assert f"  export ZENOS_HOME={home}\n" in ran.out  # to be copied: in one line
+    else:
+        assert ran.out.strip().count("\n") == 0

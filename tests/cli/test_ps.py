@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 
+import msgspec
 import pytest
 from rich.console import Console
 
 from tests.cli.conftest import Daemon, Ran, until, zenos
+from zenos.cli import models
 from zenos.client import Client, TaskView, connect
 from zenos.client.display import watching
 from zenos.core.specs import ProgramSpec
-from zenos.core.task import Kind, Principal, Task, TaskSpec
+from zenos.core.task import Kind, Outcome, Principal, State, Task, TaskSpec
 from zenos.core.wire import Progress
 
 
@@ -90,6 +92,39 @@ def test_only_newlines_end_the_lines_of_a_log(daemon: Daemon, separator: str) ->
     assert zenos("logs", "-n", "0", "t1", "--json").json["log"] == ""
     log.write_bytes("".join(lines[:2]).encode())
     assert zenos("logs", "-n", "1", "t1", "--json").json["log"] == lines[1]
+
+
+def test_in_a_pipe_a_command_is_shown_whole(daemon: Daemon) -> None:
+    words = [f"--option-{number}=value" for number in range(40)]
+    assert zenos("submit", "--", "work", *words).code == 0
+    line = " ".join(["work", *words])
+    until(lambda: daemon.state("t1") == "running")
+    for args in (["ps"], ["show", "t1"]):
+        assert line in zenos(*args).out
+    daemon.end("t1", Outcome(exit_code=1, error=f"cannot do {line}"))
+    until(lambda: daemon.state("t1") == "failed")
+    for args in (["ps", "-a"], ["show", "t1"]):
+        assert f"cannot do {line}" in zenos(*args).out
+
+
+@pytest.mark.parametrize(
+    ("state", "outcome", "shown"),
+    [
+        (State.RUNNING, Outcome(exit_code=75, log_tail="saved"), {}),
+        (State.QUEUED, Outcome(exit_code=75), {}),
+        (State.QUEUED, Outcome(exit_code=3, error="cannot a"), {"exit code": 3}),
+        (State.FAILED, Outcome(exit_code=3, log_tail="b"), {"exit code": 3, "log ends": "b"}),
+        (State.SUCCEEDED, Outcome(exit_code=0), {"exit code": 0}),
+    ],
+)
+def test_how_a_generation_before_has_ended_is_nothing_of_one_that_runs(
+    state: State, outcome: Outcome, shown: dict[str, object]
+) -> None:
+    spec = TaskSpec(work=ProgramSpec(argv=["work"]))
+    task = Task(id="t1", spec=spec, principal=Principal(), submitted=0, kind=Kind.RUN)
+    view = TaskView(task=msgspec.structs.replace(task, state=state, outcome=outcome))
+    found = dict(models._task_facts(view))
+    assert {n: found[n] for n in ("exit code", "log ends") if found[n] != ""} == shown
 
 
 class Terminal(io.StringIO):

@@ -191,6 +191,20 @@ def test_what_is_not_taken_is_said_and_written_down(daemon: Daemon, tmp_path: Pa
     ]
 
 
+def test_a_directory_without_a_name_of_its_own(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(tmp_path / "theirs")
+    monkeypatch.chdir(tmp_path / "theirs")
+    assert zenos("pull", ".").out == "theirs:1\n"
+    ran = zenos("pull", "/")
+    assert ran.code == 2
+    assert "cannot tell what to call the model: '/' has no last part; give a NAME" in ran.err
+    ran = zenos("pull", ".", "")
+    assert ran.code == 2
+    assert "cannot use an empty model name" in ran.err
+
+
 def test_a_long_import_says_what_it_does(
     daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,20 @@ def test_cancel_cancels_what_is_there_and_names_the_rest(daemon: Daemon) -> None
     assert len(zenos("cancel", "a", "nosuch", "--json").json) == 1
 
 
+def test_where_to_look_is_said_once(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error, count in (("cannot a", 1), ("cannot a; 'zenos logs {}' has the details", 1)):
+
+        def ended(handle: TaskHandle, _: object, error: str = error) -> None:
+            until(lambda: daemon.state(handle.id) == "running")
+            daemon.end(handle.id, Outcome(exit_code=1, error=error.format(handle.id)))
+            until(lambda: daemon.double.view.tasks[handle.id].is_ended)
+
+        monkeypatch.setattr(tasks, "_stream_log", ended)
+        ran = zenos("submit", "--follow", "--", "work")
+        assert ran.code == 1
+        assert ran.err.count("'zenos logs t") == count, ran.err
+
+
 def test_a_misspelt_name_keeps_no_other_task_from_being_paused(daemon: Daemon) -> None:
     task = submitted("a")
     until(lambda: daemon.state(task) == "running")
@@ -234,6 +248,8 @@ def test_a_prompt_that_is_too_long_is_told_as_openai_does(daemon: Daemon, client
         ("/v1/completions", {"model": "tiny", "prompt": "x"}),
         ("/v1/chat/completions", {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}),
     ):
+        # One of its own for each request: its field is written into it.
+        daemon.double.failure = ContextLengthError("cannot fit the prompt: 9 tokens")
         answer = client.http.post(path, json=body)
         error = answer.json()["error"]
         assert answer.status_code == 400

@@ -14,6 +14,7 @@ import pytest
 from tests.cli.conftest import Daemon, zenos
 from zenos.cli.train_flags import fields, flag_of, read_spec
 from zenos.core.home import Home
+from zenos.core.specs import TrainSpec
 from zenos.core.task import Task, TaskSpec
 
 GUIDE = Path(__file__).parent.parent.parent / "docs" / "how-to" / "train-on-your-text.md"
@@ -62,7 +63,6 @@ FROM_SCRATCH: dict[str, tuple[str, Any]] = {
     "batch_size": ("303", 303),
     "accumulate": ("304", 304),
     "steps": ("305", 305),
-    "epochs": ("306", 306.0),
     "time_budget_s": ("307", 307.0),
     "steps_min": ("308", 308),
     "learning_rate": ("0.309", 0.309),
@@ -93,6 +93,7 @@ FROM_A_MODEL: dict[str, tuple[str, Any]] = {
     "base": ("old:1", "old:1"),
     "tokenizer": ("older:2", "older:2"),
     "objective": ("masked_lm", "masked_lm"),
+    "epochs": ("306", 306.0),
 }
 
 
@@ -103,6 +104,53 @@ def test_every_flag_sets_its_own_field(daemon: Daemon, given: dict[str, tuple[st
     work = msgspec.to_builtins(trained(*itertools.chain(*argv)).work)
     found = {name: work["data"][name[5:]] if "." in name else work[name] for name in given}
     assert found == {name: value for name, (_, value) in given.items()}
+
+
+def test_the_lowest_rate_follows_the_rate(daemon: Daemon) -> None:
+    given = ("--model", "m", "--arch", "a", "--data", "x")
+    for flags, lowest in (((), 1e-4), (("--learning-rate", "3e-5"), 3e-6)):
+        work = trained(*given, *flags).work
+        assert isinstance(work, TrainSpec)
+        assert work.lowest_rate == lowest
+    work = trained(*given, "--learning-rate", "3e-5", "--learning-rate-min", "0").work
+    assert isinstance(work, TrainSpec)
+    assert work.lowest_rate == 0
+    ran = zenos("train", *given, "--learning-rate", "3e-5", "--learning-rate-min", "0.01")
+    assert ran.code == 2
+    assert "cannot use --learning-rate-min 0.01: it is above learning_rate" in ran.err
+    assert "3e-05" in ran.err
+
+
+def test_how_long_it_trains_is_said_once(daemon: Daemon, tmp_path: Path) -> None:
+    given = ("--model", "m", "--arch", "a", "--data", "x")
+    ran = zenos("train", *given, "--steps", "5", "--epochs", "2")
+    assert ran.code == 2
+    assert "cannot use --epochs 2 beside steps 5" in ran.err
+    path = tmp_path / "run.yaml"
+    path.write_text("model: m\narch: a\ndata: x\nsteps: 5\n")
+    work = trained(str(path), "--epochs", "2").work
+    assert isinstance(work, TrainSpec)
+    assert (work.steps, work.epochs) == (None, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("steps: .nan", "cannot use steps nan: it must be a finite number"),
+        ("learning_rate: .inf", "cannot use learning_rate inf: it must be a finite number"),
+        ("steps: 2.5", "cannot use steps: give a whole number or nothing, not one with a fraction"),
+        ("settings: " + "[" * 5000, "it is nested too deeply"),
+    ],
+)
+def test_what_no_file_can_say_is_told_plainly(
+    daemon: Daemon, tmp_path: Path, text: str, says: str
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"model: m\narch: a\ndata: x\n{text}\n")
+    ran = zenos("train", str(path))
+    assert ran.code == 2
+    assert says in ran.err
+    assert "recursion" not in ran.err
 
 
 def test_flags_stand_with_their_like() -> None:

@@ -178,6 +178,7 @@ def test_a_misspelt_variable_of_the_environment_is_refused() -> None:
         resolve({}, {"ZENOS_AGEIN": "3"})
     others = (
         "ZENOS_SVC_PORT_80_TCP_ADDR",
+        "ZENOS_FOO",
         "ZENOS_HOME",
         "ZENOS_TOKEN",
         "ZENOS_DEBUG",

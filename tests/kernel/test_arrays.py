@@ -59,6 +59,22 @@ def test_other_indices_are_refused(text: str) -> None:
         parse_indices(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("0-99999999999", "cannot use the array '0-99999999999': 99999999999 is no index; give a"),
+        ("0-9:0", "cannot use the array '0-9:0': 0 is no step; give a number from 1 to "),
+        ("0-9%0", "cannot use the array '0-9%0': 0 is no limit; give a number from 1 to "),
+    ],
+)
+def test_a_number_of_an_array_is_refused_in_the_words_it_was_written_in(
+    text: str, says: str
+) -> None:
+    with pytest.raises(InvalidError) as refused:
+        parse_indices(text)
+    assert refused.value.message.startswith(says)
+
+
 def test_an_array_of_ten_millions_is_refused_with_the_limit() -> None:
     with pytest.raises(TooLargeError, match=r"array of 10000000 tasks: at most 10000"):
         parse_indices("0-9999999")

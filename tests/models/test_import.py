@@ -114,6 +114,22 @@ def test_why_something_is_left_out(registry: Registry, tmp_path: Path) -> None:
     assert registry.copy("m:1", "other").lineage.left_out["weights"] == intake.PICKLE
 
 
+def test_what_is_left_out_of_a_config_is_in_no_export(registry: Registry, tmp_path: Path) -> None:
+    directory = tmp_path / "theirs"
+    files = write_model(directory)
+    plain = json.loads(files["config.json"].read_bytes())
+    files["config.json"].write_text(json.dumps({**plain, "auto_map": {"AutoModel": "a.B"}}))
+    names = directory / "tokenizer_config.json"
+    names.write_text('{"name": "grün", "auto_map": {"AutoTokenizer": ["a", null]}}')
+    version = registry.import_directory(directory, "m")
+    assert version.config == plain
+    registry.verify(version)
+    registry.export("m", tmp_path / "out")
+    assert json.loads((tmp_path / "out/config.json").read_bytes()) == plain
+    assert json.loads((tmp_path / "out/tokenizer_config.json").read_bytes()) == {"name": "grün"}
+    assert "auto_map" in files["config.json"].read_text()  # theirs stays as it is
+
+
 def test_a_config_that_cannot_be_read_names_no_code(registry: Registry, tmp_path: Path) -> None:
     write_model(tmp_path / "theirs")
     (tmp_path / "theirs/tokenizer_config.json").write_text("{")
@@ -155,10 +171,11 @@ def test_what_the_config_does_not_say_is_not_asked_for(registry: Registry, tmp_p
         {"model_type": "albert", "hidden_size": 8},  # whose embedding is narrower
         {"hidden_size": 8, "quantization_config": {"bits": 4}},  # whose shapes are its own
     ]
-    for number, changes in enumerate(unsaid):
+    changed = [*(says(**changes) for changes in unsaid), layers(), layers(head_dim=None)]
+    for number, change in enumerate(changed):
         directory = tmp_path / str(number)
         write_model(directory)
-        says(**changes)(directory)
+        change(directory)
         registry.import_directory(directory, "m")
 
 
@@ -282,6 +299,10 @@ def index(weight_map: Any) -> Callable[[Path], None]:
     return apply
 
 
+def deep_config(directory: Path) -> None:
+    (directory / "config.json").write_bytes(b'{"a":' * 100_000)
+
+
 def raw_index(directory: Path) -> None:
     (directory / "model.safetensors.index.json").write_bytes(b"{" * 100_000)
 
@@ -318,6 +339,26 @@ def says(**changes: Any) -> Callable[[Path], None]:
     return apply
 
 
+def layers(*names: str, **changes: Any) -> Callable[[Path], None]:
+    """A llama of two layers, 4 wide, with heads that are 2 wide, and these more tensors."""
+
+    def apply(directory: Path) -> None:
+        usual = {"model_type": "llama", "vocab_size": 3, "hidden_size": 4, "num_hidden_layers": 2}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 2}
+        (directory / "config.json").write_text(json.dumps({**usual, **heads, **changes}))
+        shapes = {"model.embed_tokens.weight": [3, 4]}
+        for layer in range(2):
+            shapes[f"model.layers.{layer}.self_attn.q_proj.weight"] = [4, 4]
+            shapes[f"model.layers.{layer}.self_attn.k_proj.weight"] = [2, 4]
+        shapes = {names[1] if names[:1] == (n,) else n: shape for n, shape in shapes.items()}
+        tensors, at = {}, 0
+        for name, (rows, columns) in shapes.items():
+            tensors[name] = tensor(at, at := at + rows * columns, [rows, columns])
+        (directory / "model.safetensors").write_bytes(pack(tensors, b"x" * at))
+
+    return apply
+
+
 def large(directory: Path) -> None:
     """One byte too many, in a file that takes no room on the disk."""
     os.truncate(directory / "tokenizer.json", limits.MODEL_PART_BYTES_MAX + 1)
@@ -340,6 +381,22 @@ REFUSED = [
     (says(num_attention_heads=0), "sets num_attention_heads to 0, and it has to be a whole number"),
     (says(num_attention_heads=3), "hidden states of 2 among 3 attention heads"),
     (says(intermediate_size=7), r"up_proj\.weight has the shape \[3, 2\].* it would be \[7, 2\]"),
+    (says(hidden_size=10**9), r"has the shape \[3, 2\].* it would be \[3, 1000000000\]"),
+    (says(model_type=""), r"its config\.json has no model_type, which says what it is"),
+    (says(attention_dropout=2), "sets attention_dropout to 2, and it has to be a number from 0"),
+    (says(rms_norm_eps=-1), "sets rms_norm_eps to -1, and it has to be a number above 0"),
+    (layers(num_attention_heads=3, hidden_size=4), "4 among 3|q_proj.* it would be .6, 4"),
+    (layers(num_key_value_heads=2), r"k_proj\.weight has the shape \[2, 4\].* would be \[4, 4\]"),
+    (layers(head_dim=None, num_attention_heads=4), r"k_proj\.weight .* it would be \[1, 4\]"),
+    (layers("model.embed_tokens.weight", "w"), "no embedding under a name that a llama has"),
+    (
+        layers("model.embed_tokens.weight", "../../etc/\0x"),
+        r"a tensor called '\.\./.*x00x', which no",
+    ),
+    (
+        layers("model.layers.1.self_attn.k_proj.weight", "model.layers.1.w"),
+        r"layer 0 lacks 'w', which|layer 1 lacks 'self_attn\.k_proj\.weight'",
+    ),
     (says(rms_norm_eps="x"), "sets rms_norm_eps to 'x', and it has to be a number"),
     (
         says(hidden_act="sillu"),
@@ -374,6 +431,7 @@ REFUSED = [
     (index({"v": "model.safetensors"}), r"model\.safetensors lacks 'v'"),
     (index([]), "it has no weight_map"),
     (index({"w": 3}), "it has no weight_map"),
+    (deep_config, r"cannot read config\.json: it is nested too deeply"),
     (raw_index, r"cannot read model\.safetensors\.index\.json"),
     (odd_name, r"called 'my notes \\U0001f600\.txt': rename it"),
     (long_name, "cannot register a file called 'xxxx"),

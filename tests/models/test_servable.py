@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from zenos.core import limits
@@ -40,6 +41,9 @@ def test_what_cannot_be_asked_is_refused_with_the_reason() -> None:
         assert not bad.can_be_asked
         with pytest.raises(InvalidError, match=says):
             bad.check_servable()
+    unsaid = msgspec.structs.replace(version("unknown"), arch="")
+    with pytest.raises(InvalidError, match=r"cannot serve m:3: its config\.json has no model_type"):
+        unsaid.check_servable()
     with pytest.raises(InvalidError, match="a context of 2049 tokens: it has 2048"):
         version().check_servable(context=2049)
     with pytest.raises(InvalidError, match=r"in 1 MiB: its weights alone are 38.1 MiB"):

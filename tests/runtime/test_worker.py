@@ -65,7 +65,11 @@ def test_reseed_differs_each_time() -> None:
     [
         (InvalidError("cannot use that"), "invalid", "cannot use that"),
         (MemoryError(), "worker", "--memory"),
-        (OSError(28, "No space left on device"), "storage", "No space left"),
+        (OSError(28, "No space left on device"), "storage", "is full; free space there"),
+        (OSError(28, "no space", "/x/y"), "storage", "the disk on which /x/y lies is full"),
+        # As safetensors says it, which writes through Rust.
+        (Exception("I/O error: No space left on device (os error 28)"), "storage", "is full; free"),
+        (OSError(5, "Input/output error"), "storage", "Input/output error"),
         (ZeroDivisionError("division by zero"), "worker", "zenos logs t1"),
     ],
 )

@@ -154,8 +154,9 @@ def finish(task: Task) -> None:
             message = (
                 message if len(message) <= ENDING_CHARS_MAX else f"{message[:ENDING_CHARS_MAX]}…"
             )
-            shows = f"'zenos logs {task.id}' shows what it wrote"
-            say_error(f"{message} ({name}{task.id}; {shows})", WorkerError.code)
+            logs = f"'zenos logs {task.id}'"
+            shows = "" if logs in message else f"; {logs} shows what it wrote"
+            say_error(f"{message} ({name}{task.id}{shows})", WorkerError.code)
         else:
             say_error(f"{task.name} was {message}", WorkerError.code)
         raise typer.Exit(FAILED)

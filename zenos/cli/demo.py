@@ -135,12 +135,10 @@ def demo(
 
     Example: zenos demo --quick
     """
-    from rich.console import Console
-
     from zenos.cli.output import say
     from zenos.core.home import Home
 
-    console = Console()
+    console = _console()
     plan = QUICK if quick else FULL
     _check_extra()
     _make_directory(output)
@@ -154,13 +152,15 @@ def demo(
         if keep:
             console.print(
                 f"\nThe daemon runs on. Type:\n  export ZENOS_HOME={home.root}\n"
-                f"  zenos run {MODEL} 'class '\n  zenos show {MODEL} --plot\n  zenos down"
+                f"  zenos run {MODEL} 'class '\n  zenos show {MODEL} --plot\n  zenos down",
+                soft_wrap=True,
             )
         else:
             first = "" if shutil.which("zenos") else f"[bold]. {sys.prefix}/bin/activate[/], then "
             console.print(
                 f"\nNext: {first}[bold]zenos up[/], then [bold]zenos train --help[/]; "
-                "docs/tutorial takes it from here."
+                "docs/tutorial takes it from here.",
+                soft_wrap=True,
             )
     except BaseException:
         if keep:
@@ -172,6 +172,18 @@ def demo(
             _end(home.root)
     if failed:
         raise WorkerError(f"cannot call this a success: {failed}")
+
+
+def _console() -> Any:
+    """Where the demo tells what it does; in a pipe each sentence is one line, however long."""
+    from rich.console import Console
+
+    from zenos.cli.output import UNBOUNDED
+
+    made = Console()
+    if not made.is_terminal:
+        made.width = UNBOUNDED
+    return made
 
 
 def _make_directory(output: Path) -> None:

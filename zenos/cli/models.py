@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -250,10 +251,11 @@ def _task_facts(
         work_line,
         workers_line,
     )
-    from zenos.client.display import show_progress, show_seconds, summary, took_s
+    from zenos.client.display import again, show_progress, show_seconds, summary, took_s
 
     task = view.task
-    outcome = task.outcome
+    # How a generation before has ended is nothing of a task that runs again.
+    outcome = task.outcome if task.is_ended or again(task) else None
     return [
         ("task", f"{task.id} ({task.name})" if task.name != task.id else task.id),
         ("kind", task.kind),
@@ -372,7 +374,8 @@ def pull(
     from zenos.cli.waiting import at_work
     from zenos.core.resources import show_size
 
-    name = name or Path(source.rstrip("/")).name
+    if name is None:
+        name = _name_of(source)
     with client() as made, fetched(source) as directory:
         size = show_size(size_of(directory))
         with at_work(f"checking and copying {size} of {source}"):
@@ -380,6 +383,19 @@ def pull(
     for line in _left_out(model):
         say(f"left out: {line}")
     put_json(model) if json else put(model.ref)
+
+
+def _name_of(source: str) -> str:
+    """What a source is called by itself: its last part, of a directory as it is in full."""
+    from zenos.core.errors import InvalidError
+
+    path = Path(source)
+    name = Path(os.path.abspath(path) if path.is_dir() else source.rstrip("/")).name  # noqa: PTH100
+    if not name:
+        raise InvalidError(
+            f"cannot tell what to call the model: {source!r} has no last part; give a NAME after it"
+        )
+    return name
 
 
 def _left_out(model: ModelVersion) -> list[str]:

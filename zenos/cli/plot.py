@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Line = tuple[list[float], list[float]]
 WIDTH_MAX, HEIGHT = 100, 20
+# In less there is a frame and no room for a curve.
+WIDTH_MIN, HEIGHT_MIN = 40, 12
 TICKS: Final = 7
 BRAILLE: Final = "\u28ff"
 LETTERS: Final = ("*", "o")  # of the lines, where there are no dots
@@ -45,16 +47,22 @@ def draw(model: ModelVersion) -> None:
 
 
 def rendered(model: ModelVersion, *, colours: bool, dots: bool = True) -> str:
-    """The curve as text. dots: of eight to a character; else of letters, one for each line."""
+    """The curve as text. dots: of eight to a character; else of letters, one for each line.
+
+    Where the terminal is too small for a curve, its numbers.
+    """
     found = lines(model)
+    size = shutil.get_terminal_size()
+    columns, rows = min(size.columns, WIDTH_MAX), min(size.lines - 1, HEIGHT)
+    if columns < WIDTH_MIN or rows < HEIGHT_MIN:
+        return _numbers(model, found)
     try:
         import plotext
     except ImportError as error:
         raise InvalidError(f"cannot draw here: {error}; write --plot FILE.png instead") from None
-    columns = min(shutil.get_terminal_size().columns, WIDTH_MAX)
     figure = plotext.figure
     figure.clear()
-    figure.plot_size(columns, HEIGHT)
+    figure.plot_size(columns, rows)
     # The terminal's own background; the legend where a falling curve is not.
     figure.theme("simple" if colours else "colorless")
     last = max(steps[-1] for steps, _ in found.values())
@@ -69,6 +77,16 @@ def rendered(model: ModelVersion, *, colours: bool, dots: bool = True) -> str:
     figure.ruler("x").ticks(whole, [f"{step:,}" for step in whole])
     text = str(figure.build())
     return text if colours else str(plotext.uncolorize(text))
+
+
+def _numbers(model: ModelVersion, found: dict[str, Line]) -> str:
+    """The loss at the first step, at its lowest and at the last."""
+    told = [f"{model.ref}: loss over steps"]
+    for name, (steps, losses) in found.items():
+        low = losses.index(min(losses))
+        told.append(f"{name}:")
+        told += [f"{steps[at]:,.0f} {losses[at]:.3f}" for at in sorted({0, low, len(steps) - 1})]
+    return "\n".join(told)
 
 
 def step_ticks(first: float, last: float) -> list[int]:

@@ -23,9 +23,9 @@ says the same.
 
 Results go to stdout and messages to stderr. With `--json` the result is JSON.
 On a terminal, tables become as narrow as it is: texts are shortened (`…`), and what can best be
-done without is left out. In a pipe or a file nothing is. Where the terminal's locale is `LC_ALL=C`,
-or the output is to be in ASCII, such characters stand for bars, lines and dots, and `?` for letters
-that it hasn't.
+done without is left out. In a pipe or a file nothing is, up to 4,000 characters of a text.
+Where the terminal's locale is `LC_ALL=C`, or the output is to be in ASCII, such characters stand
+for bars, lines and dots, and `?` for letters that it hasn't.
 `zenos --install-completion` sets up completion in the shell, of commands and of the names of models
 and tasks.
 

@@ -27,8 +27,9 @@ TASKS = ("ID", "NAME", "KIND", "STATE", ">PRIO", ">CPU", ">GPU", ">MEMORY", ">TI
 NODES = ("NODE", ">CPU", ">GPU", ">MEMORY", ">USED OUTSIDE", "LIMITS BY")
 ACCOUNTS = ("WHO", ">TASKS", ">CPU", ">GPU", ">MEMORY", ">GPU-HOURS", ">HAD / DUE")
 MODELS = ("MODEL", "ALIASES", "ARCHITECTURE", ">PARAMETERS", ">SIZE", ">HELD-OUT LOSS", "CREATED")
-CELL_CHARS_MAX = 160
-HISTORY_LINES_MAX, HISTORY_CHARS_MAX = 15, 200
+# Of one text, wherever it is shown: a terminal has its own bound, a pipe none but this.
+CELL_CHARS_MAX = 4000
+HISTORY_LINES_MAX = 15
 TOPICS = ("TOPIC", ">WAITING", ">WORKED ON", ">DEAD", ">SIZE", ">OLDEST", ">RECEIVERS")
 MESSAGES = (">AGE", "ID", ">PRIO", "SENDER", "RECEIVER", ">FAILED", "BODY")
 DEAD = (">AGE", "ID", ">FAILED", "REASON", "BODY")
@@ -108,8 +109,7 @@ def work_line(work: Work) -> str:
     """What a task does, in a few words."""
     match work:
         case ProgramSpec():
-            line = shlex.join(work.argv)
-            return line if len(line) <= 60 else line[:59] + "…"
+            return clipped(shlex.join(work.argv))
         case TrainSpec():
             return f"{work.arch or work.base} → {work.model}"
         case CreateSpec():
@@ -207,7 +207,7 @@ def history_lines(events: Sequence[TaskEvent]) -> str:
     lines = [f"… and {len(events) - len(shown)} before"] if len(events) > len(shown) else []
     for event in shown:
         when = time.strftime("%m-%d %H:%M:%S", time.localtime(event.at))
-        detail = " ".join(event.detail.split())[:HISTORY_CHARS_MAX]
+        detail = clipped(" ".join(event.detail.split()))
         lines.append(f"{when}  {event.type}" + (f": {detail}" if detail else ""))
     return "\n".join(lines)
 

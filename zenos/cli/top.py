@@ -22,7 +22,7 @@ from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Label, Static
 
 from zenos.cli.arrays import state_of, summary
-from zenos.cli.fitting import LEAST_OF_ALL, apart, fit
+from zenos.cli.fitting import LEAST_OF_ALL, apart, fit, shortened
 from zenos.cli.output import clean
 from zenos.cli.rows import owner_name, work_line
 from zenos.cli.threads import thread_lines
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 TASKS_SHOWN: Final = 200
 BAR_CELLS: Final = 20
+WORK_CELLS: Final = 60  # of what a task does
 COLUMNS: Final = (
     *("TASK", "KIND", "STATE", "PRIO", "TIME"),
     *("THREADS", "PROGRESS", "TOK/S", "LOSS", "DOES"),
@@ -139,7 +140,7 @@ def task_cells(view: TaskView, bars: int = 12) -> tuple[Text, ...]:
         doing,
         Text(show_count(progress.tokens_per_s) if progress else "", justify="right"),
         Text("" if loss is None else f"{loss:.3f}", justify="right"),
-        Text(clean(work_line(task.spec.work))),
+        Text(clean(shortened(work_line(task.spec.work), WORK_CELLS))),
     )
 
 
@@ -191,7 +192,7 @@ def array_line(view: ArrayView, bars: int = 12) -> Line:
         *(Text(""), Text("")),
         Text(summary(view)) if over else doing,
         *(Text(""), Text("")),
-        Text(clean(work_line(array.spec.work))),
+        Text(clean(shortened(work_line(array.spec.work), WORK_CELLS))),
     )
     place = (2, -array.submitted, 0.0)
     if not over:

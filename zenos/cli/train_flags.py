@@ -140,6 +140,9 @@ def merged(file: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
 
     spec = dict(file)
     given = {name.replace("__", "."): value for name, value in flags.items() if value is not None}
+    for name, other in (("steps", "epochs"), ("epochs", "steps")):
+        if name in given and other not in given:
+            spec.pop(other, None)  # of the file: both say how long, and flags win
     settings = given.pop("settings", None)
     if settings:
         old = spec.get("settings") or {}
@@ -190,6 +193,7 @@ def read_spec(path: Path) -> dict[str, Any]:
     import yaml
 
     from zenos.client.build import resolve_paths
+    from zenos.client.calls import check_numbers
     from zenos.core.errors import InvalidError, NotFoundError
 
     class Loader(yaml.SafeLoader):
@@ -232,11 +236,14 @@ def read_spec(path: Path) -> dict[str, Any]:
         values = yaml.load(raw.decode("utf-8"), Loader=Loader)  # noqa: S506 - a SafeLoader
     except UnicodeDecodeError:
         raise InvalidError(f"cannot read {path}: it is not UTF-8 text") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except RecursionError:
+        raise InvalidError(f"cannot read {path}: it is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
         where = " ".join(str(error).split())
         raise InvalidError(f"cannot read {path}: it is not YAML: {where[:300]}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise InvalidError(f"cannot read {path}: it must be a mapping, e.g. 'model: shakespeare'")
+    check_numbers("", values)
     data = values.get(_DATA)
     if isinstance(data, str | list):
         data = {"paths": data}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -149,17 +150,40 @@ def _post(
 
 def _encode(body: Any) -> bytes:
     try:
-        _check_numbers("", body)
+        check_numbers("", body)
         return msgspec.json.encode(body)
     except RecursionError:
         raise InvalidError("cannot send this request: it is nested too deeply") from None
     except UnicodeEncodeError:
-        raise InvalidError("cannot send this request: a text in it is not Unicode") from None
+        name, text = next(_no_unicode("a text", body), ("a text", "in it"))
+        raise InvalidError(
+            f"cannot use {name} {text[:64]!a}: it has bytes that are not UTF-8; write it in UTF-8 "
+            "(a file whose name has such bytes can be renamed)"
+        ) from None
     except (TypeError, OverflowError) as error:
         raise InvalidError(f"cannot send this request: {error}") from None
 
 
-def _check_numbers(name: str, value: Any) -> None:
+def _no_unicode(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """The texts that can't be sent, each with the nearest name above it."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            yield name, value
+    elif isinstance(value, msgspec.Struct):
+        for field in value.__struct_fields__:
+            yield from _no_unicode(field, getattr(value, field))
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _no_unicode(name, key)
+            yield from _no_unicode(ascii(key)[1:-1][:64], inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _no_unicode(name, inner)
+
+
+def check_numbers(name: str, value: Any) -> None:
     """Raises InvalidError for a number that cannot be sent, however deep it stands.
 
     Of NaN and infinity the encoder would make null, which means the default; of whole numbers it
@@ -174,23 +198,21 @@ def _check_numbers(name: str, value: Any) -> None:
             raise InvalidError(f"cannot use {name} {shown}: it must be a number of 64 bits")
     elif isinstance(value, msgspec.Struct):
         for field in value.__struct_fields__:
-            _check_numbers(field, getattr(value, field))
+            check_numbers(field, getattr(value, field))
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            _check_numbers(str(key)[:64], inner)
+            check_numbers(str(key)[:64], inner)
     elif isinstance(value, list | tuple):
         for inner in value:
-            _check_numbers(name, inner)
+            check_numbers(name, inner)
 
 
 def _sent(spec: S, type_: type[S]) -> S:
     """The specification, once it is known that it may be used. InvalidError."""
     if not isinstance(spec, type_):
         raise InvalidError(f"cannot use {type(spec).__name__}: give a {type_.__name__}")
-    try:
+    with suppress(UnicodeEncodeError):  # `_encode` says which text it is
         spec.check()
-    except UnicodeEncodeError:
-        raise InvalidError("cannot use this specification: a text in it is not Unicode") from None
     return spec
 
 

@@ -51,6 +51,19 @@ def parse_indices(text: str) -> Indices:
         raise InvalidError(f"cannot read the array {repr(text)[:40]}: write 0-99, 0-99:2 or 0-99%4")
     first, last, step, limit = (None if part is None else int(part) for part in found.groups())
     assert first is not None  # noqa: S101 - the expression has it
+    most = limits.ARRAY_INDEX_MAX
+    named = (
+        ("index", first, 0),
+        ("index", last, 0),
+        ("step", step, 1),
+        ("limit", limit, 1),
+    )
+    for what, number, least in named:
+        if number is not None and not least <= number <= most:
+            raise InvalidError(
+                f"cannot use the array {text.strip()!r}: {number} is no {what}; give a number from "
+                f"{least} to {most}"
+            )
     made = Indices(
         first=first,
         last=first if last is None else last,

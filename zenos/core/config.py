@@ -229,7 +229,7 @@ def _check_variables(environment: Mapping[str, str], names: list[str]) -> None:
     for variable in environment:
         if not variable.startswith("ZENOS_") or variable in known:
             continue
-        if hint := nearest(variable[:100], known):
+        if hint := nearest(variable[:100], known, "ZENOS_"):
             raise InvalidError(
                 f"cannot use the variable {variable[:SHOWN_CHARS_MAX]!r} of the environment: no "
                 f"setting is called so{hint}"

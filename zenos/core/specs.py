@@ -158,6 +158,7 @@ class DataSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 VOCAB_SIZE: Final = 4096
+EPOCHS: Final = 1.0
 
 
 class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="train"):
@@ -183,7 +184,9 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     steps: Annotated[
         int | None, about("Optimiser steps; by default as many as `epochs` takes.", 1, 10**9)
     ] = None
-    epochs: Annotated[float, about("Passes over the corpus.", 1e-3, 1e6)] = 1.0
+    epochs: Annotated[float, about("Passes over the corpus, instead of `steps`.", 1e-3, 1e6)] = (
+        EPOCHS
+    )
     time_budget_s: Annotated[
         float | None,
         about(
@@ -199,9 +202,12 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     learning_rate: Annotated[
         float, about("Highest learning rate, after the warm-up.", 1e-9, 10)
     ] = 1e-3
-    learning_rate_min: Annotated[float, about("Learning rate at the end of the cosine.", 0, 10)] = (
-        1e-4
-    )
+    learning_rate_min: Annotated[
+        float | None,
+        about(
+            "Learning rate at the end of the cosine; by default a tenth of `learning_rate`.", 0, 10
+        ),
+    ] = None
     warmup: Annotated[
         int | None, about("Steps of linear warm-up; by default a tenth, at most 100.", 0, 10**9)
     ] = None
@@ -288,8 +294,16 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                     f"cannot publish while training {self.objective}: such a model isn't served; "
                     "leave out 'publish'"
                 )
-        if self.learning_rate_min > self.learning_rate:
-            raise InvalidError("cannot use a learning_rate_min above learning_rate")
+        if self.steps is not None and self.epochs != EPOCHS:
+            raise InvalidError(
+                f"cannot use epochs {self.epochs:g} beside steps {self.steps}: each says how long "
+                "it trains; leave one of them out"
+            )
+        if self.lowest_rate > self.learning_rate:
+            raise InvalidError(
+                f"cannot use learning_rate_min {self.lowest_rate:g}: it is above learning_rate, "
+                f"which is {self.learning_rate:g}; lower it, or leave it out for a tenth of that"
+            )
         if self.workers_min is not None and self.workers_min > self.workers:
             raise InvalidError(
                 f"cannot have workers_min {self.workers_min} above workers {self.workers}"
@@ -304,6 +318,12 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 f"cannot split batches of {self.batch_size} over {self.workers} workers: give at "
                 "most as many workers as batch_size has sequences"
             )
+
+    @property
+    def lowest_rate(self) -> float:
+        """Learning rate at the end of the cosine."""
+        given = self.learning_rate_min
+        return self.learning_rate / 10 if given is None else given
 
     @property
     def is_elastic(self) -> bool:

@@ -65,10 +65,14 @@ def counted(number: int, word: str) -> str:
     return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """`; did you mean 'x'?` for the nearest of the known names, or nothing."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def nearest(name: str, known: list[str], prefix: str = "") -> str:
+    """`; did you mean 'x'?` for the nearest of the known names, or nothing.
+
+    prefix: with which all of them begin; it is shown, and makes no two of them alike.
+    """
+    bare = [one.removeprefix(prefix) for one in known]
+    close = difflib.get_close_matches(name.removeprefix(prefix), bare, n=1, cutoff=0.6)
+    return f"; did you mean {prefix + close[0]!r}?" if close else ""
 
 
 def followed(text: str, more: str) -> str:
@@ -113,7 +117,8 @@ def field_error(
         return FieldError(f"cannot use {what} {found[1][:SHOWN_CHARS_MAX]}: {says}", where or None)
     if found := _TYPE.match(text):
         wanted, got = _word(found[1]), _word(found[2])
-        if found[1] == "int" and found[2] == "float":
+        kinds = found[1].split(" | ")
+        if "int" in kinds and "float" not in kinds and found[2] == "float":
             got = "one with a fraction"
             unit = _UNITS.get(where.rpartition(".")[2]) if "resources" in where else None
             wanted += f" ({unit})" if unit else ""

@@ -25,8 +25,9 @@ _EMBEDDING: Final = re.compile(
     r"(embed_tokens|wte|word_embeddings)\.weight$"
 )
 _INNER: Final = re.compile(r"\.\d+\.(mlp\.(gate|up)_proj|intermediate\.dense)\.weight$")
-# Numbers that a config sets, besides those that count something.
-_NUMBERS: Final = frozenset({"rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta"})
+_HEADS: Final = re.compile(r"\.\d+\.self_attn\.(q|k|v)_proj\.weight$")
+# Those whose heads divide the width where the config doesn't say how wide one is.
+_EVEN_HEADS: Final = frozenset({"llama", "mistral", "qwen2"})
 _COUNT_MAX: Final = 10**9  # a model of somebody else's may be larger than what is made here
 _LAYER: Final = re.compile(r"(?:^|\.)(?:layers|layer|h)\.(\d{1,6})\.")
 
@@ -39,15 +40,27 @@ def inspect(files: Mapping[str, Path]) -> tuple[dict[str, Any], int]:
     """As `intake.inspect`; and raises InvalidError for an unknown model type, for tensors that
     don't fit the config, and for a tokenizer.json that isn't one."""
     config, parameters = intake.inspect(files)
-    presets.check_type(config.get("model_type"))
+    if not config.get("model_type"):
+        raise InvalidError(
+            "cannot import this model: its config.json has no model_type, which says what it is "
+            "(such as llama); add it, or fetch the file again"
+        )
+    presets.check_type(config["model_type"])
     headers = [safetensors.check(p, n) for n, p in files.items() if n.endswith(".safetensors")]
     shapes = {name: shape for header in headers for name, shape in header.shapes.items()}
+    for name in shapes:
+        if not name.isprintable():
+            raise InvalidError(
+                f"cannot import this model: its weights have a tensor called {name[:64]!a}, which "
+                "no model type has; fetch them again"
+            )
     if config.get("model_type") in _USUAL:
         _check_values(config)
         if not any(name.startswith("quantization") for name in config):
             _check_embedding(config, shapes)
             _check_layers(config, shapes)
             _check_inner(config, shapes)
+            _check_attention(config, shapes)
     if "tokenizer.json" in files:
         _check_tokenizer(files["tokenizer.json"])
     return config, parameters
@@ -62,9 +75,9 @@ def _check_values(config: Mapping[str, Any]) -> None:
         if name in presets.COUNTS:
             most = presets.LAYERS_MAX if "layer" in name else _COUNT_MAX
             wanted = "" if presets.is_count(value, most) else f"a whole number from 1 to {most}"
-        elif name in _NUMBERS:
-            number = type(value) in (int, float) and 0 <= value <= presets.NUMBER_MAX
-            wanted = "" if number else f"a number from 0 to {presets.NUMBER_MAX:g}"
+        elif (bound := presets.bound_of(name)) is not None:
+            fits = type(value) in (int, float) and bound.holds(value)
+            wanted = "" if fits else str(bound)
         elif name in presets.ACTIVATIONS:
             presets.check_activation(name, value)
         if wanted:
@@ -83,8 +96,14 @@ def _check_values(config: Mapping[str, Any]) -> None:
 
 def _check_embedding(config: Mapping[str, Any], shapes: Shapes) -> None:
     wanted = (config.get("vocab_size"), _said(config, "hidden_size", "n_embd"))
-    if None not in wanted:
-        _check_shapes(_EMBEDDING, shapes, wanted)
+    if None in wanted:
+        return
+    if not any(_EMBEDDING.search(name) for name in shapes):
+        raise InvalidError(
+            f"cannot import this model: its weights have no embedding under a name that a "
+            f"{config['model_type']} has; take them and config.json from the same model"
+        )
+    _check_shapes(_EMBEDDING, shapes, wanted)
 
 
 def _check_inner(config: Mapping[str, Any], shapes: Shapes) -> None:
@@ -93,14 +112,35 @@ def _check_inner(config: Mapping[str, Any], shapes: Shapes) -> None:
         _check_shapes(_INNER, shapes, wanted)
 
 
+def _check_attention(config: Mapping[str, Any], shapes: Shapes) -> None:
+    """That the projections have as many heads as the config, each as wide as it says."""
+    width, heads = _said(config, "hidden_size"), _said(config, "num_attention_heads")
+    each = _said(config, "head_dim")
+    if width and heads and each is None and config["model_type"] in _EVEN_HEADS:
+        each = width // heads
+    if not (width and heads and each):
+        return
+    shared = _said(config, "num_key_value_heads")
+    for name, shape in shapes.items():
+        which = _HEADS.search(name)
+        count = None if which is None else heads if which[1] == "q" else shared
+        if count is not None:
+            _check_shape(name, shape, (count * each, width))
+
+
 def _check_shapes(which: re.Pattern[str], shapes: Shapes, wanted: tuple[int | None, ...]) -> None:
     for name, shape in shapes.items():
-        if which.search(name) and shape != wanted:
-            raise InvalidError(
-                f"cannot import this model: {name} has the shape {list(shape)}, and by its "
-                f"config.json it would be {presets.shown(list(wanted))}; take both from the same "
-                "model"
-            )
+        if which.search(name):
+            _check_shape(name, shape, wanted)
+
+
+def _check_shape(name: str, shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> None:
+    if shape != wanted:
+        raise InvalidError(
+            f"cannot import this model: {name} has the shape {list(shape)}, and by its "
+            f"config.json it would be {presets.shown(list(wanted))}; take both from the same "
+            "model"
+        )
 
 
 def _check_layers(config: Mapping[str, Any], shapes: Iterable[str]) -> None:
@@ -111,12 +151,24 @@ def _check_layers(config: Mapping[str, Any], shapes: Iterable[str]) -> None:
             f"cannot import this model: it has weights for {len(found)} of its layers, and by its "
             f"config.json it has {wanted}; take both from the same model"
         )
+    # The layers of these model types are alike: what one has and another lacks was renamed or lost.
+    parts: dict[str, set[str]] = {}
+    for name in shapes:
+        if where := _LAYER.search(name):
+            parts.setdefault(where[1], set()).add(name[where.end() :])
+    every = set[str]().union(*parts.values())
+    for layer, there in sorted(parts.items()):
+        if lacking := sorted(every - there):
+            raise InvalidError(
+                f"cannot import this model: layer {layer} lacks {lacking[0][:64]!a}, which others "
+                "have; take the weights from the same model once more"
+            )
 
 
 def _said(config: Mapping[str, Any], *names: str) -> int | None:
     """What the config says under one of the names; None where that is no count."""
     found = (config[name] for name in names if name in config)
-    return next((value for value in found if presets.is_count(value, 10**7)), None)
+    return next((value for value in found if presets.is_count(value, _COUNT_MAX)), None)
 
 
 def _check_tokenizer(path: Path) -> None:
@@ -125,7 +177,8 @@ def _check_tokenizer(path: Path) -> None:
     except OSError as error:
         raise InvalidError(f"cannot read tokenizer.json: {error.strerror or error}") from error
     except (msgspec.DecodeError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise InvalidError(
-            f"cannot import this model: its tokenizer.json is none ({error}); fetch it again, or "
+            f"cannot import this model: its tokenizer.json is none ({why}); fetch it again, or "
             "take it out of the directory"
         ) from error

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from zenos.core import limits
-from zenos.core.errors import InvalidError
+from zenos.core.errors import InvalidError, StorageError
 from zenos.core.resources import show_size
 from zenos.models import safetensors
 
@@ -28,6 +29,8 @@ CODE: Final = "program code of the model's author, which is never run"
 NO_PART: Final = "no part of a model: weights are safetensors, beside them configs and tokenizers"
 INSIDE: Final = "a directory: what is inside one is not taken"
 AUTO_MAP: Final = "it names program code, which is never run; transformers' own class is used"
+_AUTO_MAP: Final = "auto_map"
+_MAY_NAME_CODE: Final = ("config.json", "tokenizer_config.json")
 _CODE_SUFFIXES: Final = frozenset({".py", ".pyc", ".so", ".ipynb", ".sh"})
 
 
@@ -59,10 +62,32 @@ def gather(directory: Path) -> Gathered:
     except OSError as error:
         raise InvalidError(f"cannot import {shown}: {error.strerror or error}") from error
     left_out = _left_out(path for path in entries if path.name not in files)
-    for name in ("config.json", "tokenizer_config.json"):
+    for name in _MAY_NAME_CODE:
         if _names_code(files, name):
-            left_out[f"auto_map of {name}"] = AUTO_MAP
+            left_out[f"{_AUTO_MAP} of {name}"] = AUTO_MAP
     return Gathered(files, left_out)
+
+
+@contextmanager
+def taken(directory: Path) -> Iterator[Gathered]:
+    """As `gather`; configs that name program code are copies without that, for as long as it is
+    used. What is exported later must not send anybody to code that isn't beside it."""
+    files, left_out = gather(directory)
+    named = [name for name in _MAY_NAME_CODE if f"{_AUTO_MAP} of {name}" in left_out]
+    if not named:
+        yield Gathered(files, left_out)
+        return
+    with tempfile.TemporaryDirectory(prefix="zenos-import-") as scratch:
+        for name in named:
+            kept = {k: v for k, v in _read_object(files[name], name).items() if k != _AUTO_MAP}
+            files[name] = Path(scratch, name)
+            try:
+                files[name].write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+            except OSError as error:
+                raise StorageError(
+                    f"cannot write {files[name]}: {error.strerror or error}"
+                ) from error
+        yield Gathered(files, left_out)
 
 
 def _left_out(paths: Iterable[Path]) -> dict[str, str]:
@@ -91,7 +116,7 @@ def _names_code(files: Mapping[str, Path], name: str) -> bool:
     if name not in files or not files[name].is_file():
         return False
     with suppress(InvalidError):
-        return bool(_read_object(files[name], name).get("auto_map"))
+        return bool(_read_object(files[name], name).get(_AUTO_MAP))
     return False
 
 
@@ -170,7 +195,9 @@ def _read_object(path: Path, name: str) -> dict[str, Any]:
         found = json.loads(path.read_bytes())
         # Python reads numbers of any size, lone surrogates and deep nesting, which others do not.
         msgspec.json.decode(msgspec.json.encode([[found]]))
-    except (ValueError, OverflowError, RecursionError) as error:
+    except RecursionError:
+        raise InvalidError(f"cannot read {name}: it is nested too deeply") from None
+    except (ValueError, OverflowError) as error:
         raise InvalidError(f"cannot read {name}: {str(error)[:300]}") from error
     except OSError as error:
         raise InvalidError(f"cannot read {name}: {error.strerror or error}") from error

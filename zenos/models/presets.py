@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any, Final, NamedTuple
@@ -25,6 +26,23 @@ class Preset(NamedTuple):
 
     model_type: str
     settings: dict[str, Any]
+
+
+class Bound(NamedTuple):
+    """What a number may be; above: more than `low`, and not that itself."""
+
+    low: float
+    high: float
+    above: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether it lies within; NaN doesn't."""
+        return self.low <= value <= self.high and not (self.above and value == self.low)
+
+    def __str__(self) -> str:
+        if self.above:
+            return f"a number above {self.low:g}, and at most {self.high:g}"
+        return f"a number from {self.low:g} to {self.high:g}"
 
 
 class Size(NamedTuple):
@@ -49,6 +67,16 @@ ACTIVATIONS: Final = frozenset({"hidden_act", "hidden_activation", "activation_f
 SETTING_MAX: Final = 10_000_000
 LAYERS_MAX: Final = 1_000
 NUMBER_MAX: Final = 1e12  # of a setting that is no size: a base of rotary positions, an epsilon
+# Numbers that are no counts, by how their names end, whatever the model type: of shares, of what is
+# added below a root, of a spread. `above`: the least itself is none either.
+_BOUNDS: Final = (
+    (re.compile(r"(drop|dropout|dropout_(prob|rate|p)|layerdrop)$"), Bound(0, 1)),
+    (re.compile(r"(^|_)(norm|rms)_(eps|epsilon)$"), Bound(0, 1, above=True)),
+    (re.compile(r"(^|_)(initializer_range|initializer_factor|init_std)$"), Bound(0, 100)),
+    (re.compile(r"^rope_theta$"), Bound(0, NUMBER_MAX, above=True)),
+    (re.compile(r"^partial_rotary_factor$"), Bound(0, 1, above=True)),
+    (re.compile(r"^(attn|final)_logit_softcapping$"), Bound(0, NUMBER_MAX, above=True)),
+)
 # What the model types of presets can be trained for from scratch; t5 for nothing here.
 OBJECTIVES: Final = {"llama": "causal_lm", "gpt2": "causal_lm", "bert": "masked_lm", "t5": None}
 _OF_FAMILY: Final = {"decoder": "causal_lm", "encoder": "masked_lm", "encoder-decoder": None}
@@ -320,13 +348,29 @@ def check_count(name: str, value: Any, own: str | None = None) -> None:
         )
 
 
-def check_numbers(name: str, value: Any) -> None:
-    """Raises InvalidError for a number that no setting can have, in it or anywhere inside it."""
-    if isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            check_numbers(name, inner)
-    elif isinstance(value, int | float) and not -NUMBER_MAX <= value <= NUMBER_MAX:
-        raise InvalidError(f"cannot set {name} to {shown(value)}: that is no usable number")
+def check_numbers(name: str, value: Any, key: str = "") -> None:
+    """Raises InvalidError for a number that no setting can have, in it or anywhere inside it.
+
+    key: under which the value stands inside of the setting, where it does.
+    """
+    if isinstance(value, dict):
+        for inner_key, inner in value.items():
+            check_numbers(name, inner, str(inner_key))
+    elif isinstance(value, list):
+        for inner in value:
+            check_numbers(name, inner, key)
+    elif isinstance(value, int | float):
+        if not -NUMBER_MAX <= value <= NUMBER_MAX:
+            raise InvalidError(f"cannot set {name} to {shown(value)}: that is no usable number")
+        bound = bound_of(key or name)
+        if bound is not None and not bound.holds(value):
+            where = f"{key[:64]} in {name}" if key else name
+            raise InvalidError(f"cannot set {where} to {shown(value)}: give {bound}")
+
+
+def bound_of(name: str) -> Bound | None:
+    """What a number of that name may be, where the name says it."""
+    return next((bound for pattern, bound in _BOUNDS if pattern.search(name)), None)
 
 
 def is_count(value: Any, most: int) -> bool:

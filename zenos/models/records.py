@@ -109,6 +109,11 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
 
         context: tokens per sequence; memory: bytes of a replica; None where nobody says.
         """
+        if not self.arch:
+            raise InvalidError(
+                f"cannot serve {self.ref}: its config.json has no model_type, so nothing says what "
+                "it is; add one, and import it again"
+            )
         if self.family != "decoder":
             raise InvalidError(
                 f"cannot serve {self.ref}: a {self.arch} model doesn't generate text token by "

@@ -265,10 +265,10 @@ class Registry:
         if known := self._answered(asked):  # the directory may be gone
             return known
         directory = Path(path)
-        files, left_out = intake.gather(directory)
-        parent = f"import:{directory.name}"
-        lineage = Lineage(parent=parent, project=project, left_out=left_out)
-        return self.publish(name, files, lineage=lineage, asked=asked, inspect=fitting.inspect)
+        with intake.taken(directory) as (files, left_out):
+            parent = f"import:{directory.name}"
+            lineage = Lineage(parent=parent, project=project, left_out=left_out)
+            return self.publish(name, files, lineage=lineage, asked=asked, inspect=fitting.inspect)
 
     def export(self, ref: ModelRef | str, path: Path | str) -> None:
         """Write a version as a directory that transformers opens.

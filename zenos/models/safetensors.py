@@ -71,7 +71,11 @@ def check(path: Path, name: str | None = None) -> Header:
     name = (path.name if name is None else name)[:128]
     try:
         return _check(path, name)
-    except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
+    except RecursionError:
+        raise InvalidError(
+            f"cannot read {name}: its header is malformed (nested too deeply)"
+        ) from None
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         reason = str(error)[:200]
         raise InvalidError(f"cannot read {name}: its header is malformed ({reason})") from error
     except OSError as error:

@@ -303,7 +303,9 @@ def read_config(path: Path) -> dict[str, Any]:
         config = json.loads((path / "config.json").read_bytes())
     except OSError as error:
         raise StorageError(f"cannot read config.json: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise InvalidError("cannot read config.json: it is nested too deeply") from None
+    except ValueError as error:
         raise InvalidError(f"cannot read config.json: {str(error)[:300]}") from error
     if not isinstance(config, dict):
         raise InvalidError("cannot read config.json: it is no object")

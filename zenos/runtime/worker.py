@@ -19,6 +19,7 @@ from zenos.core.home import Home
 from zenos.core.resources import parse_size
 from zenos.core.specs import CallSpec, CreateSpec, ProgramSpec, ServeSpec, TrainSpec
 from zenos.core.task import Task
+from zenos.runtime import space
 from zenos.runtime.context import EXIT_SUSPENDED, WorkerContext
 
 if TYPE_CHECKING:
@@ -100,20 +101,30 @@ def run(context: WorkerContext, work: Callable[[WorkerContext], int | None]) -> 
         log.exception("out of memory")
         failure = WorkerError("cannot allocate more memory: ask for more with --memory")
         failure.__cause__ = error
-    except OSError as error:
-        log.exception("failed")
-        failure = StorageError(f"cannot finish: {error}")
     except Exception as error:
         log.exception("failed")
-        failure = _gpu_failure(error) or WorkerError(
-            f"cannot finish: {type(error).__name__}: {_shorten(str(error))}; "
-            f"'zenos logs {context.task.id}' has the details"
-        )
+        failure = _failure(context, error)
     try:
         context.write_error(failure)
     except OSError as error:
         log.error("cannot write error.json: %s", error)  # noqa: TRY400
     return 1
+
+
+def _failure(context: WorkerContext, error: Exception) -> ZenosError:
+    """What is said of an error that nobody has put into words."""
+    if space.is_lacking(error):
+        where = getattr(error, "filename", None) or context.home.root
+        return StorageError(
+            f"cannot finish: the disk on which {where} lies is full; free space there, and do it "
+            "again"
+        )
+    if isinstance(error, OSError):
+        return StorageError(f"cannot finish: {error}")
+    return _gpu_failure(error) or WorkerError(
+        f"cannot finish: {type(error).__name__}: {_shorten(str(error))}; "
+        f"'zenos logs {context.task.id}' has the details"
+    )
 
 
 def _gpu_failure(error: Exception) -> WorkerError | None:

@@ -194,6 +194,44 @@ def test_broken_tables_are_named(tmp_path: Path) -> None:
     assert str(csv) in refused(csv)
 
 
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ("7,AAA,BBB\n8,CCC,DDD\n", "row 1 has 3 fields, the header has 2"),
+        ("1,one\n\n2,two\n3,Hello, world\n", "row 3 has 3 fields, the header has 2"),
+        ("1,AAA,\n2,BBB,\n", "row 1 has 3 fields, the header has 2"),
+        ('1,"a\nb"\n2,broken\nin two\n', "row 3 has 1 field, the header has 2"),
+        ('1,one\n2,"never closed\n3,three\n', "row 2 has a quote that isn't closed"),
+    ],
+)
+def test_rows_of_csv_are_never_read_into_another_column(
+    tmp_path: Path, rows: str, told: str
+) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id,text\n" + rows)
+    assert told in refused(path)
+    tabs = tmp_path / "a.tsv"
+    tabs.write_text(("id,text\n" + rows).replace(",", "\t"))
+    assert told in refused(tabs)
+
+
+def test_a_column_that_a_header_names_twice_is_not_chosen_from(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,text\nAAA,BBB\n")
+    assert "its header names the column 'text' 2 times" in refused(path)
+    path.write_text("text,,\nAAA,,\n")  # as spreadsheets leave empty columns
+    assert read(path) == ["AAA"]
+
+
+def test_cells_of_csv_are_texts(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id,text\n1,00001\n2,\n3,4.50\n4,NA\n5,true\n", encoding="utf-8-sig")
+    assert read(path) == ["00001", "4.50", "NA", "true"]  # an empty text is no document
+    long = "many words " * 20_000
+    path.write_text(f'text\r\n"{long}"\r\n"a ""quoted"", text"\r\n', newline="")
+    assert read(path) == [long, 'a "quoted", text']
+
+
 def test_the_split_hangs_on_content_alone(tmp_path: Path) -> None:
     first = write_corpus(tmp_path / "a", files=60, words=60)
     survey = Corpus(spec := DataSpec(paths=[str(first)], eval_fraction=0.2)).survey()

@@ -71,7 +71,7 @@ def test_a_slower_machine_brings_its_schedule_to_the_end(since: int, slower: flo
     assert made.fit is not None
     assert done == made.last < made.steps
     assert used_s == pytest.approx(BUDGET_S, rel=0.12)
-    assert rates[-1] == pytest.approx(WORK.learning_rate_min, abs=0.01)
+    assert rates[-1] == pytest.approx(WORK.lowest_rate, abs=0.01)
     assert max(a - b for a, b in pairwise(rates)) < 0.05, "the rate jumped"
 
 
@@ -99,7 +99,7 @@ def test_a_fit_is_saved_with_the_plan() -> None:
     rates = [schedule.learning_rate(WORK, step, 100, 10, fit) for step in (30, 50, 70)]
     cosine = [schedule.learning_rate(WORK, step, 120, 10) for step in (45, 95, 120)]
     assert rates[0] == pytest.approx(cosine[0])
-    assert rates[2] == pytest.approx(WORK.learning_rate_min)
+    assert rates[2] == pytest.approx(WORK.lowest_rate)
     assert rates[0] > rates[1] > rates[2]
 
 
@@ -149,7 +149,7 @@ def test_a_shortened_training_is_measured_says_so_and_resumes_bit_for_bit(
     assert isinstance(found["beats_bigram"], bool)
     rates = [p.learning_rate for p in bus.progress if p.stage == "training" and p.loss]
     assert rates[-1] is not None
-    assert rates[-1] < work.learning_rate_min * 1.2
+    assert rates[-1] < work.lowest_rate * 1.2
 
     bus = Bus()
 

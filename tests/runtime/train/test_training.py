@@ -359,6 +359,32 @@ def test_going_on_from_a_registered_model(run: Any, corpus: Path, tmp_path: Path
     assert result(context)["eval_loss"] < first["eval_loss"]
 
 
+def test_advice_about_sequences_that_are_too_long_can_be_followed(run: Any, corpus: Path) -> None:
+    short = {"hidden_size": 32, "num_hidden_layers": 1, "max_position_embeddings": 32}
+    code, context = run(spec(corpus, steps=2, settings=short))
+    assert code == 0, error(context)
+    base = {"arch": None, "base": "tiny", "settings": {}, "vocab_size": VOCAB_SIZE}
+    code, context = run(spec(corpus, **base, sequence_length=64), task="t2")
+    assert code == 1
+    said = error(context)["message"]
+    assert said.endswith("tiny has room for 32; give a sequence_length of at most 32")
+    code, context = run(spec(corpus, **base, steps=2), task="t3")
+    assert code == 0, error(context)
+    code, context = run(spec(corpus, settings=short, sequence_length=64), task="t4")
+    assert "or set max_position_embeddings in 'settings'" in error(context)["message"]
+
+
+def test_a_first_step_without_a_loss_is_not_blamed_on_the_rate(
+    run: Any, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(math.nan))
+    code, context = run(spec(corpus))
+    assert code == 1
+    said = error(context)["message"]
+    assert "is nan at step 0; nothing is learned yet" in said
+    assert "learning_rate" not in said
+
+
 def test_a_training_that_is_compiled_says_so(
     run: Any, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

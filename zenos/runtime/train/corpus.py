@@ -1,8 +1,9 @@
 """Reads a corpus: files, directories and globs of text, jsonl, csv and parquet, as documents.
 
-Nothing is ever held whole in memory: text is decoded block by block, tables are streamed by Hugging
-Face `datasets`. Every error names the file. The order of documents depends on the files' paths and
-contents alone, so that what follows (split, tokenizer, packing) can be cached by content.
+Nothing is ever held whole in memory: text is decoded block by block, csv row by row, and other
+tables are streamed by Hugging Face `datasets`. Every error names the file. The order of documents
+depends on the files' paths and contents alone, so that what follows (split, tokenizer, packing) can
+be cached by content.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import msgspec
 from zenos.core.errors import InvalidError
 from zenos.core.limits import KIB, MIB
 from zenos.core.specs import DataSpec
+from zenos.runtime.train import separated
 from zenos.threads import Pool
 
 BLOCK_BYTES: Final = MIB
@@ -299,6 +301,8 @@ class Corpus:
         try:
             if file.format == "text":
                 yield from self._read_text(file.path)
+            elif file.format == "csv":
+                yield from separated.texts(file.path, self.spec.encoding, self.spec.text_column)
             else:
                 yield from self._read_table(file)
         except OSError as error:
@@ -367,11 +371,7 @@ class Corpus:
     def _text_of(self, row: dict[str, Any], number: int, path: Path) -> str | None:
         column = self.spec.text_column
         if column not in row:
-            names = ", ".join(map(str, list(row)[:10]))
-            raise InvalidError(
-                f"cannot find the column {column!r} in {path}: it has {names}; "
-                "name one with data.text_column"
-            )
+            raise separated.missing_column(path, column, list(map(str, row)))
         text = row[column]
         if text is None or isinstance(text, str):
             return text
@@ -382,7 +382,7 @@ class Corpus:
 
 
 def _rows(file: SourceFile, encoding: str) -> Generator[dict[str, Any]]:
-    """The rows of a table, streamed by `datasets`."""
+    """The rows of jsonl or parquet, streamed by `datasets`."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import datasets
 
@@ -392,9 +392,6 @@ def _rows(file: SourceFile, encoding: str) -> Generator[dict[str, Any]]:
     builder = {"jsonl": "json"}.get(file.format, file.format)
     if file.format == "jsonl":
         options = {"encoding": encoding}
-    elif file.format == "csv":
-        separator = "\t" if file.path.suffix.lower() == ".tsv" else ","
-        options = {"encoding": encoding, "keep_default_na": False, "sep": separator}
     # Glob characters in a file's own name must not be read as a pattern.
     name = glob.escape(str(file.path))
     # It locks files in its cache even where it caches nothing: not in the user's own directory.

@@ -23,6 +23,7 @@ from zenos.core.errors import InvalidError
 from zenos.core.names import ModelRef
 from zenos.core.specs import TrainSpec
 from zenos.core.wire import Progress
+from zenos.models.presets import ROOMS
 from zenos.models.records import context_length
 from zenos.runtime import architectures, gpu
 from zenos.runtime.context import EXIT_SUSPENDED, WorkerContext
@@ -328,12 +329,7 @@ def build(
             f"cannot train {spec.arch or spec.base} ({name}) as {spec.objective}: choose an "
             "architecture of that family (llama and gpt2 for causal_lm, bert for masked_lm)"
         )
-    room = context_length(model.config.to_dict())
-    if room is not None and spec.sequence_length > room:
-        raise InvalidError(
-            f"cannot train on sequences of {spec.sequence_length} tokens: the model has room for "
-            f"{room}; set max_position_embeddings in 'settings', or a shorter sequence_length"
-        )
+    _check_room(model.config.to_dict(), spec)
     if model.get_input_embeddings().num_embeddings < vocabulary.size:
         raise InvalidError(
             f"cannot train with a vocabulary of {vocabulary.size}: the model has "
@@ -341,3 +337,17 @@ def build(
         )
     trained: torch.nn.Module = model
     return trained
+
+
+def _check_room(config: dict[str, Any], spec: TrainSpec) -> None:
+    """Raises InvalidError for sequences that are longer than the model has positions."""
+    room = context_length(config)
+    if room is None or spec.sequence_length <= room:
+        return
+    advice = f"give a sequence_length of at most {room}"
+    if spec.base is None:  # which has its own settings, and they can't be changed
+        advice += f", or set {next(name for name in ROOMS if name in config)} in 'settings'"
+    raise InvalidError(
+        f"cannot train on sequences of {spec.sequence_length} tokens: "
+        f"{spec.base or 'the model'} has room for {room}; {advice}"
+    )

@@ -44,7 +44,7 @@ def learning_rate(
     isn't known, and the rate rises as in a long run; from there on it rises evenly to the peak.
     fit: the way to an earlier end, for steps from `fit.at` on; the rate makes no jump there.
     """
-    peak, low = spec.learning_rate, spec.learning_rate_min
+    peak, low = spec.learning_rate, spec.lowest_rate
     first = spec.warmup if spec.warmup is not None else WARMUP
     if total is None or step < planned_at:
         return peak * min(1.0, (step + 1) / max(1, first))

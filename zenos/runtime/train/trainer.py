@@ -207,8 +207,7 @@ class Trainer:
         for what, value in (("loss", mean), ("gradient's norm", norm)):
             if not math.isfinite(value):  # before it gets into the weights
                 raise InvalidError(
-                    f"cannot go on: the {what} is {value} at step {step}; lower learning_rate, "
-                    "or train in float32"
+                    f"cannot go on: the {what} is {value} at step {step}; {_advice(step)}"
                 )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -481,3 +480,10 @@ class Trainer:
     def _warn(self, stage: str, note: str) -> None:
         log.warning("%s", note)
         self.report(Progress(stage=stage, note=note))
+
+
+def _advice(step: int) -> str:
+    """What to do where a step would spoil the weights: at the first the rate has done nothing."""
+    if step:
+        return "lower learning_rate, or train in float32"
+    return "nothing is learned yet, so look at 'settings' or the base, or train in float32"
