@@ -125,7 +125,7 @@ def test_the_words_say_what_to_give() -> None:
             ("cannot use int as task: give a text", lambda: client.task(5)),  # type: ignore[arg-type]
             ("cannot train int: give a TrainSpec", lambda: client.train(5)),  # type: ignore[arg-type]
             ("cannot generate from int: give a text", lambda: client.generate("tiny", 5)),  # type: ignore[arg-type]
-            ("not Unicode", lambda: client.submit(["\ud800"])),
+            ("not UTF-8", lambda: client.submit(["\ud800"])),
             ("argv", lambda: client.submit(None)),  # type: ignore[arg-type]
         ):
             with pytest.raises(InvalidError, match=said):
