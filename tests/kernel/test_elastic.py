@@ -264,3 +264,17 @@ def test_two_of_one_owner_are_not_saved_for_the_same_room_in_a_quota() -> None:
     for _ in range(3):
         h.wait(1)
     assert [h.now(task).state for task in tasks] == [State.SUSPENDING, State.RUNNING]
+
+
+def test_on_several_nodes_it_stays_as_it_was_cut() -> None:
+    h = Harness(node(cpu=1), node(cpu=1, name="second"), config=CONFIG)
+    task = h.submit(elastic(2, 4))
+    allocation = h.now(task).allocation
+    assert allocation is not None
+    assert {part.node: part.resources.cpu for part in allocation.parts} == {
+        "local": 1000,
+        "second": 1000,
+    }
+    h.run(task)
+    h.wait(100)
+    assert h.now(task).state is State.RUNNING

