@@ -29,6 +29,7 @@ ACCOUNTS = ("WHO", ">TASKS", ">CPU", ">GPU", ">MEMORY", ">GPU-HOURS", ">HAD / DU
 MODELS = ("MODEL", "ALIASES", "ARCHITECTURE", ">PARAMETERS", ">SIZE", ">HELD-OUT LOSS", "CREATED")
 # Of one text, wherever it is shown: a terminal has its own bound, a pipe none but this.
 CELL_CHARS_MAX = 4000
+HISTORY_CHARS_MAX = 200
 HISTORY_LINES_MAX = 15
 TOPICS = ("TOPIC", ">WAITING", ">WORKED ON", ">DEAD", ">SIZE", ">OLDEST", ">RECEIVERS")
 MESSAGES = (">AGE", "ID", ">PRIO", "SENDER", "RECEIVER", ">FAILED", "BODY")
@@ -207,7 +208,9 @@ def history_lines(events: Sequence[TaskEvent]) -> str:
     lines = [f"… and {len(events) - len(shown)} before"] if len(events) > len(shown) else []
     for event in shown:
         when = time.strftime("%m-%d %H:%M:%S", time.localtime(event.at))
-        detail = clipped(" ".join(event.detail.split()))
+        detail = " ".join(event.detail.split())
+        if len(detail) > HISTORY_CHARS_MAX:  # a line each is what it is for; --json has all of it
+            detail = detail[: HISTORY_CHARS_MAX - 1] + "…"
         lines.append(f"{when}  {event.type}" + (f": {detail}" if detail else ""))
     return "\n".join(lines)
 
