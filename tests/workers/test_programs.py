@@ -182,7 +182,7 @@ async def test_stopping_ends_everything_that_the_program_started(rig: Rig) -> No
     await rig.executor.start(program(PYTHON, "-c", STUBBORN))
     await rig.until(WorkerStarted)
     log = rig.home.run("t1", 1) / "log"
-    await until(lambda: "up" in runs.log_tail(log))
+    await until(lambda: "up\n" in runs.log_tail(log))
     pid = runs.process(rig.home.run("t1", 1), "shim")
     assert pid is not None
     family = shim.descendants(pid)
@@ -196,7 +196,7 @@ async def test_who_was_to_save_first_and_is_cancelled_then_has_less_time(rig: Ri
     await rig.executor.start(program(PYTHON, "-c", STUBBORN))
     await rig.until(WorkerStarted)
     log = rig.home.run("t1", 1) / "log"
-    await until(lambda: "up" in runs.log_tail(log))
+    await until(lambda: "up\n" in runs.log_tail(log))
     await rig.executor.stop("t1", 1, 1000.0, save=True)
     await rig.executor.stop("t1", 1, 0.1, save=False)
     assert (await exited(rig)).outcome.signal == signal.SIGKILL
@@ -401,7 +401,7 @@ async def test_a_program_inside_a_shell_has_its_whole_grace_time(rig: Rig, tmp_p
     (tmp_path / "train.py").write_text(SAVING)
     await rig.executor.start(program("/bin/sh", "-c", f"{PYTHON} {tmp_path}/train.py; echo end"))
     log = rig.home.run("t1", 1) / "log"
-    await until(lambda: "up" in runs.log_tail(log))
+    await until(lambda: "up\n" in runs.log_tail(log))
     await rig.executor.stop("t1", 1, 60.0, save=True)
     outcome = (await exited(rig)).outcome
     assert (outcome.signal, outcome.log_tail) == (signal.SIGTERM, "up\nsaved\n")
