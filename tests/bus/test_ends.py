@@ -239,6 +239,7 @@ def test_descriptors_of_a_flood_are_closed_once(
         return found
 
     bus.connect().topic("narrow").send(b"fills it", timeout_s=LONG_S)
+    until(lambda: bus.do(lambda: bus.broker.waiting("narrow")) == 1)  # before the flood comes
     before = descriptors()
     monkeypatch.setattr(envelope.os, "close", closing)
     null = os.open(sent, os.O_RDONLY)
