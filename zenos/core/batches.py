@@ -40,7 +40,7 @@ class BatchSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         seen: set[str] = set()
         for number, task in enumerate(self.tasks, start=1):
             if not task.name:
-                raise InvalidError(f"cannot submit task {number} of the file: it needs a name")
+                raise InvalidError(f"cannot submit task {number}: give it a name")
             if task.name in seen:
                 raise InvalidError(f"cannot submit two tasks called {task.name!r}: name one anew")
             seen.add(task.name)

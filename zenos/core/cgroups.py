@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
 ROOT: Final = Path("/sys/fs/cgroup")
+UNLIMITED: Final = 2**62  # bytes: by a number near 2**63 version 1 says what the other calls "max"
 MOVES_MAX: Final = 20  # what forks while it is moved is moved again, so often
 _LEAF: Final = re.compile(r"zenos-[0-9a-f]{12}-daemon")
 
@@ -130,10 +131,11 @@ class MemoryKills:
         return self._count() > self._before
 
     def limit(self) -> int | None:
-        """The group's memory, in bytes; None where that can't be told."""
+        """The group's memory, in bytes; None where it has no limit, or that can't be told."""
         for _, limit in self._places:
             with suppress(OSError, ValueError):  # ValueError for "max"
-                return int(limit.read_text())
+                size = int(limit.read_text())
+                return size if size < UNLIMITED else None
         return None
 
     def _count(self) -> int:

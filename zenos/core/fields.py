@@ -6,12 +6,15 @@ The published schemas, the flags of the command line and the reference pages are
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, get_type_hints
 
 import msgspec
 
 from zenos.core import limits
 from zenos.core.errors import InvalidError
+from zenos.core.wording import FieldError, shown
 
 
 def about(text: str, low: float | None = None, high: float | None = None) -> msgspec.Meta:
@@ -58,12 +61,24 @@ def plain(number: float) -> str:
 
 
 def check_bounds(spec: msgspec.Struct, prefix: str = "") -> None:
-    """Raises InvalidError for the first field that is out of its bounds, as `prefix` + its name."""
+    """Raises FieldError for the first field that is out of its bounds, as `prefix` + its name."""
     for name, low, high in _bounds(type(spec)):
         value = getattr(spec, name)
         # NaN fails the comparison too; an integer may be too large to become a float.
         if value is not None and not low <= value <= high:
-            shown = repr(value)[:40]
-            raise InvalidError(
-                f"cannot use {prefix}{name} {shown}: it must be from {plain(low)} to {plain(high)}"
+            raise FieldError(
+                f"cannot use {prefix}{name} {shown(value)}: it must be from {plain(low)} to "
+                f"{plain(high)}",
+                f"{prefix}{name}",
             )
+
+
+@contextmanager
+def blaming(param: str) -> Iterator[None]:
+    """What is found invalid inside, and names no field itself, is the fault of this one."""
+    try:
+        yield
+    except InvalidError as error:
+        if error.param is not None or type(error) is not InvalidError:
+            raise
+        raise FieldError(error.message, param) from None

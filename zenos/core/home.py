@@ -21,6 +21,20 @@ _BASE_BYTES_MAX: Final = 60
 _SHARED_PLACES: Final = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - as in `_sockets`
 
 
+def given(variable: str) -> str | None:
+    """A variable of the environment that names what is meant; None where it isn't set.
+
+    InvalidError for one that is set and empty: a script whose command failed would else act on
+    the home that is here, and as its operator.
+    """
+    value = os.environ.get(variable)
+    if value is not None and not value.strip():
+        raise InvalidError(
+            f"cannot use {variable}: it is set and empty; set it to what is meant, or unset it"
+        )
+    return value
+
+
 class Home(msgspec.Struct, frozen=True):
     """Paths inside one home. Two homes are two independent systems."""
 
@@ -33,17 +47,28 @@ class Home(msgspec.Struct, frozen=True):
         InvalidError where there is no such directory: it is none of ours to make. elsewhere: the
         daemon has another address, and so the user needs none.
         """
-        said = os.environ.get("ZENOS_HOME")
+        said = given("ZENOS_HOME")
         user = os.environ.get("HOME")
         user = os.path.expanduser("~") if user is None else user  # noqa: PTH111 - says ~ if unknown
         if said or os.path.isdir(user):  # noqa: PTH112 - Path("") is the working directory
-            return cls(Path(said or Path(user, ".zenos")).expanduser().absolute())
+            return cls.of(said or Path(user, ".zenos"))
         if elsewhere:
             return cls(Path(user or os.devnull, ".zenos").absolute())  # where nothing is
         raise InvalidError(
             f"cannot use HOME={user[:1000]}: there is no such directory; set ZENOS_HOME to one for "
             "zenos, which is made if it is not there"
         )
+
+    @classmethod
+    def of(cls, path: str | Path) -> Home:
+        """The home in that directory, as a user names it. InvalidError."""
+        try:
+            return cls(Path(path).expanduser().absolute())
+        except RuntimeError:
+            raise InvalidError(
+                f"cannot use the home {str(path)[:1000]}: nobody here is called so; write ./ "
+                "before a name that begins with ~"
+            ) from None
 
     @property
     def id(self) -> str:

@@ -49,6 +49,7 @@ PRIORITY_LOW: Final = 25
 PRIORITY_NORMAL: Final = 50
 PRIORITY_HIGH: Final = 75
 PRIORITY_MAX: Final = 100
+PRIORITIES: Final = {"low": PRIORITY_LOW, "normal": PRIORITY_NORMAL, "high": PRIORITY_HIGH}
 EXPECTED_S_DEFAULT: Final = 600.0
 EXPECTED_S_MAX: Final = 10 * 365 * 86400.0
 TIME_S_MAX: Final = 253_402_300_799.0  # the end of the year 9999
@@ -123,6 +124,17 @@ SUBSCRIPTION_BYTES_MAX: Final = 64 * MIB
 GRANTS_MAX: Final = 64  # topics that a task may use beside its own
 SHARED_COST: Final = 64  # what a message with descriptors counts, of what a subscriber may be sent
 PREFETCH_MAX: Final = 10_000  # messages that a receiver may ask for before it takes them
+# Direct sockets: who calls a topic so often within so many seconds gets one. It carries so many
+# calls at once, of so many bytes, none larger than that; and is closed when none comes for so long.
+DIRECT_CALLS: Final = 16
+DIRECT_WITHIN_S: Final = 1.0
+DIRECT_PENDING_MAX: Final = 256
+DIRECT_BYTES_MAX: Final = 4 * MIB
+DIRECT_CALL_BYTES_MAX: Final = 128 * KIB
+DIRECT_ASKED_MAX: Final = 1000  # messages that its server takes from the broker in that time
+DIRECT_IDLE_S: Final = 30.0
+DIRECT_AGAIN_S: Final = 5.0  # after a second server came, or the only one wanted no direct socket
+PEER_DIRECT_MAX: Final = 64  # direct sockets of one peer
 
 # Shared memory
 SEGMENT_BYTES_MIN: Final = 64 * KIB
@@ -137,6 +149,7 @@ SHARED_BODY_BYTES_MIN: Final = MIB  # of bytes
 WEIGHTS_WAITING_MAX: Final = 64  # replicas that ask a training for its weights at once
 WEIGHTS_TIMEOUT_S: Final = 5.0  # for each word of a replica; then the next one's turn comes
 WEIGHTS_WAIT_S: Final = 30.0  # for a training's answer; then the file is read
+REPLICAS_MAX: Final = 64  # of a deployment
 RANKS_MAX: Final = 64
 REDUCE_TIMEOUT_S: Final = 300.0  # a rank that is so long behind the others is given up
 REDUCE_SPIN_S: Final = 50e-6
@@ -158,6 +171,8 @@ LEASE_S: Final = 30.0
 LEASE_S_MAX: Final = 86400.0
 DELIVERIES_MAX: Final = 5
 DELIVERED_AT_ONCE_MAX: Final = 1000
+SEVERAL_MAX: Final = 1000  # durable messages, or acknowledgements, in one frame
+SEVERAL_BYTES: Final = 64 * KIB  # after which the next ones go into another frame
 DEAD_MESSAGES_KEPT: Final = 10_000  # of one topic
 DEDUPLICATION_S: Final = 600.0
 DEDUPLICATION_IDS_MAX: Final = 100_000  # of one topic
@@ -204,7 +219,10 @@ CALL_BYTES_MAX: Final = 64 * MIB  # of a function, its arguments, or its result,
 CALLS_IN_FLIGHT_MAX: Final = 100_000  # of one program
 CALLS_BYTES_MAX: Final = 256 * MIB  # of one program's, that are in flight
 CALL_RETRIES: Final = 3  # of an idempotent one whose lane died
-CALL_PACKET_BYTES_MAX: Final = 32 * KIB  # more goes to a lane by descriptor
+# More goes to a lane by descriptor, which costs ten times as much for 64 KiB. The system takes a
+# packet up to this without needing more than 16 KiB of memory in one piece.
+CALL_PACKET_BYTES_MAX: Final = 80 * KIB
+CALL_SOCKET_BYTES: Final = 512 * KIB  # on their way at once; the system may allow less
 CALLS_PER_LANE_MAX: Final = 64  # that a lane is given in advance
 CALLS_AHEAD_ALONE_S: Final = 0.1  # of work, while one program calls alone
 CALLS_AHEAD_S: Final = 0.004  # the same, while several do
@@ -223,6 +241,7 @@ THREAD_PROCESSES_MAX: Final = 32  # of one task, whose threads are shown
 POOLS_REPORTED_MAX: Final = 16
 NAME_SHOWN_CHARS_MAX: Final = 80  # of what tasks call their threads
 THREAD_EXPECTED_S: Final = 1.0  # where nothing is known yet
+THREAD_AGEING_MAX: Final = 1e6
 THREAD_BACKOFF_S_MAX: Final = 300.0
 THREAD_GRACE_S: Final = 1.0  # from the word to stop to the end of a lane's process
 LANE_START_TIMEOUT_S: Final = 60.0

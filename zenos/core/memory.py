@@ -7,7 +7,10 @@ import signal
 import time
 from typing import Any
 
-from zenos.core.processes import descendants, kill, resident_bytes
+from zenos.core.processes import descendants, kill, own_bytes, resident_bytes
+
+# From one look at what processes share to the next, in times of what the look has taken.
+LOOK_EVERY = 20
 
 
 class Limits:
@@ -18,6 +21,8 @@ class Limits:
         self.groups: list[str] = list(spec.get("cgroups") or [])
         self.peak = 0
         self.exceeded = False
+        self._shared = 0  # of what is resident, what was counted for more than one process
+        self._look_at = 0.0
         self._kills = self._oom_kills()
 
     def enter(self) -> None:
@@ -32,10 +37,28 @@ class Limits:
             self.exceeded = self.exceeded or self._oom_kills() > self._kills
             self.peak = max(self.peak, self._group_peak())
         else:
-            used = resident_bytes(descendants(os.getpid()))
+            used = self._used()
             self.peak = max(self.peak, used)
             self.exceeded = self.exceeded or bool(self.limit and used > self.limit)
         return self.exceeded
+
+    def _used(self) -> int:
+        """What the worker and all below it have; what they share counts once.
+
+        1. Within the limit even if it counted for each, nobody needs to know it better.
+        2. Else it is looked at, which takes long in a large task: so only once in LOOK_EVERY times
+           that, while what was shared at the last look leaves it within the limit. Nobody is over
+           the limit by what was seen before.
+        """
+        pids = descendants(os.getpid())
+        resident = resident_bytes(pids)
+        if not self.limit or resident <= self.limit:  # 1
+            return resident
+        began = time.monotonic()
+        if began >= self._look_at or resident - self._shared > self.limit:  # 2
+            self._shared = max(0, resident - own_bytes(pids))
+            self._look_at = began + LOOK_EVERY * (time.monotonic() - began)
+        return resident - self._shared
 
     def most(self, largest_bytes: int) -> int:
         """The most memory that was used at once. largest_bytes: of any process, by getrusage.

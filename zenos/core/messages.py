@@ -17,9 +17,12 @@ from zenos.core.wording import FieldError
 
 WhenFull = Literal["block", "refuse", "drop_oldest"]
 ANY: Final = "*"  # of a pattern: every topic below
+# Of its frame's header, what is there beside texts: numbers, and what is said of a delivery.
+HEADER_REST_BYTES: Final = 512
+_encode: Final = msgspec.msgpack.Encoder().encode
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A durable message, as the store keeps it.
 
     number: counts over all topics, in the order of arrival. id: the sender's; of several messages
@@ -51,7 +54,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def size(self) -> int:
         """What counts against its topic's limit."""
-        return len(self.body) + sum(len(k) + len(v) for k, v in self.headers.items())
+        size = len(self.body)
+        if self.headers:
+            size += sum(len(name) + len(value) for name, value in self.headers.items())
+        return size
 
 
 class TopicSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -133,10 +139,22 @@ def check_message(message: Message) -> None:
             f"{limits.MESSAGE_BYTES_MAX}; send where the data lies instead",
             "body",
         )
+    most = limits.FRAME_HEADER_BYTES_MAX - HEADER_REST_BYTES
+    if message.headers and (size := _header_bytes(message)) > most:
+        raise FieldError(
+            f"cannot send a message with headers of {size} bytes, with its topic and its id: at "
+            f"most {most}; put less into its headers and more into its body",
+            "headers",
+        )
     if not limits.PRIORITY_MIN <= message.priority <= limits.PRIORITY_MAX:
         raise FieldError(f"cannot use priority {message.priority}: from 0 to 100", "priority")
     if not (math.isfinite(message.due) and math.isfinite(message.deadline)):
         raise FieldError("cannot use these times: they must be finite", "deadline")
+
+
+def _header_bytes(message: Message) -> int:
+    """Of its texts, as they go in the header of the frame that brings it to a receiver."""
+    return len(_encode((message.topic, message.id, message.sender, message.headers)))
 
 
 def check_seconds(name: str, value: float, least: float) -> None:

@@ -59,6 +59,17 @@ def check_new_name(name: str, what: str) -> str:
     return normal
 
 
+def check_encoding(name: str) -> str:
+    """An encoding of text that this Python knows. Raises InvalidError."""
+    try:
+        "".encode(name)  # refuses unknown ones, and codecs that are no text
+    except (LookupError, ValueError):
+        raise InvalidError(
+            f"cannot use the encoding {name[:64]!r}: unknown; e.g. utf-8, gb18030"
+        ) from None
+    return name
+
+
 def check_labels(labels: Mapping[str, str]) -> None:
     """Raises InvalidError for labels that may not be used: each part is a name."""
     if len(labels) > limits.LABELS_MAX:
@@ -71,7 +82,9 @@ def check_labels(labels: Mapping[str, str]) -> None:
 
 def check_topic(name: str) -> str:
     """A topic's name in NFC: names joined by `/`, at most 4. Raises InvalidError."""
-    return _check_topic(name if isinstance(name, str) else "")
+    if not isinstance(name, str):
+        raise InvalidError(f"cannot use a {type(name).__name__} as topic: give a text")
+    return _check_topic(name)
 
 
 @functools.lru_cache(4096)
@@ -80,6 +93,10 @@ def _check_topic(name: str) -> str:
     parts = name.split("/")
     if len(parts) > 4:
         raise InvalidError(f"cannot use a topic of {len(parts)} parts: at most 4")
+    if len(parts) > 1 and "" in parts:
+        raise InvalidError(
+            f"cannot use the topic {name[: limits.NAME_CHARS_MAX]!r}: one of its parts is empty"
+        )
     return "/".join(check_name(part, "topic") for part in parts)
 
 

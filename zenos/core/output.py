@@ -19,6 +19,11 @@ CHUNK_BYTES = 1 << 16  # what a pipe holds
 PAUSE_S, LITTLE_BYTES = 0.005, 1 << 12
 
 
+def notice(lost_bytes: int, fault: str) -> str:
+    """What stands where output is missing."""
+    return f"\n[cannot show {lost_bytes} bytes of output: {fault}]\n"
+
+
 class Output:
     """The log in a run directory, and the pipe that leads there.
 
@@ -73,11 +78,17 @@ class Output:
         while left > 0 and (moved := self.take()):
             left -= moved
 
-    def _write(self, data: bytes) -> None:
-        notice = b""
+    def tell_lost(self) -> int:
+        """Say in the log what could not be written, if it has room by now.
+
+        The number of bytes of which it still says nothing.
+        """
         if self._lost:
-            notice = f"\n[cannot show {self._lost} bytes of output: {self._fault}]\n".encode()
-        rest = notice + data
+            self._write(b"")
+        return self._lost
+
+    def _write(self, data: bytes) -> None:
+        rest = (notice(self._lost, self._fault).encode() if self._lost else b"") + data
         try:
             if self._bytes_max and self._size + len(rest) > self._bytes_max:
                 self._begin_anew()

@@ -110,6 +110,23 @@ def resident_bytes(pids: list[int]) -> int:
     return total
 
 
+def own_bytes(pids: list[int]) -> int:
+    """Resident memory of processes together; a page that several share counts once, in parts.
+
+    Of what they share with others their part counts. The kernel walks through all pages for it:
+    tens of milliseconds for each GiB. A process of which it doesn't tell counts as it is resident.
+    """
+    total = 0
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+                parts = (line.split() for line in file)
+                total += next(int(part[1]) * 1024 for part in parts if part[0] == "Pss:")
+        except (OSError, StopIteration):
+            total += resident_bytes([pid])
+    return total
+
+
 def identity(pid: int) -> dict[str, Any]:
     """What tells a process from a later one with the same pid."""
     return {"pid": pid, "start_time": start_time(pid), "boot_id": boot_id()}

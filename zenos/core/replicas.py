@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from msgspec.structs import replace
 
 from zenos.core import limits
+from zenos.core.node import Node
 from zenos.core.resources import Resources
 from zenos.core.specs import DeploymentSpec, ServeSpec
 from zenos.core.task import Deployment, TaskSpec
@@ -14,6 +17,23 @@ def replica_resources(spec: DeploymentSpec, memory: int = 0) -> Resources:
     """What one replica wants; memory: bytes, where the spec doesn't say."""
     wanted = spec.memory if spec.memory is not None else memory or limits.REPLICA_MEMORY_BYTES
     return Resources.of(cpu=spec.cpu, gpu=spec.gpu, memory=wanted)
+
+
+def replicas_held(wants: Resources, nodes: Iterable[Node]) -> int:
+    """How many replicas the nodes could hold if there were nothing else on them."""
+    held = 0
+    for node in nodes:
+        there = node.there
+        counts = [
+            whole // want
+            for want, whole in ((wants.cpu, there.cpu), (wants.memory, there.memory))
+            if want
+        ]
+        if wants.gpu:  # a share is of one device
+            each = 1000 // wants.gpu * (there.gpu // 1000)
+            counts.append(each if wants.gpu < 1000 else there.gpu // wants.gpu)
+        held += min(counts, default=limits.REPLICAS_MAX)
+    return held
 
 
 def replica_spec(deployment: Deployment) -> TaskSpec:

@@ -10,8 +10,8 @@ from typing import Annotated, Final, Self
 import msgspec
 
 from zenos.core import limits
-from zenos.core.errors import InvalidError
 from zenos.core.fields import about
+from zenos.core.wording import FieldError
 
 _SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([kKmMgGtTpPeE]?)(i?)[bB]?\s*$")
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5, "e": 6}
@@ -20,57 +20,62 @@ _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5, "e": 6}
 def parse_share(value: float | str, what: str, milli_max: int) -> int:
     """Thousandths of a device or core from what people write: `0.5`, `2`, `"1.5"`.
 
-    Raises InvalidError for anything negative, not finite, absurdly large or finer than 1/1000.
+    Raises FieldError for anything negative, not finite, absurdly large or finer than 1/1000.
     """
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise InvalidError(
-            f"cannot read {what} {repr(value)[:64]}: give a number such as 0.5 or 2"
+        raise FieldError(
+            f"cannot read {what} {repr(value)[:64]}: give a number such as 0.5 or 2",
+            what,
         ) from None
     except OverflowError:  # a whole number that no float holds
         number = math.inf
-    if isinstance(value, bool) or not math.isfinite(number) or number < 0:
-        raise InvalidError(f"cannot use {what} {number}: give a number of 0 or more")
+    if isinstance(value, bool) or math.isnan(number) or number < 0:
+        raise FieldError(f"cannot use {what} {number}: give a number of 0 or more", what)
     if number * 1000 > milli_max:
-        raise InvalidError(f"cannot use {what} {value!r}: at most {milli_max // 1000} are allowed")
+        raise FieldError(
+            f"cannot use {what} {number:g}: at most {milli_max // 1000} are allowed", what
+        )
     milli = round(number * 1000)
     if number > 0 and milli == 0:
-        raise InvalidError(f"cannot use {what} {value!r}: the smallest share is 0.001")
+        raise FieldError(f"cannot use {what} {value!r}: the smallest share is 0.001", what)
     return milli
 
 
 def parse_size(value: int | float | str, what: str = "memory") -> int:
     """Bytes from `536870912`, `"512MiB"`, `"2GiB"` or `"2GB"` (decimal when without the i).
 
-    Raises InvalidError for what is no size, for more than any machine has, and for what is above
+    Raises FieldError for what is no size, for more than any machine has, and for what is above
     nothing and below a byte: it would become 0, which is no limit.
     """
     if isinstance(value, bool):
-        raise InvalidError(f"cannot read {what} {value!r}: write a size such as 512MiB or 2GiB")
+        raise FieldError(f"cannot read {what} {value!r}: write a size such as 512MiB or 2GiB", what)
     if isinstance(value, int | float):
         if (isinstance(value, float) and not math.isfinite(value)) or value < 0:
-            shown = (
-                value if not abs(value) > 1e30 else "that small"
-            )  # very long ones can't be shown
-            raise InvalidError(f"cannot use {what} {shown}: a size is a number of 0 or more bytes")
+            # Python shows no very long whole number.
+            shown = value if isinstance(value, float) or value > -1e30 else "that small"
+            raise FieldError(
+                f"cannot use {what} {shown}: a size is a number of 0 or more bytes", what
+            )
         more_than_none, size = value > 0, int(value)
     else:
         match = _SIZE.match(value) if isinstance(value, str) and len(value) <= 64 else None
         if match is None:
-            raise InvalidError(
-                f"cannot read {what} {repr(value)[:64]}: write a size such as 512MiB or 2GiB"
+            raise FieldError(
+                f"cannot read {what} {repr(value)[:64]}: write a size such as 512MiB or 2GiB", what
             )
         base = 1024 if match[3] else 1000
         number = float(match[1])
         more_than_none = number > 0
         size = round(number * base ** _POWER[match[2].lower()])
     if more_than_none and size == 0:
-        raise InvalidError(
-            f"cannot use {what} {value!r}: that is less than a byte; write a size such as 512MiB"
+        raise FieldError(
+            f"cannot use {what} {value!r}: that is less than a byte; write a size such as 512MiB",
+            what,
         )
     if size > limits.MEMORY_BYTES_MAX:
-        raise InvalidError(f"cannot use so much {what}: more than any machine has")
+        raise FieldError(f"cannot use so much {what}: more than any machine has", what)
     return size
 
 
@@ -170,19 +175,30 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return self
 
     def check(self) -> None:
-        """Raises InvalidError for what no task can want, on whatever node."""
-        if self.memory > limits.MEMORY_BYTES_MAX or self.gpu_memory > limits.MEMORY_BYTES_MAX:
-            raise InvalidError("cannot use that much memory: more than any machine has")
-        if self.cpu > limits.CPU_MILLI_MAX or self.gpu > limits.GPU_MILLI_MAX:
-            raise InvalidError("cannot use that many CPUs or GPUs: more than any machine has")
-        if not self.is_valid:
-            raise InvalidError("cannot use negative resources: give numbers of 0 or more")
+        """Raises FieldError for what no task can want, on whatever node."""
+        for what, amount, most in (
+            ("memory", self.memory, limits.MEMORY_BYTES_MAX),
+            ("gpu_memory", self.gpu_memory, limits.MEMORY_BYTES_MAX),
+            ("cpu", self.cpu, limits.CPU_MILLI_MAX),
+            ("gpu", self.gpu, limits.GPU_MILLI_MAX),
+        ):
+            if amount > most:
+                much = "that much memory" if "memory" in what else "that many CPUs or GPUs"
+                raise FieldError(f"cannot use {much}: more than any machine has", what)
+            if amount < 0:
+                raise FieldError("cannot use negative resources: give numbers of 0 or more", what)
         if 0 < self.memory < limits.MEMORY_BYTES_MIN:
-            raise InvalidError("cannot use so little memory: at least 4 MiB; or 0 for no limit")
+            raise FieldError(
+                "cannot use so little memory: at least 4 MiB; or 0 for no limit", "memory"
+            )
         if self.gpu_memory and not self.gpu:
-            raise InvalidError("cannot give GPU memory without a GPU: ask for a share of one too")
+            raise FieldError(
+                "cannot give GPU memory without a GPU: ask for a share of one too", "gpu_memory"
+            )
         if self.gpu > 1000 and self.gpu % 1000:
-            raise InvalidError("cannot share more than one GPU: ask for below 1, or for whole ones")
+            raise FieldError(
+                "cannot share more than one GPU: ask for below 1, or for whole ones", "gpu"
+            )
 
     @property
     def is_valid(self) -> bool:

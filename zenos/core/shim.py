@@ -113,7 +113,8 @@ def claim(directory: str) -> int | None:
     os.mkdir(temporary, 0o700)
     fd = os.open(os.path.join(temporary, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    write_record(temporary, "shim", identity(os.getpid()), sync=False)
+    who = {**identity(os.getpid()), "lock": os.fstat(fd).st_ino}  # in a copy it is another one
+    write_record(temporary, "shim", who, sync=False)
     try:
         os.rename(temporary, directory)
     except OSError as error:
@@ -183,16 +184,21 @@ def run(spec: dict[str, Any], notify: int, target: Target | None = None) -> None
         "oom": limits.exceeded,
         "limit": limits.limit,
     }
-    _write_exit(directory, record)
+    _write_exit(directory, record, output)
     passing("shim.exit.after")
     limits.remove()
 
 
-def _write_exit(directory: str, record: dict[str, Any]) -> None:
-    """Write down how it ended: on a full disk as soon as there is space, else it would be lost."""
+def _write_exit(directory: str, record: dict[str, Any], output: Output) -> None:
+    """Write down how it ended: on a full disk as soon as there is space, else it would be lost.
+
+    The log first says what of the output found no room; where even that finds none, the record does
+    (`lost_bytes`).
+    """
     while True:
+        lost_bytes = output.tell_lost()
         try:
-            write_record(directory, "exit", record, sync=True)
+            write_record(directory, "exit", record | {"lost_bytes": lost_bytes}, sync=True)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

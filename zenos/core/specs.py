@@ -14,9 +14,17 @@ import msgspec
 
 from zenos.core import limits
 from zenos.core.errors import InvalidError
-from zenos.core.fields import about, check_bounds, named, within
-from zenos.core.names import ModelRef, check_name, check_new_name, check_public_topic
+from zenos.core.fields import about, blaming, check_bounds, named, within
+from zenos.core.names import (
+    ModelRef,
+    check_encoding,
+    check_name,
+    check_new_name,
+    check_public_topic,
+)
+from zenos.core.publishing import check_publishing
 from zenos.core.resources import Resources
+from zenos.core.wording import FieldError
 
 # What tells a program which task it is, of which home, and what it has.
 OWN_VARIABLES: Final = (
@@ -120,8 +128,10 @@ class CreateSpec(
 
     def check(self) -> None:
         """Raises InvalidError for names or numbers that may not be used."""
-        check_new_name(self.name, "model name")
-        check_name(self.arch, "architecture")
+        with blaming("name"):
+            check_new_name(self.name, "model name")
+        with blaming("arch"):
+            check_name(self.arch, "architecture")
         check_bounds(self)
 
 
@@ -143,17 +153,24 @@ class DataSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def check(self) -> None:
         """Raises InvalidError for what can be seen without opening the files."""
         if not self.paths:
-            raise InvalidError("cannot train on nothing: give at least one path in data.paths")
+            raise FieldError(
+                "cannot train on nothing: give at least one path in data.paths", "data.paths"
+            )
         for name, given in (("data.paths", self.paths), ("data.exclude", self.exclude)):
             for path in given:
                 if not path or "\0" in path or len(path) > limits.PATH_CHARS_MAX:
-                    raise InvalidError(
+                    raise FieldError(
                         f"cannot use {name} {path[:64]!r}: give 1 to {limits.PATH_CHARS_MAX} "
-                        "characters without NUL"
+                        "characters without NUL",
+                        name,
                     )
         for path in self.paths:
             if not path.startswith("/"):
-                raise InvalidError(f"cannot use the data path {path[:64]!r}: give a whole path")
+                raise FieldError(
+                    f"cannot use the data path {path[:64]!r}: give a whole path", "data.paths"
+                )
+        with blaming("data.encoding"):
+            check_encoding(self.encoding)
         check_bounds(self, "data.")
 
 
@@ -266,47 +283,45 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def check(self) -> None:
         """Raises InvalidError for contradictions and numbers that may not be used."""
-        check_new_name(self.model, "model name")
+        with blaming("model"):
+            check_new_name(self.model, "model name")
         if (self.arch is None) == (self.base is None):
             raise InvalidError(
                 "cannot tell what to train: give either 'arch' (from scratch) or 'base' (a model)"
             )
-        if self.arch is not None:
-            check_name(self.arch, "architecture")
-        if self.base is not None:
-            ModelRef.parse(self.base)
-            if self.settings:
-                raise InvalidError("cannot use 'settings' with 'base': the base model has its own")
-        if self.tokenizer is not None:
-            ModelRef.parse(self.tokenizer)
+        with blaming("arch"):
+            if self.arch is not None:
+                check_name(self.arch, "architecture")
+        for field, ref in (("base", self.base), ("tokenizer", self.tokenizer)):
+            with blaming(field):
+                if ref is not None:
+                    ModelRef.parse(ref)
+        if self.base is not None and self.settings:
+            raise FieldError(
+                "cannot use 'settings' with 'base': the base model has its own", "settings"
+            )
         taken = self.tokenizer or self.base
         if taken is not None and self.vocab_size != VOCAB_SIZE:
-            raise InvalidError(
+            raise FieldError(
                 f"cannot choose vocab_size: no tokenizer is trained, {taken}'s is used; leave it "
-                "out"
+                "out",
+                "vocab_size",
             )
         self.data.check()
         check_bounds(self)
-        if self.publish is not None:
-            check_new_name(self.publish, "model name")
-            if self.objective != "causal_lm":
-                raise InvalidError(
-                    f"cannot publish while training {self.objective}: such a model isn't served; "
-                    "leave out 'publish'"
-                )
+        check_publishing(self)
         if self.steps is not None and self.epochs != EPOCHS:
-            raise InvalidError(
-                f"cannot use epochs {self.epochs:g} beside steps {self.steps}: each says how long "
-                "it trains; leave one of them out"
-            )
+            raise self.both_lengths()
         if self.lowest_rate > self.learning_rate:
-            raise InvalidError(
+            raise FieldError(
                 f"cannot use learning_rate_min {self.lowest_rate:g}: it is above learning_rate, "
-                f"which is {self.learning_rate:g}; lower it, or leave it out for a tenth of that"
+                f"which is {self.learning_rate:g}; lower it, or leave it out for a tenth of that",
+                "learning_rate_min",
             )
         if self.workers_min is not None and self.workers_min > self.workers:
-            raise InvalidError(
-                f"cannot have workers_min {self.workers_min} above workers {self.workers}"
+            raise FieldError(
+                f"cannot have workers_min {self.workers_min} above workers {self.workers}",
+                "workers_min",
             )
         if self.is_elastic and self.backend in ("gloo", "nccl"):
             raise InvalidError(
@@ -314,10 +329,19 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 " backend at auto, or workers_min out"
             )
         if self.workers > self.batch_size:
-            raise InvalidError(
+            raise FieldError(
                 f"cannot split batches of {self.batch_size} over {self.workers} workers: give at "
-                "most as many workers as batch_size has sequences"
+                "most as many workers as batch_size has sequences",
+                "workers",
             )
+
+    def both_lengths(self) -> FieldError:
+        """That steps and epochs were both given."""
+        return FieldError(
+            f"cannot use epochs {self.epochs:g} beside steps {self.steps}: each says how long it "
+            "trains; leave one of them out",
+            "epochs",
+        )
 
     @property
     def lowest_rate(self) -> float:
@@ -357,7 +381,8 @@ class ServeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def check(self) -> None:
         """Raises InvalidError for names or numbers that may not be used."""
-        ModelRef.parse(self.model)
+        with blaming("model"):
+            ModelRef.parse(self.model)
         check_bounds(self)
 
 
@@ -372,8 +397,10 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             maxLength=limits.REF_CHARS_MAX,
         ),
     ]
-    min_replicas: Annotated[int, about("Replicas that stay loaded without requests.", 0, 64)] = 0
-    max_replicas: Annotated[int, about("Replicas at most.", 1, 64)] = 1
+    min_replicas: Annotated[
+        int, about("Replicas that stay loaded without requests.", 0, limits.REPLICAS_MAX)
+    ] = 0
+    max_replicas: Annotated[int, about("Replicas at most.", 1, limits.REPLICAS_MAX)] = 1
     keep_alive_s: Annotated[
         float,
         about(
@@ -401,10 +428,11 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     def check(self) -> None:
         """Raises InvalidError for contradictions and numbers that may not be used."""
-        ModelRef.parse(self.model)
+        with blaming("model"):
+            ModelRef.parse(self.model)
         check_bounds(self)
         if self.min_replicas > self.max_replicas:
-            raise InvalidError("cannot have min_replicas above max_replicas")
+            raise FieldError("cannot have min_replicas above max_replicas", "min_replicas")
         Resources.of(
             cpu=self.cpu, gpu=self.gpu, memory=0 if self.memory is None else self.memory
         ).check()

@@ -15,7 +15,7 @@ import msgspec
 from zenos.core import limits
 from zenos.core.dependencies import check_after
 from zenos.core.errors import InvalidError, TransitionError
-from zenos.core.fields import about, check_bounds, named, seconds
+from zenos.core.fields import about, blaming, check_bounds, named, seconds
 from zenos.core.gangs import check_gang
 from zenos.core.names import check_labels, check_name, check_new_name
 from zenos.core.predictions import Source
@@ -29,6 +29,7 @@ from zenos.core.specs import (
     TrainSpec,
     Work,
 )
+from zenos.core.wording import FieldError
 
 
 class Kind(enum.StrEnum):
@@ -212,35 +213,44 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Raises InvalidError for anything that can be seen to be wrong without a node."""
         self.work.check()
         if self.name:
-            check_new_name(self.name, "task name")
+            with blaming("name"):
+                check_new_name(self.name, "task name")
         self.resources.check()
         if isinstance(self.work, TrainSpec) and self.work.workers > 1:
             check_gang(self.work, self.resources)
         check_bounds(self)
-        check_after(self.after)
+        with blaming("after"):
+            check_after(self.after)
         self._check_times()
-        if self.node:
-            check_name(self.node, "node name")
-        check_labels(self.labels)
+        with blaming("node"):
+            if self.node:
+                check_name(self.node, "node name")
+        with blaming("labels"):
+            check_labels(self.labels)
         if self.exclusive and self.is_elastic:
             raise InvalidError(
                 "cannot have a node for itself and change its number of workers: leave exclusive"
                 " or workers_min out"
             )
-        for what, given in (("time", self.expected_s), ("time limit", self.time_limit_s)):
+        for what, field in (("time", "expected_s"), ("time limit", "time_limit_s")):
+            given = getattr(self, field)
             if given is not None and not (
                 math.isfinite(given) and 0 < given <= limits.EXPECTED_S_MAX
             ):
-                raise InvalidError(
-                    f"cannot use a {what} of {given:g} s: it is above 0 and at most ten years"
+                raise FieldError(
+                    f"cannot use a {what} of {given:g} s: it is above 0 and at most ten years",
+                    field,
                 )
 
     def _check_times(self) -> None:
-        for what, at in (("start time", self.start_at), ("deadline", self.deadline)):
+        for what, field in (("start time", "start_at"), ("deadline", "deadline")):
+            at = getattr(self, field)
             if at is not None and not (math.isfinite(at) and 0 <= at <= limits.TIME_S_MAX):
-                raise InvalidError(f"cannot use the {what} {at!r}: give seconds since 1970")
+                raise FieldError(f"cannot use the {what} {at!r}: give seconds since 1970", field)
         if self.deadline is not None and self.deadline <= (self.start_at or 0.0):
-            raise InvalidError("cannot end before it starts: give a deadline after start_at")
+            raise FieldError(
+                "cannot end before it starts: give a deadline after start_at", "deadline"
+            )
 
 
 class Allocation(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,17 +10,17 @@ import math
 import re
 from typing import Final
 
-from zenos.core.errors import InvalidError
+from zenos.core.wording import FieldError
 
 _AHEAD: Final = re.compile(r"^\+\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(s|m|min|h|d)$")
 _CLOCK: Final = re.compile(r"^([0-9]{1,2}):([0-9]{2})(?::([0-9]{2}))?$")
 _SECONDS: Final = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def parse_time(value: float | str, what: str, now: float) -> float:
+def parse_time(value: float | str, what: str, now: float, param: str | None = None) -> float:
     """Unix seconds. `18:00` is the next one by the clock here; ISO 8601 with or without a zone.
 
-    Raises InvalidError. In the gap of a clock that is set forward the time after it counts.
+    Raises FieldError. In the gap of a clock that is set forward the time after it counts.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
@@ -36,8 +36,8 @@ def parse_time(value: float | str, what: str, now: float) -> float:
             return found
     except (ValueError, OverflowError, OSError):
         pass
-    raise InvalidError(
-        f"cannot read {what} {str(value)[:40]!r}: write 18:00, 2026-12-01T18:00 or +2h"
+    raise FieldError(
+        f"cannot read {what} {str(value)[:40]!r}: write 18:00, 2026-12-01T18:00 or +2h", param
     )
 
 

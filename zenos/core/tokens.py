@@ -27,7 +27,7 @@ from zenos.core.errors import (
 )
 from zenos.core.names import TOKEN_PREFIX, check_name, check_new_name
 from zenos.core.task import Principal
-from zenos.core.wording import nearest
+from zenos.core.wording import FieldError, nearest
 
 _BYTES: Final = 32
 _OPERATOR: Final = Principal()
@@ -174,9 +174,10 @@ def checked(
             "who is of a project may cancel what is its; give another"
         )
     if expires_s is not None and not 0 < expires_s <= limits.EXPECTED_S_MAX:
-        raise InvalidError(
-            f"cannot let a token expire in {expires_s:g} s: give more than 0, at most "
-            f"{limits.EXPECTED_S_MAX:g} s, or leave it out"
+        raise FieldError(
+            f"cannot let a token expire in {expires_s:g} s: give more than 0, at most ten years "
+            f"({limits.EXPECTED_S_MAX / 86400:g} days), or leave it out",
+            "expires_s",
         )
     return name, user, project
 

@@ -140,6 +140,8 @@ class Watch:
         return pidfd in ready
 
     def _sample(self) -> None:
+        if self._output is not None:
+            self._output.tell_lost()  # a program that says no more would never have it told
         if self._limits.sample():
             kill(-self._worker, signal.SIGKILL)
             self._limits.kill_members()

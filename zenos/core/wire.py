@@ -31,7 +31,8 @@ SEED_MAX: Final = 2**63 - 1
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """How tokens are chosen: temperature 0 is greedy; max_tokens None goes on to the context."""
+    """How tokens are chosen: temperature 0 is greedy, and top_p 0;
+    max_tokens None goes on to the context."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -46,8 +47,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
         """Raises FieldError for numbers that may not be used."""
         if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 2):
             raise _unusable("temperature", self.temperature, "from 0 to 2")
-        if not (math.isfinite(self.top_p) and 0 < self.top_p <= 1):
-            raise _unusable("top_p", self.top_p, "above 0, at most 1")
+        if not (math.isfinite(self.top_p) and 0 <= self.top_p <= 1):
+            raise _unusable("top_p", self.top_p, "from 0 to 1")
         if self.max_tokens is not None and not 1 <= self.max_tokens <= limits.MAX_TOKENS_MAX:
             raise _unusable("max_tokens", self.max_tokens, f"from 1 to {limits.MAX_TOKENS_MAX}")
         if not 1 <= self.n <= limits.CHOICES_MAX:

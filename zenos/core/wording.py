@@ -14,14 +14,15 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, 
 
 import msgspec
 
-from zenos.core.errors import InvalidError
+from zenos.core.errors import InvalidError, ZenosError, from_code
 
 SHOWN_CHARS_MAX: Final = 300
-_PLACED: Final = re.compile(r"^(.*?) - at `(?:key in )?\$\.?(.*)`$", re.DOTALL)
+_PLACED: Final = re.compile(r"^(.*?) - at (`key` in )?`\$\.?(.*)`$", re.DOTALL)
 _UNKNOWN: Final = re.compile(r"^Object contains unknown field `(.*)`$", re.DOTALL)
 _MISSING: Final = re.compile(r"^Object missing required field `(.*)`$", re.DOTALL)
 _VALUE: Final = re.compile(r"^Invalid (?:enum )?value (.*)$", re.DOTALL)
 _TYPE: Final = re.compile(r"^Expected `(.*?)`, got `(.*?)`$")
+_NAME: Final = re.compile(r"^Expected `str`(?:, got `(.*?)`)?$")
 _STEP: Final = re.compile(r"\[[^\]]*\]|[^.\[]+")
 _REASONS: Final = tuple(
     (re.compile(f"^input should be (?:{pattern})"), says)
@@ -58,6 +59,25 @@ class FieldError(InvalidError):
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+def from_answer(
+    code: str, message: str, param: str | None, *, retry_after_s: float | None = None
+) -> ZenosError:
+    """The error of that code as the daemon answered with it: of a field where it names one."""
+    error = from_code(code, message, retry_after_s=retry_after_s)
+    if param is not None and type(error) is InvalidError:
+        return FieldError(message, param)
+    error.param = param
+    return error
+
+
+def shown(value: object, chars: int = 40) -> str:
+    """A value as Python writes it, as far as `chars` go; it writes no very long whole number."""
+    try:
+        return repr(value)[:chars]
+    except ValueError:  # of more than 4,300 digits, which may be within something else
+        return "so long a number"
 
 
 def counted(number: int, word: str) -> str:
@@ -99,8 +119,12 @@ def field_error(
     may stand in the outermost object and has been taken out of it.
     """
     placed = _PLACED.match(str(error))
-    text, path = (placed[1], placed[2]) if placed else (str(error), "")
+    text, path = (placed[1], placed[3]) if placed else (str(error), "")
     where = ".".join(filter(None, (name, path)))[:SHOWN_CHARS_MAX]
+    if placed and placed[2] and (found := _NAME.match(text)):
+        below = f"below {where}" if where else "of a field"
+        got = f", not {_word(found[1])}" if found[1] else ""
+        return FieldError(f"cannot use a name {below}: give text in quotes{got}", where or None)
     if found := _UNKNOWN.match(text):
         there = [*_fields_at(into, path), *(() if path else beside)]
         hint = nearest(found[1][:100], there) or _elsewhere(found[1][:100], into)
