@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zenos.bus.envelope import Hello
-from zenos.core.errors import NoDaemonError, StorageError, UnauthorizedError
+from zenos.core.errors import InvalidError, NoDaemonError, StorageError, UnauthorizedError
 from zenos.core.home import Home
 from zenos.core.inside import Inside, inside, secret
 
@@ -19,7 +19,9 @@ def find(home: str | Path | None = None) -> tuple[Callable[[], Path], Hello]:
     that of the task (`ZENOS_TASK_HOME`). Raises NoDaemonError where
     no daemon has ever run, UnauthorizedError without a token.
     """
-    place = Home(Path(home).expanduser().absolute()) if home is not None else Home.default()
+    if home is not None and not isinstance(home, str | Path):
+        raise InvalidError(f"cannot use a {type(home).__name__} as home: give a path")
+    place = Home.of(home) if home is not None else Home.default()
     who = inside(place) if home is None else None
     if who is not None:
         token = _task_token(place, who)

@@ -13,6 +13,8 @@ from typing import Any, Self, TypeVar
 from zenos.bus import address
 from zenos.bus.aio_topics import Topic
 from zenos.bus.bodies import Own
+from zenos.bus.checks import checked
+from zenos.bus.deadlines import Deadlines
 from zenos.bus.envelope import WELCOME, FrameError, Hello, body_of, with_body
 from zenos.bus.inbox import Slot
 from zenos.bus.session import Session, Steps
@@ -25,6 +27,7 @@ from zenos.core.messages import check_topic
 T = TypeVar("T")
 
 
+@checked
 def connect_async(
     *,
     home: str | Path | None = None,
@@ -107,12 +110,13 @@ class AsyncBus:
         self._where = path if callable(path) else lambda: path
         self._hello = hello
         self._loop = asyncio.get_running_loop()
-        self.session = Session(hello.generation, self._mark)
+        self.session = Session(hello.generation, self._mark, gathers=True)
         self.own = Own(shared_bytes_max)
         self.was_refused = False
         self._socket: socket.socket | None = None
         self._reader: FrameReader | None = None
         self._writer: FrameWriter | None = None
+        self._deadlines = Deadlines(self._loop)
         self._marked = False
         self._unheard = 0  # beats since the broker was heard last
         self._beating: asyncio.TimerHandle | None = None
@@ -149,6 +153,7 @@ class AsyncBus:
         """Write what can be written at once, and end. What is leased goes to others."""
         if self.session.closed is not None:
             return
+        self.session.hand_back()
         self._write()
         self.own.close()
         self.session.close(UnavailableError("cannot use the bus: it was closed"))
@@ -157,6 +162,7 @@ class AsyncBus:
         for task in ending:
             task.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
+        self._deadlines.close()
 
     async def run(self, steps: Steps[T]) -> T:
         """Do the steps of an operation, waiting where they wait."""
@@ -207,18 +213,15 @@ class AsyncBus:
     async def _wait(self, slot: Slot, deadline: float | None) -> bool:
         if slot.done:
             return True
-        future: asyncio.Future[None] = self._loop.create_future()
-        slot.on_done = lambda: None if future.done() else future.set_result(None)
+        future: asyncio.Future[bool] = self._loop.create_future()
+        slot.on_done = lambda: None if future.done() else future.set_result(True)
+        if deadline is not None:
+            self._deadlines.watch(future, deadline)
         try:
-            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
-            async with asyncio.timeout(left_s):
-                await future
-        except TimeoutError:
-            return slot.done
+            return await future or slot.done
         except BaseException:
             slot.abandon()
             raise
-        return True
 
     # -- the connection
 
@@ -235,7 +238,7 @@ class AsyncBus:
                 wait_s = min(2 * wait_s, BACKOFF_S_MAX)
                 continue
             wait_s = BACKOFF_S
-            self.session.connect(welcome.name, welcome.policy)
+            self.session.connect(welcome.name, welcome.policy, several=welcome.several)
             self._write()
             if welcome.heartbeat is not None:
                 self._unheard = 0
@@ -246,7 +249,7 @@ class AsyncBus:
         connection = self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.setblocking(False)
         await self._loop.sock_connect(connection, str(self._where()))
-        await self._loop.sock_sendall(connection, hello_of(self._hello, beats=True))
+        await self._loop.sock_sendall(connection, hello_of(self._hello, beats=True, several=True))
         reader = self._reader = FrameReader(connection)
         self._writer = FrameWriter(connection, self.session.output)
         welcomed: asyncio.Future[Welcome] = self._loop.create_future()
@@ -321,12 +324,14 @@ class AsyncBus:
             self._loop.call_soon(self._write)
 
     def _write(self) -> None:
+        self._marked = True  # what is gathered is written below
+        self.session.gather()
         self._marked = False
         writer, connection = self._writer, self._socket
         if writer is None or connection is None or not self.session.is_connected:
             return
         try:
-            done = writer.write(time.monotonic())
+            done = writer.write()
         except OSError:
             self._end()
             return

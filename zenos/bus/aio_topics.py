@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
+from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from zenos.bus import operations
+from zenos.bus import checks, many, operations
 from zenos.bus.bodies import AnyDraft, ArrayBuffer, Encoded, stored
+from zenos.bus.checks import checked
 from zenos.bus.codec import encode_value
+from zenos.bus.envelope import Verb
 from zenos.bus.inbox import Inbox, Received
-from zenos.bus.message import Answerable, BaseMessage, reason_of
+from zenos.bus.message import Answerable, BaseMessage, reason_of, settled, unsettled
 from zenos.bus.operations import TIMEOUT_S, Sending
 from zenos.bus.session import EndedError
 from zenos.core import limits
-from zenos.core.errors import DeadlineError, InvalidError, UnavailableError, ZenosError
+from zenos.core.errors import (
+    ConflictError,
+    DeadlineError,
+    InvalidError,
+    UnavailableError,
+    ZenosError,
+)
 
 if TYPE_CHECKING:
     from zenos.bus.aio import AsyncBus
@@ -73,23 +82,31 @@ class Message(Answerable):
             raise error
 
     async def ack(self) -> None:
-        """It was processed. Durable: returns after the commit, ConflictError if the lease ended."""
+        """It was processed. Durable: returns after the commit, ConflictError if the lease ended.
+
+        Said again it does nothing; ConflictError after another word.
+        """
         await self._settle("ack", "", 0.0)
 
+    @checked
     async def nack(self, *, delay_s: float = 0.0, reason: str = "") -> None:
-        """It was not processed. Durable: it is delivered again, not before `delay_s` seconds."""
+        """It was not processed. Durable: it is delivered again, not before `delay_s` seconds.
+
+        Said again it does nothing; ConflictError after another word.
+        """
         self._check_delay(delay_s)
         await self._settle("nack", reason, delay_s)
 
     async def extend(self, lease_s: float) -> None:
         """Keep a durable message for `lease_s` seconds from now."""
+        lease_s = checks.seconds("lease_s", lease_s)
         if self.is_durable:
             await self._bus.run(
                 operations.settle(self._bus.session, self.received, "extend", lease_s=lease_s)
             )
 
     async def _settle(self, verb: str, reason: str, delay_s: float) -> None:
-        if self._settled:
+        if self._was_settled(verb):
             return
         if self.is_durable:
             await self._bus.run(
@@ -99,6 +116,46 @@ class Message(Answerable):
             )
         self._end_call(verb, reason)
         self._settled = True
+
+
+class Messages(list[Message]):
+    """Durable messages that were received together. In an `async with` block those that nobody has
+    acknowledged or given back are acknowledged at the end, together, and given back if an exception
+    ends it.
+    """
+
+    def __init__(self, bus: AsyncBus, received: Iterable[Received]) -> None:
+        super().__init__(Message(bus, one) for one in received)
+        self._bus = bus
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if error is None:
+            await self.ack()
+        else:
+            with suppress(ConflictError):  # the program's own says more
+                await self._settle("nack", reason_of(error))
+
+    async def ack(self) -> None:
+        """All were processed. Returns after the commit; ConflictError if the lease of one ended."""
+        await self._settle("ack", "")
+
+    async def _settle(self, verb: Verb, reason: str) -> None:
+        left = unsettled(self)
+        if left:
+            try:
+                await self._bus.run(many.settle(self._bus.session, left, verb, reason=reason))
+            except ConflictError:
+                settled(self, verb)  # the others were; what has no lease can't be
+                raise
+            settled(self, verb)
 
 
 class Subscription:
@@ -136,19 +193,23 @@ class Subscription:
         self._bus.act(operations.unsubscribe, self._inbox)
 
 
-class Receiving:
-    """A message that is waited for."""
+M = TypeVar("M", bound=Message | Messages)
 
-    def __init__(self, coming: Coroutine[Any, Any, Message]) -> None:
+
+class Receiving(Generic[M]):
+    """A message that is waited for, or several together."""
+
+    def __init__(self, coming: Coroutine[Any, Any, M]) -> None:
         self._coming = coming
-        self._message: Message | None = None
+        self._message: M | None = None
 
-    def __await__(self) -> Generator[Any, Any, Message]:
+    def __await__(self) -> Generator[Any, Any, M]:
         return self._coming.__await__()
 
-    async def __aenter__(self) -> Message:
-        self._message = await self._coming
-        return await self._message.__aenter__()
+    async def __aenter__(self) -> M:
+        self._message = message = await self._coming
+        await message.__aenter__()
+        return message
 
     async def __aexit__(
         self,
@@ -164,21 +225,18 @@ class Topic:
     """Messages of one name."""
 
     def __init__(self, bus: AsyncBus, name: str, *, durable: bool, prefetch: int) -> None:
-        if not 1 <= prefetch <= limits.PREFETCH_MAX:
-            raise InvalidError(
-                f"cannot fetch {prefetch} messages in advance: 1 to {limits.PREFETCH_MAX}"
-            )
         self.name = name
         self.durable = durable
         self._bus = bus
-        self._prefetch = prefetch
+        self._prefetch = checks.prefetch(prefetch)
 
+    @checked
     async def send(
         self,
         body: Any,
         *,
         id: str | None = None,  # noqa: A002 - the message's id, as its receiver calls it
-        priority: int = limits.PRIORITY_NORMAL,
+        priority: int | str = limits.PRIORITY_NORMAL,
         delay_s: float = 0.0,
         deadline_s: float | None = None,
         headers: dict[str, str] | None = None,
@@ -189,8 +247,14 @@ class Topic:
         Durable: returns after the commit; one with an id that is known is dropped. Transient: at
         most once, returns when it may go; BusyError when the topic is full for `timeout_s` seconds.
         delay_s: not delivered before (durable). deadline_s: not delivered after so many seconds.
+        priority: 0 to 100, or `low`, `normal`, `high`. InvalidError for what can't be used.
         """
-        encoded, timeout_s = await self._encode(body, timeout_s)
+        priority = checks.priority(priority)
+        if self.durable:
+            made = encode_value(body)
+            encoded = made if isinstance(made, Encoded) else stored(made)
+        else:
+            encoded, timeout_s = await self._encode(body, timeout_s)
         how = Sending(
             id=id,
             priority=priority,
@@ -202,7 +266,41 @@ class Topic:
         send = operations.send_durable if self.durable else operations.send_transient
         return await self._bus.run(send(self._bus.session, self.name, encoded, how))
 
-    def receive(self, *, timeout_s: float | None = None, lease_s: float | None = None) -> Receiving:
+    @checked
+    async def send_many(
+        self,
+        bodies: Sequence[Any],
+        *,
+        ids: Sequence[str] | None = None,
+        priority: int | str = limits.PRIORITY_NORMAL,
+        delay_s: float = 0.0,
+        deadline_s: float | None = None,
+        headers: dict[str, str] | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> list[str]:
+        """Send many to a durable topic, in their order; returns their ids after the commit.
+
+        As `send` of each, at a fraction of the cost: they share their way and the wait. No
+        transaction: where it raises, some may have been kept, and with `ids` it can be repeated.
+        """
+        self._only_durable("send_many")
+        priority, bodies = checks.priority(priority), checks.several("bodies", bodies)
+        ids = (
+            None if ids is None else [checks.text("id", id_) for id_ in checks.several("ids", ids)]
+        )
+        how = Sending(
+            priority=priority,
+            delay_s=delay_s,
+            deadline_s=deadline_s,
+            headers=headers,
+            timeout_s=timeout_s,
+        )
+        return await self._bus.run(many.send(self._bus.session, self.name, bodies, ids, how))
+
+    @checked
+    def receive(
+        self, *, timeout_s: float | None = None, lease_s: float | None = None
+    ) -> Receiving[Message]:
         """The next message, for this receiver alone: to await, or for `async with`.
 
         lease_s: for how long a durable one stays leased (default: as its topic says). DeadlineError
@@ -220,17 +318,40 @@ class Topic:
             steps = operations.receive_transient(session, self.name, self._prefetch, timeout_s)
         return Message(self._bus, await self._bus.run(steps))
 
+    @checked
+    def receive_many(
+        self, count: int, *, timeout_s: float | None = None, lease_s: float | None = None
+    ) -> Receiving[Messages]:
+        """As many messages of a durable topic as are there, at most `count`, at least one.
+
+        To await, or for `async with`, as `receive`: at its end they are acknowledged together. The
+        lease of all of them begins when they are received. DeadlineError when none came in time.
+        """
+        self._only_durable("receive_many")
+        count = checks.whole("count", count, 1, limits.PREFETCH_MAX)
+        return Receiving(self._receive_many(count, timeout_s, lease_s))
+
+    async def _receive_many(
+        self, count: int, timeout_s: float | None, lease_s: float | None
+    ) -> Messages:
+        steps = many.receive(
+            self._bus.session, self.name, count, self._prefetch, timeout_s, lease_s
+        )
+        return Messages(self._bus, await self._bus.run(steps))
+
+    @checked
     async def publish(
         self,
         body: Any,
         *,
-        priority: int = limits.PRIORITY_NORMAL,
+        priority: int | str = limits.PRIORITY_NORMAL,
         deadline_s: float | None = None,
         headers: dict[str, str] | None = None,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
         """Send to all that have subscribed. A slow one misses messages; nobody waits for it."""
         self._only_transient("publish")
+        priority = checks.priority(priority)
         encoded, timeout_s = await self._encode(body, timeout_s)
         how = Sending(
             priority=priority, deadline_s=deadline_s, headers=headers, timeout_s=timeout_s
@@ -239,6 +360,7 @@ class Topic:
         steps = operations.send_transient(session, self.name, encoded, how, publish=True)
         await self._bus.run(steps)
 
+    @checked
     async def subscribe(self, *, timeout_s: float | None = None) -> Subscription:
         """All that is published from now on, as an iterator; to be closed, or used in `async with`.
 
@@ -248,12 +370,13 @@ class Topic:
         inbox = await self._bus.run(operations.subscribe(self._bus.session, self.name, TIMEOUT_S))
         return Subscription(self._bus, inbox, timeout_s)
 
+    @checked
     async def call(
         self,
         body: Any,
         *,
         timeout_s: float = TIMEOUT_S,
-        priority: int = limits.PRIORITY_NORMAL,
+        priority: int | str = limits.PRIORITY_NORMAL,
         headers: dict[str, str] | None = None,
     ) -> Any:
         """Have one of those who serve the topic answer; its error is raised here.
@@ -261,11 +384,13 @@ class Topic:
         DeadlineError: no answer in time. UnavailableError: whoever had it went away.
         """
         self._only_transient("call")
+        priority = checks.priority(priority)
         encoded, timeout_s = await self._encode(body, timeout_s)
         how = Sending(priority=priority, headers=headers, timeout_s=timeout_s)
         reply = await self._bus.run(operations.call(self._bus.session, self.name, encoded, how))
         return operations.value_of(reply)
 
+    @checked
     async def buffer(
         self, shape: Sequence[int], dtype: str = "float32", *, timeout_s: float = TIMEOUT_S
     ) -> ArrayBuffer:
@@ -279,15 +404,18 @@ class Topic:
             own.buffer, shape, dtype, timeout_s, drop=ArrayBuffer.close
         )
 
+    @checked
     async def serve(
         self, function: Callable[[Any], Awaitable[Any]], *, timeout_s: float | None = None
     ) -> None:
         """Answer calls, one after another, with what awaiting `function` of their bodies gives.
 
-        What it raises is raised where the call was made. timeout_s: stop when nobody has called for
-        so long. Several tasks, or programs, may serve one topic.
+        What it raises is raised where the call was made; what is no Exception (SystemExit,
+        CancelledError) here as well, and ends this. timeout_s: stop when nobody has called for so
+        long. Several tasks, or programs, may serve one topic.
         """
         self._only_transient("serve")
+        checks.function(function)
         while True:
             try:
                 message = await self.receive(timeout_s=timeout_s)
@@ -308,6 +436,10 @@ class Topic:
                 encoded, _ = await self._encode(result, TIMEOUT_S)
         except Exception as raised:  # noqa: BLE001 - it is the caller's
             error = raised
+        except BaseException as raised:
+            if message.is_call:  # its caller needn't wait on
+                self._bus.act(operations.reply_or_fail, message.received, None, raised)
+            raise
         if message.is_call:
             self._bus.act(operations.reply_or_fail, message.received, encoded, error)
         del error  # whose traceback holds this frame, and with it the message
@@ -332,3 +464,7 @@ class Topic:
     def _only_transient(self, what: str) -> None:
         if self.durable:
             raise InvalidError(f"cannot {what} with a durable topic: it has 'send' and 'receive'")
+
+    def _only_durable(self, what: str) -> None:
+        if not self.durable:
+            raise InvalidError(f"cannot {what} with a transient topic: give it 'durable=True'")

@@ -18,18 +18,18 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from zenos.bus import parcel, sharing
+from zenos.bus import checks, parcel, segment, sharing
 from zenos.bus.envelope import close_all
 from zenos.bus.handle import Handle, Layout, pack
 from zenos.bus.memory import Buffer, Pool
 from zenos.bus.view import View
 from zenos.core import limits
+from zenos.core.contents import ARRAY_EXTENSION, LENGTH
+from zenos.core.contents import ARRAYS as ARRAYS
+from zenos.core.contents import SHARED as SHARED
 from zenos.core.errors import ConflictError, HandleError, InvalidError, TooLargeError
+from zenos.core.wording import shown
 
-ARRAYS: Final = "application/x-zenos-arrays"
-SHARED: Final = "application/octet-stream"  # bytes that lie in shared memory
-_EXTENSION: Final = 1
-_LENGTH: Final = struct.Struct(">I")
 _encoder: Final = msgspec.msgpack.Encoder()
 
 
@@ -146,7 +146,7 @@ class Draft:
         self._libraries.append(found[0])
         self._codecs.append(found[1])
         self._arrays.append(value)
-        return msgspec.msgpack.Ext(_EXTENSION, _encoder.encode(number))
+        return msgspec.msgpack.Ext(ARRAY_EXTENSION, _encoder.encode(number))
 
     def share(self, pool: Pool, wait_s: float) -> Encoded:
         """Copy the arrays into the pool, once. Errors as `Pool.allocate`."""
@@ -219,7 +219,9 @@ class Own:
     """A program's shared memory for what it sends: a pool, made when it is first needed."""
 
     def __init__(self, bytes_max: int) -> None:
-        self._bytes_max = bytes_max
+        least = segment.HEADER_BYTES + limits.SEGMENT_BYTES_MIN
+        most = limits.SEGMENT_BYTES_MAX
+        self._bytes_max = checks.whole("shared_bytes_max", bytes_max, least, most)
         self._pool: Pool | None = None
         self._is_closed = False
         self._lock = threading.Lock()
@@ -236,7 +238,7 @@ class Own:
 
     def buffer(self, shape: Sequence[int], dtype: str, wait_s: float) -> ArrayBuffer:
         """Memory for an array. InvalidError for a type or shape; else as `Pool.allocate`."""
-        layout = Layout(dtype, tuple(shape))
+        layout = Layout(checks.text("dtype", dtype), checks.shape(shape))
         return ArrayBuffer(self.pool.allocate(layout.bytes, wait_s=wait_s), layout)
 
     def close(self) -> None:
@@ -270,6 +272,17 @@ class Inline:
     def _part(self, memory: memoryview, index: int) -> memoryview:
         handle = self.handles[index]
         return memory[handle.offset : handle.offset + handle.bytes]
+
+
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError)
+
+
+def unreadable(error: Exception, type_: Any) -> InvalidError:
+    """A body is something else, or there is no such type: one of UNREADABLE."""
+    if isinstance(error, TypeError):
+        said = f"cannot read a body as {shown(type_)}: {error}; give a type that msgspec knows"
+        return InvalidError(said)
+    return InvalidError(f"cannot read a body: {error}")
 
 
 class Opened:
@@ -307,7 +320,7 @@ class Opened:
         library = sharing.library_of(type_)
 
         def array(code: int, data: memoryview) -> Any:
-            number = msgspec.msgpack.decode(data, type=int) if code == _EXTENSION else -1
+            number = msgspec.msgpack.decode(data, type=int) if code == ARRAY_EXTENSION else -1
             if not 0 <= number < min(len(self._sheet.handles), len(self._sheet.libraries)):
                 raise HandleError("cannot read a body: it names an array that didn't come")
             whose = library or self._sheet.libraries[number]
@@ -315,12 +328,12 @@ class Opened:
 
         try:
             return msgspec.msgpack.decode(self._sheet.value, type=type_, ext_hook=array)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise InvalidError(f"cannot read a body: {error}") from None
+        except UNREADABLE as error:
+            raise unreadable(error, type_) from None
 
 
 def _extension(number: int) -> bytes:
-    return _encoder.encode(msgspec.msgpack.Ext(_EXTENSION, _encoder.encode(number)))
+    return _encoder.encode(msgspec.msgpack.Ext(ARRAY_EXTENSION, _encoder.encode(number)))
 
 
 def _handle(layout: Layout) -> Handle:
@@ -330,14 +343,14 @@ def _handle(layout: Layout) -> Handle:
 
 def _body_of(sheet: Sheet, data: bytes | bytearray | memoryview = b"") -> bytes:
     head = _encoder.encode(sheet)
-    return b"".join((_LENGTH.pack(len(head)), head, data))
+    return b"".join((LENGTH.pack(len(head)), head, data))
 
 
 def _sheet_in(body: memoryview) -> tuple[Sheet, memoryview]:
     """The sheet, and what follows it. HandleError."""
     try:
-        (length,) = _LENGTH.unpack_from(body)
-        sheet = msgspec.msgpack.decode(body[_LENGTH.size : _LENGTH.size + length], type=Sheet)
+        (length,) = LENGTH.unpack_from(body)
+        sheet = msgspec.msgpack.decode(body[LENGTH.size : LENGTH.size + length], type=Sheet)
     except (struct.error, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise HandleError(f"cannot read a body with arrays: {error}") from None
-    return sheet, body[_LENGTH.size + length :]
+    return sheet, body[LENGTH.size + length :]

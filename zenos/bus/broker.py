@@ -37,18 +37,20 @@ from zenos.bus.envelope import (
     with_body,
 )
 from zenos.bus.envelope import Kind as MessageKind
-from zenos.bus.exchange import Exchange, MayUse
+from zenos.bus.exchange import Exchange
 from zenos.bus.order import Policy
-from zenos.bus.peer import Peer
+from zenos.bus.peer import MayUse, Peer
 from zenos.bus.stream import Frame, Heartbeat
 from zenos.core import limits
 from zenos.core.errors import StorageError, ZenosError
 from zenos.core.messages import TopicSettings
+from zenos.core.seldom import Seldom
 
 log = logging.getLogger(__name__)
 
 HELLO_TIMEOUT_S: Final = 5.0
 ACCEPT_AGAIN_S: Final = 1.0  # when no descriptor is left
+LOG_EVERY_S: Final = 10.0  # of what may come very often
 USER: Final = "user"  # in the name of a peer outside any task
 PROGRAMS_SAY: Final = ("threads",)  # what a task's programs may tell the daemon; the rest workers
 
@@ -130,6 +132,7 @@ class Broker:
         self._path: Path | None = None
         self._looked = self._loop.time()
         self._looking = self._loop.call_later(self._heartbeat.every_s, self._look)
+        self._refusals = Seldom(LOG_EVERY_S)
         self._ids = itertools.count(1)
         self._numbers = itertools.count(1)
 
@@ -267,13 +270,24 @@ class Broker:
         except BlockingIOError:
             return
         except FrameError as error:
-            log.warning("a connection was closed: %s", error)
+            self._refuse(peer, error)
             self._cut(peer)
         except OSError as error:
             log.debug("a connection has ended: %s", error)
             self._cut(peer)
         finally:
             self._flush()
+
+    def _refuse(self, peer: Peer, error: FrameError) -> None:
+        """Whoever sent it hears so, if it can read that: else it would send the same again."""
+        times = self._refusals.times(self._loop.time())
+        if times:
+            also = "" if times == 1 else f" (and {times - 1} others since that was said last)"
+            log.warning("a connection was closed: %s%s", error, also)
+        if peer.name and error.request is not None and not peer.is_writing:
+            with suppress(OSError, ZenosError):  # its topic may be no topic, and too long
+                peer.refuse(*error.request, error)
+                peer.writer.write()
 
     def _take_all(self, peer: Peer, frames: list[Frame]) -> None:
         rest = iter(frames)
@@ -306,8 +320,9 @@ class Broker:
                         raise FrameError("cannot take a message in the name of somebody else")
                     else:
                         self._exchange.take(peer, envelope, frame, descriptors)
-                except FrameError:
+                except FrameError as error:
                     close_all(descriptors)
+                    error.request = (envelope.id, envelope.topic)
                     raise
         finally:
             for *_, descriptors in rest:
@@ -330,6 +345,7 @@ class Broker:
         self._peers[peer] = None
         peer.reader.decoder.frame_bytes_max = limits.FRAME_BYTES_MAX
         peer.task, peer.generation, peer.beats = hello.task, hello.generation, hello.beats
+        peer.direct, peer.several = hello.direct, hello.several
         peer.is_program = hello.program or not hello.task
         if peer.is_program:
             peer.name = f"{hello.task or USER}.{next(self._numbers)}"
@@ -393,6 +409,7 @@ class Broker:
         1. Were we stopped ourselves, nobody is blamed for it: all have their time once more.
         2. Who is frozen on purpose keeps its connection, and is given nothing until it is heard.
         3. Everybody else can connect again, should it go on.
+        4. Whoever has direct sockets still has to be allowed what they are for.
         """
         now, every_s = self._loop.time(), self._heartbeat.every_s
         late, self._looked = now - self._looked > 2 * every_s, now
@@ -400,10 +417,12 @@ class Broker:
         for peer in list(self._peers):
             if late:  # 1
                 peer.heard = now
+            self._exchange.check(peer)  # 4
             if not peer.beats or now - peer.heard <= self._heartbeat.silent_s:
                 continue
             if peer.is_program and peer.task and self._is_paused(peer.task):  # 2
                 peer.is_silent, peer.heard = True, now
+                self._exchange.silent(peer)
                 continue
             log.warning(  # 3
                 "a connection was closed: nothing was heard of %s for %d s",
@@ -429,7 +448,7 @@ class Broker:
                 if peer.is_closed:
                     self._cut(peer)
                     continue
-                if peer.taken:
+                if peer.taken or peer.answered:
                     peer.confirm()
                 self._write(peer)
         finally:
@@ -437,13 +456,11 @@ class Broker:
 
     def _write(self, peer: Peer) -> None:
         try:
-            done = peer.writer.write(self._loop.time())
+            done = peer.writer.write()
         except OSError as error:
             log.debug("a connection has ended: %s", error)
             self._cut(peer)
             return
-        if done:
-            peer.writer.written(self._loop.time())
         if done == peer.is_writing:
             peer.is_writing = not done
             if done:

@@ -251,7 +251,7 @@ class Channel:
                 if connection is None:
                     continue
                 writer = FrameWriter(connection, self._outgoing)
-                writer.fill(time.monotonic())
+                writer.fill()
                 self._changed.notify_all()
             try:
                 writer.flush()
@@ -260,7 +260,7 @@ class Channel:
                 self._cut(connection)
                 writer.close()
             else:
-                writer.written(time.monotonic())
+                writer.written()
             with self._changed:
                 self._drained = not self._outgoing
                 self._changed.notify_all()

@@ -10,26 +10,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from zenos.bus.bodies import (
     ARRAYS,
     SHARED,
+    UNREADABLE,
     AnyDraft,
     ArrayBuffer,
     BytesDraft,
     Draft,
     Encoded,
     Opened,
+    unreadable,
 )
 from zenos.bus.envelope import close_all
 from zenos.core import limits
+from zenos.core.contents import CONTENT_TYPE as CONTENT_TYPE
+from zenos.core.contents import MESSAGEPACK as MESSAGEPACK
 from zenos.core.errors import InvalidError
-
-CONTENT_TYPE: Final = "content-type"
-MESSAGEPACK: Final = "application/msgpack"
 
 
 class Codec(NamedTuple):
@@ -97,7 +98,7 @@ def decode_value(
         return codec.decode(body, descriptors)
     close_all(descriptors)
     if not content_type:
-        return bytes(body)
+        return bytes_as(bytes(body), type_)
     if content_type != MESSAGEPACK:
         raise InvalidError(
             f"cannot read a body of type {content_type[:100]!r}: nothing here knows it; import "
@@ -105,10 +106,20 @@ def decode_value(
         )
     try:
         return msgspec.msgpack.decode(body, type=type_)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidError(f"cannot read a body: {error}") from None
+    except UNREADABLE as error:
+        raise unreadable(error, type_) from None
 
 
 def opened_value(opened: Opened, content_type: str, type_: Any = Any) -> Any:
     """The value of a body with arrays, or of one that is many bytes."""
-    return opened.bytes() if content_type == SHARED else opened.read(type_)
+    return bytes_as(opened.bytes(), type_) if content_type == SHARED else opened.read(type_)
+
+
+def bytes_as(body: bytes, type_: Any) -> Any:
+    """A body that is bytes, if that is what is asked for; else InvalidError."""
+    if type_ is Any or type_ is bytes:
+        return body
+    try:
+        return msgspec.convert(body, type_)
+    except UNREADABLE as error:
+        raise unreadable(error, type_) from None

@@ -68,9 +68,11 @@ class DurableTopics:
         # Numbers of deliveries grow from one run of the daemon to the next, as its clock does.
         first = int(clock.now() * 1e6)
         self._topics = Topics(messages, settings, first_delivery=first)
-        self._numbers = itertools.count(1)
+        self._next_request = 1
+        self._watches = itertools.count(1)
         self._asked: dict[int, Callable[[Result], None]] = {}
         self._events: list[ev.Event] = []
+        self._waiting = 0  # of these, each part of one counted
         self._there = asyncio.Event()
         self.storage_error: StorageError | None = None
         self._watchers: dict[int, tuple[str, asyncio.Queue[TopicEvent | None]]] = {}
@@ -81,9 +83,11 @@ class DurableTopics:
         """To look at, between two steps."""
         return self._topics
 
-    def next_request(self) -> int:
-        """A number for an event."""
-        return next(self._numbers)
+    def next_request(self, count: int = 1) -> int:
+        """A number for an event; the first of `count`, for one that has several parts."""
+        number = self._next_request
+        self._next_request += count
+        return number
 
     def post(self, event: ev.Event, answer: Callable[[Result], None] | None = None) -> None:
         """Take an event; `answer` is called once, after what it changed is remembered.
@@ -95,11 +99,16 @@ class DurableTopics:
         if answer is not None:
             if self.storage_error is not None:
                 raise UnavailableError(str(self.storage_error), retry_after_s=5)
-            if len(self._events) >= EVENTS_WAITING_MAX:
+            if self._waiting >= EVENTS_WAITING_MAX:
                 raise BusyError("cannot take more messages at the moment", retry_after_s=1)
             self._asked[event.request] = answer
         self._events.append(event)
+        self._waiting += _parts(event)
         self._there.set()
+
+    def expect(self, request: int, answer: Callable[[Result], None]) -> None:
+        """Have a part of an event that was posted answered later."""
+        self._asked[request] = answer
 
     async def ask(self, event: ev.Event) -> Result:
         """Post an event and wait for its answer; raises it when it is an error."""
@@ -132,6 +141,8 @@ class DurableTopics:
 
     def give_back(self, delivery: Delivery) -> None:
         """It did not reach its receiver: others may have it at once, and it has not failed."""
+        if self._closed:
+            return  # a lease isn't remembered
         message = delivery.message
         self.post(
             ev.Nack(
@@ -143,12 +154,27 @@ class DurableTopics:
             )
         )
 
+    def bury(self, delivery: Delivery, reason: str) -> None:
+        """It can reach no receiver: it is dead."""
+        if self._closed:
+            return
+        message = delivery.message
+        self.post(
+            ev.Bury(
+                request=self.next_request(),
+                topic=message.topic,
+                delivery=delivery.number,
+                id=message.id,
+                reason=reason,
+            )
+        )
+
     @contextlib.contextmanager
     def watch(self, topic: str) -> Iterator[asyncio.Queue[TopicEvent | None]]:
         """What happens on a topic from now on; None ends it: the reader is too slow, or the daemon
         goes down."""
         queue: asyncio.Queue[TopicEvent | None] = asyncio.Queue(limits.TOPIC_EVENTS_WAITING_MAX)
-        number = next(self._numbers)
+        number = next(self._watches)
         self._watchers[number] = (check_topic(topic), queue)
         try:
             yield queue
@@ -229,7 +255,7 @@ class DurableTopics:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._there.wait(), min(timeout_s, limits.LEASE_S_MAX))
         self._there.clear()
-        events, self._events = self._events, []
+        events, self._events, self._waiting = self._events, [], 0
         return events
 
     async def _commit(self, changes: MessageChanges) -> bool:
@@ -250,6 +276,16 @@ class DurableTopics:
                     log.warning("messages are stored again")
                 self.storage_error = None
                 return True
+
+
+def _parts(event: ev.Event) -> int:
+    match event:
+        case ev.SendSeveral():
+            return len(event.messages)
+        case ev.AckSeveral():
+            return len(event.settled)
+        case _:
+            return 1
 
 
 def _what(message: Message) -> Literal["waiting", "failed", "acknowledged", "dead"]:

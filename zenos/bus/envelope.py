@@ -9,6 +9,7 @@ on reads the header, and neither decodes nor copies the body.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from collections.abc import Iterable
 from contextlib import suppress
@@ -30,8 +31,12 @@ WELCOME: Final = "welcome"  # the topic of the broker's first message
 # What a message asks for. Of the peers: `tell` concerns the daemon itself; `send`, `call` and
 # `publish` are for one receiver of the topic, for one that answers, and for all subscribers;
 # `reply` answers a call; `beat` says that a peer is there (to: 1 when it wants an answer); the rest
-# is about topics and leases (see exchange.py). Of the broker: `answer` ends a request, `taken` says
-# how many messages a topic has taken, `missed` how many a subscriber was too slow for.
+# is about topics and leases (see exchange.py). Of the broker: `answer` ends a request, `answers`
+# several that went well, `taken` says how many messages a topic has taken, `missed` how many a
+# subscriber was too slow for. Of both: `several` are durable messages, or acknowledgements, of one
+# topic, kind and priority in one frame (see several.py). About direct sockets (see meetings.py):
+# `direct` brings one, `indirect` ends it, `waits` tells its server what is to be had from the
+# broker.
 Verb = Literal[
     "tell",
     "send",
@@ -47,26 +52,34 @@ Verb = Literal[
     "nack",
     "extend",
     "beat",
+    "several",
     "answer",
+    "answers",
     "taken",
     "missed",
+    "direct",
+    "indirect",
+    "waits",
 ]
 
 
 class FrameError(InvalidError):
     """cannot read this frame: it is malformed, and its connection is closed"""
 
+    request: tuple[int, str] | None = None  # its id and topic, as far as they can be read
+
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """One message.
 
     id: counts in its sender; generation: of the sending worker; sent and deadline: wall seconds
-    (deadline 0: none). to: the id of what this answers or withdraws. key: the message's own id on
-    its topic, or the caller to whom a reply goes. delivery: of a durable message, the number by
-    which it is acknowledged; failures: of its deliveries before this one. delay_s: not to be
-    delivered before so many seconds. descriptors: how many come with the frame. credit: with a
-    reply, how many more messages of its topic may come; with a durable message, how many were given
-    to its request together, if all of them are sure to come (else 0).
+    (deadline 0: none). to: the id of what this answers or withdraws; of a call on a direct socket
+    its place in the marks. key: the message's own id on its topic, or the caller to whom a reply
+    goes. delivery: of a durable message, the number by which it is acknowledged; failures: of its
+    deliveries before this one. delay_s: not to be delivered before so many seconds. descriptors:
+    how many come with the frame. credit: with a reply, how many more messages of its topic may
+    come; with a durable message, how many were given to its request together, if all of them are
+    sure to come (else 0).
 
     On the wire the header ends here; body: bytes, for the daemon's own messages MessagePack of one
     of the types in core/wire.py.
@@ -105,7 +118,8 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
 
     A task and its token, or no task and the home's token. program: it is one of the task's
     programs, of which there may be several; else the task's worker, which the daemon talks to.
-    beats: it says so often as the welcome wants that it is there.
+    beats: it says so often as the welcome wants that it is there. direct: it takes direct sockets.
+    several: it takes frames of several, as no older version does.
     """
 
     task: str
@@ -113,11 +127,13 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     token: str
     program: bool = False
     beats: bool = False
+    direct: bool = False
+    several: bool = False
 
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Envelope)
-_BAD: Final = (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError)
+BAD: Final = (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError)
 
 
 def encode(e: Envelope) -> bytes:
@@ -167,13 +183,25 @@ def header_of(header: Data) -> Envelope:
     """The envelope, without its body. FrameError when it isn't one, or of another version."""
     try:
         envelope = _decoder.decode(header)
-    except _BAD as e:
-        raise FrameError(f"cannot read this frame: {e}") from None
+    except BAD as e:
+        error = FrameError(f"cannot read this frame: {e}")
+        error.request = _request_in(header)
+        raise error from None
     if envelope.version != VERSION:
         raise FrameError(f"cannot read version {envelope.version} of the envelope, only {VERSION}")
     if not 0 <= envelope.descriptors <= limits.FRAME_DESCRIPTORS_MAX:
         raise FrameError(f"cannot take {envelope.descriptors} descriptors with a frame")
     return envelope
+
+
+def _request_in(header: Data) -> tuple[int, str] | None:
+    """The id and the topic in a header that is no envelope."""
+    try:
+        _, number, _, topic = msgspec.msgpack.decode(header, type=list[Any])[:4]
+    except (*BAD, ValueError):
+        return None
+    fits = isinstance(topic, str) and len(topic) <= limits.TOPIC_CHARS_MAX
+    return (number, topic) if type(number) is int and fits else None
 
 
 def body_in(frame: Data) -> memoryview:
@@ -191,7 +219,7 @@ def body_of(envelope: Envelope, kind: Any) -> Any:
     """The body, decoded and checked. FrameError when it is something else."""
     try:
         return msgspec.msgpack.decode(envelope.body, type=kind)
-    except _BAD as e:
+    except BAD as e:
         raise FrameError(f"cannot read the body of a message on {envelope.topic!r}: {e}") from None
 
 
@@ -200,6 +228,23 @@ def close_all(descriptors: Iterable[int]) -> None:
     for descriptor in descriptors:
         with suppress(OSError):
             os.close(descriptor)
+
+
+def bytes_in(descriptors: tuple[int, ...]) -> int:
+    """How much memory they keep."""
+    return sum(found.st_size for found in map(os.fstat, descriptors) if stat.S_ISREG(found.st_mode))
+
+
+def copied(descriptors: tuple[int, ...]) -> tuple[int, ...]:
+    """The same files once more; OSError when this process may open no more, and then none."""
+    made: list[int] = []
+    try:
+        for descriptor in descriptors:
+            made.append(os.dup(descriptor))  # noqa: PERF401 - what was made must be known
+    except OSError:
+        close_all(made)
+        raise
+    return tuple(made)
 
 
 FIRST_BYTES: Final = 8 * limits.KIB  # of a connection that says little

@@ -10,6 +10,8 @@
 | `withdraw` | what was wanted or called is wanted no more | how many were taken back |
 | `subscribe`, `unsubscribe` | all that is published from now on | when it is so |
 | `ack`, `nack`, `extend` | of a durable message's lease | after the commit |
+| `several` | durable `send`s, or `ack`s, of one topic | each: after the commit |
+| `indirect` | a direct socket (meetings.py) is not wanted, or no more | no |
 
 A request that can't be met is answered with an error. Frames are passed on as they came: nobody
 here looks into a body. Durable topics are another module's: here is only the way to them.
@@ -19,8 +21,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import stat
 from collections.abc import Callable
 from typing import Final
 
@@ -29,25 +29,33 @@ import msgspec
 from zenos.bus.calls import Call, Calls
 from zenos.bus.durable_exchange import DurableExchange
 from zenos.bus.durable_topics import DurableTopics
-from zenos.bus.envelope import Data, Envelope, FrameError, body_of, close_all, with_body
+from zenos.bus.envelope import (
+    Data,
+    Envelope,
+    FrameError,
+    body_of,
+    bytes_in,
+    close_all,
+    copied,
+    with_body,
+)
+from zenos.bus.meetings import Meetings
 from zenos.bus.order import Item
-from zenos.bus.peer import Peer
-from zenos.bus.terms import Terms, Want, cost_of
+from zenos.bus.peer import MayUse, Peer
+from zenos.bus.terms import Want, cost_of, terms_of
 from zenos.bus.transient import Subscription, TransientTopic, Waiting
 from zenos.core import limits
 from zenos.core.errors import (
     BusyError,
     DeadlineError,
     InvalidError,
-    RefusedError,
     ZenosError,
 )
-from zenos.core.messages import TopicSettings, check_topic
+from zenos.core.messages import TopicSettings
 
 log = logging.getLogger(__name__)
 
 EXPIRE_EVERY_S: Final = 0.01
-MayUse = Callable[[str, str], bool]  # a task, a topic
 
 
 class Exchange:
@@ -64,6 +72,7 @@ class Exchange:
         self._durable = DurableExchange(durable)
         self._topics: dict[str, TransientTopic] = {}
         self._calls = Calls()
+        self._meetings = Meetings(may_use, self._tidy)
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._verbs: dict[str, Callable[[Peer, Envelope, Data], None]] = {
@@ -72,9 +81,11 @@ class Exchange:
             "withdraw": self._withdraw,
             "subscribe": self._subscribe,
             "unsubscribe": self._unsubscribe,
+            "indirect": self._indirect,
             "ack": self._durable.settle,
             "nack": self._durable.settle,
             "extend": self._durable.settle,
+            "several": self._durable.several,
         }
 
     def take(
@@ -84,8 +95,8 @@ class Exchange:
         verb = envelope.verb
         try:
             if envelope.topic not in peer.topics:
-                self._allow(peer, envelope.topic)
-            if verb != "call" and not envelope.durable:
+                peer.allow(envelope.topic, self._may_use)
+            if verb not in ("call", "indirect") and not envelope.durable:
                 peer.only_calls(envelope.topic)
             if verb in ("send", "call", "publish"):
                 self._send(peer, envelope, frame, descriptors)
@@ -112,11 +123,14 @@ class Exchange:
     def gone(self, peer: Peer) -> None:
         """A peer has gone away: what it held is given back, what it wanted is forgotten."""
         self._durable.gone(peer)
+        self._meetings.gone(peer)
         for call in self._calls.gone(peer):
             assert call.item is not None  # noqa: S101 - it waits
             self._remove(self._topics[call.topic], call.item)
         for topic in list(self._topics.values()):
             topic.credit.pop(peer, None)
+            if topic.talk is not None:
+                topic.talk.forget(peer)
             subscription = topic.subscriptions.pop(peer, None)
             if subscription is not None:
                 subscription.backlog.clear()
@@ -133,6 +147,14 @@ class Exchange:
             if peer in topic.subscriptions:
                 self._feed(topic, peer, topic.subscriptions[peer])
 
+    def silent(self, peer: Peer) -> None:
+        """A peer is not heard, with leave."""
+        self._meetings.silent(peer)
+
+    def check(self, peer: Peer) -> None:
+        """End what a peer would not be allowed now."""
+        self._meetings.check(peer)
+
     def keep_leases(self) -> None:
         """It is the broker that goes: who has durable messages is not to blame."""
         self._durable.close()
@@ -147,31 +169,10 @@ class Exchange:
                 item.drop()
         self._topics.clear()
 
-    # -- who may what
-
-    def _allow(self, peer: Peer, name: str) -> None:
-        """Raises InvalidError for a bad name, RefusedError where the peer's task may not be."""
-        if check_topic(name) != name:
-            raise InvalidError(f"cannot use the topic {name!a}: write it in Unicode's form NFC")
-        own = peer.task and (name == peer.task or name.startswith(f"{peer.task}/"))
-        if peer.task and not own and not self._may_use(peer.task, name):
-            raise RefusedError(
-                f"cannot use the topic {name}: {peer.task} may use {peer.task}/… and what it was"
-                " granted; submit it with '--topic'"
-            )
-        if len(peer.topics) >= limits.PEER_TOPICS_MAX:
-            peer.topics.clear()
-        peer.topics.add(name)
-
     # -- sending
 
     def _open(self, peer: Peer, envelope: Envelope, _: Data) -> None:
-        settings = self._settings(envelope.topic)
-        terms = Terms(
-            when_full=settings.when_full,
-            messages=min(limits.WINDOW_MESSAGES, settings.messages),
-            bytes=min(limits.WINDOW_BYTES, settings.bytes),
-        )
+        terms = terms_of(self._settings(envelope.topic))
         peer.answer(envelope.id, envelope.topic, msgspec.msgpack.encode(terms))
 
     def _send(
@@ -188,6 +189,8 @@ class Exchange:
             self._durable.send(peer, with_body(envelope, frame))
             return
         topic = self._topic(name)
+        if verb == "send":
+            self._meetings.sent(topic, peer)
         if topic.credit and verb != "publish" and not topic.backlog.count:
             receiver = topic.receiver()
             if receiver is not None and (not envelope.deadline or envelope.left_s > 0):
@@ -232,6 +235,8 @@ class Exchange:
         kind, priority = envelope.kind, envelope.priority
         item = Item(kind, priority, peer.name, name, frame, 0.0, descriptors)
         receiver.put(item, always=True)
+        if envelope.verb == "call":
+            self._meetings.called(topic, peer, receiver, number)
 
     def _add(self, peer: Peer, topic: TransientTopic, item: Waiting) -> None:
         """Take a message into its topic as the settings say; what they can't take is refused."""
@@ -288,10 +293,10 @@ class Exchange:
 
     def _publish(self, peer: Peer, topic: TransientTopic, item: Waiting) -> None:
         self._confirm(peer, topic, item.id, item.size)
-        shared = _bytes_in(item.descriptors) if topic.subscriptions else 0
+        shared = bytes_in(item.descriptors) if topic.subscriptions else 0
         for subscriber, subscription in topic.subscriptions.items():
             try:
-                descriptors = _copied(item.descriptors)
+                descriptors = copied(item.descriptors)
             except OSError as error:
                 log.warning("a subscriber of %s missed a message: %s", topic.name, error)
                 subscription.missed += 1
@@ -331,6 +336,7 @@ class Exchange:
 
     def _more(self, peer: Peer, topic: TransientTopic, count: int) -> None:
         topic.credit[peer] = self._credit(topic.credit.get(peer, 0), count)
+        self._meetings.wanted(topic, peer)
         self._serve(topic)
 
     def _credit(self, there: int, more: int) -> int:
@@ -389,6 +395,13 @@ class Exchange:
             close_all(descriptors)
             call.caller.refuse(envelope.to, name, error)
 
+    def _indirect(self, peer: Peer, envelope: Envelope, _: Data) -> None:
+        topic = self._topics.get(envelope.topic)
+        if topic is not None:
+            not_soon = bool(envelope.credit)
+            self._meetings.ended(topic, peer, envelope.to, not_soon=not_soon)
+            self._tidy(topic)
+
     # -- what follows
 
     def _serve(self, topic: TransientTopic) -> None:
@@ -405,6 +418,7 @@ class Exchange:
             if admitted is None:
                 break
             self._unhold(topic, admitted)
+        self._meetings.look(topic)
         self._tidy(topic)
 
     def _feed(self, topic: TransientTopic, peer: Peer, subscription: Subscription) -> None:
@@ -444,6 +458,8 @@ class Exchange:
             ),
             always=True,
         )
+        if item.caller is not None:
+            self._meetings.called(self._topics[item.topic], item.caller, peer, item.id)
         item.is_gone = True
         item.frame, item.descriptors = b"", ()
 
@@ -480,20 +496,3 @@ class Exchange:
     def _tidy(self, topic: TransientTopic) -> None:
         if topic.is_empty:
             self._topics.pop(topic.name, None)
-
-
-def _bytes_in(descriptors: tuple[int, ...]) -> int:
-    """How much memory they keep."""
-    return sum(found.st_size for found in map(os.fstat, descriptors) if stat.S_ISREG(found.st_mode))
-
-
-def _copied(descriptors: tuple[int, ...]) -> tuple[int, ...]:
-    """The same files once more; OSError when this process may open no more, and then none."""
-    made: list[int] = []
-    try:
-        for descriptor in descriptors:
-            made.append(os.dup(descriptor))  # noqa: PERF401 - what was made must be known
-    except OSError:
-        close_all(made)
-        raise
-    return tuple(made)

@@ -268,15 +268,16 @@ class Pool:
                     if there:
                         return held
                 left_s = end - time.monotonic()
+                used = self._bytes - sum(held.size for held in self._idle)
                 if wait_s <= 0:
                     raise BusyError(
                         f"cannot allocate {wanted} bytes of shared memory: "
-                        f"all {self.bytes_max} are in use; wait, or make the pool larger"
+                        f"{used} of {self.bytes_max} are in use; wait, or make the pool larger"
                     )
                 if left_s <= 0:
                     raise DeadlineError(
                         f"cannot allocate {wanted} bytes of shared memory: "
-                        f"all {self.bytes_max} were in use for {wait_s:g} s"
+                        f"{used} of {self.bytes_max} were in use for {wait_s:g} s"
                     )
                 if not first:
                     self._turn.wait(left_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
 from zenos.bus import operations
@@ -10,9 +11,11 @@ from zenos.bus.codec import CONTENT_TYPE, MESSAGEPACK
 from zenos.bus.envelope import close_all
 from zenos.bus.inbox import Received
 from zenos.bus.session import Session
-from zenos.core.errors import InvalidError, UnavailableError
+from zenos.core.errors import ConflictError, InvalidError, UnavailableError
 
 _UNREAD: Any = object()
+_TO: Final = {"ack": "acknowledge", "nack": "give back"}
+_WAS: Final = {"ack": "acknowledged", "nack": "given back", "reply": "replied to"}
 NOTHING: Final = Encoded(b"\xc0", MESSAGEPACK)  # None
 
 
@@ -124,6 +127,7 @@ class Answerable(BaseMessage):
     def __init__(self, bus: Acting, received: Received) -> None:
         super().__init__(received)
         self._acting = bus
+        self._said = ""  # what it was settled with, as far as that matters
 
     def fail(self, error: Exception) -> None:
         """Answer a call with an error: it is raised where the call was made."""
@@ -136,10 +140,11 @@ class Answerable(BaseMessage):
     def _answer(self, encoded: Encoded | None = None, error: Exception | None = None) -> None:
         self._check_call()
         self._acting.act(operations.reply, self.received, encoded, error)
-        self._settled = True
+        self._settled, self._said = True, self._said or "reply"
 
     def _end_call(self, verb: str, reason: str) -> None:
-        """A call that was settled without a reply: its caller needn't wait on."""
+        """It was settled. If it was a call, without a reply: its caller needn't wait on."""
+        self._said = verb
         if not self.is_call:
             return
         if verb == "ack":
@@ -147,9 +152,27 @@ class Answerable(BaseMessage):
         else:
             self._answer(error=UnavailableError(f"cannot answer: {reason or 'it was given back'}"))
 
+    def _was_settled(self, verb: str) -> bool:
+        """Whether it was, and the same is said again. ConflictError when something else is."""
+        if self._settled and self._said and verb != self._said:
+            raise ConflictError(f"cannot {_TO[verb]} this message: it was {_WAS[self._said]}")
+        return self._settled
+
     def _check_delay(self, delay_s: float) -> None:
         if delay_s and not self.is_durable:
             raise InvalidError("cannot deliver a transient message again: it is sent at most once")
+
+
+def unsettled(messages: Iterable[Answerable]) -> list[Received]:
+    """Those of them that nobody has acknowledged or given back."""
+    return [message.received for message in messages if not message._settled]
+
+
+def settled(messages: Iterable[Answerable], verb: str) -> None:
+    """They have been acknowledged, or given back."""
+    for message in messages:
+        message._said = message._said or verb
+        message._settled = True
 
 
 def reason_of(error: BaseException) -> str:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from typing import Any, Final
 
 import msgspec
 
+from zenos.bus import asking
 from zenos.bus.bodies import ARRAYS, SHARED, Encoded, Opened
 from zenos.bus.codec import CONTENT_TYPE, decode_value, opened_value
 from zenos.bus.envelope import Kind, close_all
-from zenos.bus.inbox import Inbox, Received, ReceivedDescriptors, Slot
-from zenos.bus.session import Session, Steps, decode, lost, raise_error
+from zenos.bus.inbox import Inbox, Received, ReceivedDescriptors, Slot, Wish, lost, raise_error
+from zenos.bus.order import Item
+from zenos.bus.session import Session, Steps
 from zenos.bus.terms import Nacked, Want
 from zenos.core import failpoints, limits
-from zenos.core.errors import ConflictError, DeadlineError, InvalidError, WorkerError, ZenosError
+from zenos.core.errors import (
+    BusyError,
+    ConflictError,
+    DeadlineError,
+    InvalidError,
+    WorkerError,
+    ZenosError,
+)
 
 TIMEOUT_S: Final = 30.0  # for which is waited where nothing else is said
 PREFETCH_SUBSCRIBED: Final = 256
@@ -37,6 +46,11 @@ class Sending(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float | None = None
     headers: dict[str, str] | None = None
     timeout_s: float = TIMEOUT_S
+
+
+def new_id() -> str:
+    """An id for a message whose sender gives none."""
+    return os.urandom(12).hex()
 
 
 def with_type(headers: dict[str, str] | None, encoded: Encoded) -> dict[str, str]:
@@ -70,15 +84,20 @@ def opened_of(received: Received) -> Opened | None:
     return opened
 
 
+def not_to_be_stored(encoded: Encoded) -> InvalidError:
+    """Why a body with descriptors isn't sent to a durable topic."""
+    return InvalidError(
+        f"cannot send {encoded.content_type} to a durable topic: it would have to be in the "
+        "database; send where the data lies instead"
+    )
+
+
 def send_durable(session: Session, topic: str, encoded: Encoded, how: Sending) -> Steps[str]:
     """Send; returns the message's id after the commit. Repeated until then with the same id."""
     if encoded.descriptors:
         close_all(encoded.descriptors)
-        raise InvalidError(
-            f"cannot send {encoded.content_type} to a durable topic: it would have to be in the "
-            "database; send where the data lies instead"
-        )
-    key = secrets.token_hex(12) if how.id is None else how.id
+        raise not_to_be_stored(encoded)
+    key = new_id() if how.id is None else how.id
     wait_s = how.timeout_s if how.deadline_s is None else min(how.timeout_s, how.deadline_s)
     yield from session.request(
         "send",
@@ -126,6 +145,8 @@ def send_transient(
     except BaseException:
         close_all(encoded.descriptors)
         raise
+    if not publish:
+        session.sent(window, topic, number)
     if not window.refuses:
         window.messages += 1
         window.bytes += size
@@ -135,7 +156,7 @@ def send_transient(
         session.forget(number)
         raise DeadlineError(f"cannot send to {topic} in time: no answer came")
     if slot.lost:
-        raise lost()
+        raise lost(session.closed)
     raise_error(slot.value)
     return key
 
@@ -145,16 +166,13 @@ def call(session: Session, topic: str, encoded: Encoded, how: Sending) -> Steps[
     deadline = time.monotonic() + how.timeout_s
     try:
         yield from session.arrive(deadline)
-        number, slot = session.ask(
-            "call",
-            topic,
-            encoded.body,
-            kind=how.kind,
-            priority=how.priority,
-            deadline_s=max(0.001, deadline - time.monotonic()),
-            headers=with_type(how.headers, encoded),
-            descriptors=encoded.descriptors,
-        )
+        fields: dict[str, Any] = {
+            "kind": how.kind,
+            "priority": how.priority,
+            "deadline_s": max(0.001, deadline - time.monotonic()),
+            "headers": with_type(how.headers, encoded),
+        }
+        number, slot = session.direct.call(topic, encoded.body, encoded.descriptors, fields)
     except BaseException:
         close_all(encoded.descriptors)
         raise
@@ -162,14 +180,12 @@ def call(session: Session, topic: str, encoded: Encoded, how: Sending) -> Steps[
     try:
         answered = yield slot, deadline
     finally:
-        if not answered:  # too late, or whoever waited was interrupted
-            session.forget(number)
-            if session.is_connected:
-                session.emit("withdraw", topic, kind="command", to=number)
+        # If not: it is too late, or whoever waited was interrupted.
+        session.direct.done(topic, number, answered=answered)
     if not answered:
         raise DeadlineError(f"cannot finish the call of {topic} in time: no reply came")
     if slot.lost:
-        raise lost()
+        raise lost(session.closed)
     raise_error(slot.value)
     replied: Received = slot.value
     return replied
@@ -179,13 +195,16 @@ def reply(
     session: Session,
     received: Received,
     encoded: Encoded | None = None,
-    error: Exception | None = None,
+    error: BaseException | None = None,
     *,
     credit: int = 0,
 ) -> None:
     """Answer a call; nobody hears it who has stopped waiting. credit: see the envelope."""
-    asked = received.envelope
+    asked, end, made = received.envelope, received.end, list[Item]()
     encoded = encoded or Encoded(b"")
+    if end is not None and not end.has_room(len(encoded.body), len(encoded.descriptors)):
+        encoded.close()
+        encoded, error = Encoded(b""), BusyError("cannot reply: read what was replied before")
     if error is None:
         headers = with_type(None, encoded)
     else:
@@ -193,7 +212,7 @@ def reply(
         said = str(error) if known else f"cannot answer: {type(error).__name__}: {error}"
         code = error.code if isinstance(error, ZenosError) else WorkerError.code
         headers = {"code": code, "error": said[: limits.ERROR_CHARS_MAX]}
-    if not session.is_connected:
+    if not session.is_connected or (end is not None and end.is_closed):
         close_all(encoded.descriptors)
         return
     try:
@@ -208,20 +227,25 @@ def reply(
             headers=headers,
             descriptors=encoded.descriptors,
             credit=credit,
+            into=None if end is None else made,
         )
     except BaseException:
         close_all(encoded.descriptors)
         raise
+    if end is not None:
+        end.reply(asked.id, made[0])
 
 
 def reply_or_fail(
-    session: Session, received: Received, encoded: Encoded | None, error: Exception | None
+    session: Session, received: Received, encoded: Encoded | None, error: BaseException | None
 ) -> None:
     """Answer a call with what came of it, also if that can't be sent, and be ready for another."""
     inbox = session.received.get((received.envelope.topic, False))
     credit = int(
         session.is_connected
+        and received.end is None
         and inbox is not None
+        and inbox.desk is None
         and not (inbox.credit or inbox.messages or inbox.waiters)
     )
     try:
@@ -233,26 +257,40 @@ def reply_or_fail(
 
 
 def receive_durable(
-    session: Session, topic: str, prefetch: int, timeout_s: float | None, lease_s: float | None
+    session: Session,
+    topic: str,
+    prefetch: int,
+    timeout_s: float | None,
+    lease_s: float | None,
+    count: int = 1,
 ) -> Steps[Received]:
-    """Lease the next message of a durable topic. DeadlineError when none came in time."""
+    """Lease the next message of a durable topic. DeadlineError when none came in time.
+
+    count: how many are to come if they are there. What follows the first is left in the inbox.
+    """
     inbox = session.inbox(topic, prefetch, durable=True)
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    body = msgspec.msgpack.encode(Want(count=prefetch, lease_s=lease_s))
     while True:
         if not inbox.messages:
             yield from session.arrive(deadline)
         if inbox.messages:
-            return inbox.messages.popleft()
-        if inbox.coming > len(inbox.followers):
-            # What was asked for is still on its way, and enough for this one too.
-            slot = Slot(inbox)
-            inbox.followers.append(slot)
+            if found := inbox.take_out(lease_s, 1):
+                return found[0]
+            # They were asked for by who wants another lease, and isn't here.
+            asking.give_back(session, topic, inbox.messages)
+            inbox.clear()
+        slot = Slot(inbox, Wish(lease_s, count, prefetch))
+        inbox.waiters.append(slot)
+        session.seek_soon(inbox)
+        try:
             came = yield slot, deadline
-            inbox.leave(slot)
-        else:
-            number, slot = session.ask("want", topic, body, kind="command", durable=True)
-            came = yield from _answered(session, inbox, number, slot, deadline)
+            if not came:
+                came = yield from asking.give_up(session, inbox, slot)
+        except GeneratorExit:
+            slot.abandon()
+            raise
+        finally:
+            asking.leave(session, inbox, slot)
         if not came:
             raise DeadlineError(f"cannot receive from {topic}: nothing came in time")
         if not slot.lost:
@@ -260,38 +298,6 @@ def receive_durable(
             failpoints.passing("bus.receive.taken")
             taken: Received = slot.value
             return taken
-
-
-def _answered(
-    session: Session, inbox: Inbox, number: int, slot: Slot, deadline: float | None
-) -> Steps[bool]:
-    """Wait for a message: the answer to that request, or the rest of an earlier one's."""
-    slot.inbox = inbox
-    inbox.waiters.append(slot)
-    try:
-        came = yield slot, deadline
-        if not came:
-            came = yield from _withdraw(session, inbox.topic, number, slot)
-    except GeneratorExit:
-        slot.abandon()
-        raise
-    finally:
-        inbox.leave(slot)
-        # What is on its way comes into the topic's inbox, for whoever receives next.
-        if session.forget(number) and session.is_connected:
-            session.emit("withdraw", inbox.topic, kind="command", to=number, durable=True)
-    return came
-
-
-def _withdraw(session: Session, topic: str, number: int, slot: Slot) -> Steps[bool]:
-    """Take a request back; True when it was answered after all."""
-    _, withdrawn = session.ask("withdraw", topic, kind="command", to=number, durable=True)
-    yield withdrawn, None
-    if withdrawn.lost or decode(withdrawn.value.frame, int):
-        session.forget(number)
-        return slot.done and not slot.lost
-    yield slot, None  # it is on its way
-    return not slot.lost
 
 
 def receive_transient(

@@ -7,18 +7,23 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from zenos.bus.envelope import WELCOME, Envelope, encode
 from zenos.bus.order import Item, Link, Policy, SendQueue
+from zenos.bus.several import body_of_numbers
 from zenos.bus.stream import FrameReader, FrameWriter, Heartbeat, Welcome
 from zenos.core import limits
-from zenos.core.errors import RefusedError, ZenosError
-from zenos.core.names import is_internal
+from zenos.core.errors import InvalidError, RefusedError, ZenosError
+from zenos.core.names import check_topic, is_internal
+
+if TYPE_CHECKING:
+    from zenos.bus.meetings import Meeting
 
 HELLO_BYTES_MAX: Final = 4 * limits.KIB  # of frames, until it is known who sends them
+MayUse = Callable[[str, str], bool]  # a task, a topic
 _CREDENTIALS: Final = struct.Struct("iII")  # pid, uid, gid
 
 
@@ -26,6 +31,7 @@ class Peer:
     """A connection. It has no name until it has said who it is.
 
     on_dirty: is told when something waits to be sent. taken: by topic, what is to be confirmed.
+    answered: requests that went well, to be said together.
     """
 
     def __init__(
@@ -45,9 +51,15 @@ class Peer:
         self.waiting = SendQueue(policy, Link())
         self.writer = FrameWriter(connection, self.waiting)
         self.taken: dict[str, list[int]] = {}
+        self.answered: list[int] = []
         self.topics: set[str] = set()  # that it may use, as far as it was asked
         self.requests: dict[int, int] = {}  # its numbers → those of the durable topics
+        self.frames: dict[int, int] = {}  # the same of frames of several: of each the first
+        self.parts = 0  # how many are in these
         self.calls: set[tuple[str, int]] = set()  # that it made, or that it is to answer
+        self.direct = False  # it takes direct sockets
+        self.several = False  # it takes frames of several
+        self.meetings: dict[int, Meeting] = {}  # those that it has
         self.held = 0  # of its messages, those that wait for room
         self.held_bytes = 0
         self._clock = asyncio.get_running_loop().time
@@ -81,6 +93,20 @@ class Peer:
         raw = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         return bool(_CREDENTIALS.unpack(raw)[1] == uid)
 
+    def allow(self, name: str, may_use: MayUse) -> None:
+        """Raises InvalidError for a bad name, RefusedError where the peer's task may not be."""
+        if check_topic(name) != name:
+            raise InvalidError(f"cannot use the topic {name!a}: write it in Unicode's form NFC")
+        own = self.task and (name == self.task or name.startswith(f"{self.task}/"))
+        if self.task and not own and not may_use(self.task, name):
+            raise RefusedError(
+                f"cannot use the topic {name}: {self.task} may use {self.task}/… and what it was"
+                " granted; submit it with '--topic'"
+            )
+        if len(self.topics) >= limits.PEER_TOPICS_MAX:
+            self.topics.clear()
+        self.topics.add(name)
+
     def only_calls(self, topic: str) -> None:
         """Raises RefusedError: whom an internal topic doesn't belong to may call there, no more."""
         if not self.task and is_internal(topic):
@@ -89,7 +115,7 @@ class Peer:
     def welcome(self, heartbeat: Heartbeat) -> None:
         """Send the policy and its name, before everything else."""
         body = msgspec.msgpack.encode(
-            Welcome(policy=self.waiting.policy, name=self.name, heartbeat=heartbeat)
+            Welcome(policy=self.waiting.policy, name=self.name, heartbeat=heartbeat, several=True)
         )
         welcome = Envelope(kind="command", topic=WELCOME, sent=time.time(), body=body)
         first = Item("command", limits.PRIORITY_MAX + 1, "", WELCOME, encode(welcome))
@@ -135,8 +161,19 @@ class Peer:
             self.is_closed = True
             self._on_dirty(self)
 
+    def answer_soon(self, requests: list[int]) -> None:
+        """End requests of its that went well, with others that end in this turn."""
+        if not self.answered:
+            self._on_dirty(self)
+        self.answered += requests
+
     def confirm(self) -> None:
-        """Say which of its messages were taken."""
+        """Say which of its requests have ended, and which of its messages were taken."""
+        answered, self.answered = self.answered, []
+        for begin in range(0, len(answered), limits.SEVERAL_MAX):
+            numbers = answered[begin : begin + limits.SEVERAL_MAX]
+            body = body_of_numbers(numbers)
+            self._end(Envelope(kind="command", verb="answers", body=body))
         for topic, (messages, size) in self.taken.items():
             body = msgspec.msgpack.encode((messages, size))
             self.send(Envelope(kind="command", verb="taken", topic=topic, body=body), always=True)

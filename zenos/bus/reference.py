@@ -61,6 +61,7 @@ _PAIRS: Final = (
     ("Bus", sync.Bus, aio.AsyncBus),
     ("Topic", sync_topics.Topic, aio_topics.Topic),
     ("Message", sync_topics.Message, aio_topics.Message),
+    ("Messages", sync_topics.Messages, aio_topics.Messages),
     ("Subscription", sync_topics.Subscription, aio_topics.Subscription),
 )
 

@@ -10,27 +10,39 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import msgspec
 
-from zenos.bus.envelope import Data, Envelope, FrameError, Kind, Verb, body_in, close_all, frame_of
-from zenos.bus.inbox import Inbox, Received, ReceivedDescriptors, Slot, Window
+from zenos.bus import asking
+from zenos.bus.direct import Directs
+from zenos.bus.envelope import Data, Envelope, FrameError, Kind, Verb, close_all, frame_of
+from zenos.bus.inbox import (
+    Inbox,
+    Received,
+    ReceivedDescriptors,
+    ReceivedPart,
+    Slot,
+    Window,
+    lost,
+    raise_error,
+)
 from zenos.bus.order import Item, Link, Policy, SendQueue
-from zenos.bus.terms import Taken, Terms, Want, cost_of
+from zenos.bus.several import Gathering, numbers_of, parts_of
+from zenos.bus.terms import Taken, Terms, Want, cost_of, decode
 from zenos.core import limits
 from zenos.core.errors import (
     BusyError,
     DeadlineError,
     NoDaemonError,
-    UnavailableError,
     ZenosError,
-    from_code,
 )
 
 T = TypeVar("T")
 _NO_HEADERS: Final[dict[str, str]] = {}
+GATHERED: Final = ("send", "ack")  # what goes in frames of several
 QUEUE_MESSAGES: Final = 1_000_000  # bounded by windows and requests; the bytes by the usual limit
 
 
@@ -44,10 +56,13 @@ class EndedError(Exception):
 class Session:
     """One program's side of its connection, over as many connections as it takes.
 
-    Not thread-safe. on_output: something was put into `output`.
+    Not thread-safe. on_output: something was put into `output`, or will be by `gather`. gathers:
+    whoever writes the output calls that before; else nothing is put off.
     """
 
-    def __init__(self, generation: int, on_output: Callable[[], None]) -> None:
+    def __init__(
+        self, generation: int, on_output: Callable[[], None], *, gathers: bool = False
+    ) -> None:
         self.generation = generation
         self.name = ""
         self.is_connected = False
@@ -60,12 +75,17 @@ class Session:
         self._pending: dict[int, Slot] = {}
         self._arrivals: list[Slot] = []  # who waits for a connection
         self._on_output = on_output
+        self.direct = Directs(self)
+        self.several = False  # the broker takes frames of several
+        self._gathers = gathers
+        self._gathering = Gathering()
+        self._seeking: dict[str, Inbox] = {}
 
     # -- the connection
 
-    def connect(self, name: str, policy: Policy) -> None:
+    def connect(self, name: str, policy: Policy, *, several: bool = False) -> None:
         """A broker has let us in."""
-        self.name = name
+        self.name, self.several = name, several
         self.output.use(policy)
         self.is_connected = True
         for topic, inbox in self.subscribed.items():
@@ -79,11 +99,14 @@ class Session:
     def disconnect(self) -> None:
         """The connection has ended: what was asked over it is never answered."""
         self.is_connected = False
+        self._gathering.clear()
+        self._seeking.clear()
         for item in self.output.clear():
             close_all(item.descriptors)
         pending, self._pending = self._pending, {}
         for slot in pending.values():
             slot.fill(lost=True)
+        self.direct.lose()
         windows, self.windows = self.windows, {}
         for window in windows.values():
             for slot in window.waiters:
@@ -92,6 +115,13 @@ class Session:
             if durable:
                 inbox.clear()  # their leases have ended
             inbox.lose()
+
+    def hand_back(self) -> None:
+        """Before the end: durable messages that nobody has taken go to others, unfailed."""
+        for (topic, durable), inbox in self.received.items():
+            if durable and self.is_connected:
+                asking.give_back(self, topic, inbox.messages)
+                inbox.clear()
 
     def close(self, error: ZenosError) -> None:
         """Nothing more will come: who waits hears why."""
@@ -110,34 +140,21 @@ class Session:
         """A frame of the broker. FrameError when it makes no sense."""
         verb = envelope.verb
         if verb in ("send", "call", "publish", "reply"):
-            kind = ReceivedDescriptors if descriptors else Received
-            received = kind(envelope, frame, descriptors)
-            if verb == "publish":
-                inbox = self.subscribed.get(envelope.topic)
-            elif verb == "reply":
-                self._finish(envelope.to, received)
-                return
-            else:
-                inbox = self.received.get((envelope.topic, envelope.durable))
-            if inbox is None:
-                return
-            if verb == "publish":
-                received.missed, inbox.missed = inbox.missed, 0
-            if envelope.durable:
-                inbox.count(envelope)
-                slot = self._pending.pop(envelope.to, None)
-                if slot is not None and not slot.done:
-                    slot.fill(received)
-                    return
-            inbox.put(received)
-            if verb == "publish":
-                inbox.cost = cost_of(descriptors)
-                inbox.credit -= inbox.cost - 1
+            self._message(envelope, frame, descriptors)
+            return
+        if verb in ("direct", "indirect", "waits"):
+            self.direct.hear(envelope, descriptors)
             return
         close_all(descriptors)
         match verb:
             case "answer":
-                self._finish(envelope.to, Received(envelope, frame, ()))
+                self._answer(Received(envelope, frame, ()))
+            case "answers":
+                answer = Received(envelope, frame, ())
+                for number in numbers_of(frame):
+                    self._finish(number, answer)
+            case "several":
+                self._lent(envelope, [ReceivedPart(part) for part in parts_of(frame)])
             case "taken":
                 self._taken(envelope.topic, decode(frame, Taken))
             case "missed":
@@ -146,6 +163,40 @@ class Session:
                     inbox.missed += envelope.to
             case _:
                 raise FrameError(f"cannot take {verb!r} from the broker")
+
+    def _message(self, envelope: Envelope, frame: Data, descriptors: tuple[int, ...]) -> None:
+        verb = envelope.verb
+        received = (ReceivedDescriptors if descriptors else Received)(envelope, frame, descriptors)
+        if verb == "reply":
+            self._finish(envelope.to, received)
+        elif verb == "publish":
+            inbox = self.subscribed.get(envelope.topic)
+            if inbox is not None:
+                received.missed, inbox.missed = inbox.missed, 0
+                inbox.put(received)
+                inbox.cost = cost_of(descriptors)
+                inbox.credit -= inbox.cost - 1
+        elif envelope.durable:
+            self._lent(envelope, [received])
+        else:
+            inbox = self.received.get((envelope.topic, False))
+            if inbox is not None:
+                inbox.put(received)
+
+    def _lent(self, envelope: Envelope, messages: Sequence[Received]) -> None:
+        """Durable messages have come, in a frame with that header."""
+        inbox = self.received.get((envelope.topic, True))
+        if inbox is None:
+            return
+        asking.arrived(self, inbox, inbox.take_in(envelope, messages))
+
+    def _answer(self, answer: Received) -> None:
+        envelope = answer.envelope
+        inbox = self.received.get((envelope.topic, True))
+        if inbox is not None and envelope.to in inbox.asked:
+            asking.refused(self, inbox, envelope.to, answer)
+        else:
+            self._finish(envelope.to, answer)
 
     def _finish(self, number: int, received: Received) -> None:
         slot = self._pending.pop(number, None)
@@ -181,8 +232,10 @@ class Session:
         headers: dict[str, str] | None = None,
         descriptors: tuple[int, ...] = (),
         credit: int = 0,
+        into: list[Item] | None = None,
     ) -> tuple[int, int]:
-        """Put a frame into the output; its id, and its size in bytes. InvalidError: too large."""
+        """Put a frame into the output, or `into` something else; its id, and its size in bytes.
+        InvalidError: too large."""
         number, now = next(self._ids), time.time()
         frame = frame_of(
             body,
@@ -207,14 +260,51 @@ class Session:
             credit,
         )
         item = Item(kind, priority, self.name, topic, frame, 0.0, descriptors)
-        self.output.put(item, time.monotonic(), always=True)
-        self._on_output()
+        if into is None:
+            self.output.put(item, time.monotonic(), always=True)
+            self._on_output()
+        else:
+            into.append(item)
         return number, len(frame) + limits.DESCRIPTOR_BYTES * len(descriptors)
+
+    def gather(self) -> None:
+        """Put what was put off into the output: what came together goes together."""
+        for inbox in self._seeking.values():
+            asking.seek(self, inbox)
+        self._seeking.clear()
+        for lane, body in self._gathering.take():
+            _, topic, kind, priority = lane
+            self.emit("several", topic, body, kind=kind, priority=priority, durable=True)
+
+    def seek_soon(self, inbox: Inbox) -> None:
+        """Ask for durable messages for who waits there, once for all who begin to now."""
+        if not self._gathers:
+            asking.seek(self, inbox)
+        elif inbox.topic not in self._seeking:
+            self._seeking[inbox.topic] = inbox
+            self._on_output()
+
+    def _ask_soon(self, verb: Verb, topic: str, body: Data, **fields: Any) -> tuple[int, Slot]:
+        """As `ask`, together with what else is asked now, if that takes so much."""
+        number = next(self._ids)
+        if not self._gathering.add(number, verb, topic, body, **fields):
+            self.gather()  # what came before it goes before it
+            return self.ask(verb, topic, body, **fields)
+        self._on_output()
+        return number, self.expect(number)
 
     def ask(self, verb: Verb, topic: str, body: Data = b"", **fields: Any) -> tuple[int, Slot]:
         """Emit a request; its id, and the slot of its answer."""
         number, _ = self.emit(verb, topic, body, **fields)
         return number, self.expect(number)
+
+    def numbers(self, count: int) -> list[int]:
+        """So many ids, for requests that go in frames of several."""
+        return list(itertools.islice(self._ids, count))
+
+    def expect_all(self, numbers: Iterable[int], slot: Slot) -> None:
+        """Have the answers to requests that were emitted just now fill one slot."""
+        self._pending.update(dict.fromkeys(numbers, slot))
 
     def expect(self, number: int) -> Slot:
         """The slot of the answer to a frame that was emitted just now."""
@@ -229,18 +319,14 @@ class Session:
         """Wait until there is a connection. Raises NoDaemonError at the deadline."""
         while not self.is_connected:
             if self.closed is not None:
-                raise self._closed_again(self.closed)
+                raise lost(self.closed)
             slot = Slot()
             self._arrivals.append(slot)
             if not (yield slot, deadline):
                 self._arrivals.remove(slot)
                 raise NoDaemonError("cannot reach the daemon in time: start it with 'zenos up'")
         if self.closed is not None:
-            raise self._closed_again(self.closed)
-
-    @staticmethod
-    def _closed_again(error: ZenosError) -> ZenosError:
-        return type(error)(error.message)  # as `lost`, below
+            raise lost(self.closed)
 
     def request(
         self,
@@ -259,10 +345,13 @@ class Session:
         """
         begun, times = time.monotonic(), _times(fields)
         while True:
-            yield from self.arrive(deadline)
-            passed_s = time.monotonic() - begun
-            fields |= {name: max(0.001, value - passed_s) for name, value in times.items()}
-            number, slot = self.ask(verb, topic, body, **fields)
+            if not self.is_connected or self.closed is not None:
+                yield from self.arrive(deadline)
+            if times:
+                passed_s = time.monotonic() - begun
+                fields |= {name: max(0.001, value - passed_s) for name, value in times.items()}
+            together = self._gathers and self.several and verb in GATHERED
+            number, slot = (self._ask_soon if together else self.ask)(verb, topic, body, **fields)
             if passing is not None:
                 passing()
             if not (yield slot, deadline):
@@ -313,7 +402,12 @@ class Session:
                 return taken
 
     def top_up(self, inbox: Inbox, *, subscribed: bool) -> None:
-        """Say that more may come, in large enough steps."""
+        """Say that more may come, in large enough steps. With direct sockets that is asked for one
+        by one (serving.py)."""
+        if inbox.desk is not None and inbox.prefetch > 1:
+            self.direct.leave(inbox)  # who wants many in advance has them come by the broker alone
+        if inbox.desk is not None:
+            return
         wanted = min(max(inbox.prefetch, len(inbox.waiters)), limits.PREFETCH_MAX)
         there = inbox.credit + len(inbox.messages) * inbox.cost
         idle = not subscribed and not inbox.waiters and inbox.prefetch == 1
@@ -325,22 +419,27 @@ class Session:
 
     def _take_credit_back(self, inbox: Inbox) -> Steps[None]:
         """Who has stopped waiting must not be sent anything. What was sent already still comes."""
+        if not inbox.waiters:
+            self.direct.leave(inbox)
         if not self.is_connected or inbox.waiters or not inbox.credit:
             return
         _, slot = self.ask("withdraw", inbox.topic, kind="command")
-        credit, inbox.credit, arrived = inbox.credit, 0, inbox.arrived
-        yield slot, None
-        if slot.lost:
+        credit, inbox.credit = inbox.credit, 0
+        arrived, returned = inbox.arrived, inbox.returned
+        count = partial(inbox.given_back, slot, credit, arrived, returned)
+        late = time.monotonic() + asking.SETTLE_S
+        if not (yield slot, late):
+            # The broker is stopped, or busy: what it says is counted when it comes, and what it has
+            # sent till then is for who receives next.
+            slot.on_done = count
             return
-        back = decode(slot.value.frame, int)
-        on_its_way = credit - back - (inbox.arrived - arrived)
-        inbox.credit += max(0, on_its_way)
-        if on_its_way > 0 and not inbox.messages:
+        if count() > 0 and not inbox.messages:
             arrival = Slot(inbox)
             # Before those who have asked for more since: what is on its way may be all that comes.
             inbox.waiters.appendleft(arrival)
-            yield arrival, None
-            if not arrival.lost:
+            if not (yield arrival, late):
+                inbox.leave(arrival)
+            elif not arrival.lost:
                 inbox.messages.appendleft(arrival.value)
 
     # -- windows
@@ -359,6 +458,11 @@ class Session:
         if window is None or window.refuses or window.waiters or not window.has_room(size):
             return None
         return window
+
+    def sent(self, window: Window, topic: str, number: int) -> None:
+        """A message went to a topic: what is called there from now on mustn't overtake it."""
+        window.last = number
+        self.direct.sent(topic)
 
     def room(self, topic: str, size: int, deadline: float | None) -> Steps[Window]:
         """A window with room for a message of about `size` bytes. BusyError at the deadline."""
@@ -382,31 +486,3 @@ class Session:
 def _times(fields: dict[str, Any]) -> dict[str, float]:
     """Those fields of a request that are seconds from now, and count."""
     return {name: fields[name] for name in ("delay_s", "deadline_s") if fields.get(name)}
-
-
-def decode(frame: Data, kind: type[T]) -> T:
-    """A frame's body. FrameError when it is something else."""
-    try:
-        return msgspec.msgpack.decode(body_in(frame), type=kind)
-    except msgspec.MsgspecError as error:
-        raise FrameError(f"cannot read what the broker says: {error}") from None
-
-
-def raise_error(answer: Received) -> None:
-    """Raise what a request was answered with, if that is an error."""
-    headers = answer.envelope.headers
-    if "code" in headers:
-        wait_s = headers.get("retry_after_s")
-        error = headers.get("error", "")
-        raise from_code(headers["code"], error, retry_after_s=float(wait_s) if wait_s else None)
-
-
-def lost() -> UnavailableError:
-    """To be raised where the connection has ended before an answer came.
-
-    A new one each time: an error keeps the frames of all who have raised it, and what is in them.
-    """
-    return UnavailableError(
-        "cannot tell whether it was done: the daemon went away meanwhile; ask again if twice is as "
-        "good as once"
-    )

@@ -7,26 +7,26 @@ goes out at once, or, if much is sent, together: at the latest FLUSH_AFTER_S lat
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from zenos.bus import address, beating
+from zenos.bus import address, beating, forks
 from zenos.bus.bodies import Encoded, Own
+from zenos.bus.checks import checked
 from zenos.bus.codec import encode_value
-from zenos.bus.envelope import WELCOME, FrameError, Hello, body_of, with_body
-from zenos.bus.inbox import Received, Slot
+from zenos.bus.envelope import FrameError, Hello
+from zenos.bus.inbox import Received, Slot, lost
 from zenos.bus.operations import TIMEOUT_S
+from zenos.bus.polling import Polling, ready
 from zenos.bus.session import Session, Steps
-from zenos.bus.stream import FrameReader, FrameWriter, Heartbeat, Welcome, greet
+from zenos.bus.stream import Frame, FrameReader, FrameWriter, Heartbeat, enter
 from zenos.bus.sync_topics import Topic
 from zenos.core import limits
 from zenos.core.errors import InvalidError, NoDaemonError, UnauthorizedError, UnavailableError
@@ -42,6 +42,7 @@ CLOSE_S: Final = 2.0  # for which the end waits until what was sent is written
 STUCK_S: Final = 0.2  # between two looks at whether a broker that doesn't read has gone
 
 
+@checked
 def connect(
     *,
     home: str | Path | None = None,
@@ -68,10 +69,13 @@ class Bus:
         *,
         timeout_s: float = CONNECT_S,
         shared_bytes_max: int = limits.SHARED_BYTES_MAX,
+        direct: bool = True,
     ) -> None:
+        """direct: calls may go over direct sockets. Else as `connect`."""
         # Asked for at each connection: the next daemon may listen elsewhere.
         self._where = path if callable(path) else lambda: path
         self._hello = hello
+        self._direct = direct
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self.session = Session(hello.generation, lambda: None)
@@ -79,21 +83,20 @@ class Bus:
         self._socket: socket.socket | None = None
         self._reader: FrameReader | None = None
         self._writer: FrameWriter | None = None
-        self._poll = select.poll()  # for something to read
+        self._polling = self.session.direct.watching = Polling(self._flush_later)
         self._leading = False
         self._wait_s = BACKOFF_S
         self._refused = False
         self._flushed_at = 0.0
         self._stuck = False  # the broker did not take all when it was last written to
+        self._is_waiting = False  # the flusher waits for who reads slowly
         self._flush_due = threading.Event()
         self._flusher: threading.Thread | None = None
-        self._wake_read, self._wake_write = socket.socketpair()
-        self._woken = False  # there is a byte to be read there
         self._heartbeat: Heartbeat | None = None  # as the broker wants it
         self._beat_due = 0.0
         self._asked = False  # the broker has to answer a beat; whoever reads will see
         self._unheard_s = 0.0  # for which whoever reads has waited for that
-        _all.add(self)
+        forks.forget_in_child(self)
         beating.begin(self)
         try:
             self.run(self.session.arrive(time.monotonic() + timeout_s))
@@ -134,6 +137,8 @@ class Bus:
     def flush(self) -> None:
         """Write what was sent, for as long as that takes."""
         with self._changed:
+            if isinstance(self.session.closed, InvalidError):  # a fork's
+                raise lost(self.session.closed)
             self._write(None)
 
     def close(self) -> None:
@@ -147,19 +152,20 @@ class Bus:
             self.own.close()
             with suppress(OSError):
                 if self._writer is not None and self.session.is_connected:
-                    self._write(time.monotonic() + CLOSE_S)
+                    self.session.hand_back()
+                    self._write_all(time.monotonic() + CLOSE_S)
             self.session.close(UnavailableError("cannot use the bus: it was closed"))
             self._drop_connection()
             with suppress(OSError):
-                self._wake_write.send(b"x")
+                self._polling.wake()
             self._flush_due.set()
+            self._polling.ring()
             beating.end(self)
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._leading)
-            self._wake_read.close()
-            self._wake_write.close()
         if self._flusher is not None:
             self._flusher.join()
+        self._polling.close()
 
     # -- waiting
 
@@ -183,7 +189,8 @@ class Bus:
             window = self.session.has_room(topic, len(body) + limits.KIB)
             if window is None or not limits.PRIORITY_MIN <= priority <= limits.PRIORITY_MAX:
                 return False
-            _, size = self.session.emit("send", topic, body, priority=priority)
+            number, size = self.session.emit("send", topic, body, priority=priority)
+            self.session.sent(window, topic, number)
             window.messages += 1
             window.bytes += size
             self._write_soon()
@@ -224,15 +231,8 @@ class Bus:
         """Let those who wait look whether they still have to."""
         with self._changed:
             self._changed.notify_all()
-            if self._leading and not self._woken and self.session.closed is None:
-                self._woken = True
-                self._wake_write.send(b"x")
-
-    def _wake_up(self) -> None:
-        """Whoever led has been woken: take the byte away, for others lead later."""
-        if self._woken and self.session.closed is None:
-            self._woken = False
-            self._wake_read.recv(1)
+            if self._leading and self.session.closed is None:
+                self._polling.wake()
 
     def beat(self) -> float:
         """Say that we are there, if it is time; in how many seconds it will be again.
@@ -249,12 +249,15 @@ class Bus:
             if not self.session.output:  # else enough is said anyway
                 self.session.emit("beat", "", kind="command", to=int(self._leading))
                 self._asked = self._asked or self._leading
-                self._write_now()
+            self.session.direct.tidy()
+            self._write_now()
             return heartbeat.every_s
 
     def _wait(self, slot: Slot, deadline: float | None) -> bool:
         """Whether the slot was filled in time; the lock is held."""
         try:
+            if self._leading:
+                self.session.direct.hand_out()  # else once all has been read that is there
             self._write(deadline)
             while not slot.done:
                 left_s = None if deadline is None else deadline - time.monotonic()
@@ -280,33 +283,48 @@ class Bus:
         if self._socket is None:
             self._connect(left_s)
             return
-        reader = self._reader
+        reader, direct = self._reader, self.session.direct
         assert reader is not None  # noqa: S101 - there is one with each socket
         wait_s, heartbeat = left_s, self._heartbeat
         if heartbeat is not None and (wait_s is None or wait_s > heartbeat.every_s):
             wait_s = heartbeat.every_s
+        if direct.desks and direct.is_due:
+            wait_s = 0.0
+        begun, at, others = time.monotonic(), self._socket.fileno(), list[int]()
         self._changed.release()
-        frames, heard = None, True
+        frames: list[Frame] | None = []
+        heard = True
         try:
-            heard = _polled(self._poll, wait_s)
+            others = self._polling.wait(wait_s)
+            heard = at in others
             frames = reader.read() if heard else []
         except BlockingIOError:
-            frames = []
+            pass
         except (OSError, FrameError, ValueError):
             frames = None
         finally:
             self._changed.acquire()
         if self.session.closed is not None:
             return
-        self._wake_up()
+        self._polling.calm()
+        if not heard or len(others) > 1:
+            direct.read(others)  # first: what was called later has come another way
+        if frames:
+            self._asked, self._unheard_s = False, 0.0
+        elif self._asked and not heard and wait_s is not None and heartbeat is not None:
+            # What was waited, not the time: were we stopped ourselves, that is not its fault.
+            self._unheard_s += min(wait_s, time.monotonic() - begun)
+            if self._unheard_s > heartbeat.silent_s:
+                frames = None
+        self._take(frames)
+        if direct.desks:
+            direct.hand_out()
+        if self.session.output:
+            self._write_now()
+
+    def _take(self, frames: list[Frame] | None) -> None:
+        """What the broker has said; None: it has gone."""
         try:
-            if frames:
-                self._asked, self._unheard_s = False, 0.0
-            elif self._asked and not heard and wait_s is not None and heartbeat is not None:
-                # What was waited, not the time: were we stopped ourselves, that is not its fault.
-                self._unheard_s += wait_s
-                if self._unheard_s > heartbeat.silent_s:
-                    frames = None
             if frames is None:
                 raise FrameError
             for frame in frames:
@@ -321,14 +339,18 @@ class Bus:
         made = None
         try:
             wait_s = CONNECT_S if left_s is None else min(left_s, CONNECT_S)
-            made = self._enter(max(wait_s, 0.01))
-        except (OSError, FrameError):
+            where = str(self._where())
+            made = enter(where, self._hello, max(wait_s, 0.01), direct=self._direct)
+            self._refused = False
+        except (OSError, FrameError) as error:
+            self._refused = isinstance(error, FrameError)
             pause_s = self._wait_s if left_s is None else min(self._wait_s, left_s)
             self._wait_s = min(2 * self._wait_s, BACKOFF_S_MAX)
-            _ready([self._wake_read], pause_s)
+            self._polling.rest(pause_s)
         finally:
             self._changed.acquire()
-        self._wake_up()
+        if self.session.closed is None:
+            self._polling.calm()
         if made is None:
             return
         connection, reader, welcome = made
@@ -337,37 +359,16 @@ class Bus:
             return
         self._wait_s = BACKOFF_S
         self._socket, self._reader = connection, reader
-        self._poll = select.poll()
-        for one in (connection, self._wake_read):
-            self._poll.register(one, select.POLLIN)
+        self._polling.begin()
+        self._polling.add(connection)
         self._writer = FrameWriter(connection, self.session.output)
         self._heartbeat, self._beat_due = welcome.heartbeat, 0.0
         self._asked, self._unheard_s = False, 0.0
-        self.session.connect(welcome.name, welcome.policy)
+        self.session.connect(welcome.name, welcome.policy, several=welcome.several)
         self._write_now()
         if welcome.heartbeat is not None:
             self._beat_due = time.monotonic() + welcome.heartbeat.every_s
             beating.begin(self)  # it may have to beat sooner than was known
-
-    def _enter(self, timeout_s: float) -> tuple[socket.socket, FrameReader, Welcome]:
-        connection = greet(str(self._where()), self._hello, timeout_s, beats=True)
-        reader = FrameReader(connection)
-        try:
-            # The welcome is all that is said before something is asked for.
-            frames = reader.read()
-            while frames is not None and not frames:
-                frames = reader.read()
-            if frames is None or frames[0][0].topic != WELCOME:
-                self._refused = True
-                raise FrameError("cannot get in: the connection was closed")
-            welcome: Welcome = body_of(with_body(*frames[0][:2]), Welcome)
-            self._refused = False
-            connection.setblocking(False)
-        except BaseException:
-            reader.close()
-            connection.close()
-            raise
-        return connection, reader, welcome
 
     def _drop_connection(self) -> None:
         if self._socket is not None:
@@ -385,13 +386,14 @@ class Bus:
         """In a fork: let the parent's connection be; whatever is asked of this one is refused."""
         self._lock = threading.Lock()  # another thread may have held it
         self._changed = threading.Condition(self._lock)
+        self.session.direct.forget()
         self.session = Session(self._hello.generation, lambda: None)
         self.session.closed = InvalidError(
             "cannot use a bus that was connected before a fork: connect again in this process"
         )
-        for one in (self._socket, self._wake_read, self._wake_write):
-            if one is not None:
-                one.close()  # without a word to the broker
+        self._polling.close()
+        if self._socket is not None:
+            self._socket.close()  # without a word to the broker
         self._socket = self._reader = self._writer = self._flusher = None
         self._leading = False
 
@@ -406,7 +408,7 @@ class Bus:
                 return
             self._changed.release()
             try:
-                _ready([connection], wait_s, select.POLLOUT)
+                ready([connection], wait_s, select.POLLOUT)
             finally:
                 self._changed.acquire()
 
@@ -417,9 +419,12 @@ class Bus:
         """
         if self._writer is None:
             return True
+        if self._writer.is_idle:
+            self._stuck = False
+            return True
         try:
             now = time.monotonic()
-            if self._writer.write(now):
+            if self._writer.write():
                 self._flushed_at, self._stuck = now, False
                 return True
         except OSError:
@@ -438,7 +443,8 @@ class Bus:
         if not output:
             return
         if not self._stuck and (
-            output.waiting_bytes >= FLUSH_BYTES
+            self._is_waiting
+            or output.waiting_bytes >= FLUSH_BYTES
             or time.monotonic() - self._flushed_at > FLUSH_AFTER_S
         ):
             self._write_now()
@@ -454,6 +460,7 @@ class Bus:
             )
             self._flusher.start()
         self._flush_due.set()
+        self._polling.ring()  # should it wait for somebody who doesn't read
 
     def _flush_for_ever(self) -> None:
         while self.session.closed is None:
@@ -461,30 +468,26 @@ class Bus:
             time.sleep(FLUSH_AFTER_S)
             with self._changed:
                 self._flush_due.clear()
-                self._write(None)
+                self._write_all(None)
 
-
-_all: Final[weakref.WeakSet[Bus]] = weakref.WeakSet()
-
-
-def _forget() -> None:
-    for bus in list(_all):
-        bus.forget()
-
-
-os.register_at_fork(after_in_child=_forget)
-
-
-def _ready(sockets: list[socket.socket], left_s: float | None, event: int = select.POLLIN) -> bool:
-    """Wait until one of them can be read (or what `event` says); False when none can in time."""
-    poll = select.poll()
-    try:
-        for one in sockets:
-            poll.register(one, event)
-    except (OSError, ValueError):
-        return True  # closed meanwhile
-    return _polled(poll, left_s)
-
-
-def _polled(poll: select.poll, left_s: float | None) -> bool:
-    return bool(poll.poll(None if left_s is None else max(0.0, left_s * 1000)))
+    def _write_all(self, deadline: float | None) -> None:
+        """Write everything that waits, also to peers. Who reads slowly is in nobody's way."""
+        while self.session.closed is None:
+            for end in self.session.direct.stuck():
+                end.flush()
+            late = [end.socket for end in self.session.direct.stuck()]
+            connection = self._socket
+            if not self._write_now() and connection is not None:
+                late.append(connection)
+            wait_s = STUCK_S if deadline is None else min(STUCK_S, deadline - time.monotonic())
+            if not late or wait_s <= 0:
+                return
+            self._flush_due.clear()
+            self._polling.hush()
+            self._is_waiting = True
+            self._changed.release()
+            try:
+                self._polling.writable(late, wait_s)
+            finally:
+                self._changed.acquire()
+                self._is_waiting = False

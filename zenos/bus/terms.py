@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import msgspec
 
+from zenos.bus.envelope import Data, FrameError, body_in
 from zenos.core import limits
-from zenos.core.messages import WhenFull
+from zenos.core.messages import TopicSettings, WhenFull
+
+T = TypeVar("T")
+
+
+def decode(frame: Data, kind: type[T]) -> T:
+    """A frame's body, as the broker says it. FrameError when it is something else."""
+    try:
+        return msgspec.msgpack.decode(body_in(frame), type=kind)
+    except msgspec.MsgspecError as error:
+        raise FrameError(f"cannot read what the broker says: {error}") from None
 
 
 def cost_of(descriptors: tuple[int, ...]) -> int:
@@ -20,6 +33,15 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     when_full: WhenFull
     messages: int
     bytes: int
+
+
+def terms_of(settings: TopicSettings) -> Terms:
+    """Those of a topic with these settings."""
+    return Terms(
+        when_full=settings.when_full,
+        messages=min(limits.WINDOW_MESSAGES, settings.messages),
+        bytes=min(limits.WINDOW_BYTES, settings.bytes),
+    )
 
 
 class Want(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

@@ -164,6 +164,12 @@ class Topic:
         self._end_lease(number)
         self._fail(message, reason, due, now, changes)
 
+    def bury(self, number: int, id_: str, reason: str, now: float, changes: MessageChanges) -> None:
+        """It cannot be delivered, to nobody. ConflictError when its lease has ended."""
+        message = self._lease(number, id_, "give up a message").message
+        self._end_lease(number)
+        self._bury(message, reason, now, changes)
+
     def take_back(self, number: int, id_: str) -> None:
         """A delivery never reached its receiver. ConflictError when its lease has ended."""
         message = self._lease(number, id_, "take back a message").message

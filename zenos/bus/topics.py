@@ -49,6 +49,14 @@ class Send(Event, frozen=True, kw_only=True):
     message: Message
 
 
+class SendSeveral(Event, frozen=True, kw_only=True):
+    """As many Sends to one topic. That of a message is `request` and its place among them: by that
+    number it is answered where it has to wait for room; all others are answered together."""
+
+    topic: str
+    messages: list[Message]
+
+
 class Receive(Event, frozen=True, kw_only=True):
     """Lease up to `count` messages to `receiver`, as soon as there is one."""
 
@@ -70,6 +78,13 @@ class Ack(Event, frozen=True, kw_only=True):
     id: str
 
 
+class AckSeveral(Event, frozen=True, kw_only=True):
+    """As many Acks on one topic: of each its delivery and its message's id."""
+
+    topic: str
+    settled: list[tuple[int, str]]
+
+
 class Nack(Event, frozen=True, kw_only=True):
     """A message was not processed: deliver it again, not before `delay_s` seconds.
 
@@ -82,6 +97,15 @@ class Nack(Event, frozen=True, kw_only=True):
     delay_s: float = 0.0
     reason: str = ""
     failed: bool = True
+
+
+class Bury(Event, frozen=True, kw_only=True):
+    """A message cannot be delivered, to nobody: it is dead."""
+
+    topic: str
+    delivery: int
+    id: str
+    reason: str
 
 
 class Extend(Event, frozen=True, kw_only=True):
@@ -123,7 +147,15 @@ class Accepted(msgspec.Struct, frozen=True):
     duplicate: bool = False
 
 
-Result = Accepted | list[Delivery] | int | ZenosError
+class Several(msgspec.Struct, frozen=True):
+    """What became of several, by their places: errors, and those that wait and are answered later.
+    All others went well."""
+
+    errors: dict[int, ZenosError]
+    later: list[int]
+
+
+Result = Accepted | Several | list[Delivery] | int | ZenosError
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -208,6 +240,10 @@ class Topics:
             match event:
                 case Send():
                     self._send(event, now)
+                case SendSeveral():
+                    self._send_several(event, now)
+                case AckSeveral():
+                    self._acknowledge(event, now)
                 case Receive():
                     self._receive(event)
                 case Withdraw():
@@ -227,15 +263,14 @@ class Topics:
     def _on_topic(self, event: Event, now: float) -> int:
         """What concerns messages that are there; returns how many."""
         match event:
-            case Ack() | Nack() | Extend() | Replay() | Purge():
+            case Ack() | Nack() | Bury() | Extend() | Replay() | Purge():
                 topic = self._known(event.topic)
             case _:
                 raise TypeError(event)
         self._touched.add(topic.name)
         match event:
             case Ack():
-                old = event.delivery < self._first_delivery
-                topic.acknowledge(event.delivery, event.id, now, self._changes, old=old)
+                self._done(topic, event.delivery, event.id, now)
             case Nack():
                 check_seconds("delay_s", event.delay_s, 0)
                 reason = event.reason[: limits.ERROR_CHARS_MAX] or "its receiver gave it back"
@@ -244,6 +279,8 @@ class Topics:
                     topic.give_back(event.delivery, event.id, reason, due, now, self._changes)
                 else:
                     topic.take_back(event.delivery, event.id)
+            case Bury():
+                topic.bury(event.delivery, event.id, event.reason, now, self._changes)
             case Extend():
                 check_seconds("lease_s", event.lease_s, 0.01)
                 topic.extend(event.delivery, event.id, now + event.lease_s)
@@ -253,37 +290,65 @@ class Topics:
                 return topic.purge(event.select, self._changes)
         return 1
 
+    def _done(self, topic: Topic, delivery: int, id_: str, now: float) -> None:
+        old = delivery < self._first_delivery
+        topic.acknowledge(delivery, id_, now, self._changes, old=old)
+
+    def _acknowledge(self, event: AckSeveral, now: float) -> None:
+        topic, errors = self._known(event.topic), dict[int, ZenosError]()
+        self._touched.add(topic.name)
+        for place, (delivery, id_) in enumerate(event.settled):
+            try:
+                self._done(topic, delivery, id_, now)
+            except ZenosError as error:
+                errors[place] = error
+        self._answer(event.request, Several(errors, []))
+
     def _send(self, event: Send, now: float) -> None:
         message = event.message
+        topic = self._topic(check_topic(message.topic))
+        accepted = self._take(topic, event.request, message, now)
+        if accepted is not None:
+            self._answer(event.request, accepted)
+
+    def _send_several(self, event: SendSeveral, now: float) -> None:
+        topic = self._topic(check_topic(event.topic))
+        errors, later = dict[int, ZenosError](), list[int]()
+        for place, message in enumerate(event.messages):
+            try:
+                if self._take(topic, event.request + place, message, now) is None:
+                    later.append(place)
+            except ZenosError as error:
+                errors[place] = error
+        self._answer(event.request, Several(errors, later))
+
+    def _take(self, topic: Topic, request: int, message: Message, now: float) -> Accepted | None:
+        """Take a message into its topic; None when it waits for room there."""
+        self._touched.add(topic.name)
         message = replace(
             message,
-            topic=check_topic(message.topic),
+            number=self._next_number,  # if it is accepted now
+            topic=topic.name,
             sent=now,
             due=now + message.due if message.due > 0 else 0.0,
             deadline=now + message.deadline if message.deadline > 0 else 0.0,
         )
         check_message(message)
-        topic = self._topic(message.topic)
-        self._touched.add(topic.name)
         if topic.knows(message.id):
-            self._answer(event.request, Accepted(message.id, duplicate=True))
-        elif not topic.senders and topic.make_room(message, self._changes):
-            self._accept(topic, event.request, message)
-        elif topic.settings.when_full == "block" and len(topic.senders) < limits.TOPIC_WAITERS_MAX:
-            topic.senders[event.request] = message
-            self._waiting[event.request] = topic.name
-        else:
-            raise BusyError(
-                f"cannot send to {topic.name}: {len(topic.live)} messages with {topic.bytes} bytes"
-                " wait there; receive some, or drop them with 'zenos bus purge'",
-                retry_after_s=1,
-            )
-
-    def _accept(self, topic: Topic, request: int, message: Message) -> None:
-        message = replace(message, number=self._next_number)
-        self._next_number += 1
-        topic.add(message, self._changes)
-        self._answer(request, Accepted(message.id))
+            return Accepted(message.id, duplicate=True)
+        if not topic.senders and topic.make_room(message, self._changes):
+            self._next_number += 1
+            topic.add(message, self._changes)
+            return Accepted(message.id)
+        if topic.settings.when_full == "block" and len(topic.senders) < limits.TOPIC_WAITERS_MAX:
+            topic.senders[request] = message
+            self._waiting[request] = topic.name
+            return None
+        raise BusyError(
+            f"cannot send to {topic.name}: {len(topic.live)} messages with {topic.bytes} bytes"
+            " wait there; receive some, or drop them with 'zenos bus purge'",
+            retry_after_s=1,
+        )
 
     def _receive(self, event: Receive) -> None:
         topic = self._topic(check_topic(event.topic))
@@ -319,7 +384,9 @@ class Topics:
                 error = BusyError(f"cannot send to {topic.name}: it was full until the deadline")
                 self._answer(request, error)
             else:
-                self._accept(topic, request, message)
+                topic.add(replace(message, number=self._next_number), self._changes)
+                self._next_number += 1
+                self._answer(request, Accepted(message.id))
 
     def _deliver(self, topic: Topic, now: float) -> None:
         topic.wake_due(now)

@@ -17,6 +17,7 @@ from zenos.core import limits
 from zenos.core.messages import TopicSettings
 
 if TYPE_CHECKING:
+    from zenos.bus.meetings import Talk
     from zenos.bus.peer import Peer
 
 
@@ -173,13 +174,17 @@ class TransientTopic:
         self.blocked: deque[Waiting] = deque()  # that wait for room
         self.credit: dict[Peer, int] = {}  # of receivers; who was served last stands last
         self.subscriptions: dict[Peer, Subscription] = {}
+        self.talk: Talk | None = None  # once it was called
         self._deadlines: list[tuple[float, int, Waiting]] = []
         self._number = 0
 
     @property
     def is_empty(self) -> bool:
         """Whether nobody needs it any more."""
-        return not (self.backlog.count or self.blocked or self.credit or self.subscriptions)
+        talks = self.talk is not None and self.talk.meetings
+        return not (
+            self.backlog.count or self.blocked or self.credit or self.subscriptions or talks
+        )
 
     def add(self, item: Waiting) -> bool:
         """Take a message in; False when it has to wait for room."""
