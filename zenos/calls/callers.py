@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import socket
 import time
@@ -15,6 +16,7 @@ from zenos.core import limits
 READ_BYTES: Final = 256 * limits.KIB
 ACCEPTED_S: Final = 0.05  # at most, until a program hears of what it doesn't ask for
 RESULTS_AT_ONCE: Final = 4096
+FRAMES_AT_ONCE: Final = 64  # in one call of the system, and so mostly one wake of the program
 RESULT_BYTES_AT_ONCE: Final = limits.MIB
 UNREAD_BYTES_MAX: Final = 64 * limits.MIB  # of results that one program doesn't read
 RESULT_BYTES: Final = 256  # of each, beside its payload
@@ -26,6 +28,7 @@ class Caller:
     def __init__(self, link: socket.socket) -> None:
         self.link = link
         link.setblocking(False)
+        wire.widen(link)
         self.fd = link.fileno()
         self.name = b""
         self.functions = wire.Said()
@@ -42,15 +45,15 @@ class Caller:
         self._due = math.inf  # when it is to be told of those
         self._out: deque[memoryview] = deque()
 
-    def read(self) -> list[Any] | None:
-        """What it says; None at its end. Raises FrameError."""
+    def read(self, memory: bytearray) -> list[Any] | None:
+        """What it says; None at its end. Raises FrameError. memory: where it is received."""
         try:
-            data = self.link.recv(READ_BYTES)
+            size = self.link.recv_into(memory)
         except BlockingIOError:
             return []
         except OSError:
             return None
-        return self._frames.take(data) if data else None
+        return self._frames.take(memoryview(memory)[:size]) if size else None
 
     def has_news(self) -> bool:
         """Whether something is to be told now."""
@@ -114,13 +117,13 @@ class Caller:
         while True:
             while self._out:
                 try:
-                    sent = self.link.send(self._out[0])
+                    sent = self.link.sendmsg(itertools.islice(self._out, FRAMES_AT_ONCE))
                 except BlockingIOError:
                     return False
-                if sent < len(self._out[0]):
+                while self._out and sent >= len(self._out[0]):
+                    sent -= len(self._out.popleft())
+                if sent:
                     self._out[0] = self._out[0][sent:]
-                else:
-                    self._out.popleft()
             self._encode()  # not before: what is encoded already isn't counted as unread
             if not self._out:
                 return True

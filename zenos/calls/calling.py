@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
 from zenos.calls import values, wire
-from zenos.calls.finding import Wanted
+from zenos.calls.finding import Wanted, folder
 from zenos.calls.future import CallFuture
 from zenos.calls.link import Link
 from zenos.core import limits
 from zenos.core.errors import InvalidError, ZenosError
-from zenos.core.home import Home
+from zenos.core.home import Home, given
+from zenos.core.wording import shown
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,14 +36,15 @@ class _Links:
         """In a fork: the parent's links are its own."""
         self._lock = threading.Lock()
         self._all: weakref.WeakSet[Link] = weakref.WeakSet()  # also those that were forgotten here
-        # And home, folder, sys.path.
-        self._links: dict[tuple[Path, Wanted, str, tuple[str, ...]], Link] = {}
+        # And home, folder, sys.path, and what ZENOS_TOKEN says: on whose behalf.
+        self._links: dict[tuple[Path, Wanted, str, tuple[str, ...], str | None], Link] = {}
         self.functions = values.Functions()
 
     def to(self, wanted: Wanted) -> Link:
         """The link to such a host. InvalidError for one that can't be; NoDaemonError where no
         daemon runs."""
-        key = (Home.default().root, wanted, _folder(), tuple(sys.path))
+        home, token = Home.default().root, given("ZENOS_TOKEN")
+        key = (home, wanted, folder(), tuple(sys.path), token)
         try:
             link = self._links.get(key)
         except TypeError:  # a list in it, or such: what it is to be is looked at
@@ -66,13 +68,6 @@ class _Links:
         end = time.monotonic() + wait_s  # of all together
         for link in gone:
             link.close(end - time.monotonic())
-
-
-def _folder() -> str:
-    try:
-        return os.getcwd()  # noqa: PTH109 - once for each call
-    except FileNotFoundError:  # it was removed: who has a host in it goes on
-        return ""
 
 
 links: Final = _Links()
@@ -108,6 +103,7 @@ def call(
     timeout_s: for its run. NoDaemonError where no daemon runs, BusyError when too many are in
     flight, InvalidError for a function or arguments that can't be pickled.
     """
+    _check_word(durable, "durable")
     again = retries_of(retries, idempotent=idempotent)
     limit_s = 0.0 if timeout_s is None else _limit_of(timeout_s)
     check_function(function)
@@ -133,23 +129,31 @@ def check_function(function: Any) -> None:
         raise InvalidError(f"cannot call {type(function).__name__}: give a function")
 
 
+def _check_word(value: Any, name: str) -> None:
+    """That it is true or false: any other would be taken for either."""
+    if not isinstance(value, bool):
+        raise InvalidError(f"cannot use {name}={shown(value)}: give True or False")
+
+
 def _limit_of(timeout_s: Any) -> float:
     is_number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
     if not (is_number and 0 < timeout_s <= limits.EXPECTED_S_MAX):  # NaN is neither
         most = f"{limits.EXPECTED_S_MAX:,.0f}"
         raise InvalidError(
-            f"cannot use a timeout_s of {str(timeout_s)[:40]}: give seconds, above 0 to {most}"
+            f"cannot use a timeout_s of {shown(timeout_s)}: give seconds, above 0 to {most}"
         )
     return float(timeout_s)
 
 
 def retries_of(retries: int | None, *, idempotent: bool) -> int:
     """How often a call may begin again. InvalidError for one that may not."""
+    _check_word(idempotent, "idempotent")
     if retries is None:
         return limits.CALL_RETRIES if idempotent else 0
-    if not (idempotent and isinstance(retries, int) and 0 <= retries <= limits.RETRIES_MAX):
+    is_whole = isinstance(retries, int) and not isinstance(retries, bool)
+    if not (idempotent and is_whole and 0 <= retries <= limits.RETRIES_MAX):
         raise InvalidError(
-            f"cannot use retries={retries}: from 0 to {limits.RETRIES_MAX}, of a call with "
-            "idempotent=True"
+            f"cannot use retries={shown(retries)}: from 0 to {limits.RETRIES_MAX}, of a call "
+            "with idempotent=True"
         )
     return retries

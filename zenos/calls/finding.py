@@ -26,17 +26,20 @@ from zenos.calls import wire
 from zenos.core import limits
 from zenos.core.errors import (
     DeadlineError,
+    InvalidError,
     NoDaemonError,
     StorageError,
+    UnauthorizedError,
     UnavailableError,
     WorkerError,
     from_code,
 )
-from zenos.core.home import Home
+from zenos.core.home import Home, given
+from zenos.core.inside import bearer, inside, secret
 from zenos.core.names import calls_topic
 from zenos.core.resources import parse_share
 from zenos.core.specs import CallSpec
-from zenos.core.task import State, Task, TaskSpec
+from zenos.core.task import Principal, State, Task, TaskSpec
 from zenos.threads.allocation import lanes_for
 
 if TYPE_CHECKING:
@@ -68,45 +71,84 @@ class Wanted(msgspec.Struct, frozen=True):
         return lanes_for(parse_share(self.cpu, "cpu", limits.CPU_MILLI_MAX) / 1000)
 
     def spec(self) -> TaskSpec:
-        """The host, as a task. It is shared by who has the same interpreter, path and folder.
+        """The host, as a task. It is shared by who has the same interpreter, path and folder, and
+        asks on the same user's behalf.
 
         InvalidError for what no host could be.
         """
         from zenos.client import build
 
+        here = folder()
+        if not here:
+            raise InvalidError(
+                "cannot call from a folder that was removed: change to another one first"
+            )
         given = {"cpu": self.cpu, "gpu": self.gpu, "memory": self.memory, "priority": self.priority}
         options = build.options({"name": "calls", **given})
         fields = {
             "lanes": self.lanes_or_default,
             "keep_alive_s": self.keep_alive_s,
             "python": sys.executable,
-            "cwd": str(Path.cwd()),
+            "cwd": here,
         }
         work = build.convert(fields, CallSpec)
         work.check()
-        here = [wire.BUILD, sys.executable, paths(), str(Path.cwd())]
-        said = json.dumps([here, msgspec.to_builtins(self), work.lanes]).encode()
-        spec = options.task(replace(work, key=hashlib.sha256(said).hexdigest()[:24]))
+        spec = options.task(work)
         spec.check()
-        return spec
+        where = [wire.BUILD, sys.executable, paths(), here]
+        said = json.dumps([where, msgspec.to_builtins(self), work.lanes]).encode()
+        return replace(spec, work=replace(work, key=_digest(said)))
 
 
 def paths() -> list[str]:
     """This program's sys.path, as it means the same elsewhere."""
-    return [path or str(Path.cwd()) for path in sys.path]
+    return [path or folder() for path in sys.path]
 
 
-def home_of() -> Home:
-    """The home whose daemon is used. NoDaemonError where none runs on it."""
-    from zenos.client.address import find
+def folder() -> str:
+    """The working directory; nothing where it was removed: who has a host in it goes on."""
+    try:
+        return os.getcwd()  # noqa: PTH109 - once for each call
+    except FileNotFoundError:
+        return ""
 
-    home = Home.default()
-    find(home=home.root)
-    return home
+
+class Place(msgspec.Struct, frozen=True):
+    """The home whose daemon is used, and on whose behalf: as the client and the command do.
+
+    token: what ZENOS_TOKEN said as the program called; without, the task's in which this runs, else
+    the home's.
+    """
+
+    home: Home
+    token: str | None = None
+
+    @classmethod
+    def here(cls) -> Place:
+        """As the environment says now. NoDaemonError where no daemon runs there."""
+        from zenos.client.address import find
+
+        place = cls(Home.default(), given("ZENOS_TOKEN"))
+        find(home=place.home.root)
+        return place
+
+    def asks_with(self) -> str:
+        """The token for the daemon. UnauthorizedError without one."""
+        if self.token is not None:
+            return self.token
+        who = inside(self.home)
+        if who is None:
+            return address.find(self.home.root)[1].token
+        try:
+            return bearer(who, secret(self.home, *who))
+        except FileNotFoundError:
+            raise UnauthorizedError(
+                f"cannot call for task {who.task}: it is not known any more on {self.home.root}"
+            ) from None
 
 
 def come_in(
-    home: Home, spec: TaskSpec, caller: bytes, gave_up: Callable[[], bool]
+    place: Place, spec: TaskSpec, caller: bytes, gave_up: Callable[[], bool]
 ) -> socket.socket:
     """A connection to the host, which is started if there is none.
 
@@ -116,7 +158,7 @@ def come_in(
     """
     while not gave_up():
         try:
-            link = _reach(home, spec, gave_up)
+            link = _reach(place, spec, gave_up)
         except OSError as error:
             if error.errno not in PASSING:
                 raise
@@ -135,12 +177,12 @@ def come_in(
     raise UnavailableError("cannot reach the host of calls: the program ends")
 
 
-def _reach(home: Home, spec: TaskSpec, gave_up: Callable[[], bool]) -> socket.socket | None:
+def _reach(place: Place, spec: TaskSpec, gave_up: Callable[[], bool]) -> socket.socket | None:
     """A connection to the host that there is; None when that has ended by now."""
-    task = _host(home, spec, gave_up)
-    link = _ask(home, task, gave_up)
+    task = _host(place, spec, gave_up)
+    link = _ask(place, task, gave_up)
     if link is None:
-        ended = _look(home, task)
+        ended = _look(place, task)
         if ended.is_ended and ended.state is not State.SUCCEEDED:
             raise WorkerError(_why(ended))
     return link
@@ -152,25 +194,46 @@ def _why(task: Task) -> str:
 
 
 @contextmanager
-def _client(home: Home) -> Iterator[Client]:
+def _client(place: Place) -> Iterator[Client]:
     """The HTTP client. It takes long to import, and only who looks for a host needs it."""
     from zenos.client import connect
 
-    with connect(home=home.root, retry_s=1.0) as client:
+    with connect(home=place.home.root, token=place.asks_with(), retry_s=1.0) as client:
         yield client
 
 
-def _host(home: Home, spec: TaskSpec, gave_up: Callable[[], bool]) -> str:
-    """The id of the task. Of several programs that look at once, one submits it."""
-    assert isinstance(spec.work, CallSpec)  # noqa: S101 - it was made here
-    home.calls.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _alone(home.calls / "finding.lock", gave_up), _client(home) as client:
+def _host(place: Place, spec: TaskSpec, gave_up: Callable[[], bool]) -> str:
+    """The id of the task. Of several programs that look at once, one submits it.
+
+    It is of whom this asks for, never another's: what it holds counts as theirs.
+    """
+    place.home.calls.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _alone(place.home.calls / "finding.lock", gave_up), _client(place) as client:
+        status = client.status()
+        who = Principal(user=status.user, project=status.project)
+        spec = _of(who, spec)
         for view in client.tasks(kind="call", state=HOLDING):
             task = view.task
-            work = task.spec.work
-            if isinstance(work, CallSpec) and work.key == spec.work.key and not task.stopping:
+            if task.principal == who and _key(task.spec) == _key(spec) and not task.stopping:
                 return task.id
         return client.submit(spec).id
+
+
+def _key(spec: TaskSpec) -> str:
+    return spec.work.key if isinstance(spec.work, CallSpec) else ""
+
+
+def _of(who: Principal, spec: TaskSpec) -> TaskSpec:
+    """That user's host: with a journal of its own, so that none takes over what another's left."""
+    assert isinstance(spec.work, CallSpec)  # noqa: S101 - it was made here
+    if who.is_operator:
+        return spec
+    said = json.dumps([spec.work.key, who.user, who.project]).encode()
+    return replace(spec, work=replace(spec.work, key=_digest(said)))
+
+
+def _digest(said: bytes) -> str:
+    return hashlib.sha256(said).hexdigest()[:24]
 
 
 @contextmanager
@@ -215,14 +278,14 @@ def _taken(lock: int, path: Path) -> bool:
     return True
 
 
-def _look(home: Home, task: str) -> Task:
-    with _client(home) as client:
+def _look(place: Place, task: str) -> Task:
+    with _client(place) as client:
         return client.task(task).task
 
 
-def _ask(home: Home, task: str, gave_up: Callable[[], bool]) -> socket.socket | None:
+def _ask(place: Place, task: str, gave_up: Callable[[], bool]) -> socket.socket | None:
     """Send the host one end of a socket; the other, or None when it has ended."""
-    path, hello = address.find(home.root)  # as the user, also in a task
+    path, hello = address.find(place.home.root)  # as a program outside any task
     with Bus(path, hello) as bus:
         while not gave_up():
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -234,7 +297,7 @@ def _ask(home: Home, task: str, gave_up: Callable[[], bool]) -> socket.socket | 
             except (DeadlineError, UnavailableError, NoDaemonError) as error:
                 ours.close()
                 with suppress(NoDaemonError):
-                    if _look(home, task).is_ended:
+                    if _look(place, task).is_ended:
                         return None
                 if not isinstance(error, DeadlineError):
                     time.sleep(0.02)

@@ -7,7 +7,7 @@ import concurrent.futures
 import os
 import threading
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from zenos.calls.where import where
 from zenos.core.errors import ConflictError, DeadlineError, InvalidError
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from zenos.calls.link import Link
 
 T = TypeVar("T")
+GOES_ON: Final = (
+    "zenos: the call that was waited for goes on, and those that its lane is to run wait for it; "
+    "cancel() ends it, or without its future 'zenos cancel' its host, which 'zenos ps --kind call' "
+    "shows"
+)
 
 
 class CallFuture(concurrent.futures.Future[T]):
@@ -41,12 +46,13 @@ class CallFuture(concurrent.futures.Future[T]):
 
         Raises what the function raised, with the traceback from its lane as the cause.
         DeadlineError when the call's time limit, or the time of waiting, is over; LaneError when
-        its lane died; WorkerError when nobody can tell how it ended; CancelledError.
+        its lane died; WorkerError when nobody can tell how it ended; CancelledError. Who is
+        interrupted no longer waits; the call goes on.
         """
         asked = timeout
-        if not self.done():
-            timeout = self._lead(self.done, timeout)
         try:
+            if not self.done():
+                timeout = self._lead(self.done, timeout)
             if self.done():
                 return super().result(0)
             with self._link.following(self.done):
@@ -57,13 +63,16 @@ class CallFuture(concurrent.futures.Future[T]):
             raise DeadlineError(
                 f"cannot have the result yet: it isn't there after {asked} s; the call goes on"
             ) from None
+        except KeyboardInterrupt as interrupt:
+            self._note(interrupt)
+            raise
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the function raised, or None; waits as `result` does."""
         asked = timeout
-        if not self.done():
-            timeout = self._lead(self.done, timeout)
         try:
+            if not self.done():
+                timeout = self._lead(self.done, timeout)
             if self.done():
                 return super().exception(0)
             with self._link.following(self.done):
@@ -72,6 +81,14 @@ class CallFuture(concurrent.futures.Future[T]):
             raise DeadlineError(
                 f"cannot tell how it ends: it hasn't after {asked} s; the call goes on"
             ) from None
+        except KeyboardInterrupt as interrupt:
+            self._note(interrupt)
+            raise
+
+    def _note(self, interrupt: KeyboardInterrupt) -> None:
+        """Say that the call outlives the waiting: mostly nobody has its future any more."""
+        if not self.done() and GOES_ON not in getattr(interrupt, "__notes__", ()):
+            interrupt.add_note(GOES_ON)
 
     def cancel(self) -> bool:
         """Nobody wants it any more; whether it was cancelled, and hadn't ended before.
@@ -97,8 +114,11 @@ class CallFuture(concurrent.futures.Future[T]):
         return self.set_running_or_notify_cancel()
 
     def wait_accepted(self, timeout: float | None = None) -> bool:
-        """Wait until a durable call is on the disk, or has ended; whether it is so."""
-        if self._is_kept():
+        """Wait until a durable call is on the disk, or has ended; whether it is so.
+
+        One that isn't durable is accepted at once.
+        """
+        if not self.durable or self._is_kept():
             return True
         self._link.ask()
         event = self._event()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zenos.calls import wire
-from zenos.calls.callers import Caller
+from zenos.calls.callers import READ_BYTES, Caller
 from zenos.calls.dispatch import Dispatch
 from zenos.calls.door import Door
 from zenos.calls.journal import Journal
@@ -50,6 +50,7 @@ class Host:
         self._journal = journal
         self._syncer = Syncer(self._wake)
         self._unsynced: list[Work] = []
+        self._memory = bytearray(READ_BYTES)  # for what programs say, of all the same
         self._callers: dict[int, Caller] = {}  # by descriptor
         self._by_name: dict[bytes, Caller] = {}
         self._dispatch = Dispatch(lanes, journal, self._poll, self._end)
@@ -183,7 +184,7 @@ class Host:
         if caller.is_writing:
             self._write(caller)
         try:
-            messages = caller.read()
+            messages = caller.read(self._memory)
             if messages is None:
                 self._lose(caller)
                 return

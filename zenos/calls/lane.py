@@ -92,6 +92,7 @@ class Lane:
                     return wire.Result(serial, wire.STALE)
                 said = f"cannot write down that the call begins: {error.strerror}; it does not run"
                 return wire.refused(StorageError(said), serial)
+        board.note_cpu()
         since = time.monotonic()
         current.here.token, current.here.done = board, serial
         self._has_run = True

@@ -84,6 +84,8 @@ class Lane:
         # The lane's own end stays open here, to take back what it hasn't taken.
         self.link, self._theirs = made.link, made.theirs
         self._process, self._board = made.process, made.board
+        for end in made.link, made.theirs:
+            wire.widen(end)
         self.link.setblocking(False)
         self.pid = self._process.pid
         try:
@@ -171,6 +173,8 @@ class Lane:
             if beside:
                 result.payload = beside
             yield result
+            if not self.given:
+                return  # it has nothing to say
 
     def take_back(self) -> list[Work]:
         """What it has not taken yet, in order: it will not run here."""
@@ -221,6 +225,11 @@ class Lane:
     def cpu_s(self) -> float:
         """CPU time so far, in seconds; 0 when it can't be told."""
         return starting.cpu_s(self.pid)
+
+    def used_s(self, serial: int) -> float:
+        """CPU time of the call that it runs, in seconds; 0 when it can't be told."""
+        begun_s = self._board.cpu_begun_s(serial)
+        return 0.0 if begun_s is None else max(0.0, self.cpu_s() - begun_s)
 
     def progress(self) -> tuple[int, float]:
         """What `report` said last."""

@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from zenos.calls import finding, values, wire
-from zenos.calls.finding import Wanted
+from zenos.calls.finding import Place, Wanted
 from zenos.calls.future import CallFuture
 from zenos.calls.outgoing import Outgoing
 from zenos.calls.reading import Connection, Turns
@@ -39,6 +39,7 @@ from zenos.threads.lanes import RemoteTraceback
 
 FLUSH_S: Final = 0.0003
 FLUSH_CALLS: Final = 512  # that are written at once, and not waited with
+FLUSH_BYTES: Final = 16 * limits.KIB  # of one call: to write it costs less than to wait with it
 FRAME_BYTES: Final = limits.MIB  # of one frame, if its calls are small
 AGAIN_S: Final = 0.2  # between two tries to find a host
 HEARD_RESULTS: Final = 256  # after so many at the latest the host is told that they are here
@@ -67,7 +68,7 @@ class Link:
 
     def __init__(self, wanted: Wanted) -> None:
         self._spec = wanted.spec()  # before anything is looked for: it may be wrong
-        self._home = finding.home_of()
+        self._place = Place.here()
         self._name = secrets.token_bytes(12)
         self._pending: dict[int, Pending] = {}
         self._bytes = 0
@@ -128,6 +129,7 @@ class Link:
             elif (
                 len(self._pending) == 1
                 or len(self._outbox) >= FLUSH_CALLS
+                or pending.size >= FLUSH_BYTES
                 or time.monotonic() - self._flushed_at > FLUSH_S
             ):
                 self._flush()
@@ -304,7 +306,7 @@ class Link:
         begun = time.monotonic()
         while True:
             try:
-                link = finding.come_in(self._home, self._spec, self._name, lambda: self._ending)
+                link = finding.come_in(self._place, self._spec, self._name, lambda: self._ending)
                 break
             except (NoDaemonError, UnavailableError) as error:
                 if self._ending:
@@ -324,6 +326,7 @@ class Link:
             except Exception as error:  # noqa: BLE001 - whoever waits must hear
                 self._fail_all(WorkerError(f"cannot reach a host of calls: {error!r}"))
                 return None
+        wire.widen(link)
         with self._lock:
             self._out = out = Outgoing(link)
             self._said = wire.Said()

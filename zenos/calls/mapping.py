@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -56,7 +57,9 @@ class MapResults(Mapped[R]):
         self._retries = retries
         self._waiting: deque[Chunk[Any]] = deque()
         self._ended: queue.SimpleQueue[Chunk[Any]] = queue.SimpleQueue()
-        self._stream = self._results()
+        self._given: Iterator[R] = iter(())
+        self._lists = self._results()
+        self._stream = itertools.chain.from_iterable(self._lists)
         try:
             self._fill()
         except BaseException:
@@ -71,10 +74,12 @@ class MapResults(Mapped[R]):
 
     def close(self) -> None:
         """Cancel what has not ended."""
-        self._stream.close()
+        self._lists.close()
         self._cancel()
+        deque(self._given, maxlen=0)  # nor is what is left of a chunk handed on
 
-    def _results(self) -> Generator[R]:
+    def _results(self) -> Generator[Iterator[R]]:
+        """A chunk at a time: to hand on each result here takes longer than small functions."""
         try:
             while self._waiting:
                 first = self._waiting[0]
@@ -86,7 +91,8 @@ class MapResults(Mapped[R]):
                 self._waiting.popleft()
                 self._fill()
                 results, error = first.future.result()
-                yield from results
+                self._given = iter(results)
+                yield self._given
                 if error:
                     raised, text = values.load(error)
                     raised.__cause__ = RemoteTraceback(text)

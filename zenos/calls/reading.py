@@ -38,17 +38,18 @@ class Connection:
         self.poll.register(link.fileno(), select.POLLIN)
         self.poll.register(wake, select.POLLIN)
         self._frames = wire.Frames(wire.from_host)
+        self._memory = memoryview(bytearray(READ_BYTES))
 
     def read(self, take: Take) -> None:
         """Wait for what comes and hand it on; `take` says whether that was the last."""
         whole = False
         try:
-            data = self.link.recv(READ_BYTES)
-            for message in self._frames.take(data) if data else ():
+            size = self.link.recv_into(self._memory)
+            for message in self._frames.take(self._memory[:size]) if size else ():
                 if take(message):
                     self.left = True
                     return
-            whole = bool(data)
+            whole = bool(size)
         except (OSError, wire.FrameError):
             pass
         finally:
@@ -147,11 +148,12 @@ class Turns:
         while True:
             with self._changed:
                 while self._taken or self._aside:
-                    self._sleeps = self._taken
-                    self._changed.wait(None if self._taken else ASIDE_S)
-                    self._sleeps = False
-                    self._aside = self._aside and (self._led or self._taken)
+                    # Who waits long wakes it in the end; who waits often does not each time.
+                    slept = self._sleeps = self._taken and not self._led
                     self._led = False
+                    self._changed.wait(None if slept else ASIDE_S)
+                    self._sleeps = False
+                    self._aside = self._aside and (slept or self._led or self._taken)
                 if connection.over:
                     return
                 self._taken, self._asked = True, False

@@ -88,6 +88,7 @@ def call(work: Work, now: float, lane: Lane | None) -> ThreadView:
         items=work.call.items,
         lane=None if lane is None else lane.number,
         progress=fraction,
+        cpu_s=0.0 if lane is None else lane.used_s(work.serial),
         waited_s=max(0.0, begun - work.since),
         ran_s=max(0.0, now - begun),
     )

@@ -16,6 +16,7 @@ import mmap
 import os
 import socket
 import struct
+import threading
 from typing import Any, Final
 
 import msgspec
@@ -249,28 +250,48 @@ class Frames:
         self._decoder = decoder
         self._rest = bytearray()
 
-    def take(self, data: bytes) -> list[Any]:
+    def take(self, data: bytes | memoryview) -> list[Any]:
         """The messages that are whole with these bytes. FrameError: close the connection."""
-        rest = self._rest
-        rest += data
         found: list[Any] = []
+        if not self._rest:  # mostly: then only what is left over is copied
+            with memoryview(data) as view:
+                self._rest += view[self._decode(view, found) :]
+            return found
+        self._rest += data
+        with memoryview(self._rest) as view:
+            at = self._decode(view, found)
+        del self._rest[:at]
+        return found
+
+    def _decode(self, view: memoryview, found: list[Any]) -> int:
+        """Add the messages that are whole; where the rest begins."""
         at = 0
-        while len(rest) - at >= LENGTH.size:
-            (length,) = LENGTH.unpack_from(rest, at)
+        while len(view) - at >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(view, at)
             if length > FRAME_BYTES_MAX:
                 raise FrameError(f"cannot read a frame of {length} bytes: too long")
-            if len(rest) - at - LENGTH.size < length:
+            if len(view) - at - LENGTH.size < length:
                 break
             at += LENGTH.size
             try:
-                with memoryview(rest) as view, view[at : at + length] as part:
+                with view[at : at + length] as part:
                     found.append(self._decoder.decode(part))
             except BAD as error:
                 raise FrameError(f"cannot read a frame: {error}") from None
             at += length
-        if at:
-            del rest[:at]
-        return found
+        return at
+
+
+def widen(link: socket.socket) -> None:
+    """Let more be on its way: else a few chunks of a map fill it, and who sends them waits."""
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.CALL_SOCKET_BYTES)
+
+
+class _Memory(threading.local):
+    """Where a thread receives packets. To have new memory for each costs more than most of them."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(PACKET_BYTES))
 
 
 def send_packet(link: socket.socket, message: Any, beside: bytes = b"") -> None:
@@ -319,10 +340,12 @@ def receive_body(link: socket.socket, flags: int = 0) -> bytes | None:
 
 def _received(link: socket.socket, flags: int) -> tuple[bytes, array.array[int], int]:
     # Not by socket.recv_fds: in Python 3.11 that drops the flags.
-    body, ancillary, told, _ = link.recvmsg(PACKET_BYTES, _ONE_DESCRIPTOR, flags | _CLOSE_ON_EXEC)
-    return body, array.array("i", ancillary[0][2] if ancillary else b""), told
+    view = _memory.view
+    size, ancillary, told, _ = link.recvmsg_into([view], _ONE_DESCRIPTOR, flags | _CLOSE_ON_EXEC)
+    return bytes(view[:size]), array.array("i", ancillary[0][2] if ancillary else b""), told
 
 
 _ONE_DESCRIPTOR: Final = socket.CMSG_SPACE(4)
 _CLOSE_ON_EXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
 PACKET_BYTES: Final = limits.CALL_PACKET_BYTES_MAX + 4 * limits.KIB
+_memory: Final = _Memory()

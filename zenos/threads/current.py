@@ -15,7 +15,9 @@ import msgspec
 BOARD_BYTES: Final = mmap.PAGESIZE
 _SERIAL: Final = struct.Struct("=Q")
 _PROGRESS: Final = struct.Struct("=Qd")
-_CANCEL_AT, _PROGRESS_AT = 0, 64  # a cache line each: one side writes the one, one the other
+_CPU: Final = struct.Struct("=Qd")
+# A cache line each: one side writes the first, one the others.
+_CANCEL_AT, _PROGRESS_AT, _CPU_AT = 0, 64, 128
 # Between two looks at the word to stop a piece of a chunk should take about so long.
 PIECE_S_MIN, PIECE_S_MAX, PIECE_ITEMS_MAX = 0.001, 0.01, 4096
 
@@ -81,6 +83,15 @@ class Board:
     def progress(self) -> tuple[int, float]:
         done, fraction = _PROGRESS.unpack_from(self._page, _PROGRESS_AT)
         return int(done), float(fraction)
+
+    def note_cpu(self) -> None:
+        """In the lane: what its process has used before the present attempt isn't that one's."""
+        _CPU.pack_into(self._page, _CPU_AT, self.serial, time.process_time())
+
+    def cpu_begun_s(self, serial: int) -> float | None:
+        """CPU seconds that the process had used when that attempt began; None if it hasn't."""
+        noted, cpu_s = _CPU.unpack_from(self._page, _CPU_AT)
+        return float(cpu_s) if noted == serial else None
 
     def close(self) -> None:
         self._page.close()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 from zenos.core.errors import InvalidError
+from zenos.threads import checks
 
 T = TypeVar("T")
 By = Literal["count", "bytes", "cost"]
@@ -42,13 +43,13 @@ def decompose(
         raise InvalidError("cannot decompose: give either parts= or size=")
     measure = _measure(by, cost)
     if size is not None:
-        if not size > 0 or (by == "count" and size < 1):
-            raise InvalidError(f"cannot decompose into pieces of {size:g}: give a positive size=")
+        checks.number(size, "size", above=True)
+        if by == "count" and size < 1:
+            raise InvalidError(f"cannot use size={size:g} by count: give a number, 1 or more")
         if measure is None:
             return _by_count(items, int(min(size, 2**62)))
         return _filled(items, size, measure)
-    if parts is None or parts < 1:
-        raise InvalidError(f"cannot decompose into {parts} parts: at least one")
+    parts = checks.whole(parts, "parts", 1)
     whole = items if isinstance(items, list | tuple) else list(items)
     count = min(parts, len(whole))
     if measure is None:

@@ -71,13 +71,25 @@ class Future(concurrent.futures.Future[T]):
         if super().cancel():
             self.set_running_or_notify_cancel()
 
+    def check_process(self) -> None:
+        """InvalidError in a fork of its process, unless it had ended before."""
+        if not self.done():
+            self._runner.check_process()
+
     def __await__(self) -> Generator[None, None, T]:
+        self.check_process()
         return asyncio.wrap_future(self).__await__()
 
 
 def may_wait(runner: Runner, future: concurrent.futures.Future[T] | None = None) -> None:
-    """ConflictError where waiting could last for ever: on a lane of the pool that is waited for."""
-    if here.pool is runner and not (future is not None and future.done()):
+    """ConflictError where waiting could last for ever: on a lane of the pool that is waited for.
+
+    InvalidError in a fork of its process.
+    """
+    if future is not None and future.done():
+        return
+    runner.check_process()
+    if here.pool is runner:
         raise ConflictError(
             "cannot wait for a thread on a lane of the same pool: when all lanes wait, none is "
             "left to run what they wait for; use another pool, or return the future"
@@ -87,5 +99,7 @@ def may_wait(runner: Runner, future: concurrent.futures.Future[T] | None = None)
 def wait_all(futures: Iterable[Future[T]], timeout: float | None = None) -> list[T]:
     """The results in order; waits for all. Raises as `result` does, for the first that failed."""
     waited = list(futures)
+    for future in waited:
+        future.check_process()
     concurrent.futures.wait(waited, timeout)
     return [future.result(0) for future in waited]

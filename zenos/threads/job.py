@@ -10,7 +10,9 @@ import msgspec
 
 from zenos.core import limits
 from zenos.core.errors import InvalidError
+from zenos.core.wording import shown
 from zenos.threads import codec
+from zenos.threads.checks import number, text, whole
 from zenos.threads.current import Flag, Ran
 from zenos.threads.lane import call
 from zenos.threads.machine import Outcome
@@ -33,19 +35,22 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
 
     def check(self) -> Options:
-        """Itself. InvalidError when something in it is out of its range."""
-        if not limits.PRIORITY_MIN <= self.priority <= limits.PRIORITY_MAX:
-            raise InvalidError(f"cannot use the priority {self.priority}: it is from 0 to 100")
-        if not 0 <= self.retries <= limits.RETRIES_MAX:
+        """Itself. InvalidError when something in it is out of its range, or of another type."""
+        if self is DEFAULTS:
+            return self
+        whole(self.priority, "priority", limits.PRIORITY_MIN, limits.PRIORITY_MAX)
+        whole(self.retries, "retries", 0, limits.RETRIES_MAX)
+        number(self.expected_s, "expected_s", most=limits.EXPECTED_S_MAX)
+        number(self.backoff_s, "backoff_s")
+        if self.timeout_s is not None:
+            number(self.timeout_s, "timeout_s", above=True)
+        if not isinstance(self.retry_on, tuple) or not all(
+            isinstance(kind, type) and issubclass(kind, BaseException) for kind in self.retry_on
+        ):
             raise InvalidError(
-                f"cannot use {self.retries} retries: it is from 0 to {limits.RETRIES_MAX}"
+                f"cannot use retry_on={shown(self.retry_on)}: give a tuple of exception classes"
             )
-        if self.timeout_s is not None and not self.timeout_s > 0:
-            raise InvalidError(f"cannot use a timeout of {self.timeout_s} s: it is above 0")
-        if not (0 <= self.expected_s <= limits.EXPECTED_S_MAX and self.backoff_s >= 0):
-            raise InvalidError("cannot use negative times: expected_s and backoff_s are 0 or more")
-        if not all(isinstance(k, type) and issubclass(k, BaseException) for k in self.retry_on):
-            raise InvalidError("cannot use retry_on: give a tuple of exception classes")
+        text(self.name, "name")
         return self
 
 

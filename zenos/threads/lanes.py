@@ -71,6 +71,10 @@ class Lane(Protocol):
         """End it, and leave nothing."""
         ...
 
+    def forget(self) -> None:
+        """In a fork: let the parent's be."""
+        ...
+
     def cpu_s(self) -> float:
         """CPU time so far, in seconds; 0 when it can't be told."""
         ...
@@ -112,6 +116,8 @@ class OsLane:
 
     def close(self) -> None:
         self._clock = None
+
+    forget = close
 
     def cpu_s(self) -> float:
         return 0.0 if self._clock is None else time.clock_gettime(self._clock)
@@ -227,6 +233,17 @@ class ProcessLane:
         if self._board is not None:
             self._board.close()
             self._board = None
+
+    def forget(self) -> None:
+        if self._link is not None:
+            self._link.close()  # the descriptor here; to shut the socket down would be the parent's
+            self._link = None
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+        if self._process is not None:
+            self._process.returncode = 0  # it is no child of this one, which so can't wait for it
+            self._process = None
 
     def _end(self) -> str:
         """Wait for the process's end, for a while; how it has ended, in words."""

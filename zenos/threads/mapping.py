@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 from zenos.core import limits
 from zenos.core.errors import InvalidError
+from zenos.threads.checks import whole
 from zenos.threads.future import may_wait
 from zenos.threads.job import DEFAULTS, Job, Options
 from zenos.threads.machine import Outcome
@@ -126,8 +127,8 @@ class Mapped(Iterator[R]):
         progress: Progress | None,
     ) -> None:
         for name, value in (("chunk", chunk), ("window", window)):
-            if value is not None and not (isinstance(value, int) and value >= 1):
-                raise InvalidError(f"cannot use {name}={value}: it is 1 or more")
+            if value is not None:
+                whole(value, name, 1)
         try:
             self._chunks: Chunks[Any] = Chunks(items, chunk)
         except TypeError as error:

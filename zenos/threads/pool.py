@@ -9,6 +9,7 @@ from typing import Any, NoReturn, Self, TypeVar
 from zenos.core import limits
 from zenos.core.errors import InvalidError
 from zenos.threads import allocation, machine
+from zenos.threads.checks import number, text, whole
 from zenos.threads.decomposition import decompose
 from zenos.threads.future import Future, may_wait
 from zenos.threads.job import DEFAULTS, Job, Options
@@ -28,10 +29,12 @@ class Pool:
     lanes: how many; else one for each core of the task's allocation. kind: `thread` for OS threads
     of this process, `process` for warm processes that are started once. policy: which waiting
     thread is next (see policy.py). grace_s: how long a process has to end what was cancelled or is
-    over its time, before it is killed and replaced.
+    over its time, before it is killed and replaced. ageing: how much a long wait can add to a
+    priority, with the policy `aged`.
 
     Use it in a `with`: leaving that waits for all threads, or cancels them when an error is the
-    reason for leaving. All methods may be called from any OS thread.
+    reason for leaving. All methods may be called from any OS thread. In a fork of its process it
+    can only be closed: everything else raises InvalidError.
     """
 
     def __init__(
@@ -50,9 +53,10 @@ class Pool:
                 f"process, policies {', '.join(POLICIES)}"
             )
         count = allocation.lanes_for(allocation.cpus()) if lanes is None else _checked(lanes)
-        self.kind, self.policy, self.name = kind, policy, name
-        self._grace_s = grace_s
-        self._runner = Runner(count, kind, policy, name, grace_s, ageing)
+        self.kind, self.policy, self.name = kind, policy, text(name, "name")
+        self._grace_s = number(grace_s, "grace_s")
+        weight = number(ageing, "ageing", most=limits.THREAD_AGEING_MAX)
+        self._runner = Runner(count, kind, policy, name, self._grace_s, weight)
 
     # -- threads
 
@@ -143,7 +147,7 @@ class Pool:
         sums the result is, too; it is that of functools.reduce where `combine` is associative.
         InvalidError when there is no item.
         """
-        _positive("chunk", chunk)
+        chunk = whole(chunk, "chunk", 1)
         fold = Fold(combine, each)
         with self.map(fold, decompose(items, size=chunk), options=options, chunk=1) as parts:
             found = list(parts)
@@ -160,14 +164,18 @@ class Pool:
 
     def resize(self, lanes: int) -> None:
         """Have so many lanes. More start at once; fewer are left as running threads end."""
+        self._runner.check_process()
         self._runner.step(machine.Resize(_checked(lanes)))
 
     def close(self, *, cancel: bool = False, timeout: float | None = None) -> bool:
         """Take no more, wait until all threads have ended, and end the lanes; whether that is done.
 
         cancel: cancel all threads first. A function on an OS thread can't be ended from outside:
-        for one that doesn't look at `cancelled()` this waits only the pool's grace time.
+        for one that doesn't look at `cancelled()` this waits only the pool's grace time. In a fork
+        it leaves the parent's threads and lanes alone, and is done at once.
         """
+        if self._runner.is_forked:
+            return True
         may_wait(self._runner)
         self._runner.step(machine.Close(cancel))
         if cancel and timeout is None and self.kind == "thread":
@@ -191,11 +199,4 @@ class Pool:
 
 
 def _checked(lanes: int) -> int:
-    if not 1 <= lanes <= limits.LANES_MAX:
-        raise InvalidError(f"cannot have {lanes} lanes: from 1 to {limits.LANES_MAX}")
-    return lanes
-
-
-def _positive(name: str, value: int) -> None:
-    if value < 1:
-        raise InvalidError(f"cannot use {name}={value}: it is 1 or more")
+    return whole(lanes, "lanes", 1, limits.LANES_MAX)

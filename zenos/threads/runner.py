@@ -18,6 +18,7 @@ from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import Any, Final, Literal
 
+from zenos.bus import forks
 from zenos.core import limits
 from zenos.core.errors import BusyError, ConflictError, DeadlineError, InvalidError, LaneError
 from zenos.threads import allocation, codec, lanes, machine, reporting
@@ -56,6 +57,8 @@ class Runner:
         self._wake = math.inf
         self._timer: threading.Thread | None = None
         self._start_error = ""
+        self.is_forked = False
+        forks.forget_in_child(self)
         self.step()
         reporting.watch(self)
 
@@ -64,8 +67,28 @@ class Runner:
         """How many lanes there are to be."""
         return self._machine.wanted
 
+    def forget(self) -> None:
+        """In a fork: the lanes are the parent's, and its OS threads aren't here. Nobody can tell
+        what they were about to do: a lock of theirs is taken for good."""
+        self.is_forked = True
+        self._lock = threading.Lock()
+        self._timer_wanted = threading.Condition(self._lock)
+        self._finished = threading.Event()
+        self._finished.set()
+        for driver in list(self._drivers.values()):
+            driver.lane.forget()
+
+    def check_process(self) -> None:
+        """InvalidError in a fork of the process whose pool it is."""
+        if self.is_forked:
+            raise InvalidError(
+                "cannot use a pool that was made before a fork: its lanes are the parent's; make a "
+                "pool in this process"
+            )
+
     def number(self) -> int:
-        """A number that no other thread or group of this pool has."""
+        """A number that no other thread or group of this pool has. InvalidError in a fork."""
+        self.check_process()
         with self._lock:
             self._numbers += 1
             return self._numbers
@@ -133,6 +156,8 @@ class Runner:
 
         Its OS thread may still be calling somebody back, who takes long.
         """
+        if self.is_forked:
+            return True
         end = math.inf if timeout is None else time.monotonic() + timeout
         if not self._finished.wait(timeout):
             return False
@@ -143,7 +168,9 @@ class Runner:
         return True
 
     def runs(self, number: int) -> bool:
-        """Whether a thread is on a lane."""
+        """Whether a thread is on a lane of this process."""
+        if self.is_forked:
+            return False
         with self._lock:
             thread = self._machine.threads.get(number)
             return thread is not None and thread.lane is not None
@@ -174,6 +201,7 @@ class Runner:
 
     def snapshot(self, threads_max: int = limits.THREADS_SHOWN_MAX) -> PoolView:
         """Lanes and threads as they are now: those that run, then the first of those that wait."""
+        self.check_process()
         now = time.monotonic()
         with self._lock:
             state = self._machine
@@ -227,7 +255,9 @@ class Runner:
     # -- steps
 
     def step(self, *events: Event) -> None:
-        """Tell the machine what happened, and do what it decides."""
+        """Tell the machine what happened, and do what it decides. Nothing in a fork."""
+        if self.is_forked:
+            return
         with self._lock:
             ended = self._decide(events)
         self._tell(ended)
@@ -326,6 +356,8 @@ class Runner:
             told = LaneError(f"cannot finish {job.name}: its lane failed ({error!r})")
             told.__cause__ = error
             ran, died = Ran([], error=told), True
+        if self.is_forked:  # by the function, which has returned in the child, too
+            return False
         with self._lock:
             died = died or driver.killed
             if died:
