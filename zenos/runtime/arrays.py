@@ -69,6 +69,10 @@ class TorchCodec:
                 f"cannot share a {value.layout} tensor of {name}: "
                 f"use a dense one of one of {', '.join(sorted(ITEM_BYTES))}"
             )
+        if value.is_meta:
+            raise InvalidError(
+                "cannot share a tensor on the device 'meta': it has no values; send its shape"
+            )
         return name, tuple(value.shape)
 
     def write(self, value: torch.Tensor, memory: memoryview, layout: Layout) -> None:

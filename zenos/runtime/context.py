@@ -23,6 +23,7 @@ from zenos.core.home import Home
 from zenos.core.resources import parse_size
 from zenos.core.task import Task
 from zenos.core.wire import Pause, Progress, Stop
+from zenos.runtime import allocator
 
 if TYPE_CHECKING:
     from zenos.bus.envelope import Envelope
@@ -147,6 +148,7 @@ class WorkerContext:
         began = time.monotonic()
         self.send("state", "paused", Pause(on=True))
         log.info("paused")
+        allocator.give_back()  # others may want it meanwhile
         while (stop := self._stop()) is None and self._paused:
             envelope = self.channel.receive(_WAIT_SLICE_S)
             if envelope is not None:

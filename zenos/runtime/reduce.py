@@ -4,7 +4,8 @@ One segment is divided into slots, in which the buckets lie: a slot for each ran
 neighbours. To reduce a bucket, each rank waits until all have written theirs, sums its own part of
 it over all slots, writes the sum into every slot, and waits until all have done so. The terms are
 added in the order of the slots, whoever does it: the result is the same on all ranks, bit for bit,
-in every run, and with however many ranks the slots are shared.
+in every run, and with however many ranks the slots are shared. After the slots comes memory that
+all ranks have in common, for what only one of them writes at a time.
 
 The ranks tell each other where they are by messages of a few bytes, over a socket for each pair.
 That is counter, doorbell and lifeline in one: a message orders the memory around it on every
@@ -44,21 +45,23 @@ _MEET, _LOST, _LEFT = range(3)
 class Seat(msgspec.Struct):
     """One rank's place: number `rank` of `ranks`, which share `slots` of `bytes` for their buckets.
 
-    segment: the memory's inode number. descriptors: the memory, then a socket to each of the
-    others, in their order. Whoever has a seat open, forks included, keeps its place from being
-    seen as empty: so send it, close it, and let only its rank have it.
+    common: bytes behind the slots, which all ranks have. segment: the memory's inode number.
+    descriptors: the memory, then a socket to each of the others, in their order. Whoever has a seat
+    open, forks included, keeps its place from being seen as empty: so send it, close it, and let
+    only its rank have it.
     """
 
     rank: int
     ranks: int
     slots: int
     bytes: int
+    common: int
     segment: int
     descriptors: list[int] = []
 
     def send(self, link: socket.socket, *, timeout_s: float = limits.PASS_TIMEOUT_S) -> None:
         """Give it to the process at the other end, and close it here. Errors: `passing.send`."""
-        numbers = (self.rank, self.ranks, self.slots, self.bytes, self.segment)
+        numbers = (self.rank, self.ranks, self.slots, self.bytes, self.common, self.segment)
         body = msgspec.msgpack.encode(numbers)
         passing.send(link, body, self.descriptors, timeout_s=timeout_s)
         self.close()
@@ -71,7 +74,7 @@ class Seat(msgspec.Struct):
             raise HandleError("cannot take a seat: the other end has gone")
         body, descriptors = got
         try:
-            values = msgspec.msgpack.decode(body, type=tuple[int, int, int, int, int])
+            values = msgspec.msgpack.decode(body, type=tuple[int, int, int, int, int, int])
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
             passing.close_all(descriptors)
             raise HandleError(f"cannot take a seat: {error}") from None
@@ -88,15 +91,15 @@ def share(slots: int, rank: int, ranks: int) -> range:
     return range(slots * rank // ranks, slots * (rank + 1) // ranks)
 
 
-def seats(ranks: int, bytes_max: int, slots: int | None = None) -> list[Seat]:
+def seats(ranks: int, bytes_max: int, slots: int | None = None, common: int = 0) -> list[Seat]:
     """Places for so many ranks, with `bytes_max` bytes for buckets in each slot.
 
-    slots: as many as there are ranks, or more, which they share.
+    slots: as many as there are ranks, or more, which they share. common: bytes for all together.
     InvalidError for numbers that cannot be; errors of `segment.create` where there is no memory.
     """
     if not 1 <= ranks <= limits.RANKS_MAX:
         raise InvalidError(f"cannot make a group of {ranks} ranks: from 1 to {limits.RANKS_MAX}")
-    if not 1 <= bytes_max <= limits.SEGMENT_BYTES_MAX:
+    if not (1 <= bytes_max <= limits.SEGMENT_BYTES_MAX and common >= 0):
         raise InvalidError(f"cannot make a group with {bytes_max} bytes for each rank")
     slots = ranks if slots is None else slots
     if not ranks <= slots <= limits.RANKS_MAX:
@@ -104,9 +107,11 @@ def seats(ranks: int, bytes_max: int, slots: int | None = None) -> list[Seat]:
             f"cannot share {slots} slots among {ranks} ranks: give each at least one"
         )
     slot = -(-bytes_max // segment.PAGE_BYTES) * segment.PAGE_BYTES
-    memory = segment.create(slot * slots)
+    memory = segment.create(slot * slots + common)
     number = os.fstat(memory).st_ino
-    made = [Seat(rank, ranks, slots, slot, number, [os.dup(memory)]) for rank in range(ranks)]
+    made = [
+        Seat(rank, ranks, slots, slot, common, number, [os.dup(memory)]) for rank in range(ranks)
+    ]
     os.close(memory)
     for low in range(ranks):
         for high in range(low + 1, ranks):
@@ -130,11 +135,22 @@ class _Peer:
         self.said: deque[bytes] = deque()
         self.gone = False
 
-    def say(self, message: bytes) -> None:
-        try:
-            self.link.send(message)
-        except OSError:  # it has ended: reading says so, after what it said last
-            return
+    def say(self, message: bytes, end: float) -> bool:
+        """Whether there was room for it until `end`, by the monotonic clock."""
+        while True:
+            try:
+                self.link.send(message)
+            except BlockingIOError:
+                left_s = end - time.monotonic()
+                if left_s <= 0:
+                    return False
+                poll = select.poll()
+                poll.register(self.link, select.POLLOUT)
+                poll.poll(1000 * left_s)
+            except OSError:  # it has ended: reading says so, after what it said last
+                return True
+            else:
+                return True
 
     def listen(self) -> bool:
         """Take in what has come; whether more can."""
@@ -167,7 +183,9 @@ class Group:
             if len(descriptors) != seat.ranks or not 0 <= seat.rank < seat.ranks:
                 raise HandleError("cannot take this seat: it has not a socket to each other rank")
             size = segment.check(descriptors[0], seat.segment, seals=segment.FIXED_SIZE)
-            if seat.bytes < 1 or size != seat.bytes * seat.slots or seat.slots < seat.ranks:
+            slots = seat.bytes * seat.slots
+            fits = size == slots + seat.common and min(seat.bytes, seat.common + 1) > 0
+            if not fits or seat.slots < seat.ranks:
                 raise HandleError("cannot take this seat: its memory is not of the size it says")
             mapping = segment.Mapping(descriptors[0], size, writable=True)
         except BaseException:
@@ -178,7 +196,9 @@ class Group:
         self.rank, self.ranks = seat.rank, seat.ranks
         memory = torch.frombuffer(mapping.memory, dtype=torch.uint8)
         self.own = share(seat.slots, seat.rank, seat.ranks)
-        self._slots = [memory[start : start + seat.bytes] for start in range(0, size, seat.bytes)]
+        self._slots = [memory[start : start + seat.bytes] for start in range(0, slots, seat.bytes)]
+        # Bytes, zeros at first. Who writes what when is for the ranks to agree on, by meeting.
+        self.common: torch.Tensor = memory[slots:]
         others = [rank for rank in range(self.ranks) if rank != self.rank]
         self._peers = [_Peer(r, fd) for r, fd in zip(others, descriptors[1:], strict=True)]
         self._poll = select.poll()
@@ -229,11 +249,20 @@ class Group:
         """
         offset = self._offset(bucket)
         self._meet(bucket, offset, timeout_s=timeout_s)
-        terms = [slot[offset : offset + bucket.nbytes].view(bucket.dtype) for slot in self._slots]
+        terms = self._terms(bucket, offset)
         part = -(-bucket.numel() // (self.ranks * _SLICE_ITEMS)) * _SLICE_ITEMS
         begin = min(self.rank * part, bucket.numel())
         sum_in_order([term[begin : begin + part] for term in terms])
         self._meet(bucket, offset, timeout_s=timeout_s)
+
+    def reduce_here(self, bucket: torch.Tensor) -> None:
+        """Put the sum over all slots into `bucket`, on this rank alone; the others' terms stay.
+
+        The same bits as from `all_reduce`, without a meeting: all terms must be there by one
+        before, and be left alone until one after. InvalidError as there.
+        """
+        offset = self._offset(bucket)
+        sum_in_order(self._terms(bucket, offset), into=self.own[0])
 
     def barrier(self, *, timeout_s: float = limits.REDUCE_TIMEOUT_S) -> None:
         """Wait until all ranks are here."""
@@ -242,8 +271,8 @@ class Group:
     def close(self) -> None:
         """Leave. Tensors stay until nobody refers to them; the others fail at their next step."""
         self._open = False
+        self._tell(_MESSAGE.pack(_LEFT, self.rank, 0, 0, 0))
         for peer in self._peers:
-            peer.say(_MESSAGE.pack(_LEFT, self.rank, 0, 0, 0))
             peer.link.close()
         self._peers = []
 
@@ -257,10 +286,11 @@ class Group:
         size = 0 if bucket is None else bucket.nbytes
         kind = 0 if bucket is None else 1 + DTYPES.index(bucket.dtype)
         message = _MESSAGE.pack(_MEET, self._step, offset, size, kind)
-        for peer in self._peers:
-            peer.say(message)
         now = time.monotonic()
         spin_end, end = now + limits.REDUCE_SPIN_S, now + timeout_s
+        for peer in self._peers:
+            if not peer.say(message, end):
+                self._lose(peer.rank, f"has not come within {timeout_s:g} s")
         while missing := self._missing(message):
             now = time.monotonic()
             if now < spin_end:
@@ -299,13 +329,21 @@ class Group:
 
     def _lose(self, rank: int, what: str) -> NoReturn:
         """Give up, and have the others name the same rank. RankError."""
-        for peer in self._peers:
-            peer.say(_MESSAGE.pack(_LOST, rank, 0, 0, 0))
+        self._tell(_MESSAGE.pack(_LOST, rank, 0, 0, 0))
         self.close()
         raise RankError(
             f"cannot go on at step {self._step} of {self.ranks} ranks: rank {rank} {what}; "
             "its log says why"
         )
+
+    def _tell(self, message: bytes) -> None:
+        """The last that it says: to whoever takes it in soon."""
+        end = time.monotonic() + limits.GANG_END_S
+        for peer in self._peers:
+            peer.say(message, end)
+
+    def _terms(self, bucket: torch.Tensor, offset: int) -> list[torch.Tensor]:
+        return [slot[offset : offset + bucket.nbytes].view(bucket.dtype) for slot in self._slots]
 
     def _offset(self, bucket: torch.Tensor) -> int:
         own = self._slots[self.own[0]]
@@ -320,21 +358,27 @@ class Group:
         return offset if bucket.nbytes else 0
 
 
-def sum_in_order(terms: Sequence[torch.Tensor]) -> None:
+def sum_in_order(terms: Sequence[torch.Tensor], into: int | None = None) -> None:
     """Put the sum of equally long vectors into each of them: ((t0 + t1) + t2) + …
 
-    Of bfloat16 the sum is made in float32. Of two it is one addition, which is made so anyhow.
+    into: only into the one with that number. Of bfloat16 the sum is made in float32. Of two it is
+    one addition, which is made so anyhow.
     """
     count, dtype = terms[0].numel(), terms[0].dtype
     block = BLOCK_BYTES // dtype.itemsize
-    wide = torch.empty(block) if dtype == torch.bfloat16 and len(terms) > 2 else None
+    wide = None
+    if len(terms) > 2 and (dtype == torch.bfloat16 or into is not None):
+        wide = torch.empty(min(block, count))
+    first = into if into is not None and wide is None else 0  # of two, either is added to
     for start in range(0, count if len(terms) > 1 else 0, block):
-        first, *others = [term[start : start + block] for term in terms]
-        total = first if wide is None else wide[: first.numel()].copy_(first)
-        for other in others:
-            total.add_(other)
-        for term in [first, *others] if wide is not None else others:
-            term.copy_(total)
+        parts = [term[start : start + block] for term in terms]
+        total = parts[first] if wide is None else wide[: parts[0].numel()].copy_(parts[0])
+        for number, part in enumerate(parts):
+            if number != first:
+                total.add_(part)
+        for number, part in enumerate(parts):
+            if part is not total and into in (None, number):
+                part.copy_(total)
 
 
 def _forget() -> None:

@@ -3,8 +3,9 @@
 Templates come with models, and so are not trusted: they run in jinja2's sandbox, without access to
 anything but the messages, and with bounds on their length, their loops, their time and what they
 write. Time is looked at in each turn of a loop and at each call, filter and test. What one of these
-takes is bounded where a short argument makes it long; the replica's limit of memory holds for all
-else.
+takes is bounded where a short argument makes it long, and so is what is compared: lists that hold
+the same list again and again have more in them than memory. The replica's limit of that holds for
+all else.
 """
 
 from __future__ import annotations
@@ -21,12 +22,11 @@ from typing import Any, Final
 import jinja2
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
-from jinja2.ext import Extension
-from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from zenos.core import limits
 from zenos.core.errors import InvalidError
+from zenos.models import templates
 
 PLAIN: Final = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
@@ -41,6 +41,14 @@ _SEQUENCES: Final = (str, list, tuple)
 # Filters that write, or go on, for as long as a number says that they are given, and that number.
 _BY_NUMBER: Final = frozenset({"batch", "center", "indent", "round", "slice", "tojson"})
 FILTER_NUMBER_MAX: Final = 1000
+# What compares, or looks up, all that is in a value: filters the items of theirs, calls what they
+# are given, tests both sides.
+_SORTING: Final = frozenset({"groupby", "max", "min", "sort", "unique"})
+_SEEKING: Final = frozenset({"changed", "count", "dict", "fromkeys", "get", "index"})
+_COMPARING: Final = frozenset(
+    {"eq", "==", "equalto", "ne", "!=", "lt", "lessthan", "<", "le", "<=", "in"}
+    | {"gt", "greaterthan", ">", "ge", ">=", "dictsort"}
+)
 ROLES: Final = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 
@@ -68,10 +76,17 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     code_generator_class = _NothingBefore
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        """Let every loop look at the time, and every `~` at the length of what it makes."""
+        """Let every loop look at the time, every `~` at the length of what it makes, and every
+        comparison and key at how much is in it."""
         tree = super()._parse(source, name, filename)
         for loop in list(tree.find_all(nodes.For)):
             loop.iter = _through("_timed", loop.iter)
+        for compared in list(tree.find_all(nodes.Compare)):
+            compared.expr = _through("_bounded", compared.expr)
+            for operand in compared.ops:
+                operand.expr = _through("_bounded", operand.expr)
+        for pair in list(tree.find_all(nodes.Pair)):
+            pair.key = _through("_bounded", pair.key)
         for joined in list(tree.find_all(nodes.Concat)):
             joined.nodes = [_through("_joined", nodes.List(joined.nodes, lineno=joined.lineno))]
         tree.set_environment(self)
@@ -80,7 +95,13 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         """As every call of a template goes; macros and `loop()` may call themselves."""
         _check_time()
+        if getattr(__obj, "__name__", "") in _SEEKING:
+            _check_items(*args)
         return super().call(__context, __obj, *args, **kwargs)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """`obj[argument]`."""
+        return super().getitem(obj, _bounded(argument))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Putting text together again and again is how a short template writes a long answer."""
@@ -111,6 +132,29 @@ def _check_length(length: int, *, text: bool) -> None:
         raise jinja2.TemplateRuntimeError("it puts together more than is allowed")
 
 
+def _check_items(*values: Any) -> None:
+    """At what is in them, and in that, as often as it is there."""
+    waiting, count = list(values), 0
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            value = [*value, *value.values()]
+        if isinstance(value, list | tuple):
+            count += len(value)
+            _check_length(count, text=False)
+            waiting += value
+
+
+def _bounded(value: Any) -> Any:
+    _check_items(value)
+    return value
+
+
+def _each_bounded(values: Iterable[Any]) -> Iterator[Any]:
+    for value in _timed(values):
+        yield _bounded(value)
+
+
 def _check_bits(bits: int) -> None:
     if bits > NUMBER_BITS_MAX:
         raise jinja2.TemplateRuntimeError("numbers as long as these are not allowed")
@@ -135,6 +179,12 @@ def _watched(name: str, filter_: Any) -> Callable[..., Any]:
                     raise jinja2.TemplateRuntimeError(
                         f"{name} with more than {FILTER_NUMBER_MAX} is not allowed"
                     )
+        if name in _SORTING:
+            args = (*args[: behind - 1], _each_bounded(args[behind - 1]), *args[behind:])
+        elif name == "sum":  # of lists each sum is another list
+            args = (*args[: behind - 1], _timed(args[behind - 1]), *args[behind:])
+        elif name in _COMPARING:
+            _check_items(*args)
         return filter_(*args, **kwargs)
 
     return watched
@@ -144,17 +194,6 @@ def _joined(values: list[Any]) -> str:
     parts = [str(value) for value in values]
     _check_length(sum(map(len, parts)), text=True)
     return "".join(parts)
-
-
-class _Generation(Extension):
-    """`{% generation %} … {% endgeneration %}` marks what a model is trained on: nothing here."""
-
-    tags = {"generation"}  # noqa: RUF012 - as the base class has it
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        """The statements inside."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class ChatTemplate:
@@ -180,7 +219,7 @@ class ChatTemplate:
         environment = _Sandbox(
             trim_blocks=True,
             lstrip_blocks=True,
-            extensions=["jinja2.ext.loopcontrols", _Generation],
+            extensions=templates.EXTENSIONS,
             optimized=False,  # as in _NothingBefore
         )
         del environment.globals["lipsum"]  # as much text as its arguments say, in one call
@@ -191,7 +230,7 @@ class ChatTemplate:
         named: dict[str, Any]
         for named in (environment.filters, environment.tests):
             named |= {name: _watched(name, one) for name, one in named.items()}
-        environment.filters |= {"_timed": _timed, "_joined": _joined}
+        environment.filters |= {"_timed": _timed, "_joined": _joined, "_bounded": _bounded}
         try:
             self._template = environment.from_string(source or PLAIN)
         except (jinja2.TemplateError, RecursionError) as error:
@@ -257,21 +296,14 @@ class ChatTemplate:
 
 
 def _read(directory: Path) -> tuple[dict[str, Any], str | None]:
-    """tokenizer_config.json, and the template of that or of chat_template.jinja.
-
-    Of several templates it is the one named "default".
-    """
+    """tokenizer_config.json, and the template of that or of chat_template.jinja."""
     path = directory / "tokenizer_config.json"
     config = json.loads(path.read_bytes()) if path.exists() else {}
     if not isinstance(config, dict):
         raise InvalidError("tokenizer_config.json is not a mapping")
-    if (directory / "chat_template.jinja").exists():
-        return config, (directory / "chat_template.jinja").read_text(encoding="utf-8")
-    source = config.get("chat_template")
-    if isinstance(source, list):
-        named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
-        source = named.get("default")
-    return config, source if isinstance(source, str) else None
+    if (directory / templates.FILE).exists():
+        return config, (directory / templates.FILE).read_text(encoding="utf-8")
+    return config, templates.of_config(config)
 
 
 def _strftime_now(form: str) -> str:

@@ -225,7 +225,6 @@ def main(context: WorkerContext) -> int:
                 chat_template=loaded.template.own,
             ),
         )
-        context.report(Progress(stage="serving"))
         log.info("%s is ready after %.3f s", replica.engines.version, time.monotonic() - begun)
         replica.serve()
     finally:
@@ -252,6 +251,7 @@ class Replica:
         self.engines = Generations(loaded.engine, loaded.slots, restart=loaded.restart)
         del loaded.engine  # so that its weights can go
         self._renewal = Renewal(context, loaded, self.engines)
+        self._said = ""  # the version that it has said it serves
         self._shown = ShownSequences(self.engines)
         reporting.watch(self._shown)
 
@@ -270,6 +270,7 @@ class Replica:
         engines = self.engines
         while True:
             self._renewal.turn()
+            self._say_version()
             self._take(wait=engines.idle)
             if self._intake.stop is not None:
                 if self._intake.stop is not stop:  # the last word counts
@@ -283,6 +284,12 @@ class Replica:
             if not engines.idle:
                 for chunk in engines.step():
                     self._context.send("data", "chunk", chunk)
+
+    def _say_version(self) -> None:
+        """Say what it serves: its task is called by what it began with."""
+        if self.engines.version != self._said:
+            self._said = self.engines.version
+            self._context.report(Progress(stage=f"serving {self._said}"))
 
     def close(self) -> None:
         """End what renews the weights."""

@@ -29,6 +29,9 @@ SEALED: Final = ("packs", "shards", "tokenizers")
 COMPILED: Final = "inductor"
 _SEAL: Final = "seal.json"
 _BLOCK_BYTES: Final = 4 * 1024 * 1024
+# What putting it in place and holding it fail with when others are at it.
+_OTHERS: Final = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.EAGAIN)
+_TRIES: Final = 3
 _held: dict[Path, int] = {}  # locked seals, until this process ends
 
 
@@ -54,9 +57,8 @@ def find(path: Path) -> Path | None:
     """
     try:
         _hold(path)
-        seal = msgspec.json.decode((path / _SEAL).read_bytes(), type=dict[str, str])
-        whole = all(digest(path / name) == expected for name, expected in seal.items())
-    except (OSError, msgspec.DecodeError):
+        whole = _is_whole(path)
+    except OSError:
         whole = False
     if whole:
         os.utime(path)
@@ -68,29 +70,83 @@ def find(path: Path) -> Path | None:
 def directory(path: Path, build: Callable[[Path], None]) -> Path:
     """The directory at `path`, built by `build` unless it is there and undamaged.
 
-    Two that build the same at once each do the work; the first one's is kept.
+    Two that build the same at once each do the work; the first one's is kept. What is removed again
+    before it is held (see `make_room`) is built again.
     Raises StorageError when it cannot be written.
     """
-    if find(path) is not None:
-        return path
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.exists():
-            shutil.rmtree(path)  # damaged
-        try:
-            with durable.new_directory(path) as fresh:
-                build(fresh)
-                seal = {file.name: digest(file) for file in sorted(fresh.iterdir())}
-                durable.write_file(fresh / _SEAL, msgspec.json.encode(seal))
-            _hold(path)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or find(path) is None:
-                raise
+        for _ in range(_TRIES):
+            if find(path) is not None:
+                return path
+            _remove_damaged(path)
+            if _build(path, build):
+                return path
     except OSError as error:
         raise StorageError(
             f"cannot write the cache {path}: {error.strerror or error}; free some space"
         ) from error
+    if find(path) is None:
+        raise StorageError(
+            f"cannot keep the cache {path}: others remove or damage it as often as it is made; "
+            "raise cache_bytes_max, or look at the disk"
+        )
     return path
+
+
+def _build(path: Path, build: Callable[[Path], None]) -> bool:
+    """Build it, and hold it from then on; False if another was first, or has removed it."""
+    filled = False
+    try:
+        with durable.new_directory(path) as fresh:
+            build(fresh)
+            seal = {file.name: digest(file) for file in sorted(fresh.iterdir())}
+            durable.write_file(fresh / _SEAL, msgspec.json.encode(seal))
+            filled = True
+        _hold(path)
+    except OSError as error:
+        if not filled or error.errno not in _OTHERS:
+            raise
+        return False
+    return True
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether its files are what they were when it was made."""
+    try:
+        seal = msgspec.json.decode((path / _SEAL).read_bytes(), type=dict[str, str])
+        return all(digest(path / name) == expected for name, expected in seal.items())
+    except (OSError, msgspec.DecodeError):
+        return False
+
+
+def _remove_damaged(path: Path) -> None:
+    """Remove it, if it still is damaged: another one may have put a whole one there meanwhile.
+
+    Nothing else goes away there at the same time, and a whole one can't come while this one is in
+    its place; so what is removed is what was looked at.
+    """
+    with _removing(path.parent):
+        if path.exists() and not _is_whole(path):
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """In one step for everybody else. OSError when it can't be."""
+    gone = durable.temporary_beside(path)
+    path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+@contextmanager
+def _removing(place: Path) -> Iterator[None]:
+    """While no other process, or OS thread, removes something there."""
+    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def files(path: Path, make: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
@@ -105,8 +161,7 @@ def files(path: Path, make: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
     made = make()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.exists():
-            shutil.rmtree(path, ignore_errors=True)  # damaged
+        _remove_damaged(path)
         with durable.new_directory(path) as fresh:
             for name, content in made.items():
                 (fresh / name).write_bytes(content)
@@ -155,10 +210,8 @@ def make_room(cache: Path, bytes_max: int, named: Collection[str]) -> int:
         compiled = entry.parent.name == COMPILED
         if entry.name in named or (compiled and time.time() - used < limits.CACHE_FRESH_S):  # 2
             continue
-        with suppress(OSError), _alone(entry, sealed=not compiled):
-            gone = durable.temporary_beside(entry)
-            entry.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
+        with suppress(OSError), _removing(entry.parent), _alone(entry, sealed=not compiled):
+            _remove(entry)
             removed += size
             log.info("removed %s from the cache: %d bytes", entry, size)
     return removed

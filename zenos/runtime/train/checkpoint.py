@@ -21,7 +21,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -125,11 +125,13 @@ class DamagedError(StorageError):
 class Checkpoint:
     """One checkpoint on disk whose files are what its manifest says."""
 
-    def __init__(self, directory: Path, *, later: bool = False) -> None:
+    def __init__(
+        self, directory: Path, *, later: bool = False, parts: Collection[str] | None = None
+    ) -> None:
         """Raises DamagedError for anything missing or changed, RefusedError for a newer format.
 
-        later: files are still being read, and `confirm` says whether they are whole. Until then
-        nothing may be made of what stands in the tensors.
+        parts: only those are read, by default all. later: files are still being read, and `confirm`
+        says whether they are whole. Until then nothing may be made of what stands in the tensors.
         """
         self.directory = directory
         try:
@@ -142,6 +144,7 @@ class Checkpoint:
             self._stored = {
                 name: Stored(directory / name, expected.bytes)
                 for name, expected in self._manifest.files.items()
+                if parts is None or name.removesuffix(".safetensors") in parts
             }
         except (OSError, ValueError, msgspec.DecodeError) as error:
             raise DamagedError(str(error)) from error

@@ -17,15 +17,17 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from zenos.core import globs
 from zenos.core.errors import InvalidError
 from zenos.core.limits import KIB, MIB
+from zenos.core.names import check_encoding
 from zenos.core.specs import DataSpec
 from zenos.runtime.train import separated
 from zenos.threads import Pool
@@ -101,12 +103,7 @@ class Corpus:
     def __init__(self, spec: DataSpec, on_bytes: Callable[[int], None] | None = None) -> None:
         self.spec = spec
         self.on_bytes = on_bytes
-        try:
-            "".encode(spec.encoding)  # refuses unknown ones, and codecs that are no text
-        except (LookupError, ValueError):
-            raise InvalidError(
-                f"cannot use the encoding {spec.encoding[:64]!r}: unknown; e.g. utf-8, gb18030"
-            ) from None
+        check_encoding(spec.encoding)
         self.skipped: list[Path] = []
         self.files = self._find()
         total = sum(file.bytes for file in self.files)
@@ -154,7 +151,7 @@ class Corpus:
             except UnicodeEncodeError:
                 raise InvalidError(
                     f"cannot read {file.path}: it has a half of a surrogate pair, which is no "
-                    "character; repair that file or leave it out with data.exclude"
+                    "character; repair that file or leave it out with --exclude (data.exclude)"
                 ) from None
             yield Document(text, len(content), hashlib.sha256(content).digest())
 
@@ -211,8 +208,10 @@ class Corpus:
             if matches and not any(files):
                 raise InvalidError(f"cannot train on {name}: no file that it matches has text")
         if not found:
-            raise InvalidError("cannot train on nothing: data.exclude leaves out every file")
-        return [found[path] for path in sorted(found)]
+            raise InvalidError(
+                "cannot train on nothing: --exclude (data.exclude) leaves out every file"
+            )
+        return _each_once(found[path] for path in sorted(found))
 
     def _matches(self, name: str, path: Path) -> list[Path]:
         try:
@@ -221,12 +220,17 @@ class Corpus:
             raise _unreadable(path, error) from None
         if exists:
             return [] if self._excluded(path) else [path]
-        if not glob.has_magic(name):
+        if not globs.has_magic(name):
             raise InvalidError(f"cannot read {path}: there is no such file or directory")
-        matches = [Path(m) for m in glob.glob(name, recursive=True)]  # noqa: PTH207 - absolute
-        files = [m for m in matches if not m.is_dir()]
+        matches = [Path(match) for match in globs.expand(name)]
+        # A link that leads nowhere is meant as text by nobody.
+        files = [m for m in matches if not m.is_dir() and m.exists()]
         if not files:
-            raise InvalidError(f"cannot train on {name}: no file matches")
+            why = "no file matches"
+            if matches:
+                below = f"{name.rstrip('/')}/**"
+                why = f"it matches directories alone; {below} matches the files in them and below"
+            raise InvalidError(f"cannot train on {name}: {why}")
         return [m for m in files if not self._excluded(m)]
 
     def _walk(self, root: Path) -> Iterator[SourceFile]:
@@ -317,7 +321,7 @@ class Corpus:
                 block = stream.read(BLOCK_BYTES)
                 try:
                     more = decoder.decode(block, final=not block)
-                except UnicodeDecodeError as error:
+                except UnicodeError as error:
                     raise self._not_text(path, at, error) from None
                 if at == 0:
                     more = more.removeprefix("\ufeff")
@@ -337,12 +341,15 @@ class Corpus:
                     yield text
                     return
 
-    def _not_text(self, path: Path, at: int, error: UnicodeDecodeError) -> InvalidError:
-        # `start` counts from the bytes that the decoder had kept of the block before.
-        where = max(0, at + error.start - max(0, len(error.object) - BLOCK_BYTES))
+    def _not_text(self, path: Path, at: int, error: UnicodeError) -> InvalidError:
+        where, why = at, str(error)
+        if isinstance(error, UnicodeDecodeError):
+            # `start` counts from the bytes that the decoder had kept of the block before.
+            where = max(0, at + error.start - max(0, len(error.object) - BLOCK_BYTES))
+            why = error.reason
         return InvalidError(
             f"cannot read {path}: it is not valid {self.spec.encoding} near byte {where} "
-            f"({error.reason}); give its --encoding, or leave it out with data.exclude"
+            f"({why}); give its --encoding, or leave it out with --exclude (data.exclude)"
         )
 
     def _read_table(self, file: SourceFile) -> Iterator[str]:
@@ -404,6 +411,18 @@ def _rows(file: SourceFile, encoding: str) -> Generator[dict[str, Any]]:
             cache_dir=scratch,
             **options,
         )
+
+
+def _each_once(files: Iterable[SourceFile]) -> list[SourceFile]:
+    """The same without those that are another one by another name: by a link, or a way over one.
+
+    Of the names the first that is no link itself stays, else the first.
+    """
+    found: dict[str, list[SourceFile]] = {}
+    for file in files:
+        found.setdefault(os.path.realpath(file.path), []).append(file)
+    stays = [min(same, key=lambda file: file.path.is_symlink()) for same in found.values()]
+    return sorted(stays)
 
 
 def _cut(text: str, begin: int, end: int) -> int:

@@ -29,14 +29,18 @@ from zenos.core import limits
 from zenos.core.errors import ConflictError, RankError, WorkerError, ZenosError, from_code
 from zenos.core.forking import thread_count
 from zenos.core.processes import PR_SET_PDEATHSIG, prctl
+from zenos.runtime import allocator
 from zenos.runtime.reduce import Seat, seats, share
+from zenos.runtime.train import common
 from zenos.runtime.train.checkpoint import Plan
+from zenos.runtime.train.common import Common
 from zenos.runtime.train.gradients import DistributedSums, Gradients, SharedSums, Sums, bytes_needed
 from zenos.runtime.train.numerics import resolve_backend
 
 RENDEZVOUS: Final = "ranks"  # in the run directory, for torch.distributed
 _PACKET_BYTES_MAX: Final = 64 * limits.KIB
 _LOOK_S: Final = 0.002
+_IDLE_S: Final = 1.0  # nothing comes for so long: it isn't between two steps
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -103,6 +107,7 @@ class Gang:
         self.shards = shards
         self.own = share(shards, rank, ranks)
         self._gradients: Gradients | None = None
+        self._common: Common | None = None
 
     @property
     def gradients(self) -> Gradients:
@@ -124,8 +129,23 @@ class Gang:
         self.gradients.put(shard)
 
     def sum_up(self, losses: Sequence[float]) -> float:
-        """Sum the gradients over all shards, and the losses of this process's. RankError."""
-        return self.gradients.sum_up(losses)
+        """Sum the gradients over all shards, and the losses of this process's. RankError.
+
+        Where the step of the optimiser is shared, only the parameters that this process is to
+        update have gradients then.
+        """
+        total = self.gradients.sum_up(losses)
+        if self._common is not None:
+            self._common.admit(self.gradients.used)
+        return total
+
+    def clip(self, norm_max: float) -> float:
+        """The norm of all gradients, which is at most `norm_max` afterwards. RankError."""
+        return self.gradients.clip(norm_max)
+
+    def meet(self) -> None:
+        """After the optimiser's step: all weights are those of the next. RankError."""
+        self.gradients.meet()
 
     def drop(self) -> None:
         """The step that was begun is thrown away."""
@@ -144,6 +164,11 @@ class Gang:
         if self._gradients is not None:
             self._gradients.close()
             self._gradients = None
+
+    def _start(self, sums: Sums, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        if isinstance(sums, SharedSums):
+            self._common = Common(sums.common, model, optimizer, first=self.rank == 0)
+        self._gradients = Gradients(model, sums)
 
 
 class _Member:
@@ -206,7 +231,13 @@ class Leader(Gang):
         """Have the others build the model meanwhile."""
         self._tell(Begin(plan, str(checkpoint) if checkpoint is not None else None))
 
-    def join(self, model: torch.nn.Module, backend: str, rendezvous: Path) -> None:
+    def join(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        backend: str,
+        rendezvous: Path,
+    ) -> None:
         """Wait until all have the same model, and make the sums. RankError."""
         own = digest(model)
         for member in self._members:
@@ -221,12 +252,13 @@ class Leader(Gang):
             sums = self._meet(model, backend, rendezvous)
         except (BrokenPipeError, RankError) as error:
             self._lost(error)
-        self._gradients = Gradients(model, sums)
+        self._start(sums, model, optimizer)
 
     def _meet(self, model: torch.nn.Module, backend: str, rendezvous: Path) -> Sums:
         if backend != "shared":
             return _distributed(self, backend, rendezvous, model)
-        own, *others = seats(self.ranks, bytes_needed(model), self.shards)
+        needed = bytes_needed(model), common.bytes_needed(model)
+        own, *others = seats(self.ranks, needed[0], self.shards, needed[1])
         for member, seat in zip(self._members, others, strict=True):
             seat.send(member.link)
         return SharedSums(own)
@@ -245,6 +277,20 @@ class Leader(Gang):
         """The same, with what is known of a rank that is lost."""
         try:
             return super().sum_up(losses)
+        except RankError as error:
+            self._lost(error)
+
+    def clip(self, norm_max: float) -> float:
+        """The same, with what is known of a rank that is lost."""
+        try:
+            return super().clip(norm_max)
+        except RankError as error:
+            self._lost(error)
+
+    def meet(self) -> None:
+        """The same, with what is known of a rank that is lost."""
+        try:
+            super().meet()
         except RankError as error:
             self._lost(error)
 
@@ -321,7 +367,14 @@ class Follower(Gang):
         self._link = link
 
     def hear(self) -> Word:
-        """The next word of rank 0, however long that takes. Ended when it is over."""
+        """The next word of rank 0, however long that takes. Ended when it is over.
+
+        Where it takes long, as in a pause, what is free of this process's memory is given back.
+        """
+        poll = select.poll()
+        poll.register(self._link, select.POLLIN)
+        if not poll.poll(1000 * _IDLE_S):
+            allocator.give_back()
         try:
             packet = self._link.recv(_PACKET_BYTES_MAX)
         except OSError:
@@ -331,7 +384,9 @@ class Follower(Gang):
             raise Ended
         return word
 
-    def join(self, model: torch.nn.Module, rendezvous: Path) -> None:
+    def join(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, rendezvous: Path
+    ) -> None:
         """Say that the model is there, and make the sums. RankError."""
         _send(self._link, Ready(digest(model)))
         word = self.hear()
@@ -341,7 +396,7 @@ class Follower(Gang):
             sums: Sums = SharedSums(Seat.receive(self._link, timeout_s=limits.REDUCE_TIMEOUT_S))
         else:
             sums = _distributed(self, word.backend, rendezvous, model)
-        self._gradients = Gradients(model, sums)
+        self._start(sums, model, optimizer)
 
     def dropped(self, stopping: Callable[[], bool]) -> bool:
         """As rank 0 says."""

@@ -1,16 +1,20 @@
-"""Gradients summed over the ranks of a gang, bucket by bucket while the backward pass goes on.
+"""Gradients summed over the ranks of a gang.
 
 A bucket holds the gradients of neighbouring parameters, the last layers' first, since theirs are
 ready first (Li et al., "PyTorch Distributed", 2020). When a parameter's gradient is complete, a
-hook moves it into its place in a bucket. Buckets are summed in their order, each as soon as it is
+hook moves it into its place in a bucket. Buckets are begun in their order, each as soon as it is
 full, so that all ranks do the same in the same order whichever gradient comes first.
+
+Through torch.distributed each is summed while the backward pass goes on, for all ranks. In shared
+memory each rank sums only the gradients that are its own, and updates only their parameters, which
+lie in memory that all have (`common.py`): so a step of the optimiser is shared, too (Rajbhandari et
+al., "ZeRO", 2019). It does so itself after the backward pass: a thread beside that would have no
+core of its own.
 """
 
 from __future__ import annotations
 
 import os
-import queue
-import threading
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -29,7 +33,14 @@ _ITEM_BYTES: Final = 4
 
 
 class Sums(Protocol):
-    """How a bucket is summed over all ranks, in place."""
+    """How a bucket is summed over all ranks, in place.
+
+    bucket_bytes: how large it should be. shares: whether ranks get different sums, so that they
+    meet for what is known of all; the same on all ranks, also where one of them gets everything.
+    """
+
+    bucket_bytes: int
+    shares: bool
 
     @property
     def slots(self) -> int:
@@ -40,12 +51,26 @@ class Sums(Protocol):
         """A float32 tensor of `count` elements for one of its terms; `begin` takes those of 0."""
         ...
 
+    def own(self, sizes: Sequence[int]) -> list[bool]:
+        """Of buckets of these sizes, which this process gets the sums of: of each a process does.
+
+        Only those may be begun.
+        """
+        ...
+
     def begin(self, bucket: torch.Tensor) -> None:
         """Begin to sum; it may be done only after `wait`. RankError."""
         ...
 
-    def wait(self) -> None:
-        """Return when all that was begun is summed. RankError for a rank that is lost or late."""
+    def wait(self, tail: torch.Tensor) -> None:
+        """Return when `tail`, for all, and all that was begun is summed.
+
+        RankError for a rank that is lost or late.
+        """
+        ...
+
+    def meet(self) -> None:
+        """Wait until all ranks have done what each does to its own. RankError."""
         ...
 
     def close(self) -> None:
@@ -54,15 +79,19 @@ class Sums(Protocol):
 
 
 class SharedSums:
-    """In the shared memory of one machine, by a thread beside the backward pass."""
+    """In the shared memory of one machine: each rank's own, by itself."""
+
+    bucket_bytes = 0  # of one parameter each
+    shares = True
 
     def __init__(self, seat: Seat) -> None:
         self._group = Group(seat)
-        self._work: queue.SimpleQueue[torch.Tensor | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        self._begun = 0
-        self._thread = threading.Thread(target=self._sum, name="gradients", daemon=True)
-        self._thread.start()
+        self._begun: list[torch.Tensor] = []
+
+    @property
+    def common(self) -> torch.Tensor:
+        """The bytes that all ranks have."""
+        return self._group.common
 
     @property
     def slots(self) -> int:
@@ -73,34 +102,33 @@ class SharedSums:
         """In this rank's part of the memory."""
         return self._group.bucket(count, torch.float32, self._group.own[slot])
 
-    def begin(self, bucket: torch.Tensor) -> None:
-        """Hand it to the thread."""
-        self._begun += 1
-        self._work.put(bucket)
+    def own(self, sizes: Sequence[int]) -> list[bool]:
+        """Its share: the largest first, each to whoever has least."""
+        found, loads = [False] * len(sizes), [0] * self._group.ranks
+        for number in sorted(range(len(sizes)), key=lambda n: (-sizes[n], n)):
+            rank = loads.index(min(loads))
+            loads[rank] += sizes[number]
+            found[number] = rank == self._group.rank
+        return found
 
-    def wait(self) -> None:
-        """Wait for the thread, which has a deadline for each bucket."""
-        while self._begun:
-            error = self._done.get()
-            self._begun -= 1
-            if error is not None:
-                raise error
+    def begin(self, bucket: torch.Tensor) -> None:
+        """Remember it: the others' terms may not be there before the meeting."""
+        self._begun.append(bucket)
+
+    def wait(self, tail: torch.Tensor) -> None:
+        """Meet, which has a deadline, then sum."""
+        begun, self._begun = self._begun, []
+        self._group.all_reduce(tail)
+        for bucket in begun:
+            self._group.reduce_here(bucket)
+
+    def meet(self) -> None:
+        """Wait for all, with a deadline."""
+        self._group.barrier()
 
     def close(self) -> None:
-        """Leave the group; not while a sum is under way, which the end of the process ends."""
-        if not self._begun:
-            self._work.put(None)
-            self._thread.join()
-            self._group.close()
-
-    def _sum(self) -> None:
-        while (bucket := self._work.get()) is not None:
-            try:
-                self._group.all_reduce(bucket)
-            except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
-                self._done.put(error)
-            else:
-                self._done.put(None)
+        """Leave the group."""
+        self._group.close()
 
 
 class DistributedSums:
@@ -109,6 +137,9 @@ class DistributedSums:
     rendezvous: a file that the ranks find each other by, not there yet. Its directory must be seen
     by all of them.
     """
+
+    bucket_bytes = BUCKET_BYTES
+    shares = False
 
     def __init__(
         self, backend: str, rank: int, ranks: int, rendezvous: Path, device: torch.device
@@ -137,6 +168,10 @@ class DistributedSums:
         """On this rank's device."""
         return torch.empty(count, dtype=torch.float32, device=self._device)
 
+    def own(self, sizes: Sequence[int]) -> list[bool]:
+        """All: each process updates its own copy of the model."""
+        return [True] * len(sizes)
+
     def begin(self, bucket: torch.Tensor) -> None:
         """By a thread of the backend's, or a stream of the GPU."""
         try:
@@ -144,14 +179,18 @@ class DistributedSums:
         except RuntimeError as error:
             raise self._lost(error) from error
 
-    def wait(self) -> None:
+    def wait(self, tail: torch.Tensor) -> None:
         """Wait for all of them."""
+        self.begin(tail)
         works, self._works = self._works, []
         for work in works:
             try:
                 work.wait()
             except RuntimeError as error:
                 raise self._lost(error) from error
+
+    def meet(self) -> None:
+        """Nothing: no process does anything for another."""
 
     def close(self) -> None:
         """End the process group."""
@@ -168,12 +207,15 @@ class DistributedSums:
 class _Bucket:
     """Its memory, the parameters whose gradients are in it, and how many of them are missing.
 
-    memory: of each of this process's shards.
+    memory: of each of this process's shards. own: whether this process gets the sum.
     """
 
-    def __init__(self, memory: list[torch.Tensor], parameters: list[torch.nn.Parameter]) -> None:
+    def __init__(
+        self, memory: list[torch.Tensor], parameters: list[torch.nn.Parameter], own: bool
+    ) -> None:
         self.memory = memory
         self.parameters = parameters
+        self.own = own
         self.missing = len(parameters)
 
 
@@ -185,7 +227,8 @@ class _Place(NamedTuple):
 class Gradients:
     """The gradients of a model in this process, and their sums over the shards of all.
 
-    In each step: `arm` before the last backward pass, `sum_up` after it. Of one shard, gradients of
+    In each step: `arm` before the last backward pass, `sum_up` after it, then `clip`, a step of the
+    optimiser, and `meet`. Of one shard, gradients of
     passes before that are added where they are. Of several, `put` after each other pass takes the
     gradients to their shard's, in the order of the passes; so a sum doesn't hang on which shards
     are computed by the same process.
@@ -194,15 +237,16 @@ class Gradients:
     def __init__(self, model: torch.nn.Module, sums: Sums) -> None:
         self._sums = sums
         self._slots = range(sums.slots)
-        self._parameters = _trained(model)
+        self._parameters = trained(model)
         self._buckets: list[_Bucket] = []
         self._places: dict[torch.nn.Parameter, _Place] = {}
-        for group in _grouped(self._parameters):
-            count = sum(_room(parameter) for parameter in group)
+        groups = _grouped(self._parameters, sums.bucket_bytes)
+        counts = [sum(map(_room, group)) for group in groups]
+        for group, count, own in zip(groups, counts, sums.own(counts), strict=True):
             memory = [sums.bucket(count, slot) for slot in self._slots]
             for part in memory:
                 part.zero_()  # what stands between two gradients is summed as well
-            bucket = _Bucket(memory, group)
+            bucket = _Bucket(memory, group, own)
             self._buckets.append(bucket)
             start = 0
             for parameter in group:
@@ -213,6 +257,9 @@ class Gradients:
         # The loss, and which parameters have got a gradient at all.
         self._tails = [sums.bucket(1 + len(self._parameters), slot) for slot in self._slots]
         self._has = [dict.fromkeys(self._parameters, False) for _ in self._slots]
+        self.used: list[torch.nn.Parameter] = []  # those that any shard of the last step has
+        norms = self._slots if sums.shares else ()
+        self._norms = [sums.bucket(len(self._parameters), slot) for slot in norms]
         self._next = 0
         self._armed: int | None = None  # the shard of the pass
         hooked: list[Any] = list(self._parameters)
@@ -231,7 +278,8 @@ class Gradients:
             self._move(parameter, shard)
 
     def sum_up(self, losses: Sequence[float]) -> float:
-        """Finish the step: each `grad` is the sum over all shards; that of the losses is returned.
+        """Each `grad` is the sum over all shards, of parameters that are this process's own; others
+        have none. The sum of the losses is returned.
 
         losses: of each of this process's shards. A shard whose part of the batch had nothing to
         learn from has no gradients, and adds zeros. RankError when a rank is lost or late.
@@ -246,13 +294,40 @@ class Gradients:
         for tail, loss, has in zip(self._tails, losses, self._has, strict=True):
             tail.copy_(torch.tensor([loss, *map(float, has.values())]))
             has.update(dict.fromkeys(has, False))
-        self._sums.begin(self._tails[0])
-        self._sums.wait()
+        self._sums.wait(self._tails[0])
         total, *users = self._tails[0].tolist()
-        for parameter, count in zip(self._parameters, users, strict=True):
-            # What no rank uses has no gradient, as without a gang: it must not decay.
-            parameter.grad = self._places[parameter].views[0] if count else None
+        # What no rank uses has no gradient, as without a gang: it must not decay.
+        self.used = [p for p, count in zip(self._parameters, users, strict=True) if count]
+        for parameter in self._parameters:
+            parameter.grad = None
+        for parameter in self.used:
+            place = self._places[parameter]
+            parameter.grad = place.views[0] if place.bucket.own else None
         return float(total)
+
+    def clip(self, norm_max: float) -> float:
+        """Scale the gradients so that the norm of all, which is returned, is at most `norm_max`.
+
+        The same bits as `torch.nn.utils.clip_grad_norm_` over all. RankError.
+        """
+        if not self._sums.shares:
+            return float(torch.nn.utils.clip_grad_norm_(self._parameters, norm_max))
+        for norms in self._norms:
+            norms.zero_()  # where it stays so, another rank's is added
+        for number, parameter in enumerate(self._parameters):
+            if parameter.grad is not None:
+                self._norms[0][number] = torch.linalg.vector_norm(parameter.grad)
+        self._sums.wait(self._norms[0])
+        used = set(self.used)
+        total = torch.linalg.vector_norm(
+            self._norms[0][[parameter in used for parameter in self._parameters]]
+        )
+        torch.nn.utils.clip_grads_with_norm_(self._parameters, norm_max, total)
+        return float(total)
+
+    def meet(self) -> None:
+        """After the optimiser's step: wait until all have done theirs. RankError."""
+        self._sums.meet()
 
     def drop(self) -> None:
         """Forget what was put of a step that is thrown away."""
@@ -280,7 +355,8 @@ class Gradients:
             for parameter in bucket.parameters:
                 if not self._has[slot][parameter]:
                     self._places[parameter].views[slot].zero_()
-        self._sums.begin(bucket.memory[0])
+        if bucket.own:
+            self._sums.begin(bucket.memory[0])
 
     def _move(self, parameter: torch.nn.Parameter, slot: int) -> None:
         """Into its place, or to what stands there; and give back the memory where it was."""
@@ -298,13 +374,13 @@ class Gradients:
 
 def bytes_needed(model: torch.nn.Module) -> int:
     """Of buckets for each shard, with what their alignment takes."""
-    parameters = _trained(model)
-    groups = _grouped(parameters)
-    items = sum(map(_room, parameters)) + 1 + len(parameters)
-    return _ITEM_BYTES * (items + _ALIGNED_ITEMS * (len(groups) + 1))
+    parameters = trained(model)
+    items = sum(map(_room, parameters)) + 1 + 2 * len(parameters)
+    return _ITEM_BYTES * (items + _ALIGNED_ITEMS * (len(parameters) + 2))
 
 
-def _trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+def trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The parameters that have gradients; each tied one once."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
@@ -312,12 +388,14 @@ def _room(parameter: torch.nn.Parameter) -> int:
     return -(-parameter.numel() // _ALIGNED_ITEMS) * _ALIGNED_ITEMS
 
 
-def _grouped(parameters: Sequence[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]]:
-    """In the order in which a backward pass completes them, about BUCKET_BYTES together."""
+def _grouped(
+    parameters: Sequence[torch.nn.Parameter], together: int
+) -> list[list[torch.nn.Parameter]]:
+    """In the order in which a backward pass completes them, so many bytes or more together."""
     groups: list[list[torch.nn.Parameter]] = []
     size = 0
     for parameter in reversed(parameters):
-        if not groups or size >= BUCKET_BYTES:
+        if not groups or size >= together:
             groups.append([])
             size = 0
         groups[-1].append(parameter)

@@ -143,7 +143,7 @@ def _prepare(
         checkpoint.confirm()
         trainer.resume(checkpoint)
     if isinstance(gang, Leader):
-        gang.join(trainer.model, spec.backend, context.run_dir / RENDEZVOUS)
+        gang.join(trainer.model, trainer.optimizer, spec.backend, context.run_dir / RENDEZVOUS)
     return trainer, data.vocabulary
 
 

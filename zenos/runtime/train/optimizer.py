@@ -26,6 +26,18 @@ def adamw(spec: TrainSpec, model: torch.nn.Module) -> torch.optim.AdamW:
     )
 
 
+def clip(model: torch.nn.Module, norm_max: float) -> float:
+    """Scale the gradients so that the norm of all, which is returned, is at most `norm_max`."""
+    return float(torch.nn.utils.clip_grad_norm_(model.parameters(), norm_max))
+
+
+def advice(step: int) -> str:
+    """What to do where a step would spoil the weights: at the first the rate has done nothing."""
+    if step:
+        return "lower learning_rate, or train in float32"
+    return "nothing is learned yet, so look at 'settings' or the base, or train in float32"
+
+
 def moments(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The optimiser's own tensors as `MOMENT.PARAMETER`; they change with the next step."""
     return {

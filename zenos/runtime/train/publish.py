@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from msgspec.structs import replace
@@ -27,6 +29,8 @@ from zenos.runtime.train.tokenizer import Vocabulary
 from zenos.runtime.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+SAY_AGAIN_S: Final = 60.0  # after which a training says again that it waits for space
 
 
 def published(registry: Registry, name: str, task: str) -> dict[str, Any] | None:
@@ -69,18 +73,17 @@ def publish(
         project=context.task.principal.project,
     )
 
-    def write() -> ModelVersion:
-        context.report(Progress(stage="publishing", done=step, total=state.step))
-        return _write(context, spec, trainer, vocabulary, lineage, metrics)
+    shown = Progress(stage="publishing", done=step, total=state.step)
+    waits = _Waits(spec.model, replace(shown, stage=WAITS_FOR_SPACE), context.report)
 
-    told: set[str] = set()
+    def write() -> ModelVersion:
+        if not waits.begun:  # each try after that would be two lines of the log
+            context.report(shown)
+        return _write(context, spec, trainer, vocabulary, lineage, metrics)
 
     def waiting(error: Exception) -> None:
         leaving.if_told()
-        note = f"cannot publish {spec.model}: {_why(error)}; waits for space: free some"
-        shown = Progress(stage=WAITS_FOR_SPACE, done=step, total=state.step)
-        context.report(shown if note in told else replace(shown, note=note))
-        told.add(note)
+        waits.tell(error)
 
     try:
         version = space.wait_for(write, context.home.root, waiting)
@@ -94,6 +97,40 @@ def publish(
     if spec.publish == spec.model:
         snapshots.announce(context, version.ref)
     return _result(version)
+
+
+class _Waits:
+    """Says that a model waits for space: why at once, and again each time after twice as long."""
+
+    def __init__(
+        self,
+        model: str,
+        shown: Progress,
+        report: Callable[[Progress], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._model, self._shown, self._report, self._clock = model, shown, report, clock
+        self._told: set[str] = set()
+        self._due = 0.0
+        self._pause_s = SAY_AGAIN_S
+
+    @property
+    def begun(self) -> bool:
+        """Whether it has been said."""
+        return bool(self._told)
+
+    def tell(self, error: Exception) -> None:
+        """It still waits; called very often."""
+        note = f"cannot publish {self._model}: {_why(error)}; waits for space: free some"
+        # By its cause: how much is free changes with each try.
+        reason, now = _why(error.__cause__ or error), self._clock()
+        if reason in self._told and now < self._due:
+            self._report(self._shown)
+            return
+        self._told.add(reason)
+        self._due = now + self._pause_s
+        self._pause_s *= 2
+        self._report(replace(self._shown, note=note))
 
 
 class _Leaving:
@@ -117,7 +154,7 @@ class _Leaving:
         self._trainer.suspend()
 
 
-def _why(error: Exception) -> str:
+def _why(error: BaseException) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 

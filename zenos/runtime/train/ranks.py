@@ -15,8 +15,11 @@ from zenos.runtime.context import WorkerContext
 from zenos.runtime.train.checkpoint import Checkpoint, Checkpoints
 from zenos.runtime.train.gang import RENDEZVOUS, Begin, Ended, Follower, Step
 from zenos.runtime.train.main import build, choose_device
+from zenos.runtime.train.numerics import resolve_backend
 from zenos.runtime.train.objectives import objective_for
+from zenos.runtime.train.optimizer import load_moments
 from zenos.runtime.train.packing import Packed
+from zenos.runtime.train.parameters import load_weights
 from zenos.runtime.train.tokenizer import Vocabulary
 from zenos.runtime.train.trainer import Trainer
 
@@ -82,7 +85,12 @@ def _follow(context: WorkerContext, gang: Follower) -> None:
         raise RankError(f"cannot go on together: rank 0 says {word!r} before the beginning")
     vocabulary = Vocabulary(context.home.cache / "tokenizers" / word.plan.tokenizer)
     device = choose_device(context)
-    checkpoint = Checkpoint(Path(word.checkpoint)) if word.checkpoint is not None else None
+    # What rank 0 puts into the memory of all is read by rank 0 alone; what it saves, too.
+    shares = resolve_backend(spec.backend, device) == "shared"
+    parts = ("model",) if shares else ("model", "optimizer")
+    checkpoint = None
+    if word.checkpoint is not None:
+        checkpoint = Checkpoint(Path(word.checkpoint), parts=parts)
     weights = checkpoint.tensors("model") if checkpoint is not None else None
     trainer = Trainer(
         spec,
@@ -97,11 +105,22 @@ def _follow(context: WorkerContext, gang: Follower) -> None:
         gang=gang,
     )
     if checkpoint is not None:
-        trainer.resume(checkpoint)
-    gang.join(trainer.model, context.run_dir / RENDEZVOUS)
+        _resume(trainer, checkpoint)
+    # They are the model's now, until it gives them up for those that all have.
+    del checkpoint, weights
+    gang.join(trainer.model, trainer.optimizer, context.run_dir / RENDEZVOUS)
     trainer.model.train()
     with trainer.at_work():
         while isinstance(step := gang.hear(), Step):
             if trainer.update(step.rate) is not None:
                 trainer.state.step += 1
     raise RankError(f"cannot go on together: rank 0 says {step!r} between two steps")
+
+
+def _resume(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """As `Trainer.resume`, without its checks, which rank 0 makes, and with what was read of it."""
+    load_weights(trainer.model, checkpoint.tensors("model") or {})
+    moments = checkpoint.tensors("optimizer") or {}
+    load_moments(trainer.model, trainer.optimizer, moments, trainer.device)
+    checkpoint.let_go()
+    trainer.state = checkpoint.state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import Final
 
 from zenos.core.specs import TrainSpec
@@ -19,6 +20,8 @@ _PLANNED_SHARE: Final = 0.97
 _FORWARD_SHARE: Final = 0.35
 # How often it is looked whether the planned steps still fit, as a share of the budget.
 _REVIEW_SHARE: Final = 0.04
+# Over so many looks the speed is taken.
+_LOOKS: Final = 4
 # They do while the run would end before this many budgets.
 _LATE: Final = 1.1
 # Steps are given back once they are this share of what was planned.
@@ -97,7 +100,8 @@ class Pace:
     def __init__(self, spec: TrainSpec) -> None:
         self._spec = spec
         self._seconds: list[float] = []
-        self._mark: tuple[int, float] | None = None  # steps and seconds at the last look
+        # Steps and seconds at the last looks.
+        self._marks: deque[tuple[int, float]] = deque(maxlen=1 + _LOOKS)
 
     def step_took(self, seconds: float) -> None:
         """One step took this long."""
@@ -129,23 +133,27 @@ class Pace:
     def fit_again(self, plan: Plan, done: int, used_s: float) -> Fit | None:
         """Another end for a planned run; None while the one that it has is right.
 
-        1. A look after each _REVIEW_SHARE of the budget, over the steps since the look before; and
-           none during the warm-up, where there is no way to an earlier end yet.
-        2. As many steps more as fit what is left of the budget, at the speed since then; no more
-           than planned, no less than `steps_min`.
+        1. A look after each _REVIEW_SHARE of the budget; and none during the warm-up, where there
+           is no way to an earlier end yet.
+        2. As many steps more as fit what is left of the budget, at the speed over the last _LOOKS
+           of them: the last alone makes the end jump to and fro on a machine with other work. No
+           more than planned, no less than `steps_min`.
         3. It is shortened when it would end later than _LATE budgets, and gets steps back when
            those are a good part of what was planned.
         """
         budget_s, last = self._spec.time_budget_s, plan.last
         if budget_s is None or plan.steps is None or last is None:
             return None
-        marked, marked_s = self._mark = self._mark or (done, used_s)
+        if not self._marks:
+            self._marks.append((done, used_s))
+        marked, marked_s = self._marks[-1]
         if done == marked or used_s - marked_s < _REVIEW_SHARE * budget_s:  # 1
             return None
-        self._mark = (done, used_s)
+        self._marks.append((done, used_s))
         warmup = _warmup(self._spec, plan.steps, plan.planned_at)
         if done < warmup or done >= last:
             return None
+        marked, marked_s = self._marks[0]
         each_s = (used_s - marked_s) / (done - marked)
         more = max(1, int((_PLANNED_SHARE * budget_s - used_s) / each_s))  # 2
         steps = min(plan.steps, max(done + more, self._spec.steps_min))

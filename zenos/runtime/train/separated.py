@@ -50,10 +50,11 @@ def texts(path: Path, encoding: str, column: str) -> Iterator[str]:
                 f"cannot read {path}: row {number + 1} is no row of fields ({error}); is there a "
                 "quote that isn't closed?"
             ) from None
-        except UnicodeDecodeError as error:
+        except UnicodeError as error:
+            why = error.reason if isinstance(error, UnicodeDecodeError) else error
             raise InvalidError(
                 f"cannot read {path}: it is not valid {encoding} after row {number} "
-                f"({error.reason}); give its --encoding, or leave it out with data.exclude"
+                f"({why}); give its --encoding, or leave it out with --exclude (data.exclude)"
             ) from None
 
 
@@ -62,7 +63,7 @@ def missing_column(path: Path, column: str, names: list[str]) -> InvalidError:
     shown = ", ".join(name[:100] for name in names[:NAMES_SHOWN])
     return InvalidError(
         f"cannot find the column {column!r} in {path}: it has {shown}; "
-        "name one with data.text_column"
+        "name one with --text-column (data.text_column)"
     )
 
 
@@ -105,6 +106,8 @@ def _place(path: Path, header: list[str], column: str) -> int:
                 f"cannot train on {path}: its header names the column {name[:100]!r} "
                 f"{header.count(name)} times; rename all but one of them"
             )
+    if not header:
+        raise InvalidError(f"cannot train on {path}: it has only blank lines, and no header")
     if column not in header:
         raise missing_column(path, column, header)
     return header.index(column)

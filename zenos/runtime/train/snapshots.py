@@ -136,11 +136,7 @@ class Snapshots:
     def _begin(self, target: Buffer | bytearray, state: State) -> None:
         memory = target.memory if isinstance(target, Buffer) else memoryview(target)
         self._image.write(self._tensors, memory[: self._image.bytes])
-        metrics = {
-            publishing.STEP: state.step,
-            "train_loss": state.curve[-1][1] if state.curve else None,
-            "eval_loss": next((e for _, _, e in reversed(state.curve) if e is not None), None),
-        }
+        metrics = {publishing.STEP: state.step, **_losses(state)}
         del memory
         self._publishing = beside(
             "publish",
@@ -206,6 +202,22 @@ class Snapshots:
 
     def _report(self, note: str) -> None:
         self._context.report(Progress(stage="training", done=self._step, note=note))
+
+
+def _losses(state: State) -> dict[str, Any]:
+    """The newest of the loss curve, and after which steps they were measured.
+
+    Nothing is measured for a version: that would cost the training an evaluation each time, and add
+    points to its curve, by which it chooses the weights that it ends with.
+    """
+    trained = state.curve[-1] if state.curve else None
+    held_out = next((point for point in reversed(state.curve) if point[2] is not None), None)
+    return {
+        "train_loss": trained[1] if trained else None,
+        "train_loss_at_step": trained[0] if trained else None,
+        "eval_loss": held_out[2] if held_out else None,
+        publishing.EVAL_STEP: held_out[0] if held_out else None,
+    }
 
 
 def announce(context: WorkerContext, version: str) -> None:

@@ -16,7 +16,7 @@ from zenos.core.errors import InvalidError, StorageError
 from zenos.core.specs import TrainSpec
 from zenos.core.wire import Progress
 from zenos.core.wording import counted
-from zenos.runtime import precision
+from zenos.runtime import allocator, precision
 from zenos.runtime.train import numerics, optimizer, schedule
 from zenos.runtime.train.checkpoint import Checkpoint, Checkpoints, Plan, State
 from zenos.runtime.train.gang import Gang
@@ -129,9 +129,11 @@ class Trainer:
         """While steps are done: they are shown, and their batches are made ahead."""
         rank = self.gang.rank if self.gang is not None else 0
         shown = ShownSteps(rank, lambda: (self.state.step, self.state.plan.last))
+        allocator.keep_freed()
         try:
             yield
         finally:
+            allocator.give_back()
             shown.finished = True
             self._inputs.close()
 
@@ -176,17 +178,23 @@ class Trainer:
 
         None when it was told to stop on the way: then nothing has changed.
         """
-        plan, step = self.state.plan, self.state.step
-        rate = schedule.learning_rate(self.spec, step, plan.steps, plan.planned_at, plan.fit)
+        rate = self._next_rate()
         if self.gang is not None:
             self.gang.tell_step(rate)
         return self.update(rate)
 
+    def _next_rate(self) -> float:
+        plan, step = self.state.plan, self.state.step
+        return schedule.learning_rate(self.spec, step, plan.steps, plan.planned_at, plan.fit)
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
     def update(self, rate: float) -> float | None:
         """The step with that learning rate, as each process of a gang does it."""
         spec, step, gang = self.spec, self.state.step, self.gang
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        self._set_rate(rate)
         batches = self._inputs.take(step, self.state.plan.last)
         means = [0.0] * (len(gang.own) if gang is not None else 1)
         for micro, parts in enumerate(batches):
@@ -203,14 +211,16 @@ class Trainer:
                 if gang is not None and len(parts) > 1:
                     gang.put(number)
         mean = gang.sum_up(means) if gang is not None else means[0]
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), spec.clip))
+        norm = gang.clip(spec.clip) if gang is not None else optimizer.clip(self.model, spec.clip)
         for what, value in (("loss", mean), ("gradient's norm", norm)):
             if not math.isfinite(value):  # before it gets into the weights
                 raise InvalidError(
-                    f"cannot go on: the {what} is {value} at step {step}; {_advice(step)}"
+                    f"cannot go on: the {what} is {value} at step {step}; {optimizer.advice(step)}"
                 )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if gang is not None:
+            gang.meet()
         return mean
 
     def _pass(self, micro: int, number: int, part: Part) -> float:
@@ -299,7 +309,10 @@ class Trainer:
         if plan.steps is not None:
             plan.planned_at = self.state.step
             self.checkpoints.write_plan(plan)
-            self._say(f"{counted(plan.steps, 'step')} to fit the time budget")
+            why = " to fit the time budget"
+            if plan.steps == self.spec.steps_min < self.wanted:
+                why = ", the fewest that are wanted, however long they take"
+            self._say(f"{counted(plan.steps, 'step')}{why}")
 
     def _fit_again(self) -> None:
         """Fewer steps where the machine has become slower than planned, or again more of them."""
@@ -390,6 +403,7 @@ class Trainer:
         checkpoint.let_go()
         state.fingerprint = self.state.fingerprint
         self.state = state
+        self._set_rate(self._next_rate())  # which is told, before the first step uses it
         self._say(note or f"resumed at step {state.step}")
 
     def _begin_save(self, *, copy: bool = True, sync: bool = True) -> None:
@@ -480,10 +494,3 @@ class Trainer:
     def _warn(self, stage: str, note: str) -> None:
         log.warning("%s", note)
         self.report(Progress(stage=stage, note=note))
-
-
-def _advice(step: int) -> str:
-    """What to do where a step would spoil the weights: at the first the rate has done nothing."""
-    if step:
-        return "lower learning_rate, or train in float32"
-    return "nothing is learned yet, so look at 'settings' or the base, or train in float32"
