@@ -11,6 +11,7 @@ if __name__ == "__main__":
 
 import argparse
 import asyncio
+import errno
 import fcntl
 import hmac
 import ipaddress
@@ -20,17 +21,16 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final
 
-import msgspec
-
 from zenos import __version__
 from zenos.api.app import create_app
 from zenos.api.auth import PrincipalOf
+from zenos.api.errors import at_start
 from zenos.api.server import serve
 from zenos.bus.broker import Authenticate, Broker
 from zenos.bus.durable_topics import DurableTopics
@@ -40,12 +40,12 @@ from zenos.core import config as configuration
 from zenos.core import durable, limits
 from zenos.core import events as ev
 from zenos.core.actions import Snapshot
-from zenos.core.addresses import to_ask
 from zenos.core.clock import SystemClock
 from zenos.core.config import Config
 from zenos.core.errors import ConflictError, InvalidError, RefusedError, StorageError, ZenosError
+from zenos.core.holding import holder, write_holder
 from zenos.core.home import Home
-from zenos.core.messages import settings_for
+from zenos.core.messages import TopicSettings, settings_for
 from zenos.core.task import HOLDING, Kind, Principal, State, Task
 from zenos.core.tokens import Tokens
 from zenos.kernel import loop, renaming
@@ -53,21 +53,27 @@ from zenos.kernel.control import Inbox, View
 from zenos.kernel.step import Kernel
 from zenos.models.registry import Registry
 from zenos.store.sqlite import SqliteStore
-from zenos.workers import disk, fork_server, measuring, nodes, saving
+from zenos.workers import disk, endings, fork_server, measuring, nodes, saving
 from zenos.workers.executor import LocalExecutor
 from zenos.workers.limits import raise_open_files
+from zenos.workers.standing import daemon_file
 from zenos.workers.system import LocalSystem, Mode
 
 log = logging.getLogger("zenos.daemon")
 STORE_LOOK_S: Final = 3.0
 
 
-async def run(home: Home, config: Config, flags: Mapping[str, Any]) -> None:
-    """Boot, run until told to stop, and stop in reverse order. flags: win over a reload too."""
-    end_boot_on_signals()
+async def run(
+    home: Home, config: Config, flags: Mapping[str, Any], ends_with: int | None = None
+) -> None:
+    """Boot, run until told to stop, and stop in reverse order. flags: win over a reload too.
+
+    ends_with: a process whose end, however it comes, is a word to stop.
+    """
+    endings.end_boot_on_signals()
     async with AsyncExitStack() as stack:
         # 1. The home is ours alone.
-        stack.enter_context(claim(home))
+        lock = stack.enter_context(claim(home))
         durable.remove_temporaries(home.root)
         token, users = read_or_make_token(home), Tokens(home.tokens)
         # 2. The address, before anything is started that would have to be stopped again.
@@ -76,6 +82,7 @@ async def run(home: Home, config: Config, flags: Mapping[str, Any]) -> None:
         store = await open_store(home)
         stack.push_async_callback(store.close)
         snapshot = await remembered(store, config)
+        write_holder(lock.fileno())  # from here on it changes what is there
         clock = SystemClock(floor=snapshot.now)
         settings = partial(settings_for, given=config.topics)
         topics = DurableTopics(store, clock, await store.load_messages(), settings)
@@ -97,18 +104,8 @@ async def run(home: Home, config: Config, flags: Mapping[str, Any]) -> None:
         stack.push_async_callback(executor.close)
         keeping = asyncio.create_task(topics.run())
         stack.push_async_callback(_end_topics, keeping, topics)
-        broker = Broker(
-            who_may_connect(executor.authenticate, token),
-            system.on_message,
-            system.on_connect,
-            system.on_disconnect,
-            Policy(config.message_order, config.message_ageing),
-            topics,
-            may_use=system.may_use,
-            settings=settings,
-            on_program_gone=system.on_program_gone,
-            is_paused=system.may_be_frozen,
-        )
+        may_connect = who_may_connect(executor.authenticate, token)
+        broker = new_broker(system, may_connect, config, topics, settings)
         home.write_sockets()
         await broker.start(home.bus)
         stack.push_async_callback(broker.close)
@@ -116,22 +113,46 @@ async def run(home: Home, config: Config, flags: Mapping[str, Any]) -> None:
         system.executor, system.broker = executor, broker
         system.tidy(snapshot)
         inbox.put(view.boots_on(nodes.detect(config, executor.cgroups)))
-        await executor.recover(kernel.recovering())
+        await executor.recover(kernel.recovering(), snapshot.next_task)
         stack.push_async_callback(_end_task, measuring.start(config, executor.running, inbox.put))
         # 6. The API.
         app = create_app(system, config, token, users, who_runs(executor.authenticate, view.tasks))
         api = asyncio.create_task(serve(app, [listener]))
         stack.push_async_callback(_end_task, api)
-        url = write_daemon_file(home, *listener.getsockname()[:2])
-        stack.callback(home.daemon.unlink, missing_ok=True)
+        address = listener.getsockname()[:2]
+        url = await stack.enter_async_context(daemon_file(home, lock.fileno(), *address))
         # 7. The loop.
         looping = asyncio.create_task(
             loop.run(kernel, store, inbox, clock, view.apply, system.perform)
         )
         stack.push_async_callback(_end_loop, looping, inbox, system)
         watch_signals(system, flags, home)
+        if ends_with is not None:
+            stack.callback(endings.watch_process(ends_with, system.end_by_signal))
         log.info("zenos %s listens on %s, home %s", __version__, url, home.root)
         await _until_stopped(system, inbox, view, looping, {api, keeping})
+
+
+def new_broker(
+    system: LocalSystem,
+    may_connect: Authenticate,
+    config: Config,
+    topics: DurableTopics,
+    settings: Callable[[str], TopicSettings],
+) -> Broker:
+    """The bus, which tells the system what comes."""
+    return Broker(
+        may_connect,
+        system.on_message,
+        system.on_connect,
+        system.on_disconnect,
+        Policy(config.message_order, config.message_ageing),
+        topics,
+        may_use=system.may_use,
+        settings=settings,
+        on_program_gone=system.on_program_gone,
+        is_paused=system.may_be_frozen,
+    )
 
 
 async def keep_watch(broker: Broker, home: Home) -> None:
@@ -237,7 +258,17 @@ def who_runs(authenticate: Authenticate, tasks: Mapping[str, Task]) -> Principal
 
 
 def claim(home: Home) -> IO[bytes]:
-    """Lock the home; ConflictError when another daemon has it, StorageError if it can't be used."""
+    """Lock the home; ConflictError when another daemon has it, StorageError if it can't be used.
+
+    InvalidError for one whose name is no text: the database and JSON could not name it.
+    """
+    try:
+        str(home.root).encode()
+    except UnicodeEncodeError:
+        raise InvalidError(
+            f"cannot use the home {str(home.root)!a}: its name is not UTF-8; choose another with "
+            "ZENOS_HOME"
+        ) from None
     try:
         for path in (home.root, home.models, home.runs, home.checkpoints, home.cache):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -256,8 +287,11 @@ def claim(home: Home) -> IO[bytes]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
+        pid = holder(home)
+        which, end = (f" (process {pid})", f", 'kill {pid}' ends it") if pid else ("", "")
         raise ConflictError(
-            f"cannot start: a daemon runs on {home.root} already; 'zenos status' shows it"
+            f"cannot start: a daemon{which} runs on {home.root} already; 'zenos status' shows it"
+            f"{end}"
         ) from None
     return file
 
@@ -306,6 +340,11 @@ def listen(config: Config) -> socket.socket:
         )[0]
     except OSError as error:
         raise InvalidError(f"cannot resolve the host {config.host!r}: {error.strerror}") from error
+    except UnicodeError:  # an empty label, or one too long, or what is no text
+        raise InvalidError(
+            f"cannot resolve the host {config.host[:300]!r}: it is no name of a host; give an "
+            "address, such as 127.0.0.1"
+        ) from None
     if not ipaddress.ip_address(address[0]).is_loopback and not config.public:
         raise RefusedError(
             f"cannot listen on {config.host} without TLS: everyone who reaches it could read the "
@@ -321,40 +360,16 @@ def listen(config: Config) -> socket.socket:
         listener.setblocking(False)
     except OSError as error:
         listener.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise InvalidError(
+                f"cannot listen on {config.host}: this machine has no such address; choose another "
+                "with --host"
+            ) from error
         raise ConflictError(
             f"cannot listen on {config.host}:{config.port}: {error.strerror}; "
             "choose another with --port, or 0 for any free one"
         ) from error
     return listener
-
-
-def write_daemon_file(home: Home, host: str, port: int) -> str:
-    """Say where clients find the daemon, of which `host` is the address bound; how they ask it."""
-    asked = to_ask(host)
-    shown = f"[{asked}]" if ":" in asked else asked
-    url = f"http://{shown}:{port}"
-    record = {
-        "pid": os.getpid(),
-        "start_time": nodes.start_time(os.getpid()),
-        "host": host,
-        "port": port,
-        "url": url,
-        "version": __version__,
-    }
-    try:
-        durable.write_file(home.daemon, msgspec.json.encode(record))
-    except OSError as error:
-        raise StorageError(f"cannot write {home.daemon}: {error.strerror}") from error
-    return url
-
-
-def end_boot_on_signals() -> None:
-    """Until the loop runs: SIGTERM and SIGINT undo what of the boot was done. SIGHUP is nothing."""
-    running, boot = asyncio.get_running_loop(), asyncio.current_task()
-    assert boot is not None  # noqa: S101 - a coroutine calls this
-    for number in (signal.SIGTERM, signal.SIGINT):
-        running.add_signal_handler(number, boot.cancel)
-    running.add_signal_handler(signal.SIGHUP, lambda: None)
 
 
 def watch_signals(system: LocalSystem, flags: Mapping[str, Any], home: Home) -> None:
@@ -429,6 +444,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="zenos-daemon", allow_abbrev=False)
     parser.add_argument("--home", type=Path)
     parser.add_argument("--foreground", action="store_true")
+    parser.add_argument("--errors", choices=("plain", "text", "json"), default="plain")
+    parser.add_argument("--ends-with", type=int, metavar="PID")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     for name in ("host", "port", "gpus", "cpus", "memory"):
         parser.add_argument(f"--{name}")
@@ -449,13 +466,14 @@ def main(argv: list[str] | None = None) -> int:
         # must not lead the daemon's own processes astray.
         os.chdir(home.root)
         start_logging(home, config.log_level, foreground=given.foreground)
-        asyncio.run(run(home, config, flags))
+        asyncio.run(run(home, config, flags, given.ends_with))
     except (KeyboardInterrupt, asyncio.CancelledError):
         log.info("told to end while starting")
     except ZenosError as error:
         if not given.foreground and logging.getLogger().handlers:
             log.error("%s", error)  # noqa: TRY400 - a clear message, no traceback
-        print(error, file=sys.stderr)  # noqa: T201 - the one line that `zenos up` shows
+        line = str(error) if given.errors == "plain" else at_start(error, given.errors)
+        print(line, file=sys.stderr)  # noqa: T201 - the one line that `zenos up` shows
         # What was given is wrong; not so a home or a port that could be used at another time.
         return 4 if isinstance(error, RefusedError) else 2 if isinstance(error, InvalidError) else 1
     return 0

@@ -66,7 +66,9 @@ class Accounts:
         self._totals = {"user": Total(now), "project": Total(now)}
         self._idle: dict[str, None] = {}  # without tasks, for the longest time first
         self._forgotten: list[str] = []
-        self._costs: dict[tuple[str, str], float] = {}  # what `cost` has told in this step
+        # What `cost` has told in this step, and of what.
+        self._costs: dict[tuple[str, str], float] = {}
+        self._excesses: dict[str, float] = {}
         self.known: dict[str, Account] = {}
         # Who is to hear that there may be more room, or less, for what an account's tasks want.
         self.touch: Callable[[str], None] = _ignore
@@ -111,7 +113,7 @@ class Accounts:
     def begin(self, now: float) -> None:
         """Begin a step: some may have spent their hours by now, or have new ones."""
         if now != self.now:
-            self._costs.clear()
+            self._forget_costs()
         self.now = now
         due: set[str] = set()
         while self._next_spent() <= now + ROUNDING_S:
@@ -213,7 +215,7 @@ class Accounts:
         account.tasks += sign * is_task
         if bool(before) is bool(account.alive):
             return
-        self._costs.clear()
+        self._forget_costs()
         total = self._settled(name)
         total.count += sign
         total.shares += sign * account.shares
@@ -253,7 +255,7 @@ class Accounts:
         )
 
     def _sum_up(self) -> None:
-        self._costs.clear()
+        self._forget_costs()
         self._totals = {kind: Total(self.now) for kind in self._totals}
         for name, account in self.known.items():
             if account.alive:
@@ -314,6 +316,10 @@ class Accounts:
 
     # -- fair share
 
+    def _forget_costs(self) -> None:
+        self._costs.clear()
+        self._excesses.clear()
+
     @property
     def uneven(self) -> bool:
         """Whether anybody can have had more than another."""
@@ -323,7 +329,9 @@ class Accounts:
     def standing(self, name: str) -> Standing:
         """How much an account with tasks has had, and is due."""
         account, total = self.known[name], self._settled(name)
-        had_s = self.usage(name).decayed_s
+        before = account.usage
+        past_s = max(self.now, before.at) - before.at
+        had_s = self._decayed(before.decayed_s, account.dominant, past_s)
         due = account.shares / total.shares
         if total.decayed_s <= LEAST_S:
             return Standing(name, due, due)
@@ -338,10 +346,17 @@ class Accounts:
         """Points of score that it costs a task what its user or its project has had."""
         cost = self._costs.get((user, project))
         if cost is None:
-            excess = self.standings(user, project)[0].excess
+            excess = max(self._excess(f"user/{user}"), self._excess(f"project/{project}"))
             cost = round(self._config.fair_weight * excess, COST_DIGITS)
             self._costs[user, project] = cost
         return cost
+
+    def _excess(self, name: str) -> float:
+        """`Standing.excess` of an account, told once in a step: all users of a project ask it."""
+        found = self._excesses.get(name)
+        if found is None:
+            found = self._excesses[name] = self.standing(name).excess
+        return found
 
     def _shares_of(self, name: str) -> float:
         kind, _, who = name.partition("/")

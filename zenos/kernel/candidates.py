@@ -17,7 +17,8 @@ from zenos.core.resources import Resources
 from zenos.core.task import Allocation, Kind, State, Task
 from zenos.kernel import elastic
 from zenos.kernel.entries import order_of
-from zenos.kernel.pool import Pool
+from zenos.kernel.pool import NOTHING, Pool, admits
+from zenos.kernel.trial import Trial
 
 if TYPE_CHECKING:
     from zenos.kernel.step import Kernel
@@ -32,9 +33,9 @@ class Candidate(NamedTuple):
     priority: its base priority; service_s: what it has had, negative so that most goes first.
     guarded: it started as overdue, or has given way too often of late: it doesn't give way to
     equals, nor, for a while, to tasks of a higher priority; to requests for a model it does.
-    part: what it holds on the node in question. cost: devices that are taken back, on all its
-    nodes: cores where it has no GPU. rate: by how much `service_s` grows each second, an elastic
-    training's as if it had all. is_elastic: some of its devices may be lent to it.
+    part: what it holds on the node in question. cost: milli-GPUs that are taken back, on all its
+    nodes: millicores where it has no GPU. rate: by how much `service_s` grows each second, an
+    elastic training's as if it had all. is_elastic: some of its devices may be lent to it.
     """
 
     priority: int
@@ -45,7 +46,7 @@ class Candidate(NamedTuple):
     since_s: float  # the length of its present stay
     guarded: bool
     part: Allocation
-    cost: float
+    cost: int
     rate: float
     is_elastic: bool
 
@@ -69,7 +70,7 @@ class _Stay(NamedTuple):
     part: Allocation | None
     running: float = 0.0
     order: int = 0
-    cost: float = 0.0
+    cost: int = 0
     rate: float = 0.0
     is_elastic: bool = False
 
@@ -79,7 +80,7 @@ def _stay(task: Task, node: str) -> _Stay:
     able = task.can_save and task.state is State.RUNNING and not task.stopping
     if not able or part is None or task.running is None:
         return _Stay(task, None)
-    cost = priority.service_s(1.0, task.granted)
+    cost = task.granted.gpu or task.granted.cpu
     rate = priority.service_s(1.0, task.spec.resources)
     return _Stay(task, part, task.running, order_of(task.id), cost, rate, task.spec.is_elastic)
 
@@ -87,11 +88,10 @@ def _stay(task: Task, node: str) -> _Stay:
 class _Here:
     """What is known of one node in the present step."""
 
-    __slots__ = ("able", "candidates", "room")
+    __slots__ = ("able", "candidates")
 
-    def __init__(self, candidates: list[Candidate], room: Pool) -> None:
+    def __init__(self, candidates: list[Candidate]) -> None:
         self.candidates = candidates
-        self.room = room
         self.able: dict[tuple[int, bool, bool], list[Candidate]] = {}
 
 
@@ -105,6 +105,7 @@ class Candidates:
         self.held: dict[str, Resources] = {}
         self.now = 0.0
         self._here: dict[str, _Here] = {}
+        self._rooms: dict[str, Pool] = {}  # in the present step: see `_room`
         self._stays: dict[str, dict[str, _Stay]] = {}  # by node, of the tasks that were there last
         # Nodes by when they were last touched, the latest last: by whom that was seen is counted.
         self._touched: dict[str, int] = {}
@@ -119,6 +120,7 @@ class Candidates:
         """A step: nothing is known of any node, and of some something has changed."""
         self.now = now
         self._here.clear()
+        self._rooms.clear()
         while self._later and self._later[0][0] <= now:
             at, node = heapq.heappop(self._later)
             if self._later_of.get(node) == at:
@@ -138,15 +140,19 @@ class Candidates:
         touched.clear()
 
     def hold(self, node: str, request: Resources) -> None:
-        """Hold that much more back on a node."""
-        self.held[node] = self.held.get(node, Resources()) + request
-        self._touch(node)
+        """Hold that much more back on a node: who could give way there stays the same."""
+        self.held[node] = self.held.get(node, NOTHING) + request
+        self._count_touch(node)
 
     def _touch(self, node: str) -> None:
+        self._count_touch(node)
+        self._here.pop(node, None)
+        self._rooms.pop(node, None)
+
+    def _count_touch(self, node: str) -> None:
         self._count += 1
         self._touched.pop(node, None)
         self._touched[node] = self._count
-        self._here.pop(node, None)
 
     def since(self, count: int) -> Iterator[str]:
         """Nodes that were touched after so many touches, the latest first."""
@@ -184,7 +190,7 @@ class Candidates:
     def _look(self, node: str) -> _Here:
         here = self._here.get(node)
         if here is None:
-            here = self._here[node] = _Here(self._find(node), self._room(node))
+            here = self._here[node] = _Here(self._find(node))
         return here
 
     def _find(self, node: str) -> list[Candidate]:
@@ -236,17 +242,36 @@ class Candidates:
     def _room(self, node: str) -> Pool:
         """A node as it will be when all have ended that end already."""
         state = self._kernel.state
-        pool = state.resources.pools[node]
         if not state.stopping:
-            return pool
-        room: Pool | None = None
+            return state.resources.pools[node]
+        found = self._rooms.get(node)
+        if found is None:
+            found = self._rooms[node] = self._with_what_comes(node)
+        return found
+
+    def _with_what_comes(self, node: str) -> Pool:
+        state = self._kernel.state
+        pool, room = state.resources.pools[node], None
         for task_id in state.on_node.get(node, ()):
-            held = state.tasks[task_id].allocation
-            part = held.on(node) if task_id in state.stopping and held is not None else None
+            held = state.tasks[task_id].allocation if task_id in state.stopping else None
+            part = held.on(node) if held is not None else None
             if part is not None:
                 room = room or pool.copy()
                 room.release(part)
         return room or pool
+
+    def least(self, node: str, request: Resources) -> int | None:
+        """No less than that is taken back (`Candidate.cost`) where somebody gives way for `request`
+        on a node, if anybody can; None where it may have room without that.
+        """
+        room, held = self._room(node).free, self.held.get(node, NOTHING)
+        gpu = request.gpu - room.gpu + held.gpu
+        if request.gpu and gpu > 0:
+            return gpu
+        lacks = (request.cpu and request.cpu > room.cpu - held.cpu) or (
+            request.memory and request.memory > room.memory - held.memory
+        )
+        return 0 if lacks else None
 
     def behind(self, node: str, first: Task) -> list[Candidate]:
         """Those on a node that stand behind an overdue task when they wait again, by their wait."""
@@ -358,33 +383,30 @@ class Candidates:
         Counted is what is free, and what those that end already will give back, less what is held
         back for others.
         """
-        base = self._look(node).room
+        base = self._room(node)
         if not there:
             return [] if base.would_fit(request, held) else None
-        total = sum((c.part.resources for c in there), base.free)
-        if not request.fits_in(total.without(held)):
+        if not admits(base.node, request):
             return None
-        room = base.copy()
+        trial = Trial(base, request, held)
         chosen: list[Candidate] = []
         for candidate in there:
-            if room.would_fit(request, held):
+            if trial.fits:
                 break
-            room.release(candidate.part)
+            trial.release(candidate.part)
             chosen.append(candidate)
-        if not room.would_fit(request, held):
+        if not trial.fits:
             return None
-        for candidate in sorted(chosen, key=lambda c: c.part.resources.gpu):
-            room.occupy(candidate.part)
-            if room.would_fit(request, held):
-                chosen.remove(candidate)
-            else:
-                room.release(candidate.part)
+        if len(chosen) > 1:  # the only one is needed
+            for candidate in sorted(chosen, key=lambda c: c.part.resources.gpu):
+                if trial.fits_without(candidate.part):
+                    chosen.remove(candidate)
         return chosen
 
     def fits_with(self, node: str, request: Resources, back: list[Allocation]) -> bool:
         """Whether there is room for `request` on a node with what is given back there."""
-        room = self._look(node).room.copy()
+        room = self._room(node).copy()
         for part in back:
             if part.node == node:
                 room.release(part)
-        return room.would_fit(request, self.held.get(node, Resources()))
+        return room.would_fit(request, self.held.get(node, NOTHING))

@@ -63,7 +63,12 @@ class Inbox:
         self._there.set()
 
     async def drain(self, wait_s: float) -> list[ev.Event]:
-        """All events that are there; waits up to `wait_s` seconds (or for ever) for the first."""
+        """All events that are there; waits up to `wait_s` seconds (or for ever) for the first.
+
+        Where it isn't to wait, others have their turn: the loop may come again and again.
+        """
+        if wait_s <= 0:
+            await asyncio.sleep(0)
         if not self._events and wait_s > 0 and not self.closed:
             try:
                 async with asyncio.timeout(None if math.isinf(wait_s) else wait_s):

@@ -53,9 +53,9 @@ def grow(kernel: Kernel, now: float) -> None:
        the last hour as a training may: growing costs a start.
     2. Into what is free and held back for nobody, in the order in which they started. Not on a node
        where another is being saved, nor beside one in a quota that both count in: that room may be
-       what it starts again for.
+       what it starts again for. Nor before it is known who else gives way for whom.
     """
-    if kernel.draining:
+    if kernel.draining or kernel.preemption.is_cut:
         return
     taken: dict[str, Resources] = {}
     kept = kernel.state.scheduler.reserved(ahead=True)

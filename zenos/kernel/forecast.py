@@ -65,13 +65,17 @@ class Forecast:
         """
         end = self.picture.now + until_s
         while self.steps < limits.FORECAST_STEPS_MAX and not enough():
-            at = min(self._coming[0][0] if self._coming else math.inf, self._wake)
+            at = self._at()
             if math.isinf(at) or at > end:
                 self.now = max(self.now, min(end, at))
                 return math.isinf(at)
             self.now = max(self.now, at)
             self._step(self._due())
         return False
+
+    def _at(self) -> float:
+        """When the kernel is to be called next."""
+        return min(self._coming[0][0] if self._coming else math.inf, self._wake)
 
     def plan(self, *, complete: bool) -> Plan:
         """What has come out."""

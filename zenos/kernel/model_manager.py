@@ -255,7 +255,8 @@ class ModelManager:
             not task.stopping and _is_final(task) and not task.ready
         ):
             error = task.outcome.describe() if task.outcome else "cannot serve: its workers fail"
-        self._kernel.state.asking.used_at.setdefault(deployment.name, now)
+        if not task.stopping:  # what was told to end is not loaded again for its keep-alive
+            self._kernel.state.asking.used_at.setdefault(deployment.name, now)
         self._kernel.state.put_deployment(
             replace(deployment, replicas=replicas, failures=failures, error=error)
         )
@@ -348,9 +349,8 @@ class ModelManager:
         # One that waits for room still is there for requests that nobody waits for any more.
         loaded = sum(task.state is not State.QUEUED for task in self.live(deployment))
         used_at = state.asking.used_at.get(deployment.name, -math.inf)
-        if (
-            loaded and used_at == -math.inf
-        ):  # nobody has asked for it since it stands, or since boot
+        # Nobody has asked for it since it stands, or since the daemon has started.
+        if loaded and used_at == -math.inf:
             used_at = state.asking.used_at[deployment.name] = now
         if wanted == 0 and now < used_at + spec.keep_alive_s:
             wanted = min(1, loaded) if deployment.implicit or away else 1

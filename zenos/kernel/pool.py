@@ -84,7 +84,8 @@ class Pool:
 
     def copy(self) -> Pool:
         """A pool of its own, to try out in it what would be."""
-        made = Pool(self.node)
+        made = Pool.__new__(Pool)
+        made.node, made.kind = self.node, self.kind
         made.used, made.free, made.whole_free = self.used, self.free, self.whole_free
         made.withheld, made.gpu_memory_withheld = self.withheld, self.gpu_memory_withheld
         made.gpu_used, made.gpu_memory_used = self.gpu_used[:], self.gpu_memory_used[:]
@@ -126,6 +127,10 @@ class Pool:
         else:
             self.used = self.used - allocation.resources
         self.free = self.node.capacity - self.used - self.withheld
+        self.count_devices(allocation, sign)
+
+    def count_devices(self, allocation: Allocation, sign: int) -> None:
+        """Of an allocation that is given out (+1) or back (-1), its devices alone."""
         for device, share in allocation.shares.items():
             if device < len(self.gpu_used):
                 before = self.gpu_used[device]

@@ -32,6 +32,7 @@ from zenos.kernel.entries import (
     order_of,
     time_class,
 )
+from zenos.kernel.heads import AGEING_MIN, Heads
 from zenos.kernel.owners import Owners, Unbounded
 
 # Of a heap's items that are not there any more, so many are left before it is made anew.
@@ -59,7 +60,7 @@ class Queue:
         self._config = config
         self._entries: dict[str, Entry] = {}
         self._buckets: dict[BucketKey, Bucket] = {}
-        self._groups: dict[Want, dict[BucketKey, Entry]] = {}  # the heads of buckets
+        self._groups: dict[Want, Heads] = {}  # the heads of buckets
         self._wants: dict[Shape, dict[Want, None]] = {}
         self._stale: dict[BucketKey, None] = {}  # buckets whose head is to be looked up again
         self.closed = Closed()
@@ -166,6 +167,13 @@ class Queue:
             line.items = list({item for item in line.items if self._is_in(item, key, late=late)})
             heapq.heapify(line.items)
 
+    def _tidy_due(self) -> None:
+        """Make that heap anew when most of it is left over: heads change long before any is due."""
+        if len(self._due) > 2 * len(self._buckets) + LEFT_OVER_MIN:
+            known = ((bucket.due_at, key) for key, bucket in self._buckets.items())
+            self._due = [(at, next(self._numbers), key) for at, key in known if at < math.inf]
+            heapq.heapify(self._due)
+
     def _is_in(self, item: tuple[float, int, str], key: BucketKey, *, late: bool) -> bool:
         """Whether an item of a bucket, or of an overdue line, is of a task that waits there."""
         entry = self._entries.get(item[2])
@@ -188,9 +196,9 @@ class Queue:
         """The first of each bucket."""
         self._look_up()
         for group in list(self._groups.values()):
-            yield from list(group.values())
+            yield from list(group)
 
-    def groups(self) -> Mapping[Want, Mapping[BucketKey, Entry]]:
+    def groups(self) -> Mapping[Want, Heads]:
         """The heads by what they want. Changed by whatever starts: not to be kept."""
         self._look_up()
         return self._groups
@@ -235,6 +243,7 @@ class Queue:
         if due_at != bucket.due_at:
             bucket.due_at = due_at
             heapq.heappush(self._due, (due_at, next(self._numbers), key))
+            self._tidy_due()
 
     def _show(self, key: BucketKey, head: Entry | None) -> None:
         """Put the head of an open bucket among the others; take out what was there."""
@@ -242,14 +251,16 @@ class Queue:
         group = self._groups.get(want)
         if head is not None:
             if group is None:
-                group = self._groups[want] = {}
+                group = self._groups[want] = Heads()
                 self._wants.setdefault(want.shape, {})[want] = None
-            group[key] = head
-        elif group is not None and group.pop(key, None) is not None and not group:
-            del self._groups[want]
-            self._wants[want.shape].pop(want)
-            if not self._wants[want.shape]:
-                del self._wants[want.shape]
+            group.put(key, head)
+        elif group is not None:
+            group.remove(key)
+            if not group.owners:
+                del self._groups[want]
+                self._wants[want.shape].pop(want)
+                if not self._wants[want.shape]:
+                    del self._wants[want.shape]
 
     # -- overdue
 
@@ -303,9 +314,13 @@ class Queue:
         return task_id in self._late
 
     def collect_overdue(self, now: float) -> None:
-        """Move tasks that have waited too long from the buckets to the overdue queue."""
+        """Move tasks that have waited too long from the buckets to the overdue queue.
+
+        All of them: who was queued first may be due last, and whatever is decided of some of them
+        alone would be decided in the wrong order.
+        """
         while self._next_due() <= now:
-            key = self._due[0][2]
+            key = self._due[0][-1]
             bucket = self._buckets[key]
             head = bucket.head
             assert head is not None  # noqa: S101 - `_next_due` has looked it up
@@ -380,22 +395,38 @@ class Queue:
         base, ageing, demoted = want.priority + want.raised, self._config.ageing, want.demoted
         load, behind_all = 1.0 + contention, self.behind_all
         cost = self.owners.cost if self.owners.uneven else None
+        group = self.groups().get(want)
+        if group is None:
+            return None
+        few = ageing >= AGEING_MIN
+        less = behind_all if demoted else 0.0
         best: Entry | None = None
-        best_rank = nobody = (math.inf, math.inf, 0)
-        for entry in self.groups().get(want, {}).values():
-            task, order, queued, expected_s, key = entry
-            waited_s = now - queued
-            if waited_s < 0.0:
-                waited_s = 0.0
-            time_s = expected_s * load
-            value = base + ageing * (waited_s / (waited_s + (time_s if time_s > 1e-9 else 1e-9)))
-            if demoted:
-                value -= behind_all
-            if cost is not None:
-                value -= cost(key.user, key.project)
-            if -value > best_rank[0]:
-                continue
-            rank = (-value, expected_s, order)
-            if rank < best_rank and task not in passed and (behind is None or rank > behind):
-                best, best_rank = entry, rank
-        return best if best_rank is not nobody else None
+        best_rank: Rank = (math.inf, math.inf, 0)
+        for owner, owned in group.owners.items():
+            cost_of = -1.0  # not asked yet: nobody's score is higher for it
+            entries, are_all = (owned.first(now), False) if few else (owned.heads.values(), True)
+            while True:
+                skipped = False
+                for entry in entries:
+                    waited_s = now - entry.queued
+                    if waited_s < 0.0:
+                        waited_s = 0.0
+                    time_s = entry.expected_s * load
+                    p = waited_s / (waited_s + (time_s if time_s > 1e-9 else 1e-9))
+                    value = base + ageing * p - less
+                    if -value > best_rank[0]:
+                        continue
+                    if cost is not None:
+                        cost_of = cost_of if cost_of >= 0.0 else cost(*owner)
+                        value -= cost_of
+                    rank = (-value, entry.expected_s, entry.order)
+                    if rank >= best_rank:
+                        continue
+                    if entry.task in passed or (behind is not None and rank <= behind):
+                        skipped = True
+                    else:
+                        best, best_rank = entry, rank
+                if are_all or not skipped:
+                    break
+                entries, are_all = owned.heads.values(), True
+        return best

@@ -17,6 +17,7 @@ from zenos.core.outlook import Held, Picture
 from zenos.kernel.entries import Shape
 from zenos.kernel.scheduler import Claim, Place, Reservation
 from zenos.kernel.step import Kernel
+from zenos.kernel.victims import EVERYBODY
 
 
 def build(picture: Picture) -> Kernel:
@@ -34,6 +35,7 @@ def build(picture: Picture) -> Kernel:
         ),
     )
     state = kernel.state
+    kernel.preemption.at_once = EVERYBODY  # no event waits for it
     kernel.told_again()
     for node in picture.nodes:
         state.put_node(replace(node, lease_s=None))  # nobody says here that it is there

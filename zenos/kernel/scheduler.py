@@ -101,6 +101,11 @@ class Claim(NamedTuple):
         """What those that give way hold still."""
         return sum((place.coming for place in self.places), NOTHING)
 
+    def is_what(self, given: Allocation) -> bool:
+        """Whether who has it was given just that: then nobody else has more room than before."""
+        alone = len(self.places) == 1 and not given.others
+        return alone and (given.node, given.resources) == (self.node, self.request)
+
 
 class Start(Protocol):
     """Told of each task that starts, with what it was given."""
@@ -193,8 +198,11 @@ class Scheduler:
         line = Line(self.queue, now, self.contention())
         tried: set[Shape] = set()  # what is in line
         self._line_up(line, tried)
-        for entry in self._heads_with_claims():
-            if entry.key.shape not in tried:
+        claimed = [e for e in self._heads_with_claims() if e.key.shape not in tried]
+        # As long as nobody who gives way has ended, there is nothing for hundreds of them.
+        roomy = set(self._resources.may_fit({entry.key.shape: None for entry in claimed}))
+        for entry in claimed:
+            if entry.key.shape in roomy:
                 line.add_one(entry)
         vain: set[Shape] = set()
         while (popped := line.pop()) is not None:
@@ -202,9 +210,10 @@ class Scheduler:
             shape, claims = entry.key.shape, entry.task in self.claims
             if shape in vain and not claims:
                 continue
-            rank = line.rank(entry) if claims else None
+            rank, own = (line.rank(entry) if claims else None), self.claims.get(entry.task)
             promised = self.is_promised(entry)
-            if promised or not self._start_beside(entry, start):
+            given = None if promised else self._start_beside(entry, start)
+            if given is None:
                 line.passed.add(entry.task)
                 if not (claims or promised):
                     vain.add(shape)
@@ -214,7 +223,7 @@ class Scheduler:
                 elif want is not None:
                     line.add(want)
                 continue
-            if rank is not None:
+            if rank is not None and not (own is not None and own.is_what(given)):
                 tried -= vain
                 vain.clear()
                 self._line_up(line, tried, rank)
@@ -249,28 +258,38 @@ class Scheduler:
         ]
         while left:
             _, entry = heapq.heappop(left)
-            if self._may_start(entry) and self._start_beside(entry, start):
+            if self._may_start(entry) and self._start_beside(entry, start) is not None:
                 following = self.queue.overdue_head(entry.key)
                 if following is not None:
                     heapq.heappush(left, (by_wait(following), following))
 
-    def _start_beside(self, entry: Entry, start: Start) -> bool:
-        """Start a task in what is free and not held back; whether it fits there.
+    def _start_beside(self, entry: Entry, start: Start) -> Allocation | None:
+        """Start a task in what is free and not held back: what it has got, if it fits there.
 
         One with a claim goes where that is, if there is room by now.
         """
         request, workers = entry.key.request, entry.key.workers
         own = self.claims.get(entry.task)
-        first = self.reservation is not None and self.reservation.task == entry.task
-        held = self._held_back() if own is None and not first else self.reserved(entry.task)
+        held = self._held_back_from(entry.task, own)
         allocation = None
         if own is not None and len(own.places) == 1:
             allocation = self._resources.allocate_on(own.node, request, held)
         allocation = allocation or self._resources.allocate(request, held, workers)
-        if allocation is None:
-            return False
-        self._begin(entry, allocation, start, overdue=False)
-        return True
+        if allocation is not None:
+            self._begin(entry, allocation, start, overdue=False)
+        return allocation
+
+    def _held_back_from(self, task_id: str, own: Claim | None) -> dict[str, Resources]:
+        """What `reserved` says: told from the sum of all, since there may be hundreds of claims."""
+        first = self.reservation
+        if own is None and (first is None or first.task != task_id):
+            return self._held_back()
+        if own is None or first is not None:
+            return self.reserved(task_id)
+        held = dict(self._held_back())
+        for node, request, coming in own.places:
+            held[node] = held[node] - request.without(coming)
+        return held
 
     def _held_back(self) -> dict[str, Resources]:
         """From those that have neither a claim nor the reservation."""

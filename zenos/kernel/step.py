@@ -430,6 +430,7 @@ class Kernel:
     def _shut_down(self, event: ev.Shutdown, now: float) -> None:
         """Start nothing more. With `suspend`, workers that can save do so; replicas end."""
         self.draining = "suspend" if event.suspend else "leave"
+        self.state.scheduler.reservation = None  # nobody starts any more, nor looks at it again
         if not event.suspend:
             return
         for task_id in sorted(self.state.holding):

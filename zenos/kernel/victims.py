@@ -7,6 +7,8 @@ each need which nodes would do, and at what cost, and only nodes that were touch
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from zenos.kernel.step import Kernel
 
 NEEDS_KEPT: Final = 2048
+# For so many tasks others give way in one step: all that began together have had their share
+# together, and then hundreds could.
+AT_ONCE: Final = 4
+EVERYBODY: Final = 2**62
 
 Chosen = list[tuple[str, Resources, list[Candidate]]]  # node, what it is to give, who gives way
 
@@ -42,6 +48,8 @@ class Preemption:
         self._config = kernel.state.config
         self._found: dict[Need, KnownNodes] = {}
         self._waits = False
+        self.at_once = AT_ONCE
+        self._left = AT_ONCE  # of those, in this step
         self._gives_back = False  # in this step, something that counts in a quota
         # For what there was a look at the reservation's nodes, and after which touch of any.
         self._reserved: tuple[Reservation | None, Task | None, int] = (None, None, 0)
@@ -127,10 +135,13 @@ class Preemption:
            then who has had most service; nobody who turns out not to be needed.
         6. Then those that a quota of theirs keeps from starting: tasks of a lower base priority
            that count in that quota give way, wherever they run, if there is room then.
+
+        Of 4 and 6 so many tasks get room as `at_once` says; the next step follows at once then.
         """
         state = self._kernel.state
         waiting = preemption.waiting(self._kernel)
         self._gives_back = False
+        self._left = self.at_once
         self._waits = not self._kernel.draining and bool(waiting or len(state.scheduler.queue))
         if not self._waits:
             return
@@ -146,12 +157,19 @@ class Preemption:
         self._make_room_by_score(vain, now)
         self._make_room_in_quotas(now)  # 6
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the last step may have left others who wait for room without it."""
+        return self._waits and self._left <= 0
+
     def next_wake(self, now: float) -> float:
         """When somebody who may have to give way has stayed long enough.
 
         What should be over by now and isn't, is so by rounding alone: a moment later it is. At once
         where quotas will have back what somebody holds: others may start in that.
         """
+        if self.is_cut:
+            return now
         if self._gives_back:
             return now + ROUNDING_S
         return max(self._candidates.wake() if self._waits else math.inf, now + ROUNDING_S)
@@ -206,6 +224,8 @@ class Preemption:
         scheduler = self._kernel.state.scheduler
         first = scheduler.reservation.task if scheduler.reservation is not None else None
         for entry in scheduler.queue.overdue_heads():
+            if self._left <= 0:
+                return
             waits = entry.task not in scheduler.claims and entry.task != first
             if waits and self._may_have(entry):
                 self._make_room_for(entry, vain, now)
@@ -216,6 +236,8 @@ class Preemption:
         Only what can be helped is put into order. What somebody gives back beyond what it gave way
         for may help those that come later in the order.
         """
+        if self._left <= 0:
+            return
         scheduler = self._kernel.state.scheduler
         line = Line(scheduler.queue, now, scheduler.contention())
         line.passed.update(scheduler.claims)
@@ -231,6 +253,8 @@ class Preemption:
                 continue
             if not self._make_room_for(entry, vain, now):
                 continue
+            if self._left <= 0:
+                return
             line.passed.add(entry.task)
             line.add(want)
             for other in self._helped(lined_up, vain):
@@ -257,10 +281,11 @@ class Preemption:
 
     def _helps(self, want: Want) -> bool:
         parts = self._kernel.state.resources.parts(want.shape)
-        found = [self._look(want, part) for part in {*parts}]
         if len(parts) == 1:
-            return found[0].helps
-        return any(one.costs for one in found)
+            found, look = self._look(want, parts[0])
+            return found.helps(look)
+        seen = [self._look(want, part) for part in dict.fromkeys(parts)]
+        return any(found.can_be_made(look) for found, look in seen)
 
     def _make_room_for(self, entry: Entry, vain: set[Want], now: float) -> bool:
         """Whether somebody gives way to it."""
@@ -286,10 +311,10 @@ class Preemption:
         chosen: Chosen = []
         taken: set[str] = set()
         for part in parts:
-            found = self._look(want, part)
+            found, look = self._look(want, part)
             if len(parts) == 1 and found.fits:
                 return []
-            node = min(found.fits - taken, default=None) or found.cheapest(taken)
+            node = min(found.fits - taken, default=None) or found.cheapest(taken, look)
             if node is None:
                 return []
             taken.add(node)
@@ -301,39 +326,48 @@ class Preemption:
         able = here.able(node, Need(want.priority, want.demoted, want.replica, part))
         return here.enough(node, part, able, here.held.get(node, NOTHING))
 
-    def _look(self, want: Want, part: Resources) -> KnownNodes:
-        """What is known of a need, after a look at the nodes that have been touched since."""
+    def _look(self, want: Want, part: Resources) -> tuple[KnownNodes, Callable[[str], None]]:
+        """What is known of a need, once the nodes are noted that have been touched since; and how
+        to look at one of those.
+        """
         need = Need(want.priority, want.demoted, want.replica, part)
         found = self._found.get(need)
         if found is None:
             if len(self._found) >= NEEDS_KEPT:
                 self._found.clear()
             found = self._found[need] = KnownNodes()
+        look = partial(self._look_at, need, found)
         here = self._candidates
         here.take_touched()
-        if found.seen != here.count:
-            for node in here.since(found.seen):
-                self._look_at(node, want, part, found)
-            found.seen = here.count
-        for node in found.over(here.now):
-            self._look_at(node, want, part, found)
-        return found
+        over = found.over(here.now)
+        changed = here.since(found.seen) if found.seen != here.count else ()
+        for node in (*changed, *over):
+            least = here.least(node, part)
+            if least is None:
+                look(node)
+            else:
+                found.may_cost(node, least)
+        found.seen = here.count
+        return found, look
 
-    def _look_at(self, node: str, want: Want, part: Resources, found: KnownNodes) -> None:
-        chosen = self._on(node, want, part)
+    def _look_at(self, need: Need, found: KnownNodes, node: str) -> None:
+        here = self._candidates
+        able = here.able(node, need)
+        chosen = here.enough(node, need.request, able, here.held.get(node, NOTHING))
         if chosen is None:
             found.forget(node)
         elif not chosen:
             found.has_room(node)
         else:
-            need = Need(want.priority, want.demoted, want.replica, part)
-            end = self._candidates.order_until(node, need)
+            end = here.order_until(node, need)
             found.costs_there(node, sum(candidate.cost for candidate in chosen), end)
 
     # -- what a quota has no room for
 
     def _make_room_in_quotas(self, now: float) -> None:
         """In order. What found no room for one finds none for another of its owner's like it."""
+        if self._left <= 0:
+            return
         state, claims = self._kernel.state, self._kernel.state.scheduler.claims
         vain: set[tuple[str, str, Want]] = set()
         for entry in quota_room.closed(state, now):
@@ -343,6 +377,8 @@ class Preemption:
                 continue
             if not self._make_room_in_quota(entry, now):
                 vain.add(kind)
+            elif self._left <= 0:
+                return
 
     def _make_room_in_quota(self, entry: Entry, now: float) -> bool:
         """Whether somebody gives way to it: then it has room on all the nodes that it takes."""
@@ -379,8 +415,8 @@ class Preemption:
         for node in sorted({given.node for given in back} - taken):
             if self._candidates.fits_with(node, part, back):
                 return node, part, []
-        found = self._look(want, part)
-        node_ = min(found.fits - taken, default=None) or found.cheapest(taken)
+        found, look = self._look(want, part)
+        node_ = min(found.fits - taken, default=None) or found.cheapest(taken, look)
         return None if node_ is None else (node_, part, self._on(node_, want, part) or [])
 
     def _own(self, entry: Entry) -> list[Candidate]:
@@ -399,6 +435,7 @@ class Preemption:
     # -- what follows
 
     def _claim(self, chosen: Chosen, those: list[Candidate], entry: Entry) -> None:
+        self._left -= 1
         places = []
         for node, part, _ in chosen:
             there = (p for c in those for p in _parts(c.task) if p.node == node)

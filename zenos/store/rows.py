@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 from msgspec.structs import replace
 
@@ -81,13 +83,11 @@ def key_row(key: IdempotencyKey) -> dict[str, object]:
     return {"user": key.user, "key": key.key, "at": key.at, "record": _json(key)}
 
 
-def message_row(message: Message) -> dict[str, object]:
-    """A message of a durable topic; its body stands beside the record."""
+MESSAGE_COLUMNS: Final = ("number", "topic", "state", "record", "body")
+
+
+def message_values(message: Message) -> tuple[int, str, str, str, bytes]:
+    """A message of a durable topic in these columns; its body stands beside the record."""
     state = "dead" if message.dead is not None else "done" if message.is_done else "live"
-    return {
-        "number": message.number,
-        "topic": message.topic,
-        "state": state,
-        "record": _json(replace(message, body=b"")),
-        "body": message.body,
-    }
+    record = _json(replace(message, body=b""))
+    return message.number, message.topic, state, record, message.body

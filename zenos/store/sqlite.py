@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import sqlite3
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,6 +41,11 @@ from zenos.store import rows, shared, tables
 T = TypeVar("T")
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
+MESSAGES_AT_ONCE: Final = 64  # that one statement writes
+_PUT_NOW: Final = (
+    "INSERT INTO meta (name, value) VALUES ('now', ?) "
+    "ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+)
 WAL_BYTES_MAX: Final = 64 * limits.MIB
 NETWORK_FILE_SYSTEMS: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "glusterfs"}
@@ -76,7 +82,7 @@ def _engine(path: Path, *, read_only: bool) -> sa.Engine:
     return engine
 
 
-_ARGUMENTS: Final[Mapping[str, Any]] = {"check_same_thread": False}
+_ARGUMENTS: Final[Mapping[str, Any]] = {"check_same_thread": False, "cached_statements": 256}
 
 
 class SqliteStore:
@@ -141,7 +147,7 @@ class SqliteStore:
                 return
             with self._write.begin() as connection:
                 _set_meta(connection, {"clean": "yes"})
-            self._outside_transactions(
+            self._directly(
                 lambda database: database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             )
 
@@ -236,13 +242,14 @@ class SqliteStore:
             with contextlib.closing(sqlite3.connect(temporary)) as target:
                 database.backup(target)
 
-        self._outside_transactions(backup)
+        self._directly(backup)
         durable.sync_file(temporary)
         temporary.replace(path)
         durable.sync_directory(path.parent)
 
-    def _outside_transactions(self, work: Callable[[sqlite3.Connection], object]) -> None:
-        """What SQLite doesn't do inside one: the engine begins one with its first statement."""
+    def _directly(self, work: Callable[[sqlite3.Connection], object]) -> None:
+        """What SQLite doesn't do inside a transaction, which the engine begins with its first
+        statement, and what is done so often that the engine would take most of its time."""
         raw = self._write.raw_connection()
         try:
             work(cast("sqlite3.Connection", raw.driver_connection))
@@ -353,10 +360,29 @@ class SqliteStore:
         return sorted(found, key=lambda message: message.number)
 
     def _commit_messages(self, changes: MessageChanges) -> None:
-        with self._write.begin() as connection:
-            _upsert(connection, tables.messages, map(rows.message_row, changes.put.values()))
-            _delete(connection, tables.messages.c.number, changes.deleted)
-            _set_meta(connection, {"now": self._latest(changes.now)})
+        put = [rows.message_values(message) for message in changes.put.values()]
+
+        def write(database: sqlite3.Connection) -> None:
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                # Many rows in a statement: between two of them the writer has to wait for whoever
+                # runs Python meanwhile.
+                for start in range(0, len(put), MESSAGES_AT_ONCE):
+                    some = put[start : start + MESSAGES_AT_ONCE]
+                    values = itertools.chain.from_iterable(some)
+                    database.execute(_put_messages(len(some)), tuple(values))
+                deleted = changes.deleted
+                for start in range(0, len(deleted), MESSAGES_AT_ONCE):
+                    numbers = deleted[start : start + MESSAGES_AT_ONCE]
+                    database.execute(_delete_messages(len(numbers)), numbers)
+                database.execute(_PUT_NOW, (self._latest(changes.now),))
+                database.execute("COMMIT")
+            except BaseException:
+                if database.in_transaction:
+                    database.execute("ROLLBACK")
+                raise
+
+        self._directly(write)
 
     def _latest(self, now: float) -> str:
         """Kernel time never goes back: of kernel and topics the one may commit what is older."""
@@ -396,6 +422,24 @@ class SqliteStore:
                 return [decoder.decode(row.record) for row in connection.execute(chosen)]
         except DBAPIError as error:
             raise StorageError(f"cannot read the database {self._path}: {error.orig}") from error
+
+
+@functools.cache
+def _put_messages(count: int) -> str:
+    """The SQL that writes so many messages."""
+    names = [column.name for column in tables.messages.c]
+    assert names == list(rows.MESSAGE_COLUMNS)  # noqa: S101 - in the order of their values
+    row = f"({', '.join('?' * len(names))})"
+    changed = ", ".join(f"{name} = excluded.{name}" for name in names[1:])
+    return (
+        f"INSERT INTO messages ({', '.join(names)}) VALUES {', '.join([row] * count)} "  # noqa: S608
+        f"ON CONFLICT (number) DO UPDATE SET {changed}"
+    )
+
+
+@functools.cache
+def _delete_messages(count: int) -> str:
+    return f"DELETE FROM messages WHERE number IN ({', '.join('?' * count)})"  # noqa: S608
 
 
 def _upsert(

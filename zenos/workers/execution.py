@@ -32,8 +32,11 @@ class Executor(Protocol):
         """Tell a host of calls whether others wait for its room."""
         ...
 
-    async def recover(self, tasks: Sequence[Task]) -> None:
-        """At boot: adopt, finish, start or report as lost each task that held an allocation."""
+    async def recover(self, tasks: Sequence[Task], next_task: int) -> None:
+        """At boot: adopt, finish, start or report as lost each task that held an allocation.
+
+        next_task: the number of the next one. What there is of that and later ones is no task's.
+        """
         ...
 
     def discard(self, tasks: Sequence[str]) -> None:

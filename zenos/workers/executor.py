@@ -8,12 +8,14 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from zenos.core import failpoints, limits, processes, shim
+import msgspec
+
+from zenos.core import failpoints, limits, output, processes
 from zenos.core.config import Config
 from zenos.core.errors import RefusedError
 from zenos.core.events import (
@@ -27,11 +29,11 @@ from zenos.core.events import (
 from zenos.core.home import Home
 from zenos.core.resources import parse_size
 from zenos.core.specs import ProgramSpec, program_of
-from zenos.core.task import Task
+from zenos.core.task import Outcome, Task
 from zenos.core.watch import STOPPING
 from zenos.kernel.supervision import EXIT_SUSPENDED
 from zenos.task import YIELD
-from zenos.workers import freezing, runs
+from zenos.workers import freezing, runs, strays
 from zenos.workers.fork_server import ForkServer
 from zenos.workers.freezing import How
 from zenos.workers.limits import Cgroups
@@ -44,6 +46,8 @@ KILL_AGAIN_S: Final = 5.0
 FORKS_MAX: Final = 4
 # A shim's pipe closes a moment before its lock; one that is locked for longer is another shim's.
 ENDING_LOOKS, ENDING_LOOK_S = 40, 0.005
+# From one look to the next, each time twice as long, whether a killed worker's groups are empty.
+GROUPS_AGAIN_S, GROUPS_AGAIN_S_MAX = 0.05, 60.0
 
 
 def _yields(task: Task) -> str:
@@ -54,6 +58,15 @@ def _yields(task: Task) -> str:
 def _odd(error: Exception) -> bool:
     """Whether an error is one that nobody has thought of, and the log should have it whole."""
     return not isinstance(error, OSError | RuntimeError)
+
+
+def _with_lost_output(outcome: Outcome, directory: Path) -> Outcome:
+    """With what of the output found no room, where the log could not say it either."""
+    lost_bytes = (runs.read_record(directory, "exit") or {}).get("lost_bytes")
+    if not isinstance(lost_bytes, int) or lost_bytes <= 0:
+        return outcome
+    tail = outcome.log_tail + output.notice(lost_bytes, "the disk was full")
+    return msgspec.structs.replace(outcome, log_tail=tail)
 
 
 class Handle:
@@ -233,7 +246,7 @@ class LocalExecutor:
                 return
             if found is not Found.ENDED:
                 self._kill_rest(handle)
-            self.cgroups.remove(task, generation)
+            self._remove_groups(task, generation)
             event = self._event(handle, found, reason)
         except Exception:
             # Something must be said, or the task would hold its share for ever.
@@ -244,11 +257,20 @@ class LocalExecutor:
         self._handles.pop((task, generation), None)
         self._post(event)
 
+    def _remove_groups(self, task: str, generation: int, wait_s: float = GROUPS_AGAIN_S) -> None:
+        """At once where its shim has ended its worker; else what was killed has yet to be gone."""
+        if not self.cgroups.remove(task, generation) and wait_s < GROUPS_AGAIN_S_MAX:
+            self._loop.call_later(wait_s, self._remove_groups, task, generation, 2 * wait_s)
+
+    def _tidy_groups(self, tasks: Iterable[tuple[str, int]]) -> None:
+        """Remove what ended generations have left. tasks: with generations that may be alive."""
+        self.cgroups.tidy({f"{task}-{generation}" for task, generation in tasks})
+
     def _event(self, handle: Handle, found: Found, reason: str) -> Event:
         task, generation = handle.task, handle.generation
         match found:
             case Found.ENDED:
-                outcome = runs.outcome(handle.directory)
+                outcome = _with_lost_output(runs.outcome(handle.directory), handle.directory)
                 if outcome.exit_code == EXIT_SUSPENDED:
                     self._syncs.saved(task)
                 return WorkerExited(
@@ -273,17 +295,7 @@ class LocalExecutor:
     def _kill_rest(self, handle: Handle) -> None:
         """The shim is dead without having ended its worker: end what is left of its session."""
         self.cgroups.kill(handle.task, handle.generation)
-        record = runs.read_record(handle.directory, "shim")
-        if record is None or record.get("boot_id") != shim.boot_id():
-            return
-        # A session's number isn't given anew while it has members. So where another process has it
-        # by now, nothing of ours is left, and those in the session of that number are strangers.
-        if shim.start_time(int(record["pid"])) not in (0, record["start_time"]):
-            return
-        for pid in shim.session_members(int(record["pid"])):
-            if shim.start_time(pid) >= int(record["start_time"]):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        strays.end_session(handle.directory)
 
     # -- stopping
 
@@ -375,8 +387,13 @@ class LocalExecutor:
 
     # -- recovering
 
-    async def recover(self, tasks: Sequence[Task]) -> None:
-        """Look at each task's run directory: adopt, finish, start again, or report as lost."""
+    async def recover(self, tasks: Sequence[Task], next_task: int) -> None:
+        """Look at each task's run directory: adopt, finish, start again, or report as lost.
+
+        next_task: the number of the next one. What there is of that and later ones is no task's.
+        """
+        strays.set_aside(self._home, next_task, self.cgroups.end)
+        self._tidy_groups((task.id, task.generation) for task in tasks)
         for task in tasks:
             self._recover(task)
 
@@ -462,6 +479,7 @@ class LocalExecutor:
             for timer in handle.timers:
                 timer.cancel()
             self._unwatch(handle)
+        self._tidy_groups(self._handles)
         self._handles.clear()
         await self._syncs.close()
         await asyncio.to_thread(self.cgroups.close)

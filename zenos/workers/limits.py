@@ -13,6 +13,7 @@ import logging
 import os
 import resource
 import signal
+from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
@@ -142,11 +143,34 @@ class Cgroups:
             return "frozen 1" in events.splitlines()
         return False
 
-    def remove(self, task: str, generation: int) -> None:
-        """Remove a generation's groups, if they are empty."""
+    def remove(self, task: str, generation: int) -> bool:
+        """Remove a generation's groups; False where one is not empty yet: who was killed is dying.
+
+        None may be left, and the controllers may have one group together.
+        """
+        gone = True
+        for base in filter(None, (self._memory, self._cpu)):
+            try:
+                (base / f"{task}-{generation}").rmdir()
+            except FileNotFoundError:
+                continue
+            except OSError:
+                gone = False
+        return gone
+
+    def tidy(self, keep: Container[str]) -> None:
+        """Remove the empty groups of generations that have ended. keep: names of the others."""
         for base in filter(None, (self._memory, self._cpu)):
             with suppress(OSError):
-                (base / f"{task}-{generation}").rmdir()
+                for group in base.iterdir():
+                    if group.is_dir() and group.name not in keep:
+                        with suppress(OSError):  # it is not empty
+                            group.rmdir()
+
+    def end(self, task: str, generation: int) -> None:
+        """End what is still in a generation's groups, and remove those that are empty."""
+        self.kill(task, generation)
+        self.remove(task, generation)
 
     def close(self) -> None:
         """Remove the home's groups, if no worker goes on in one of them."""

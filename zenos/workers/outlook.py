@@ -11,9 +11,15 @@ import msgspec
 from zenos.core import limits
 from zenos.core.errors import BusyError, DeadlineError, ZenosError
 from zenos.core.outlook import Picture, Plan, Why
+from zenos.core.task import State
+from zenos.core.wire import WAITS_FOR_SPACE, Progress
 from zenos.kernel.picture import slim
 
 WAITING_MAX: Final = 16  # questions at once
+_NO_SPACE: Final = (
+    "it has done its steps and waits for space on the disk of the home: free some there, and it is "
+    "published"
+)
 _ARGV: Final = (sys.executable, "-P", "-m", "zenos.simulate.ahead")
 
 
@@ -24,10 +30,17 @@ class Outlook:
         self._turn = asyncio.Lock()
         self._waiting = 0
 
-    async def why(self, picture: Picture, task: str) -> Why:
-        """Why a task of that picture, which has not ended, is where it is."""
+    async def why(self, picture: Picture, task: str, progress: Progress | None = None) -> Why:
+        """Why a task of that picture, which has not ended, is where it is.
+
+        progress: what its worker has said last; the kernel knows nothing of that.
+        """
         said = await self._ask({"picture": await asyncio.to_thread(slim, picture), "task": task})
-        return msgspec.msgpack.decode(said, type=Why)
+        found = msgspec.msgpack.decode(said, type=Why)
+        waits = progress is not None and progress.stage == WAITS_FOR_SPACE
+        if waits and found.state is State.RUNNING:
+            found = msgspec.structs.replace(found, reason=f"{found.reason}; {_NO_SPACE}")
+        return found
 
     async def plan(self, picture: Picture, ahead_s: float) -> Plan:
         """The schedule ahead, so many seconds far."""

@@ -272,7 +272,7 @@ class Router:
                         continue
                     if deployment is not None and deployment.error:
                         error = deployment.error
-                        known = error.startswith("cannot serve")
+                        known = error.startswith(("cannot serve", "cannot open"))
                         raise WorkerError(error if known else f"cannot serve {name}: {error}")
                     await self._change()
         except TimeoutError:

@@ -366,7 +366,7 @@ class LocalSystem:
         picture = await self.control.look(task)
         if not any(one.id == task for one in picture.tasks):
             return ended(self.view.tasks[task], picture.now)
-        return await self._outlook.why(picture, task)
+        return await self._outlook.why(picture, task, self.progress(task))
 
     async def plan(self, ahead_s: float) -> Plan:
         return await self._outlook.plan(await self.control.look(), ahead_s)
@@ -384,7 +384,7 @@ class LocalSystem:
             version=version.ref,
             memory=version.replica_bytes,
             build=version.build,
-            warning=footprint.serving_warning(spec, version, memory),
+            warning=footprint.serving_warning(spec, version, memory, self.view.nodes.values()),
             principal=principal,
             key=key,
         )
