@@ -15,7 +15,7 @@ import msgspec
 from starlette.responses import Response
 
 from zenos.api.shapes import ErrorAnswer, ErrorDetail
-from zenos.core.errors import InvalidError, ZenosError
+from zenos.core.errors import InvalidError, RefusedError, ZenosError
 from zenos.core.wording import SHOWN_CHARS_MAX, FieldError, field_error, plain_reason
 
 log = logging.getLogger(__name__)
@@ -85,19 +85,33 @@ def respond(error: ZenosError, home: str | None = None) -> Response:
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     param = error.param
-    return answer(status, error.code, _shown(error, home), param=param, headers=headers)
+    return answer(status, error.code, shown(error.message, home), param=param, headers=headers)
 
 
-def _shown(error: ZenosError, home: str | None) -> str:
-    return error.message.replace(home, "$ZENOS_HOME") if home else error.message
+def shown(message: str, home: str | None) -> str:
+    """A message without where `home` is."""
+    return message.replace(home, "$ZENOS_HOME") if home else message
 
 
 def in_stream(error: Exception, home: str | None = None) -> bytes:
     """An error after the headers have gone: the body of one server-sent event."""
     if not isinstance(error, ZenosError):
         error = unexpected(error)
-    detail = detail_of(status_of(error), error.code, _shown(error, home), error.param)
+    detail = detail_of(status_of(error), error.code, shown(error.message, home), error.param)
     return msgspec.json.encode(ErrorAnswer(error=detail))
+
+
+def at_start(error: ZenosError, form: str) -> str:
+    """Why the daemon ends, as the command line shows its errors, whose place it has taken.
+
+    form: `json` or `text`. What isn't the fault of who started it is one of storage, as for `up`
+    in the background, which knows it by the exit code alone.
+    """
+    if form != "json":
+        return f"zenos: {error.message}"
+    code = next((k.code for k in (RefusedError, InvalidError) if isinstance(error, k)), "storage")
+    detail = detail_of(STATUS[code], code, error.message, error.param)
+    return msgspec.json.encode(ErrorAnswer(error=detail)).decode()
 
 
 def unexpected(error: BaseException) -> ZenosError:

@@ -19,9 +19,11 @@ from zenos.api.common import (
     ModelPath,
     NamePath,
     check_path,
+    home_of,
     principal_of,
     system_of,
 )
+from zenos.api.errors import shown
 from zenos.api.once import asked
 from zenos.api.ports import System
 from zenos.api.rights import check_may_add, check_may_change
@@ -36,7 +38,7 @@ from zenos.api.shapes import (
     ModelRemoved,
 )
 from zenos.core import durable
-from zenos.core.errors import ConflictError, InvalidError, NotFoundError, StorageError
+from zenos.core.errors import ConflictError, InvalidError, NotFoundError, RefusedError, StorageError
 from zenos.core.names import ModelRef, check_name, check_new_name
 from zenos.models.records import Asked, ModelVersion
 
@@ -47,8 +49,12 @@ T = TypeVar("T")
 
 @router.get("", **operation(ModelList))
 async def list_models(request: Request) -> Response:
-    """All versions of all models."""
-    return reply(ModelList(models=await in_thread(system_of(request).registry.list)))
+    """All versions of all models, and what is wrong with those that are damaged."""
+    system = system_of(request)
+    found = await in_thread(system.registry.survey)
+    home = home_of(request)
+    damaged = {ref: shown(why, home) for ref, why in found.damaged.items()}
+    return reply(ModelList(models=found.models, damaged=damaged))
 
 
 @router.post("/copy", **operation(ModelVersion, body=CopyBody, status=201, also=(404, 409)))
@@ -100,13 +106,22 @@ async def show(request: Request, ref: ModelPath) -> Response:
 
 @router.delete("/{ref}", **operation(ModelRemoved, also=(404, 409)))
 async def remove(request: Request, ref: ModelPath) -> Response:
-    """Remove a version: of a bare name the newest. One that is being served stays."""
+    """Remove a version: of a bare name the newest. One that is being served stays.
+
+    Of a damaged one nobody knows whose it was: only the operator removes it.
+    """
     system = system_of(request)
-    version = await in_thread(system.registry.resolve, ModelRef.parse(ref))
-    exact = ModelRef(version.name, str(version.version))
+    exact = await in_thread(system.registry.meant, ModelRef.parse(ref))
     async with audited(request, "remove", str(exact)):
-        check_may_change(request, version)
-        await _check_unused(system, version)
+        try:
+            check_may_change(request, await in_thread(system.registry.resolve, exact))
+        except StorageError as error:
+            if not principal_of(request).is_operator:
+                raise RefusedError(
+                    f"cannot remove {exact}: it is damaged, so that nobody knows whose it is; the "
+                    "operator can"
+                ) from error
+        await _check_unused(system, exact)
         freed = await in_thread(system.registry.remove, exact)
     return reply(ModelRemoved(removed=str(exact), freed_bytes=freed))
 
@@ -145,22 +160,22 @@ def _asked(request: Request, key: str | None, body: CopyBody | ImportBody) -> As
     return Asked(user=user, key=key, digest=hashlib.sha256(said).hexdigest())
 
 
-async def _check_unused(system: System, version: ModelVersion) -> None:
+async def _check_unused(system: System, version: ModelRef) -> None:
     for task in system.tasks().values():
         needed = {getattr(task.spec.work, name, None) for name in ("base", "tokenizer")}
-        if not task.is_ended and version.ref in needed:
+        if not task.is_ended and str(version) in needed:
             raise ConflictError(
-                f"cannot remove {version.ref}: {task.name} needs it; cancel that first"
+                f"cannot remove {version}: {task.name} needs it; cancel that first"
                 f" (zenos cancel {task.id})"
             )
     for deployment in list(system.deployments().values()):
         ref = ModelRef.parse(deployment.spec.model)
         if deployment.stopping or ref.name != version.name:
             continue
-        served = deployment.version or (await in_thread(system.registry.resolve, ref)).ref
-        if served == version.ref:
+        served = deployment.version or str(await in_thread(system.registry.meant, ref))
+        if served == str(version):
             raise ConflictError(
-                f"cannot remove {version.ref}: {deployment.name} serves it; "
+                f"cannot remove {version}: {deployment.name} serves it; "
                 f"stop that first (zenos stop {deployment.name})"
             )
 

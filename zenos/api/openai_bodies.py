@@ -23,9 +23,6 @@ def _from(low: float, high: float) -> msgspec.Meta:
     return msgspec.Meta(extra_json_schema={"minimum": low, "maximum": high})
 
 
-_ABOVE_0: Final = msgspec.Meta(extra_json_schema={"exclusiveMinimum": 0, "maximum": 1})
-
-
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """include_usage: one more event at the end with the token counts."""
 
@@ -42,7 +39,7 @@ class Common(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     model: str
     temperature: Annotated[float, _from(0, 2)] | None = None
-    top_p: Annotated[float, _ABOVE_0] | None = None
+    top_p: Annotated[float, _from(0, 1)] | None = None
     n: Annotated[int, _from(1, limits.CHOICES_MAX)] | None = None
     max_tokens: Annotated[int, _from(1, limits.MAX_TOKENS_MAX)] | None = None
     stop: str | list[str] | None = None

@@ -153,9 +153,11 @@ class DeploymentList(Answer, frozen=True, kw_only=True):
 
 
 class ModelList(Answer, frozen=True, kw_only=True):
-    """All versions of all models."""
+    """All versions of all models, and what is wrong with those that cannot be read, by
+    `name:version`."""
 
     models: list[ModelVersion]
+    damaged: dict[str, str] = {}
 
 
 class ModelRemoved(Answer, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from zenos.core.arrays import ArraySpec, parse_indices
 from zenos.core.errors import InvalidError, NotFoundError
 from zenos.core.resources import show_share, show_size
 from zenos.core.task import Kind, State
+from zenos.core.wording import FieldError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -98,8 +99,8 @@ def _kinds(given: str | None) -> set[str]:
     for kind in sorted(kinds):
         if kind not in known:
             hint = "; what makes a new model is preprocess" if kind == "create" else ""
-            raise InvalidError(
-                f"cannot use the kind {kind[:64]!r}: it is one of {', '.join(known)}{hint}"
+            raise FieldError(
+                f"cannot use the kind {kind[:64]!r}: it is one of {', '.join(known)}{hint}", "kind"
             )
     return kinds
 

@@ -16,11 +16,6 @@ if TYPE_CHECKING:
 SUFFIXES: Final = (".yaml", ".yml", ".json")
 
 
-def is_file_of_tasks(program: list[str]) -> bool:
-    """Whether that is no program, but a file in which tasks stand."""
-    return len(program) == 1 and program[0].endswith(SUFFIXES)
-
-
 def submit(made: Client, file: Path, *, given: list[str], wait: bool, json: bool) -> None:
     """Submit all tasks of a file; the exit code is 1 where they are waited for and one fails.
 

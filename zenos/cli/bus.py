@@ -216,6 +216,7 @@ def purge(
 
 
 def _headers(items: list[str] | None) -> dict[str, str]:
+    from zenos.core.contents import CONTENT_TYPE
     from zenos.core.errors import InvalidError
 
     found: dict[str, str] = {}
@@ -223,6 +224,8 @@ def _headers(items: list[str] | None) -> dict[str, str]:
         name, equals, value = item.partition("=")
         if not equals or not name:
             raise InvalidError(f"cannot read the header {item[:60]!r}: write NAME=VALUE")
+        if name == CONTENT_TYPE:
+            raise InvalidError(f"cannot set the header {name!r}: it tells what the body is")
         found[name] = value
     return found
 

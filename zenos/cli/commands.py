@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from zenos.cli import errors
+from zenos.cli import completion, errors
 from zenos.cli.batches import SUFFIXES
 from zenos.cli.streams import OutputError, quiet
 from zenos.core.errors import InvalidError
@@ -42,8 +42,10 @@ class Commands(TyperGroup):
         except OutputError as error:  # of a help, which is shown before a command is run
             code = errors.show(error)
         except Exception as error:
-            if not hasattr(error, "format_message"):
+            if isinstance(error, typer.Abort):
                 raise
+            if not hasattr(error, "format_message"):  # before a command: of --install-completion
+                sys.exit(errors.show(error))
             if type(error).__name__ != "NoArgsIsHelpError":  # the help has been shown
                 param = getattr(error, "param", None)
                 name = getattr(error, "option_name", None) or (param and _shown(param))
@@ -52,6 +54,12 @@ class Commands(TyperGroup):
         if not standalone_mode:
             return code
         sys.exit(code if isinstance(code, int) else errors.FINE)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words before the command's name."""
+        if not ctx.resilient_parsing:
+            completion.answer(self, ctx, args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -100,15 +108,19 @@ def wants_json(command: Any, args: Sequence[str]) -> bool:
 class FileOrProgram(TyperCommand):
     """A command whose first word is a program, after which all is the program's, or a file.
 
-    Flags of the command may follow a file, as they may follow what other commands are given.
+    Flags of the command may follow a file, as they may follow what other commands are given. What
+    stands after `--` is a program, whatever it is called.
     """
+
+    FILE = "zenos.file"  # under this name in the context's meta: the file, None for a program
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the words; InvalidError for what stands beside a file and is no flag."""
         args, file = self.flags_first(self, args)
+        ctx.meta[self.FILE] = file
         rest = super().parse_args(ctx, args)
         if file is not None and not ctx.resilient_parsing and ctx.params["program"] != [file]:
-            word = next(word for word in ctx.params["program"] if word != file)
+            word = next((word for word in ctx.params["program"] if word != file), file)
             raise InvalidError(
                 f"cannot use {word[:64]!r} after the file of tasks {file[:200]!r}: give one file, "
                 f"and flags; to run {file[:200]!r} as a program, write '--' before it"
@@ -117,13 +129,20 @@ class FileOrProgram(TyperCommand):
 
     @staticmethod
     def flags_first(command: Any, args: Sequence[str]) -> tuple[list[str], str | None]:
-        """The words with a file of tasks behind all others, and that; None: there is no such."""
+        """The words with a file of tasks behind all others, and that; None: there is no such.
+
+        It isn't there behind a flag whose value is missing: it would be taken for that.
+        """
         at = 0
         while at < len(args) and args[at].startswith("-") and args[at] != "--":
             at += 1 + _takes(command, args[at])
-        if at < len(args) and args[at].endswith(SUFFIXES):
-            return [*args[:at], *args[at + 1 :], args[at]], args[at]
-        return list(args), None
+        if at >= len(args) or not args[at].endswith(SUFFIXES):
+            return list(args), None
+        file, behind, end = args[at], args[at + 1 :], 0
+        while end < len(behind) and behind[end] != "--":
+            end += 1 + _takes(command, behind[end])
+        last = [] if end > len(behind) else [file]
+        return [*args[:at], *behind, *last], file
 
 
 def _takes(command: Any, word: str) -> int:

@@ -25,9 +25,11 @@ T = TypeVar("T")
 @contextmanager
 def client() -> Iterator[Client]:
     """The client of the daemon that the environment names; raises NoDaemonError without one."""
+    from zenos.cli.patience import tell_of_silence
     from zenos.client import connect
 
     with connect() as made:
+        tell_of_silence(made)
         yield made
 
 

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
-from zenos.cli import scope
+from zenos.cli import interrupts, scope
+from zenos.cli.errors import as_json
 from zenos.cli.output import say
 from zenos.client.address import DaemonFile, read_daemon_file
+from zenos.core import limits
 from zenos.core.errors import (
     DeadlineError,
     InvalidError,
@@ -26,6 +28,7 @@ from zenos.core.errors import (
     ZenosError,
 )
 from zenos.core.free import full
+from zenos.core.holding import holder
 from zenos.core.home import Home
 
 if TYPE_CHECKING:
@@ -35,9 +38,9 @@ START_TIMEOUT_S = 60.0
 LOOK_S = 0.02
 AWAY_LOOK_S = 0.5
 PATIENCE_S = 2.0
+OTHER_S = 3 * limits.SOCKET_LOOK_S
 LOG_TAIL_BYTES = 64 * 1024
 UNDO_S = 10.0
-INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def running(home: Home) -> DaemonFile | None:
@@ -52,8 +55,9 @@ def arguments(home: Home, flags: Sequence[str]) -> list[str]:
 
 
 def replace_by_daemon(home: Home, flags: Sequence[str]) -> NoReturn:
-    """Become the daemon, in the foreground."""
-    argv = arguments(home, [*flags, "--foreground"])
+    """Become the daemon, in the foreground. It tells errors as the command would have."""
+    form = "json" if as_json.get() else "text"
+    argv = arguments(home, [*flags, "--foreground", f"--errors={form}"])
     sys.stdout.flush()
     os.execv(argv[0], argv)  # noqa: S606 - no shell is wanted
 
@@ -65,19 +69,17 @@ def start(home: Home, flags: Sequence[str]) -> DaemonFile:
     interrupted before it answers ends it again: nobody knows of it yet.
     """
     log, before = _open_log(home)
-    # From its beginning on it is known here, whenever an interrupt comes.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
+    pid = None
     try:
-        command = arguments(home, flags)
-        pid = _spawn([*scope.prefix(scope.enforcement_of(flags)), *command], log)
-        try:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            return _answering(home, pid, before)
-        except (KeyboardInterrupt, SystemExit):
+        command = [*scope.prefix(scope.enforcement_of(flags)), *arguments(home, flags)]
+        with interrupts.held():  # from its beginning on it is known here
+            pid = _spawn(command, log)
+        return _answering(home, pid, before)
+    except (KeyboardInterrupt, SystemExit):
+        if pid is not None:
             _end_again(pid)
-            raise
+        raise
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(log)
 
 
@@ -87,9 +89,7 @@ def _answering(home: Home, pid: int, before: int) -> DaemonFile:
     while time.monotonic() < end:
         code = _exit_code(pid)
         if code is not None:
-            # Another one may have been faster on the same home.
-            other = running(home)
-            if other is not None and _answers(other):
+            if (other := _other(home)) is not None:
                 return other
             raise _why(home, before, code)
         daemon = running(home)
@@ -100,6 +100,28 @@ def _answering(home: Home, pid: int, before: int) -> DaemonFile:
         f"cannot wait longer than {START_TIMEOUT_S:g} s for the daemon (process {pid}): "
         f"look into {home.daemon_log}"
     )
+
+
+def _other(home: Home) -> DaemonFile | None:
+    """Another daemon that has the home, as soon as it answers; None when it doesn't in time.
+
+    It may have been faster, or have to write its `daemon.json` anew, which somebody has removed.
+    """
+    end = time.monotonic() + OTHER_S
+    while True:
+        daemon = running(home)
+        if daemon is not None and _answers(daemon):
+            return daemon
+        if holder(home) is None or time.monotonic() > end:
+            return None
+        time.sleep(LOOK_S)
+
+
+def wait_found(home: Home) -> None:
+    """Until a daemon that has the home can be found, for a while; at once where none has it."""
+    end = time.monotonic() + OTHER_S
+    while running(home) is None and holder(home) is not None and time.monotonic() < end:
+        time.sleep(LOOK_S)
 
 
 def _end_again(pid: int) -> None:
@@ -142,9 +164,7 @@ def _spawn(argv: list[str], log: int) -> int:
         (os.POSIX_SPAWN_DUP2, log, 1),
         (os.POSIX_SPAWN_DUP2, log, 2),
     ]
-    return os.posix_spawn(
-        argv[0], argv, os.environ, file_actions=actions, setsid=True, setsigmask=()
-    )
+    return os.posix_spawn(argv[0], argv, os.environ, file_actions=actions, setsid=True)
 
 
 def _exit_code(pid: int) -> int | None:

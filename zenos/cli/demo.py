@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import platform
 import shutil
 import signal
@@ -29,6 +30,8 @@ import typer
 
 from zenos.core import limits
 from zenos.core.errors import InvalidError, WorkerError
+from zenos.core.free import free_bytes
+from zenos.core.resources import show_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +56,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     fewer than `steps_min`, with which the bigram model is beaten.
 
     second_steps: of each of the two trainings of the second act; second_requests: how often the
-    second of them gives way.
+    second of them gives way. disk: bytes, over twice what its home was seen to take.
     """
 
     arch: str
@@ -65,6 +68,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     steps_min: int
     second_steps: int
     second_requests: int
+    disk: int
     parts: tuple[str, ...]
     settings: dict[str, int] = {}
 
@@ -89,6 +93,7 @@ FULL: Final = Plan(
     steps_min=800,
     second_steps=150,
     second_requests=3,
+    disk=200 * limits.MIB,
     parts=("**/*.py",),
 )
 QUICK: Final = Plan(
@@ -102,6 +107,7 @@ QUICK: Final = Plan(
     steps_min=600,
     second_steps=30,
     second_requests=1,
+    disk=100 * limits.MIB,
     parts=("*.py",),
 )
 
@@ -128,8 +134,11 @@ def demo(
         bool, typer.Option("--keep", help="Leave the daemon and its home when done.")
     ] = False,
     output: Annotated[
-        Path, typer.Option("--output", help="Directory for loss.png; is made where needed.")
-    ] = Path(),
+        str,
+        typer.Option(
+            "--output", metavar="PATH", help="Directory for loss.png; is made where needed."
+        ),
+    ] = ".",
 ) -> None:
     """Train a language model on this machine, serve it and ask it: about three minutes.
 
@@ -141,18 +150,19 @@ def demo(
     console = _console()
     plan = QUICK if quick else FULL
     _check_extra()
-    _make_directory(output)
+    directory = _make_directory(output)
     failed = ""
     # Told to end, it takes its daemon with it: by the same way out as an error.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
-    home = Home(Path(tempfile.mkdtemp(prefix="zenos-demo-")))
+    home = Home(_make_home(plan))
     try:
-        failed = _run(plan, home.root, output / "loss.png", console)
+        failed = _run(plan, home.root, directory / "loss.png", console, keep=keep)
         if keep:
             console.print(
                 f"\nThe daemon runs on. Type:\n  export ZENOS_HOME={home.root}\n"
-                f"  zenos run {MODEL} 'class '\n  zenos show {MODEL} --plot\n  zenos down",
+                f"  zenos run {MODEL} 'class '\n  zenos show {MODEL} --plot\n  zenos down\n"
+                "Its home stays after that, until you remove it: rm -r $ZENOS_HOME",
                 soft_wrap=True,
             )
         else:
@@ -162,10 +172,15 @@ def demo(
                 "docs/tutorial takes it from here.",
                 soft_wrap=True,
             )
-    except BaseException:
+    except BaseException as error:
+        if not keep and isinstance(error, KeyboardInterrupt | SystemExit):
+            say("Interrupted: its daemon is being ended, and its home removed.")
         if keep:
             with suppress(OSError):  # the terminal may be gone
-                say(f"What was begun is left: 'ZENOS_HOME={home.root} zenos down' ends its daemon.")
+                say(
+                    f"What was begun is left: 'ZENOS_HOME={home.root} zenos down' ends its daemon, "
+                    f"and 'rm -r {home.root}' then removes it."
+                )
         raise
     finally:
         if not keep:
@@ -186,10 +201,15 @@ def _console() -> Any:
     return made
 
 
-def _make_directory(output: Path) -> None:
+def _make_directory(output: str) -> Path:
     """InvalidError where the picture could not be written in the end: said before the training."""
+    if not output:
+        raise InvalidError("cannot write loss.png into '': give --output a directory, such as .")
+    directory = Path(output)
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):  # also root may not everywhere
+            return directory
     except (FileExistsError, NotADirectoryError):
         raise InvalidError(
             f"cannot write loss.png into {output}: there is a file; give a directory"
@@ -198,6 +218,23 @@ def _make_directory(output: Path) -> None:
         raise InvalidError(
             f"cannot write loss.png into {output}: {error.strerror}; give another directory"
         ) from None
+
+
+def _make_home(plan: Plan) -> Path:
+    """InvalidError where its disk has no room: a training would wait there for some, for ever."""
+    other = "set TMPDIR to a directory on another disk"
+    try:
+        place = Path(tempfile.gettempdir())
+        free = free_bytes(place)
+        if free is not None and free < plan.disk:
+            raise InvalidError(
+                f"cannot run the demo: {place} has {show_size(free)} free, and it takes up to "
+                f"{show_size(plan.disk)} there; make room, or {other}"
+            )
+        return Path(tempfile.mkdtemp(prefix="zenos-demo-"))
+    except OSError as error:
+        why = f"no directory for temporary files can be written ({error.strerror})"
+        raise InvalidError(f"cannot run the demo: {why}; {other}") from None
 
 
 def _check_extra() -> None:
@@ -215,14 +252,20 @@ def _check_extra() -> None:
         )
 
 
-def _run(plan: Plan, root: Path, picture: Path, console: Any) -> str:
-    """Both acts. What went wrong, empty where nothing did."""
+def _run(plan: Plan, root: Path, picture: Path, console: Any, *, keep: bool) -> str:
+    """Both acts. What went wrong, empty where nothing did.
+
+    keep: the daemon outlives this process. Else it ends with it, even where that is killed.
+    """
     from zenos.cli import daemon_process, demo_yielding, plot
     from zenos.client import connect
     from zenos.core.home import Home
 
     begun = time.monotonic()
-    daemon = daemon_process.start(Home(root), ["--port", "0", *demo_yielding.SETTINGS])
+    flags = ["--port", "0", *demo_yielding.SETTINGS]
+    if not keep:
+        flags += ["--ends-with", str(os.getpid())]
+    daemon = daemon_process.start(Home(root), flags)
     console.print(
         f"[bold]1[/] a kernel booted in {time.monotonic() - begun:.2f} s: process {daemon.pid}, "
         f"{daemon.url}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from zenos.cli.output import say
+from zenos.client.build import absolute
 from zenos.core.errors import InvalidError, NotFoundError, UnavailableError
 
 NAMED_MAX: Final = 20
@@ -28,9 +29,11 @@ PATTERNS: Final = (
 @contextmanager
 def fetched(source: str) -> Iterator[Path]:
     """The directory with the model; one that was fetched is there until the end of the block."""
-    path = Path(source).expanduser()
+    path = Path(source)
+    with suppress(RuntimeError):  # nobody is called what stands behind ~
+        path = path.expanduser()
     if path.is_dir():
-        yield path.absolute()
+        yield Path(absolute(path))
         return
     if path.exists():
         raise InvalidError(f"cannot import {source}: give the directory with config.json in it")

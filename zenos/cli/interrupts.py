@@ -16,7 +16,8 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final, NoReturn
 
 # Its default is to be ignored, and nothing else here uses it; that it comes means nothing.
@@ -72,6 +73,27 @@ def watch() -> None:
 
 def _end(number: int, _: Any) -> NoReturn:
     raise Ended(number)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """A signal that would end this comes at the end of the block.
+
+    Blocking it would not do: it would come by any other thread, of which libraries make some.
+    """
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
+    # What is ignored stays so, also for a process that is begun meanwhile.
+    ours = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in ours:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+        for told in came:
+            signal.raise_signal(told)
 
 
 def end_as_told(ended: Ended) -> NoReturn:

@@ -95,18 +95,22 @@ def create(
 def list_(json: Json = False) -> None:
     """List all versions of all models.
 
+    What is wrong with damaged ones is said on stderr, and the exit code is 1 then.
+
     Example: zenos list
     """
     from zenos.cli.output import put_json, table
     from zenos.cli.rows import MODELS, model_row
+    from zenos.core.errors import StorageError
 
     with client() as made:
-        models = made.models()
+        models, damaged = made.models(), made.damaged_models()
+    hint = "no models; 'zenos train' and 'zenos create' make one, 'zenos pull' imports one"
     if json:
         put_json(models)
-        return
-    hint = "no models; 'zenos train' and 'zenos create' make one, 'zenos pull' imports one"
-    table(MODELS, (model_row(model) for model in models), empty=hint)
+    elif models or not damaged:
+        table(MODELS, (model_row(model) for model in models), empty=hint)
+    end_with([StorageError(why) for why in damaged.values()])
 
 
 def show(
@@ -320,15 +324,16 @@ def rm(
 
     with client() as made:
         models = made.models()
+        known = [model.ref for model in models] + list(made.damaged_models())
         for ref in [] if all_ else refs:
-            count = sum(model.name == ref for model in models)
+            count = sum(one.rpartition(":")[0] == ref for one in known)
             if ":" not in ref and count > 1:
                 raise InvalidError(
                     f"cannot tell which of the {count} versions of {ref} to remove: "
                     f"write {ref}:VERSION, or --all"
                 )
         aliases = {m.ref: [f"{m.name}:{alias}" for alias in m.aliases] for m in models}
-        removed, failed = for_each(_all_versions(refs, models) if all_ else refs, made.remove)
+        removed, failed = for_each(_all_versions(refs, known) if all_ else refs, made.remove)
     if json:
         put_json(
             [
@@ -347,10 +352,12 @@ def rm(
     end_with(failed)
 
 
-def _all_versions(refs: list[str], models: list[ModelVersion]) -> list[str]:
+def _all_versions(refs: list[str], known: list[str]) -> list[str]:
     """Each bare name replaced by all versions that it has; unknown names stay, to be told of."""
     return [
-        version for ref in refs for version in [m.ref for m in models if m.name == ref] or [ref]
+        version
+        for ref in refs
+        for version in [one for one in known if one.rpartition(":")[0] == ref] or [ref]
     ]
 
 
@@ -387,10 +394,13 @@ def pull(
 
 def _name_of(source: str) -> str:
     """What a source is called by itself: its last part, of a directory as it is in full."""
+    from zenos.client.build import absolute
     from zenos.core.errors import InvalidError
 
-    path = Path(source)
-    name = Path(os.path.abspath(path) if path.is_dir() else source.rstrip("/")).name  # noqa: PTH100
+    path = source.rstrip("/")
+    if Path(source).is_dir():
+        path = os.path.normpath(absolute(source))
+    name = Path(path).name
     if not name:
         raise InvalidError(
             f"cannot tell what to call the model: {source!r} has no last part; give a NAME after it"

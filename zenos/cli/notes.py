@@ -8,12 +8,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from zenos.core import globs
 from zenos.core.specs import ProgramSpec
 
 if TYPE_CHECKING:
     from zenos.client.address import Address
 
 NOTES_MAX: Final = 5
+FOLDERS_MAX: Final = 1000  # that are looked at for a glob, before the task's id is told
+NOTE_CHARS_MAX: Final = 500
 
 
 def note_data(work: Any) -> None:
@@ -22,9 +25,19 @@ def note_data(work: Any) -> None:
 
     if os.environ.get("ZENOS_HOST"):
         return  # the daemon may see other files than we do
+    looked = globs.at_most(FOLDERS_MAX)
     for path in work.data.paths:
-        if not set(path) & set("*?[") and not Path(path).exists():
-            say(f"note: there is no {path} yet; without it the run will fail")
+        try:
+            if Path(path).exists():
+                continue
+            if not globs.has_magic(path):
+                say(f"note: there is no {path} yet; without it the run will fail")
+            elif globs.is_deep(path):
+                continue
+            elif not any(Path(match).is_file() for match in globs.expand(path, looked)):
+                say(f"note: no file matches {path} yet; if that stays so, the run will fail")
+        except (OSError, ValueError, RecursionError):
+            continue  # it can't be looked at from here, or is too much: the run will see
 
 
 def note_programs(address: Address, works: Iterable[object], *, json: bool) -> None:
@@ -40,6 +53,7 @@ def note_programs(address: Address, works: Iterable[object], *, json: bool) -> N
     programs = [work for work in works if isinstance(work, ProgramSpec)]
     told = dict.fromkeys(filter(None, (_missing(work, found) for work in programs)))
     for text in list(told)[:NOTES_MAX]:
+        text = text if len(text) <= NOTE_CHARS_MAX else f"{text[:NOTE_CHARS_MAX]}…"
         say(f"note: {text}; if that stays so, the task will fail")
     if len(told) > NOTES_MAX:
         say(f"note: {len(told) - NOTES_MAX} more like these")

@@ -27,7 +27,8 @@ done without is left out. In a pipe or a file nothing is, up to 4,000 characters
 Where the terminal's locale is `LC_ALL=C`, or the output is to be in ASCII, such characters stand
 for bars, lines and dots, and `?` for letters that it hasn't.
 `zenos --install-completion` sets up completion in the shell, of commands and of the names of models
-and tasks.
+and tasks, and `zenos --show-completion` prints the script: for the shell
+around, or for the one that is named (`bash`, `zsh`, `fish`, `powershell`, `pwsh`).
 
 ## Exit codes
 
@@ -68,6 +69,9 @@ with no brace are notes for people.
 | `ZENOS_TOKEN` | its token, or a user's; default: the task's inside a task, else the home's |
 | `ZENOS_DEBUG` | `1` shows where an unexpected fault came from |
 | `NO_COLOR` | no colours |
+
+`ZENOS_HOME`, `ZENOS_HOST` or `ZENOS_TOKEN` that is set and empty is refused (2): it may be what a
+script failed to find out, and would mean the home's daemon and its operator.
 
 Settings of the daemon are in [settings.md](settings.md).
 """

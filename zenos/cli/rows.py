@@ -209,7 +209,7 @@ def history_lines(events: Sequence[TaskEvent]) -> str:
     for event in shown:
         when = time.strftime("%m-%d %H:%M:%S", time.localtime(event.at))
         detail = " ".join(event.detail.split())
-        if len(detail) > HISTORY_CHARS_MAX:  # a line each is what it is for; --json has all of it
+        if len(detail) > HISTORY_CHARS_MAX:  # GET /api/tasks/ID/history has all of it
             detail = detail[: HISTORY_CHARS_MAX - 1] + "…"
         lines.append(f"{when}  {event.type}" + (f": {detail}" if detail else ""))
     return "\n".join(lines)
@@ -218,6 +218,9 @@ def history_lines(events: Sequence[TaskEvent]) -> str:
 def model_row(model: ModelVersion) -> tuple[Any, ...]:
     """One version of a model."""
     loss = model.metrics.get("eval_loss")
+    measured = model.metrics.get("eval_loss_at_step")
+    # Of a version that was published on the way between two evaluations: of weights before its own.
+    is_older = measured is not None and measured != model.metrics.get("published_at_step")
     created = time.strftime("%Y-%m-%d %H:%M", time.localtime(model.created))
     return (
         model.ref,
@@ -225,7 +228,9 @@ def model_row(model: ModelVersion) -> tuple[Any, ...]:
         model.arch or model.family,
         show_count(model.parameters),
         show_size(model.bytes),
-        f"{loss:.4f}" if isinstance(loss, int | float) else "",
+        f"{loss:.4f}{f' at step {measured}' if is_older else ''}"
+        if isinstance(loss, int | float)
+        else "",
         created if model.created else "",
     )
 
@@ -259,10 +264,13 @@ def deployment_row(deployment: Deployment, replicas: dict[str, TaskView]) -> tup
         state = next((view.waits for view in views if view.waits), None) or "loading"
     else:
         state = "loads with the next request"
+    running = sum(view.task.state == "running" for view in views)
+    asked = len(deployment.replicas)
+    count = str(asked) if running == asked else f"{running} of {asked}"
     return (
         deployment.name,
         deployment.version,
-        f"{len(deployment.replicas)} ({spec.min_replicas} to {spec.max_replicas})",
+        f"{count} ({spec.min_replicas} to {spec.max_replicas})",
         spec.priority,
         state,
     )
@@ -302,7 +310,12 @@ def dead_row(message: MessageInfo) -> tuple[Any, ...]:
 
 
 def body_text(message: MessageInfo) -> str:
-    """A body's beginning; of bytes that are no text, how many."""
+    """A body's beginning, of a value as JSON; of bytes that are no text, how many."""
+    from zenos.core.contents import CONTENT_TYPE, described
+
+    if CONTENT_TYPE in message.headers:
+        value = described(message.headers, message.content)
+        return counted(len(message.content), "byte") if value is None else clipped(value)
     if message.body is None:
-        return counted(message.size, "byte")
+        return counted(len(message.content), "byte")
     return clipped(message.body)

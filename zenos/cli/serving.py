@@ -28,6 +28,14 @@ ModelName = Annotated[
     ),
 ]
 
+Precision = Annotated[
+    Literal["auto", "float32", "bfloat16"] | None,
+    typer.Option(
+        help="Arithmetic; auto: bfloat16 where the device has units for it. In float32 the "
+        "same seed gives the same text, whatever else is asked; in bfloat16 up to a near-tie."
+    ),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
@@ -60,9 +68,7 @@ def serve(
     memory: Annotated[
         str | None, typer.Option(help="Memory of each replica; by default enough for the model.")
     ] = None,
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16"] | None, typer.Option(help="Arithmetic.")
-    ] = None,
+    dtype: Precision = None,
     slots: Annotated[int | None, typer.Option(help="Sequences decoded together.")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens per sequence.")] = None,
     on_update: Annotated[
@@ -208,7 +214,11 @@ def run(
     temperature: Annotated[float | None, typer.Option(help="0: the likeliest token.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Choose within this probability.")] = None,
     seed: Annotated[
-        int | None, typer.Option(help="The same seed, the same text: a whole number of 64 bits.")
+        int | None,
+        typer.Option(
+            help="The same seed, the same text (in bfloat16 up to a near-tie): a whole number of "
+            "64 bits."
+        ),
     ] = None,
     stop_at: Annotated[
         list[str] | None, typer.Option("--stop", help="Text to stop at; may be repeated.")
@@ -225,6 +235,8 @@ def run(
     json: Json = False,
 ) -> None:
     """Ask a model: streams the answer; loads the model when needed.
+
+    Without a prompt and a terminal it is read from stdin; nothing there is refused.
 
     Example: zenos run shakespeare "To be, or" --max-tokens 40
     """
@@ -245,6 +257,11 @@ def run(
     }
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read()
+        if not prompt.strip():
+            raise InvalidError(
+                "cannot ask with nothing: no text came on stdin; to have it begin by itself give "
+                "'' as the prompt"
+            )
     if prompt is None and json:
         raise InvalidError("cannot be interactive with --json: give a prompt")
     with client() as made:

@@ -169,14 +169,16 @@ def _lines(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What the simulator says, line by line; it ends with whoever stops listening."""
     import msgspec
 
+    from zenos.client.calls import encoded
     from zenos.core.errors import ZenosError
 
+    asked = encoded(request)
     argv = [sys.executable, "-P", "-m", "zenos.simulate"]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdin is not None  # noqa: S101 - both were asked for
         assert child.stdout is not None  # noqa: S101
         try:
-            child.stdin.write(msgspec.json.encode(request))
+            child.stdin.write(asked)
             child.stdin.close()
             for line in child.stdout:
                 yield msgspec.json.decode(line)

@@ -73,6 +73,7 @@ def up(
     flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
     flags += [f"--set={item}" for item in set_ or []]
     flags += ["--i-know-this-is-public"] if public else []
+    daemon_process.wait_found(home)
     found = daemon_process.running(home)
     if foreground:
         if found is not None:
@@ -121,19 +122,24 @@ def down(
     from contextlib import suppress
 
     from zenos.cli import daemon_process
-    from zenos.client import connect
     from zenos.core.errors import InvalidError, NoDaemonError, UnavailableError
+    from zenos.core.holding import holder
     from zenos.core.home import Home
+    from zenos.core.home import given as home_given
 
     wanted: dict[Mode, bool] = {"suspend": suspend, "drain": drain, "leave": leave}
     chosen = [mode for mode, is_wanted in wanted.items() if is_wanted]
     if len(chosen) > 1:
         raise InvalidError("cannot do all of it: give one of --suspend, --drain and --leave")
     mode: Mode = chosen[0] if chosen else "suspend"
-    daemon = daemon_process.running(Home.default())
+    remote = home_given("ZENOS_HOST") is not None
+    home = Home.default(elsewhere=remote)
+    if not remote:
+        daemon_process.wait_found(home)
+    daemon = None if remote else daemon_process.running(home)
     left: list[Task] = []
     try:
-        with connect() as made:
+        with client() as made:
             daemon = made.address.daemon
             left = _going_on(made, mode)
             # A lost connection: it went faster than it could answer.
@@ -142,12 +148,14 @@ def down(
             daemon_process.wait_down(made, timeout)
     except NoDaemonError as error:
         if daemon is None or not daemon.is_alive:
+            if not remote and holder(home) is not None:
+                raise
             why = error.message.partition(";")[0]
             _say_down(json, f"zenos is down already: {why}", {}, [], stopped=False)
             return
         # It does not answer any more but is there: on its way down already.
         daemon_process.wait_gone(daemon, timeout)
-    unsaved = daemon_process.unsaved(Home.default(), daemon) if mode == "suspend" else {}
+    unsaved = daemon_process.unsaved(home, daemon) if mode == "suspend" else {}
     _say_down(json, f"zenos is down ({mode})", unsaved, left, stopped=True)
 
 
@@ -235,7 +243,7 @@ def _disk(free: int | None) -> Any:
     from zenos.client.display import disk_low
 
     low = disk_low(free)
-    return coloured(f"{low}; 'zenos rm' frees models", "yellow") if low else ""
+    return coloured(f"{low}; free some space there", "yellow") if low else ""
 
 
 def _going_down(mode: str | None) -> Any:

@@ -109,12 +109,12 @@ def submit(
 
     Example: zenos submit --cpu 2 --memory 4GiB --follow -- python work.py --epochs 3
     """
-    from zenos.cli import batches, notes
+    from zenos.cli import notes
     from zenos.client import build
     from zenos.client.build import TaskOptions
 
-    if batches.is_file_of_tasks(program):
-        _submit_file(context, Path(program[0]), follow=follow, wait=wait, json=json)
+    if (file := context.meta.get(FileOrProgram.FILE)) is not None:
+        _submit_file(context, Path(file), follow=follow, wait=wait, json=json)
         return
     options = TaskOptions(
         name=_named(name),

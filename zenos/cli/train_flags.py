@@ -18,7 +18,6 @@ from zenos.core.specs import DataSpec, TrainSpec
 
 SPEC_BYTES_MAX: Final = 1024 * 1024
 _DATA: Final = "data"
-_TEXT: Final = "tag:yaml.org,2002:str"
 # Flags whose name is not the field's own; `paths` and `settings` may be given several times.
 _FLAGS: Final = {
     "data.paths": "--data",
@@ -155,7 +154,7 @@ def merged(file: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
         if data is not None and not isinstance(data, dict):
             data = {"paths": data}
         # Paths of flags are meant from the working directory, those of the file were made absolute.
-        spec[_DATA] = {**(data or {}), **resolve_paths(inner, Path.cwd())}
+        spec[_DATA] = {**(data or {}), **resolve_paths(inner, Path())}
     return {**spec, **given}
 
 
@@ -166,6 +165,7 @@ def in_flags(flags: Mapping[str, Any], *, has_file: bool = False) -> Iterator[No
     What is missing is a flag too where there is no file that it might stand in.
     """
     from zenos.core.errors import InvalidError
+    from zenos.core.wording import FieldError
 
     try:
         yield
@@ -173,7 +173,7 @@ def in_flags(flags: Mapping[str, Any], *, has_file: bool = False) -> Iterator[No
         missing = re.fullmatch(r"cannot do without the field '([\w.]+)': give it", error.message)
         if missing and not has_file:
             told = f"cannot do without {flag_of(missing[1])}: give it; see 'zenos train --help'"
-            raise type(error)(told) from None
+            raise FieldError(told, error.param) from None
         message = error.message
         for given, value in flags.items():
             name = given.replace("__", ".")
@@ -185,44 +185,18 @@ def in_flags(flags: Mapping[str, Any], *, has_file: bool = False) -> Iterator[No
                 )
         if message == error.message:
             raise
-        raise type(error)(message) from None
+        raise FieldError(message, error.param) from None
 
 
 def read_spec(path: Path) -> dict[str, Any]:
     """The file's mapping (YAML or JSON), with data paths meant from where the file lies."""
     import yaml
 
+    from zenos.cli import yaml_files
     from zenos.client.build import resolve_paths
     from zenos.client.calls import check_numbers
     from zenos.core.errors import InvalidError, NotFoundError
 
-    class Loader(yaml.SafeLoader):
-        """PyYAML reads `1e-3` as text; here it is the number that everyone means.
-
-        And `18:00` as 1,080 and a date as an object; here both are the text that a flag would be.
-        """
-
-        def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
-            tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
-            sixties = tag.endswith((":int", ":float")) and ":" in value
-            return _TEXT if sixties or tag.endswith(":timestamp") else tag
-
-    Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-        list("-+0123456789"),
-    )
-
-    def unique(loader: Loader, node: yaml.MappingNode) -> Iterator[dict[Any, Any]]:
-        """Of a key that stands there twice PyYAML takes the last, and the first is lost."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.YAMLError(f"{key.value[:64]!r} is there twice")
-            seen.add(str(key.value))
-        yield from loader.construct_yaml_map(node)
-
-    Loader.add_constructor("tag:yaml.org,2002:map", unique)
     try:
         with path.open("rb") as file:
             raw = file.read(SPEC_BYTES_MAX + 1)
@@ -233,7 +207,7 @@ def read_spec(path: Path) -> dict[str, Any]:
     if len(raw) > SPEC_BYTES_MAX:
         raise InvalidError(f"cannot read {path}: a specification has at most 1 MiB")
     try:
-        values = yaml.load(raw.decode("utf-8"), Loader=Loader)  # noqa: S506 - a SafeLoader
+        values = yaml_files.parse(raw.decode("utf-8"))
     except UnicodeDecodeError:
         raise InvalidError(f"cannot read {path}: it is not UTF-8 text") from None
     except RecursionError:

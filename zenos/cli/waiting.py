@@ -54,7 +54,7 @@ def until_end(handle: TaskHandle) -> None:
             name, reason = view.task.name, again(view.task)
             said = f"{name} waits to be started again: {reason}" if reason else ""
             if view.progress is not None and view.progress.stage == WAITS_FOR_SPACE:
-                said = f"{name} waits for space on the disk: free some ('zenos rm' frees models)"
+                said = f"{name} waits for space on the disk of its home: free some there"
             if said and said not in told:
                 told.add(said)
                 output.say(said)

@@ -6,7 +6,6 @@ Inside a task of that daemon its programs ask with the task's own token, so on b
 from __future__ import annotations
 
 import ipaddress
-import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,9 +13,11 @@ import msgspec
 
 from zenos.core.addresses import to_ask
 from zenos.core.errors import InvalidError, NoDaemonError, StorageError, UnauthorizedError
-from zenos.core.home import Home
+from zenos.core.holding import holder
+from zenos.core.home import Home, given
 from zenos.core.inside import Inside, bearer, inside, parse, secret
 from zenos.core.names import TOKEN_PREFIX
+from zenos.core.wording import FieldError
 
 PORT_DEFAULT = 8642
 
@@ -65,23 +66,24 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
 def find(
     host: str | None = None, token: str | None = None, home: str | Path | None = None
 ) -> Address:
-    """The daemon's address; NoDaemonError where none runs, InvalidError for a bad `host`."""
-    host = host or (None if home is not None else os.environ.get("ZENOS_HOST")) or None
-    if home is not None:
-        place = Home(Path(home).expanduser().absolute())
-    else:
-        place = Home.default(elsewhere=host is not None)
+    """The daemon's address; NoDaemonError where none runs, InvalidError for a bad `host`.
+
+    An empty host or token is one that somebody failed to find out, and never means another.
+    """
+    for what, value in (("host", host), ("token", token)):
+        if value is not None and not value.strip():
+            raise FieldError(f"cannot use an empty {what}: give one, or leave it out", what)
+    if host is None and home is None:
+        host = given("ZENOS_HOST")
+    place = Home.of(home) if home is not None else Home.default(elsewhere=host is not None)
     if host:
         url, daemon = url_of(host), None
     else:
         daemon = read_daemon_file(place)
-        if daemon is None and place.daemon.exists():
+        if daemon is None and (pid := holder(place)) is not None:
             daemon = read_daemon_file(place)  # it may have come just now
-        if daemon is None and place.daemon.exists() and (pid := _holder(place)):
-            raise StorageError(
-                f"cannot read {place.daemon}: it is damaged, and the daemon is process {pid}; end "
-                f"it (kill {pid}) and type 'zenos up', which writes it anew"
-            )
+            if daemon is None:
+                raise NoDaemonError(_unfindable(place, pid))
         if daemon is None or not daemon.is_alive:
             raise NoDaemonError(
                 f"cannot reach a daemon: none runs on {place.root}; start it with 'zenos up'"
@@ -90,6 +92,16 @@ def find(
     found, source = _token(token, place, inside(place) if home is None and not host else None)
     root = None if daemon is None else str(place.root)
     return Address(url=url, token=found, daemon=daemon, token_from=source, home=root)
+
+
+def _unfindable(place: Home, pid: int) -> str:
+    """Of a daemon that has the home, and whose address nobody knows."""
+    how = "is damaged" if place.daemon.exists() else "is not there"
+    return (
+        f"cannot reach the daemon on {place.root}: it is process {pid}, but {place.daemon} {how}; "
+        "it writes that anew within seconds, unless it is starting or ending: try again, or end "
+        f"it (kill {pid})"
+    )
 
 
 def url_of(host: str) -> str:
@@ -152,12 +164,12 @@ def wrong_token(address: Address) -> str:
     )
 
 
-def _token(given: str | None, place: Home, task: Inside | None) -> tuple[str, str]:
+def _token(said: str | None, place: Home, task: Inside | None) -> tuple[str, str]:
     """The token, and where it came from: see `Address.token_from`. task: as which it may ask."""
-    token, source = given, "given"
-    if not token:
-        token, source = os.environ.get("ZENOS_TOKEN"), "ZENOS_TOKEN"
-    if not token and task is not None:
+    token, source = said, "given"
+    if token is None:
+        token, source = given("ZENOS_TOKEN"), "ZENOS_TOKEN"
+    if token is None and task is not None:
         try:
             return bearer(task, secret(place, *task)), f"task {task.task}"
         except FileNotFoundError:
@@ -165,7 +177,7 @@ def _token(given: str | None, place: Home, task: Inside | None) -> tuple[str, st
                 f"cannot act for task {task.task}: it is not known any more on {place.root}; set "
                 "ZENOS_TOKEN to a token"
             ) from None
-    if not token:
+    if token is None:
         source = str(place.token)
         try:
             token = place.token.read_text(encoding="utf-8").strip()
@@ -185,7 +197,8 @@ def _token(given: str | None, place: Home, task: Inside | None) -> tuple[str, st
 def read_daemon_file(home: Home) -> DaemonFile | None:
     """What the home says of its daemon; None when there is no such file, or a damaged one.
 
-    A power cut or a full disk may leave a damaged one; the next daemon writes it anew.
+    A power cut or a full disk may leave a damaged one; a daemon that runs writes it anew, and so
+    does the next.
     """
     try:
         return msgspec.json.decode(home.daemon.read_bytes(), type=DaemonFile)
@@ -195,21 +208,6 @@ def read_daemon_file(home: Home) -> DaemonFile | None:
         raise StorageError(f"cannot read {home.daemon}: {error.strerror}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
-
-
-def _holder(home: Home) -> int | None:
-    """The process that has the home's lock: looked up, for taking it might keep a daemon out."""
-    try:
-        inode = home.lock.stat().st_ino
-        locks = Path("/proc/locks").read_text(encoding="ascii").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return None
-    for line in locks:
-        # 1: FLOCK  ADVISORY  WRITE 123 08:01:4711 0 EOF
-        fields = line.split()
-        if len(fields) > 5 and fields[1] == "FLOCK" and fields[5].endswith(f":{inode}"):
-            return int(fields[4]) if fields[4].isdecimal() else None
-    return None
 
 
 def start_time(pid: int) -> float | None:

@@ -418,9 +418,11 @@ class AsyncTaskHandle(AsyncHandleYielding, AsyncHandleThreads, AsyncHandleAhead)
                     async for part in parts:
                         text = feed.feed(part)
                         self.log_offset = feed.offset
-                        yield text
+                        if text:  # a part may be less than a character
+                            yield text
                 if feed.is_over((await self.refresh()).task):
-                    yield feed.finish()
+                    if rest := feed.finish():
+                        yield rest
                     return
             except feeds.PASSING as error:
                 problem = error

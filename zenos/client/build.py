@@ -11,21 +11,16 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
-from zenos.core import limits
+from zenos.core import limits, publishing
 from zenos.core.errors import InvalidError, ZenosError
 from zenos.core.fields import about
 from zenos.core.resources import Resources
 from zenos.core.specs import CreateSpec, DeploymentSpec, ProgramSpec, TrainSpec, Work
 from zenos.core.task import TaskSpec
 from zenos.core.times import parse_time
-from zenos.core.wording import SHOWN_CHARS_MAX, FieldError, field_error, nearest
+from zenos.core.wording import SHOWN_CHARS_MAX, FieldError, field_error, nearest, shown
 
 S = TypeVar("S", bound=msgspec.Struct)
-PRIORITIES: Final = {
-    "low": limits.PRIORITY_LOW,
-    "normal": limits.PRIORITY_NORMAL,
-    "high": limits.PRIORITY_HIGH,
-}
 # What a task gets whose user says nothing: torch alone takes some hundred megabytes.
 MEMORY_DEFAULT: Final = {"program": "512MiB", "create": "1GiB", "train": "2GiB", "call": "1GiB"}
 # What stands in a file of tasks beside TaskOptions; the first are of a program alone.
@@ -49,30 +44,32 @@ def parse_priority(value: int | str | None) -> int:
         return limits.PRIORITY_NORMAL
     if isinstance(value, str):
         word = value.strip().lower()
-        if word in PRIORITIES:
-            return PRIORITIES[word]
+        if word in limits.PRIORITIES:
+            return limits.PRIORITIES[word]
         if not re.fullmatch(r"[0-9]{1,3}", word):
-            raise InvalidError(
-                f"cannot use priority {value[:40]!r}: give low, normal, high or 0 to 100"
+            raise FieldError(
+                f"cannot use priority {value[:40]!r}: give low, normal, high or 0 to 100",
+                "priority",
             )
         value = int(word)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidError("cannot use that priority: give low, normal, high or 0 to 100")
+        raise FieldError("cannot use that priority: give low, normal, high or 0 to 100", "priority")
     if not limits.PRIORITY_MIN <= value <= limits.PRIORITY_MAX:
-        raise InvalidError(f"cannot use priority {value!r}: from 0 to 100")
+        raise FieldError(f"cannot use priority {shown(value)}: from 0 to 100", "priority")
     return value
 
 
 def parse_duration(value: float | str | None, what: str = "time") -> float | None:
-    """Seconds from `90`, `"90s"`, `"10m"`, `"2h"` or `"1d"`."""
+    """Seconds from `90`, `"90s"`, `"10m"`, `"2h"` or `"1d"`. FieldError names it by `what`."""
+    param = what.replace(" ", "_")
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         try:
             return None if value is None else float(value)
         except OverflowError:  # a whole number that no float holds
-            raise InvalidError(f"cannot use so large a {what}") from None
+            raise FieldError(f"cannot use so large a {what}", param) from None
     match = _DURATION.match(value) if isinstance(value, str) and len(value) <= 64 else None
     if match is None:
-        raise InvalidError(f"cannot read {what} {str(value)[:40]!r}: write 90s, 10m, 2h or 1d")
+        raise FieldError(f"cannot read {what} {str(value)[:40]!r}: write 90s, 10m, 2h or 1d", param)
     return float(match[1]) * _SECONDS[match[2]]
 
 
@@ -142,11 +139,11 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             time_limit_s=parse_duration(self.time_limit, "time limit"),
             retries=self.retries,
             after=parse_list(self.after),
-            start_at=None if self.at is None else parse_time(self.at, "the time", now),
+            start_at=None if self.at is None else parse_time(self.at, "the time", now, "at"),
             node=self.node,
             labels=self.labels,
             exclusive=self.exclusive,
-            deadline=None if self.by is None else parse_time(self.by, "the deadline", now),
+            deadline=None if self.by is None else parse_time(self.by, "the deadline", now, "by"),
         )
 
 
@@ -213,9 +210,26 @@ def train(
     elif isinstance(data, list | tuple):
         data = {"paths": list(data)}
     if isinstance(data, Mapping):
-        data = resolve_paths(data, base or Path.cwd())
+        data = resolve_paths(data, base or Path())
     given = {**values, **({} if data is None else {"data": data})}
-    return convert({**given, **_workers(given)}, TrainSpec, beside)
+    try:
+        spec = convert({**given, **_workers(given)}, TrainSpec, beside)
+    except FieldError as error:
+        # The specification takes a mapping alone, people may give less.
+        message = error.message.replace(
+            "cannot use data: give a mapping,",
+            "cannot use data: give a path, a list of paths, or a mapping,",
+        )
+        raise FieldError(message, error.param) from None
+    # A specification as it is stored says all of its fields, and mostly its type; people don't.
+    if "type" in values or set(TrainSpec.__struct_fields__) <= set(values):
+        return spec
+    if spec.steps is not None and values.get("epochs") is not None:
+        raise spec.both_lengths()
+    for name in publishing.HOW:
+        if spec.publish is None and values.get(name) is not None:
+            raise publishing.unpublished(name)
+    return spec
 
 
 def train_schema() -> dict[str, Any]:
@@ -252,7 +266,7 @@ def _workers(values: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     least, dots, most = given.partition("..")
     if not (least.isdecimal() and (most.isdecimal() if dots else True)):
-        raise InvalidError(f"cannot use workers {given!r}: give a number, or two as 1..4")
+        raise FieldError(f"cannot use workers {given!r}: give a number, or two as 1..4", "workers")
     return {"workers": int(most), "workers_min": int(least)} if dots else {"workers": int(least)}
 
 
@@ -261,15 +275,23 @@ def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, Iterable) else value
 
 
-def absolute(path: str | os.PathLike[str]) -> str:
-    """The path as the daemon, which has another working directory, can use it. InvalidError."""
+def absolute(path: str | os.PathLike[str], base: Path | None = None) -> str:
+    """The path as the daemon, which has another working directory, can use it. InvalidError.
+
+    base: from where a relative one is meant; by default the working directory.
+    """
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     if not isinstance(text, str) or not text or "\0" in text:
         raise InvalidError(f"cannot use the path {repr(path)[:64]}: give a text, or a Path")
     try:
-        return str(Path(text).expanduser().absolute())
-    except (RuntimeError, OSError) as error:  # nobody's home, or the working directory is gone
-        raise InvalidError(f"cannot use the path {text[:64]!r}: {error}") from None
+        return str(Path(base or "", Path(text).expanduser()).absolute())
+    except RuntimeError:
+        raise InvalidError(
+            f"cannot use the path {text[:64]!r}: nobody here is called so; write ./ before a name "
+            "that begins with ~"
+        ) from None
+    except OSError as error:  # the working directory is gone
+        raise InvalidError(f"cannot use the path {text[:64]!r}: {error.strerror}") from None
 
 
 def create(**values: Any) -> CreateSpec:
@@ -304,7 +326,7 @@ def batch(values: Mapping[str, Any], base: Path) -> list[TaskSpec]:
         try:
             made.append(_of_batch(name, given, base))
         except ZenosError as error:
-            raise InvalidError(f"{error.message} (task {name[:64]})") from None
+            raise FieldError(f"{error.message} (task {name[:64]})", error.param) from None
     return made
 
 
@@ -323,14 +345,16 @@ def _of_batch(name: str, given: Mapping[str, Any], base: Path) -> TaskSpec:
     if "train" in given:
         if not isinstance(given["train"], Mapping):
             raise InvalidError("cannot read 'train': it must be a mapping")
+        for key in ("cwd", *_OF_PROGRAM):
+            if key in fields:
+                raise FieldError(f"cannot use the field {key!r} beside 'train': leave it out", key)
         work = train(given["train"], base)
     else:
         of_program = {key: fields.pop(key) for key in _OF_PROGRAM if key in fields}
         if not isinstance(given["run"], list):
             raise InvalidError("cannot run that: give a list of arguments, e.g. [ls, -l]")
         argv = [str(a) if isinstance(a, int | float) else a for a in given["run"]]
-        cwd = Path(base, Path(str(fields.pop("cwd", "."))).expanduser())
-        work = program(argv, cwd=cwd, **of_program)
+        work = program(argv, cwd=absolute(fields.pop("cwd", "."), base), **of_program)
     # What is known beside the options helps whoever misspelt it.
     return convert({**fields, "name": name}, TaskOptions, _OF_BATCH).task(work)
 
@@ -343,7 +367,7 @@ def resolve_paths(data: Mapping[str, Any], base: Path) -> dict[str, Any]:
         paths = [paths]
     if isinstance(paths, list | tuple):
         made["paths"] = [
-            str(Path(base, Path(path).expanduser()).absolute())
+            absolute(path, base)
             if isinstance(path, str | Path) and path and "\0" not in str(path)
             else path
             for path in paths
@@ -356,7 +380,8 @@ def convert(values: Mapping[str, Any], into: type[S], beside: Collection[str] = 
     tag = into.__struct_config__.tag
     given = dict(values)
     if tag is not None and given.get("type", tag) != tag:
-        raise InvalidError(f"cannot use a specification of type {given['type']!r}: expected {tag}")
+        shown = repr(given["type"])[:64]
+        raise InvalidError(f"cannot use a specification of type {shown}: expected {tag}")
     if tag is not None:
         given["type"] = tag
     try:

@@ -97,6 +97,7 @@ class ModelList(msgspec.Struct):
     """Answer of GET /api/models."""
 
     models: list[ModelVersion]
+    damaged: dict[str, str] = {}
 
 
 class DeploymentList(msgspec.Struct):
@@ -141,14 +142,15 @@ def _post(
         method="POST",
         path=path,
         into=into,
-        body=_encode(body),
+        body=encoded(body),
         headers=headers,
         timeout_s=timeout_s,
         repeatable=repeatable,
     )
 
 
-def _encode(body: Any) -> bytes:
+def encoded(body: Any) -> bytes:
+    """As JSON. Raises InvalidError for what that hasn't, with the name of the field."""
     try:
         check_numbers("", body)
         return msgspec.json.encode(body)
@@ -211,7 +213,7 @@ def _sent(spec: S, type_: type[S]) -> S:
     """The specification, once it is known that it may be used. InvalidError."""
     if not isinstance(spec, type_):
         raise InvalidError(f"cannot use {type(spec).__name__}: give a {type_.__name__}")
-    with suppress(UnicodeEncodeError):  # `_encode` says which text it is
+    with suppress(UnicodeEncodeError):  # `encoded` says which text it is
         spec.check()
     return spec
 
@@ -467,7 +469,8 @@ def generate(
         body.pop("echo", None)
         body["messages"] = list(messages)
         return _post("/v1/chat/completions", body, bytes)
-    if not isinstance(prompt, str | Sequence):
+    # The numbers of bytes would be taken for tokens.
+    if not isinstance(prompt, str | Sequence) or isinstance(prompt, bytes | bytearray):
         raise InvalidError(f"cannot generate from {type(prompt).__name__}: give a text, or tokens")
     body["prompt"] = prompt if isinstance(prompt, str) else list(prompt)
     return _post("/v1/completions", body, bytes)

@@ -106,7 +106,12 @@ def _figure(value: float | None) -> str:
 
 def summary(task: Task) -> str:
     """How an ended task ended, in one line; otherwise its state."""
-    if task.outcome is not None and task.state in (State.FAILED, State.LOST):
+    if task.outcome is not None and task.state is State.LOST:
+        return (
+            f"{task.outcome.describe()}; 'zenos logs {task.id}' shows how far it came: submit it "
+            "again if that does no harm"
+        )
+    if task.outcome is not None and task.state is State.FAILED:
         return task.outcome.describe()
     if task.stopping not in (None, "cancel") and task.state is State.CANCELLED:
         return f"cancelled: {task.stopping}"

@@ -13,7 +13,8 @@ from zenos.client.calls import Call
 from zenos.client.decoding import decode
 from zenos.client.sse import SseDecoder
 from zenos.client.types import Chunk, TokenLogprob, Usage
-from zenos.core.errors import UnavailableError, from_code
+from zenos.core.errors import UnavailableError
+from zenos.core.wording import from_answer
 
 if TYPE_CHECKING:
     from zenos.client.aio import AsyncClient
@@ -93,9 +94,8 @@ class GenerationState:
                 continue
             piece = decode(event.data, _Piece)
             if piece.error is not None:
-                error = from_code(piece.error.code or "internal", piece.error.message)
-                error.param = piece.error.param
-                raise error
+                code = piece.error.code or "internal"
+                raise from_answer(code, piece.error.message, piece.error.param)
             chunks.extend(self._chunks(piece))
         return chunks
 

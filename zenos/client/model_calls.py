@@ -19,8 +19,12 @@ class Models:
         raise NotImplementedError
 
     def models(self) -> list[ModelVersion]:
-        """All versions of all models."""
+        """All versions of all models that can be read."""
         return self._run(calls.models()).models
+
+    def damaged_models(self) -> dict[str, str]:
+        """What is wrong with the versions that cannot be read, by `name:version`."""
+        return self._run(calls.models()).damaged
 
     def model(self, ref: str) -> ModelVersion:
         """`name` (the latest), `name:3` or `name:alias`."""
@@ -54,8 +58,12 @@ class AsyncModels:
         raise NotImplementedError
 
     async def models(self) -> list[ModelVersion]:
-        """All versions of all models."""
+        """All versions of all models that can be read."""
         return (await self._run(calls.models())).models
+
+    async def damaged_models(self) -> dict[str, str]:
+        """What is wrong with the versions that cannot be read, by `name:version`."""
+        return (await self._run(calls.models())).damaged
 
     async def model(self, ref: str) -> ModelVersion:
         """`name` (the latest), `name:3` or `name:alias`."""

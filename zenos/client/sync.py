@@ -409,9 +409,11 @@ class TaskHandle(HandleYielding, HandleThreads, HandleAhead):
                     for part in parts:
                         text = feed.feed(part)
                         self.log_offset = feed.offset
-                        yield text
+                        if text:  # a part may be less than a character
+                            yield text
                 if feed.is_over(self.refresh().task):
-                    yield feed.finish()
+                    if rest := feed.finish():
+                        yield rest
                     return
             except feeds.PASSING as error:
                 problem = error

@@ -28,8 +28,8 @@ from zenos.core.errors import (
     NotFoundError,
     UnavailableError,
     ZenosError,
-    from_code,
 )
+from zenos.core.wording import from_answer
 
 T = TypeVar("T")
 RETRY_S = 15.0
@@ -83,13 +83,12 @@ def error_of(
         message = wrong_token(address)
     elif address is not None and address.home is not None:
         message = message.replace("$ZENOS_HOME", address.home)  # others aren't told the path
-    error = from_code(
+    return from_answer(
         code or _BY_STATUS.get(status, "internal"),
         message,
+        detail.param,
         retry_after_s=_seconds(headers.get("Retry-After")),
     )
-    error.param = detail.param
-    return error
 
 
 def _seconds(text: str | None) -> float | None:
@@ -236,7 +235,8 @@ def broken(address: Address, error: Exception) -> ZenosError:
         return UnavailableError("cannot go on: nothing comes from the daemon any more")
     if not isinstance(error, httpx.TransportError):
         return _not_understood(error)
-    reason = str(error).strip()
+    # Of an answer that was cut the library tells what HTTP says of that.
+    reason = "" if isinstance(error, httpx.ProtocolError) else str(error).strip()
     return UnavailableError(
         f"cannot go on: the connection to the daemon was lost{f' ({reason})' if reason else ''}"
     )

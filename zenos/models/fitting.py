@@ -13,13 +13,17 @@ from typing import Any, Final
 import msgspec
 
 from zenos.core.errors import InvalidError
-from zenos.models import intake, presets, safetensors
+from zenos.models import intake, presets, safetensors, templates
 from zenos.models.footprint import GATED
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 # Model types whose tensors are called as below; others go by names of their own.
 _USUAL: Final = GATED | {"gpt2", "bert"}
+# Those whose embedding is made with the padding token's number.
+_PADDED: Final = _USUAL - {"gpt2"}
+# What may lie beside the config and has to be JSON, for transformers or for a replica.
+_BESIDE: Final = ("generation_config.json", "tokenizer_config.json")
 _EMBEDDING: Final = re.compile(
     r"^(model\.|transformer\.|bert\.embeddings\.|embeddings\.)?"
     r"(embed_tokens|wte|word_embeddings)\.weight$"
@@ -28,6 +32,10 @@ _INNER: Final = re.compile(r"\.\d+\.(mlp\.(gate|up)_proj|intermediate\.dense)\.w
 _HEADS: Final = re.compile(r"\.\d+\.self_attn\.(q|k|v)_proj\.weight$")
 # Those whose heads divide the width where the config doesn't say how wide one is.
 _EVEN_HEADS: Final = frozenset({"llama", "mistral", "qwen2"})
+# Weights are real numbers unless a quantization packs them into integers. Buffers are called
+# otherwise, such as gpt2's mask, `h.0.attn.bias`.
+_WEIGHT: Final = re.compile(r"(^|\.)weight$")
+_BIAS: Final = re.compile(r"(?<!\.attn)\.bias$")
 _COUNT_MAX: Final = 10**9  # a model of somebody else's may be larger than what is made here
 _LAYER: Final = re.compile(r"(?:^|\.)(?:layers|layer|h)\.(\d{1,6})\.")
 
@@ -54,16 +62,66 @@ def inspect(files: Mapping[str, Path]) -> tuple[dict[str, Any], int]:
                 f"cannot import this model: its weights have a tensor called {name[:64]!a}, which "
                 "no model type has; fetch them again"
             )
+    if not _is_quantized(config):
+        _check_dtypes(config, {n: dtype for h in headers for n, dtype in h.unreal.items()})
     if config.get("model_type") in _USUAL:
         _check_values(config)
-        if not any(name.startswith("quantization") for name in config):
+        if not _is_quantized(config):
             _check_embedding(config, shapes)
             _check_layers(config, shapes)
             _check_inner(config, shapes)
             _check_attention(config, shapes)
+    said = {name: _object(files, name) for name in _BESIDE}
+    _check_ids("config.json", config)
+    _check_ids("generation_config.json", said["generation_config.json"])
+    templates.check(files, said["tokenizer_config.json"])
     if "tokenizer.json" in files:
         _check_tokenizer(files["tokenizer.json"])
     return config, parameters
+
+
+def _object(files: Mapping[str, Path], name: str) -> dict[str, Any]:
+    return intake.read_object(files[name], name) if name in files else {}
+
+
+def _check_ids(name: str, config: Mapping[str, Any]) -> None:
+    """That special tokens are numbers, and that of padding one of the vocabulary.
+
+    The others may lie outside of it, as in small models with the usual ids: they never come.
+    """
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = config.get(key)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if any(type(id_) is not int for id_ in ids):
+            raise InvalidError(
+                f"cannot import this model: its {name} sets {key} to {presets.shown(value)}, and "
+                "it has to be a token's number; fetch it again"
+            )
+    size, padding = _said(config, "vocab_size"), config.get("pad_token_id")
+    if config.get("model_type") not in _PADDED or size is None or not isinstance(padding, int):
+        return
+    if not -size <= padding < size:  # below zero it is counted from the end
+        raise InvalidError(
+            f"cannot import this model: its {name} sets pad_token_id to {presets.shown(padding)}, "
+            f"and its vocab_size is {size}; fetch it again"
+        )
+
+
+def _is_quantized(config: Mapping[str, Any]) -> bool:
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    return any(name.startswith(("quantization", "compression")) for p in parts for name in p)
+
+
+def _check_dtypes(config: Mapping[str, Any], unreal: Mapping[str, str]) -> None:
+    """That weights are real numbers: others are taken for such, and give nonsense."""
+    for name, dtype in unreal.items():
+        biased = config.get("model_type") in _USUAL and _BIAS.search(name)
+        if biased or _WEIGHT.search(name):
+            raise InvalidError(
+                f"cannot import this model: {name[:128]} has the dtype {dtype}, and its "
+                "config.json has no quantization, without which weights are floats (F32, BF16, …); "
+                "fetch the weights again"
+            )
 
 
 def _check_values(config: Mapping[str, Any]) -> None:

@@ -5,20 +5,27 @@ It stands on the model's config alone: no torch here, the daemon asks it at each
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from zenos.core import limits
+from zenos.core.node import Node
+from zenos.core.replicas import replica_resources, replicas_held
 from zenos.core.resources import show_size
 from zenos.core.specs import DeploymentSpec, TrainSpec
+from zenos.models.data_size import data_bytes
 from zenos.models.presets import PRESETS, is_count
 from zenos.models.records import ModelVersion, context_length
 
 # What a worker takes before it has a model: torch, transformers, the tokenizer, the data's pages.
 BASE_BYTES: Final = 400 * limits.MIB
-# float32, for each parameter: itself, its gradient, AdamW's two moments; the copy of the first and
-# the last two from which a checkpoint is written, and the weights that were the best so far.
-TRAINED_BYTES: Final = 4 + 4 + 8 + 12 + 4
+# float32, for each parameter: itself and AdamW's two moments, once where workers share them; the
+# gradient, of each worker's part of a batch; and of one worker alone the copy of the first and the
+# moments from which a checkpoint is written, and the weights that were the best so far.
+STATE_BYTES: Final = 4 + 8
+GRADIENT_BYTES: Final = 4
+SAVED_BYTES: Final = 12 + 4
+APART: Final = frozenset({"gloo", "nccl"})  # backends whose workers share no memory
 # Of a replica: as read and as laid out for the processor, in float32.
 SERVED_BYTES: Final = 8
 ELEMENT_BYTES: Final = 4
@@ -93,25 +100,38 @@ def training_shape(spec: TrainSpec, base: ModelVersion | None) -> Shape | None:
     if preset is None:
         return None
     config = {"model_type": preset.model_type, **preset.settings, **spec.settings}
-    return shape_of(config, spec.vocab_size)
+    return shape_of(config, spec.settings.get("vocab_size", spec.vocab_size))
+
+
+def vocabulary_of(data_bytes: int) -> int:
+    """Tokens that a tokenizer trained on so much text gets at most, about, however many it may.
+
+    Of 10 KB to 10 MB of Python, Markdown and licences it got a third to nine tenths of this. It
+    grows as the number of different words does (Heaps, "Information Retrieval", 1978, section 7.5).
+    """
+    return 300 + int(4 * data_bytes**0.6)
 
 
 def training_bytes(spec: TrainSpec, shape: Shape, parameters: int | None = None) -> int:
     """Memory that a training wants in all its workers, about.
 
-        workers · (base + 32 · parameters + positions · (layers · activations + 4 · vocabulary) · 4)
+        (16 + 12 · copies + 4 · workers) · parameters
+        + workers · (base + positions · (layers · activations + 4 · vocabulary) · 4)
 
-    positions: sequences of a micro-batch times their length. The first sum is what AdamW in float32
-    keeps (16 bytes for each parameter: Rajbhandari et al., "ZeRO", 2020, section 3.1) and zenos'
-    own copies. The second follows Korthikanti et al., "Reducing Activation Recomputation in Large
+    copies: 1 where workers share memory, else one for each. positions: sequences of a worker's part
+    of a micro-batch times their length. The first sum is what AdamW in float32 keeps (16 bytes for
+    each parameter: Rajbhandari et al., "ZeRO", 2020, section 3.1) and zenos' own copies. The second
+    follows Korthikanti et al., "Reducing Activation Recomputation in Large
     Transformer Models", 2022, section 4, counted for a fused attention, whose scores are not kept.
     In bfloat16 it is less, at most by half. A training's measured peak lies within a factor of two
     of it (tests/runtime/train/test_footprint.py).
     """
-    held = TRAINED_BYTES * (parameters or shape.parameters)
+    copies = spec.workers if spec.backend in APART else 1
+    each = SAVED_BYTES + STATE_BYTES * copies + GRADIENT_BYTES * spec.workers
+    held = each * (parameters or shape.parameters)
     positions = -(-spec.batch_size // spec.workers) * spec.sequence_length
-    each = shape.layers * shape.activations + LOGITS * shape.vocabulary
-    return spec.workers * (BASE_BYTES + held + positions * each * ELEMENT_BYTES)
+    kept = shape.layers * shape.activations + LOGITS * shape.vocabulary
+    return held + spec.workers * (BASE_BYTES + positions * kept * ELEMENT_BYTES)
 
 
 def serving_bytes(spec: DeploymentSpec, version: ModelVersion) -> int | None:
@@ -136,21 +156,38 @@ def training_warning(
     """That a training asks for less memory than it is expected to want; empty where it doesn't.
 
     memory: bytes that it asks for in all, 0 for no limit. Nothing is said of one on GPUs, since
-    most of it lies there.
+    most of it lies there. Before anything is said of a tokenizer that is still to be trained, it is
+    looked how much text there is: that may not have so many tokens.
     """
     shape = training_shape(spec, base)
     if shape is None or not memory or gpus:
         return ""
     wanted = training_bytes(spec, shape, base.parameters if base is not None else None)
+    is_trained = base is None and spec.tokenizer is None and "vocab_size" not in spec.settings
+    if is_trained and _warning(wanted, memory):
+        size = data_bytes(spec.data)
+        if size is not None and vocabulary_of(size) < shape.vocabulary:
+            shape = shape._replace(vocabulary=vocabulary_of(size))
+            wanted = training_bytes(spec, shape)
     return _warning(wanted, memory)
 
 
-def serving_warning(spec: DeploymentSpec, version: ModelVersion, memory: int | None) -> str:
-    """The same of a replica; memory: as somebody said it, None where zenos chooses."""
+def serving_warning(
+    spec: DeploymentSpec, version: ModelVersion, memory: int | None, nodes: Iterable[Node]
+) -> str:
+    """The same of a replica, and that the nodes could not hold those that always stand.
+
+    memory: as somebody said it, None where zenos chooses.
+    """
     wanted = serving_bytes(spec, version)
-    if wanted is None or not memory or spec.gpu:
-        return ""
-    return _warning(wanted, memory)
+    known = wanted is not None and memory and not spec.gpu
+    little = _warning(wanted or 0, memory or 0) if known else ""
+    room = replicas_held(replica_resources(spec, version.replica_bytes), nodes)
+    # Where there is room for none at all it is refused.
+    if not 0 < room < spec.min_replicas:
+        return little
+    crowded = f"the nodes have room for about {room} of its {spec.min_replicas} replicas at once"
+    return "; ".join(filter(None, (little, crowded)))
 
 
 def _warning(wanted: int, asked: int) -> str:

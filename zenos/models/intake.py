@@ -77,10 +77,10 @@ def taken(directory: Path) -> Iterator[Gathered]:
     if not named:
         yield Gathered(files, left_out)
         return
-    with tempfile.TemporaryDirectory(prefix="zenos-import-") as scratch:
+    with _scratch() as scratch:
         for name in named:
-            kept = {k: v for k, v in _read_object(files[name], name).items() if k != _AUTO_MAP}
-            files[name] = Path(scratch, name)
+            kept = {k: v for k, v in read_object(files[name], name).items() if k != _AUTO_MAP}
+            files[name] = scratch / name
             try:
                 files[name].write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
             except OSError as error:
@@ -88,6 +88,20 @@ def taken(directory: Path) -> Iterator[Gathered]:
                     f"cannot write {files[name]}: {error.strerror or error}"
                 ) from error
         yield Gathered(files, left_out)
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A directory for as long as it is used."""
+    try:
+        made = tempfile.TemporaryDirectory(prefix="zenos-import-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise StorageError(
+            f"cannot make a directory for temporary files: {error.strerror or error}; free space, "
+            "or set TMPDIR to a place that has some"
+        ) from error
+    with made as path:
+        yield Path(path)
 
 
 def _left_out(paths: Iterable[Path]) -> dict[str, str]:
@@ -116,7 +130,7 @@ def _names_code(files: Mapping[str, Path], name: str) -> bool:
     if name not in files or not files[name].is_file():
         return False
     with suppress(InvalidError):
-        return bool(_read_object(files[name], name).get(_AUTO_MAP))
+        return bool(read_object(files[name], name).get(_AUTO_MAP))
     return False
 
 
@@ -151,8 +165,8 @@ def inspect(files: Mapping[str, Path]) -> tuple[dict[str, Any], int]:
         raise InvalidError("cannot register a model without a config.json")
     for name, path in files.items():
         if name.endswith(INDEX_SUFFIX):
-            _check_index(name, _read_object(path, name), headers)
-    config = _read_object(files["config.json"], "config.json")
+            _check_index(name, read_object(path, name), headers)
+    config = read_object(files["config.json"], "config.json")
     if not isinstance(config.get("model_type", ""), str):
         raise InvalidError("cannot read config.json: its model_type is no text")
     return config, sum(header.parameters for header in headers.values())
@@ -165,7 +179,7 @@ def has_chat_template(files: Mapping[str, Path]) -> bool:
     if "tokenizer_config.json" not in files:
         return False
     try:
-        return bool(_read_object(files["tokenizer_config.json"], "it").get("chat_template"))
+        return bool(read_object(files["tokenizer_config.json"], "it").get("chat_template"))
     except InvalidError:
         return False  # who opens the tokenizer is told
 
@@ -187,18 +201,22 @@ def _check_index(
             raise InvalidError(f"cannot register this model: {file} lacks {tensor[:64]!a}")
 
 
-def _read_object(path: Path, name: str) -> dict[str, Any]:
+def read_object(path: Path, name: str) -> dict[str, Any]:
     """A file with a JSON object that the manifest can hold."""
     try:
         if path.stat().st_size > JSON_BYTES_MAX:
             raise InvalidError(f"cannot read {name}: it is larger than {JSON_BYTES_MAX} bytes")
-        found = json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes().decode("utf-8"))
         # Python reads numbers of any size, lone surrogates and deep nesting, which others do not.
         msgspec.json.decode(msgspec.json.encode([[found]]))
     except RecursionError:
         raise InvalidError(f"cannot read {name}: it is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise InvalidError(
+            f"cannot read {name}: it is no UTF-8, which JSON is written in; save it as that"
+        ) from None
     except (ValueError, OverflowError) as error:
-        raise InvalidError(f"cannot read {name}: {str(error)[:300]}") from error
+        raise InvalidError(f"cannot read {name}: {str(error)[:300]}; fetch it again") from error
     except OSError as error:
         raise InvalidError(f"cannot read {name}: {error.strerror or error}") from error
     if not isinstance(found, dict):

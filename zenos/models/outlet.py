@@ -12,6 +12,7 @@ from pathlib import Path
 
 from zenos.core import durable
 from zenos.core.errors import ConflictError, InvalidError, StorageError
+from zenos.core.free import check_room
 from zenos.models.records import ModelVersion
 
 
@@ -35,7 +36,10 @@ def is_there(version: ModelVersion, target: Path) -> bool:
     except OSError:
         same = False
     if not same:
-        raise ConflictError(f"cannot export to {target}: it exists already")
+        raise ConflictError(
+            f"cannot export to {target}: it exists already, and is not this version as it was "
+            "exported; give a directory that does not exist, or remove that one first"
+        )
     return True
 
 
@@ -44,6 +48,9 @@ def write(version: ModelVersion, blobs: Mapping[str, Path], target: Path) -> Non
 
     Raises InvalidError where the daemon may not write there, StorageError when the disk fails.
     """
+    check_room(
+        f"cannot export to {target}", version.bytes, target.parent, "make room, or export elsewhere"
+    )
     try:
         with durable.new_directory(target, mode=0o755) as directory:
             for name, blob in blobs.items():

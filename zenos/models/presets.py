@@ -202,6 +202,11 @@ def check_arch(arch: str, settings: dict[str, Any]) -> None:
     kind = arch if preset is None else preset.model_type
     if preset is None:
         _check_kind(arch, settings)
+    if "model_type" in settings:
+        raise InvalidError(
+            f"cannot set 'model_type' of {arch}: the architecture is that; give another one as "
+            "--arch (in a spec: 'arch')"
+        )
     for name, value in settings.items():
         _check_value(kind, name, value)
     names = known.settings.get(kind)
@@ -323,6 +328,12 @@ def check_train(spec: TrainSpec) -> None:
         raise InvalidError(
             f"cannot train {spec.arch} as {spec.objective}: choose an architecture of that family "
             "(llama and gpt2 for causal_lm, bert for masked_lm)"
+        )
+    size = spec.settings.get("vocab_size", spec.vocab_size)
+    if spec.tokenizer is None and type(size) is int and size < spec.vocab_size:
+        raise InvalidError(
+            f"cannot set vocab_size to {size}: the tokenizer that is trained may have "
+            f"{spec.vocab_size} tokens; give --vocab-size, which is of both, instead of a setting"
         )
     said = {name: value for name, value in spec.settings.items() if name in ROOMS}
     said = said or {name: value for name, value in preset.settings.items() if name in ROOMS}

@@ -10,6 +10,7 @@ from zenos.models.records import ModelVersion
 
 # The entry of a version's metrics that says so: the step after which it was taken.
 STEP: Final = "published_at_step"
+EVAL_STEP: Final = "eval_loss_at_step"  # after which its held-out loss was measured: not later
 
 
 def newest_of(versions: Sequence[ModelVersion], name: str, task: str) -> ModelVersion | None:

@@ -17,15 +17,13 @@ import contextlib
 import fcntl
 import logging
 import os
-import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-import msgspec
 from msgspec.structs import replace
 
 from zenos.core import durable, failpoints, limits
@@ -37,17 +35,16 @@ from zenos.core.errors import (
     StorageError,
     ZenosError,
 )
+from zenos.core.free import check_room
 from zenos.core.names import ModelRef, check_name
-from zenos.core.wording import followed, nearest
 from zenos.models import copying, fitting, intake, outlet
+from zenos.models.manifests import DIGEST, Manifests, make_directory
 from zenos.models.records import (
-    FORMAT,
     Asked,
     FileInfo,
     Lineage,
     Manifest,
     ModelVersion,
-    Names,
     family_of,
 )
 
@@ -55,11 +52,19 @@ __all__ = ["Asked", "FileInfo", "Lineage", "ModelVersion", "Registry"]
 
 log = logging.getLogger(__name__)
 
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-_NUMBER: Final = re.compile(r"[1-9][0-9]{0,17}")
-
 ADDING: Final = "adding.lock"
+# What is wrong with a file of a version, and what to do.
+_ANEW: Final = "remove this version and import or train it again"
+_GONE: Final = f"is gone from the disk; {_ANEW}"
+_CHANGED: Final = f"has changed on the disk; {_ANEW}"
 Inspect = Callable[[Mapping[str, Path]], tuple[dict[str, Any], int]]
+
+
+class Survey(NamedTuple):
+    """models: all that can be read. damaged: what is wrong with each other one (`name:number`)."""
+
+    models: list[ModelVersion]
+    damaged: dict[str, str]
 
 
 class Registry:
@@ -72,46 +77,56 @@ class Registry:
         self._root = root
         self._lanes = min(lanes, limits.MODEL_LANES_MAX)
         self._blobs = root / "blobs" / "sha256"
-        self._manifests = root / "manifests"
-        self._names = root / "names"
+        self._manifests = Manifests(root)
         self._views = root / "views"
 
     # -- reading
 
     def list(self) -> list[ModelVersion]:
-        """All versions, by name and number. Damaged manifests are left out."""
-        found: list[ModelVersion] = []
-        for name, number in self._stored():
-            with contextlib.suppress(StorageError, NotFoundError):
-                found.append(self._read(name, number))
+        """All versions, by name and number. Damaged ones are left out; `survey` says which."""
+        return self.survey().models
+
+    def survey(self) -> Survey:
+        """All versions, by name and number, and what is wrong with those that are damaged."""
+        found = Survey([], {})
+        for name, number in self._manifests.stored():
+            try:
+                found.models.append(self._manifests.read(name, number))
+            except NotFoundError:
+                continue  # removed meanwhile
+            except ZenosError as error:
+                found.damaged[f"{name}:{number}"] = error.message
         return found
+
+    def meant(self, ref: ModelRef | str) -> ModelRef:
+        """Name and number of the version that is meant, be it damaged or not; as `resolve`."""
+        name, number = self._manifests.meant(ref)
+        return ModelRef(name, str(number))
 
     def resolve(self, ref: ModelRef | str) -> ModelVersion:
         """The version that is meant: by number, by alias, or the newest.
 
         Raises NotFoundError with the nearest name, InvalidError for an impossible one.
         """
-        return self._read(*self._meant(ref))
+        return self._manifests.read(*self._manifests.meant(ref))
 
     def path(self, version: ModelVersion) -> Path:
         """A directory with the version's files under their names; not to be written into.
 
-        Raises NotFoundError when it was removed meanwhile, StorageError when a file is gone.
+        Raises NotFoundError when it was removed meanwhile, StorageError when a file is gone, or
+        was written to since it was stored.
         """
         view = self._view(version.name, version.version)
         blobs = {name: self._blob(file.digest) for name, file in version.files.items()}
-        for name, blob in blobs.items():
-            if not blob.exists():
-                if not self._manifest(version.name, version.version).exists():
+        for name, file in version.files.items():
+            if wrong := self._wrong(blobs[name], file):
+                if not self._manifests.path(version.name, version.version).exists():
                     raise NotFoundError(f"cannot open {version.ref}: it was removed")
-                raise StorageError(
-                    f"cannot open {version.ref}: {name} is gone from the disk; remove this "
-                    "version and import or train it again"
-                )
+                raise StorageError(f"cannot open {version.ref}: {name} {wrong}")
         if view.exists():
             return view
         with self._locked("views.lock"):
-            if not self._manifest(version.name, version.version).exists():
+            if not self._manifests.path(version.name, version.version).exists():
                 raise NotFoundError(f"cannot open {version.ref}: it was removed")
             if not view.exists():  # else another process was faster
                 view.parent.mkdir(mode=0o700, exist_ok=True)
@@ -121,19 +136,18 @@ class Registry:
         return view
 
     def verify(self, version: ModelVersion) -> None:
-        """Read every file of a version; StorageError names the one that is damaged."""
+        """Read every file of a version in full; StorageError names the one that is damaged."""
 
         def check(name: str) -> None:
             file = version.files[name]
             try:
                 digest = copying.digest(self._blob(file.digest))
             except OSError as error:
-                raise StorageError(f"cannot read {name} of {version.ref}: {error}") from error
+                gone = isinstance(error, FileNotFoundError)
+                why = _GONE if gone else f"cannot be read ({error.strerror or error})"
+                raise StorageError(f"cannot read {version.ref}: {name} {why}") from error
             if digest != file.digest:
-                raise StorageError(
-                    f"cannot trust {name} of {version.ref}: it has changed on the disk; remove "
-                    "this version and import or train it again"
-                )
+                raise StorageError(f"cannot trust {name} of {version.ref}: it {_CHANGED}")
 
         copying.each(check, list(version.files), self._lanes)
 
@@ -161,6 +175,12 @@ class Registry:
         # Copying takes as long as it takes: others may read, register and add meanwhile. Only what
         # isn't named by a manifest yet must not be collected.
         with self._collecting_failures(), self._locked(ADDING, shared=True):
+            check_room(
+                f"cannot store {name}",
+                sum(path.stat().st_size for path in files.values()),
+                self._root,
+                "make room there ('zenos rm' removes models)",
+            )
             names = sorted(files)
             added = copying.each(self._add, [files[file] for file in names], self._lanes)
             infos = dict(zip(names, added, strict=True))
@@ -195,9 +215,9 @@ class Registry:
             raise InvalidError(f"cannot use the alias {alias!r}: it means a version already")
         with self._locked():
             found = self.resolve(ModelRef(check_name(name, "model name"), str(version)))
-            names = self._read_names(found.name)
+            names = self._manifests.names(found.name)
             aliases = {**names.aliases, alias: found.version}
-            self._write_names(found.name, replace(names, aliases=aliases))
+            self._manifests.write_names(found.name, replace(names, aliases=aliases))
 
     def copy(
         self,
@@ -232,25 +252,30 @@ class Registry:
         A version with a damaged manifest can be removed too, by its number.
         """
         with self._locked():
-            name, number = self._meant(ref)
-            path = self._manifest(name, number)
+            name, number = self._manifests.meant(ref)
+            path = self._manifests.path(name, number)
+            gone = self._manifests.legible(name, number) or set()
             path.unlink()
             durable.sync_directory(path.parent)
             with contextlib.suppress(OSError):
                 path.parent.rmdir()
-            names = self._read_names(name)
-            kept = {a: v for a, v in names.aliases.items() if v != number}
-            if kept != names.aliases:
-                self._write_names(name, replace(names, aliases=kept))
             try:
-                return self._collect()
+                names = self._manifests.names(name)
+                kept = {a: v for a, v in names.aliases.items() if v != number}
+                if kept != names.aliases:
+                    self._manifests.write_names(name, replace(names, aliases=kept))
+                return self._collect(gone)
             except StorageError as error:
                 # The version is gone, as was asked for; what it took waits for the next collection.
                 log.warning("removed %s:%d, its files are still there: %s", name, number, error)
                 return 0
 
     def collect_garbage(self) -> int:
-        """Remove what a crash has left: blobs that no version names, and half-written files."""
+        """Remove what a crash has left: blobs that no version names, and half-written files.
+
+        As long as a version is damaged, blobs that none names stay: they may be its, and all that
+        can be saved of it. Of a version that is removed, what no other one names goes even then.
+        """
         with self._locked():
             return self._collect()
 
@@ -278,6 +303,11 @@ class Registry:
         version, target = self.resolve(ref), Path(path)
         if outlet.is_there(version, target):
             return
+        if target.parent.resolve().is_relative_to(self._root.resolve()):
+            raise InvalidError(
+                f"cannot export to {target}: that is inside the registry's own {self._root}, where "
+                "what is no version's is removed; give a directory elsewhere"
+            )
         self.verify(version)
         blobs = {name: self._blob(file.digest) for name, file in version.files.items()}
         outlet.write(version, blobs, target)
@@ -294,7 +324,12 @@ class Registry:
         """
         how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
         try:
-            for directory in (self._blobs, self._manifests, self._names, self._views):
+            for directory in (
+                self._blobs,
+                self._manifests.root,
+                self._manifests.names_root,
+                self._views,
+            ):
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             with (self._root / name).open("a+b") as file:
                 fcntl.flock(file, how)
@@ -321,15 +356,15 @@ class Registry:
         if asked is None:
             return None
         oldest = time.time() - limits.IDEMPOTENCY_KEPT_S
-        for name, number in self._stored():
+        for name, number in self._manifests.stored():
             try:
-                found = self._written(name, number)
+                found = self._manifests.written(name, number)
             except (StorageError, NotFoundError):
                 continue  # damaged, which `show` says, or removed meanwhile
             if found.asked is None or found.created < oldest:
                 continue
             if found.asked == asked:
-                return self._read(name, number)
+                return self._manifests.read(name, number)
             if (found.asked.user, found.asked.key) == (asked.user, asked.key):
                 raise ConflictError(KEY_TAKEN)
         return None
@@ -340,25 +375,26 @@ class Registry:
         """Write the manifest of the next version of `name`; on failure there is none."""
         if known := self._answered(asked):
             return known
-        names = self._read_names(name)
-        number = max([names.next_version, *(v + 1 for v in self._versions(name))])
-        self._write_names(name, replace(names, next_version=number + 1))
+        names = self._manifests.names(name)
+        number = max([names.next_version, *(v + 1 for v in self._manifests.versions(name))])
+        self._manifests.write_names(name, replace(names, next_version=number + 1))
         version = make(number)
-        path = self._manifest(name, number)
-        try:
-            _make_directory(path.parent)
-            durable.write_file(path, msgspec.json.encode(Manifest.of(version, asked)))
-        except BaseException:
-            path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                path.parent.rmdir()
-            raise
+        self._manifests.write(version, Manifest.of(version, asked))
         return version
 
     def _blob(self, digest: str) -> Path:
-        if not _DIGEST.fullmatch(digest):
+        if not DIGEST.fullmatch(digest):
             raise StorageError("cannot read the registry: a manifest has a malformed digest")
         return self._blobs / digest[:2] / digest
+
+    def _wrong(self, blob: Path, file: FileInfo) -> str:
+        """What is wrong with a file as it lies on the disk, as far as that is cheap; else ''."""
+        try:
+            return "" if copying.is_unchanged(blob, file.size, file.digest) else _CHANGED
+        except FileNotFoundError:
+            return _GONE
+        except OSError as error:
+            return f"cannot be read ({error.strerror or error})"
 
     def _add(self, source: Path) -> FileInfo:
         """Copy a file into the blobs, hashing it on the way."""
@@ -369,11 +405,13 @@ class Registry:
                 large = os.fstat(file.fileno()).st_size > copying.CHUNK_BYTES
                 digest, size = copying.copy(file, target, beside=large and self._lanes > 1)
             path = self._blob(digest)
-            _make_directory(path.parent)
+            make_directory(path.parent)
             if path.exists() and copying.digest(path) == path.name:
                 Path(temporary).unlink()
+                copying.seal(path)
             else:  # new, or what lies there is damaged
                 Path(temporary).chmod(0o400)
+                copying.seal(Path(temporary))
                 durable.sync_file(Path(temporary))
                 failpoints.passing("durable.rename")
                 Path(temporary).replace(path)
@@ -383,117 +421,56 @@ class Registry:
             raise
         return FileInfo(digest=digest, size=size)
 
-    def _manifest(self, name: str, version: int) -> Path:
-        return self._manifests / check_name(name, "model name") / f"{version}.json"
-
     def _view(self, name: str, version: int) -> Path:
         return self._views / check_name(name, "model name") / str(version)
 
-    def _stored(self) -> Sequence[tuple[str, int]]:
-        """Name and number of every manifest; half-written files beside them are none."""
-        found = (p for p in self._manifests.glob("*/*.json") if _NUMBER.fullmatch(p.stem))
-        return sorted((path.parent.name, int(path.stem)) for path in found)
+    def _collect(self, gone: Collection[str] = ()) -> int:
+        """Remove what no manifest names; nothing while somebody adds what none names yet.
 
-    def _versions(self, name: str) -> tuple[int, ...]:
-        found = self._manifest(name, 0).parent.glob("*.json")
-        return tuple(sorted(int(path.stem) for path in found if _NUMBER.fullmatch(path.stem)))
-
-    def _meant(self, ref: ModelRef | str) -> tuple[str, int]:
-        """Name and number of the version that is meant; its manifest is not read."""
-        ref = ModelRef.parse(ref) if isinstance(ref, str) else ref
-        name = check_name(ref.name, "model name")
-        versions = self._versions(name)
-        if not versions:
-            known = sorted({found for found, _ in self._stored()})
-            raise NotFoundError(
-                followed(
-                    f"cannot find the model {name!r}{nearest(name, known)}",
-                    "'zenos list' shows all",
-                )
-            )
-        if ref.tag is None or ref.tag == "latest":
-            return name, versions[-1]
-        aliases = {} if ref.version else self._read_names(name).aliases
-        number = ref.version or aliases.get(ref.tag, 0)
-        if number not in versions:
-            hint = nearest(ref.tag, [a for a, v in aliases.items() if v in versions])
-            what = f"the versions are {', '.join(map(str, versions[-10:]))}"
-            if not ref.version:
-                others = ", ".join(sorted(aliases)[:10])
-                what += f", the aliases {others}" if others else ", and it has no aliases"
-            raise NotFoundError(f"cannot find {ref}: {what}{hint}")
-        return name, number
-
-    def _read(self, name: str, version: int) -> ModelVersion:
-        found, names = self._written(name, version), self._read_names(name)
-        return found.plain(sorted(a for a, v in names.aliases.items() if v == version))
-
-    def _written(self, name: str, version: int) -> Manifest:
-        path = self._manifest(name, version)
-        try:
-            found = msgspec.json.decode(path.read_bytes(), type=Manifest)
-        except FileNotFoundError:
-            raise NotFoundError(f"cannot find {name}:{version}") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise StorageError(f"cannot read the manifest {path}: {error}") from error
-        if found.format > FORMAT:
-            raise StorageError(f"cannot read {path}: it was written by a newer zenos")
-        if found.ref != f"{name}:{version}":
-            raise StorageError(f"cannot read the manifest {path}: it is of {found.ref[:100]!r}")
-        for file, info in found.files.items():
-            if not intake.FILE.fullmatch(file) or not _DIGEST.fullmatch(info.digest):
-                raise StorageError(f"cannot read the manifest {path}: it names {file[:64]!r}")
-        return found
-
-    def _read_names(self, name: str) -> Names:
-        path = self._names / f"{check_name(name, 'model name')}.json"
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=Names)
-        except FileNotFoundError:
-            return Names()
-        except (OSError, ValueError) as error:
-            raise StorageError(f"cannot read {path}: {error}") from error
-
-    def _write_names(self, name: str, names: Names) -> None:
-        durable.write_file(self._names / f"{name}.json", msgspec.json.encode(names))
-
-    def _collect(self) -> int:
-        """Remove what no manifest names; nothing while somebody adds what none names yet."""
+        gone: digests of a version that was removed.
+        """
         try:
             with self._locked(ADDING, wait=False):
-                return self._collect_all()
+                return self._collect_all(gone)
         except BlockingIOError:
             log.info("somebody adds a model: what is not used any more is freed later")
             return 0
 
-    def _collect_all(self) -> int:
-        stored = self._stored()
+    def _collect_all(self, gone: Collection[str]) -> int:
+        stored = self._manifests.stored()
         used: set[str] = set()
+        damaged: list[str] = []
         for name, number in stored:
-            # A manifest that cannot be read raises here: its blobs must not be taken for orphans.
-            used |= {file.digest for file in self._read(name, number).files.values()}
+            try:
+                used |= {f.digest for f in self._manifests.written(name, number).files.values()}
+            except StorageError:
+                damaged.append(f"{name}:{number}")
+                legible = self._manifests.legible(name, number)
+                if legible is None:  # it may have any of them
+                    gone = ()
+                else:
+                    used |= legible
+        if damaged:
+            log.warning(
+                "files that no model has are kept, since they may be of a damaged one (%s)",
+                ", ".join(damaged),
+            )
         freed = 0
         for path in self._blobs.rglob("*"):
-            if path.is_file() and path.name not in used:
+            known = path.name in gone or path.name.startswith(durable.TEMPORARY_PREFIX)
+            if path.is_file() and path.name not in used and (known or not damaged):
                 freed += path.stat().st_size
                 path.unlink()
         temporary = f"{durable.TEMPORARY_PREFIX}*"
-        for directory in (self._manifests, self._names):
+        for directory in (self._manifests.root, self._manifests.names_root):
             for path in directory.rglob(temporary):
                 path.unlink()
         with self._locked("views.lock"):
             shown = {self._view(name, number) for name, number in stored}
             for path in set(self._views.glob("*/*")) - shown:
                 shutil.rmtree(path)
-            for directory in (self._manifests, self._views):
+            for directory in (self._manifests.root, self._views):
                 for path in directory.glob("*"):
                     with contextlib.suppress(OSError):
                         path.rmdir()  # where nothing is left in it
         return freed
-
-
-def _make_directory(path: Path) -> None:
-    """Make one directory, durably, unless it is there."""
-    if not path.exists():
-        path.mkdir(mode=0o700, exist_ok=True)
-        durable.sync_directory(path.parent)

@@ -31,10 +31,12 @@ PICKLE_MAGIC: Final = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\
 
 
 class Header(msgspec.Struct, frozen=True):
-    """What a file declares: shapes by tensor name, and the number of values in all of them."""
+    """What a file declares: shapes by tensor name, the number of values in all of them, and the
+    dtypes of tensors that are not real numbers: integers, booleans, complex ones."""
 
     shapes: dict[str, tuple[int, ...]]
     parameters: int
+    unreal: dict[str, str] = {}
 
 
 def is_pickle(path: Path, name: str | None = None) -> bool:
@@ -103,9 +105,12 @@ def _check(path: Path, file_name: str) -> Header:
         raise InvalidError(f"cannot read {file_name}: its metadata is no map of texts")
     spans: list[tuple[int, int, str]] = []
     shapes: dict[str, tuple[int, ...]] = {}
+    unreal: dict[str, str] = {}
     for name, entry in raw.items():
         shapes[name], start, end = _tensor(file_name, name, entry)
         spans.append((start, end, name))
+        if not entry["dtype"].startswith(("F", "BF")):
+            unreal[name] = entry["dtype"]
     place = 0
     for start, end, name in sorted(spans):
         if start != place:
@@ -116,7 +121,7 @@ def _check(path: Path, file_name: str) -> Header:
             f"cannot read {file_name}: its tensors take {place} bytes, the file has "
             f"{size - 8 - length}; it is truncated or damaged"
         )
-    return Header(shapes, sum(math.prod(shape) for shape in shapes.values()))
+    return Header(shapes, sum(math.prod(shape) for shape in shapes.values()), unreal)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
