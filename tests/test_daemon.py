@@ -47,8 +47,15 @@ def test_other_addresses_need_the_word() -> None:
 
 
 def test_a_host_that_does_not_exist_is_a_clear_error() -> None:
-    with pytest.raises(InvalidError, match="cannot resolve the host"):
-        listen(Config(host="no such host", port=0))
+    for host in ("no such host", "a..b", "a" * 64, "\udcff"):
+        with pytest.raises(InvalidError, match="cannot resolve the host"):
+            listen(Config(host=host, port=0))
+
+
+def test_a_home_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidError, match="its name is not UTF-8; choose another"):
+        claim(Home(tmp_path / "\udcff"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_token_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
@@ -79,7 +86,10 @@ def test_a_damaged_token_is_a_clear_error(tmp_path: Path, content: bytes) -> Non
 
 def test_a_home_has_one_daemon(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
-    with claim(home), pytest.raises(ConflictError, match="cannot start: a daemon runs on"):
+    with (
+        claim(home),
+        pytest.raises(ConflictError, match="cannot start: a daemon runs on"),
+    ):
         claim(home)
     claim(home).close()
 

@@ -53,6 +53,7 @@ from zenos.kernel.control import Control, Inbox, View
 from zenos.kernel.explanation import ended
 from zenos.kernel.picture import slim
 from zenos.kernel.step import Kernel
+from zenos.models import footprint
 from zenos.models.registry import ModelVersion, Registry
 from zenos.simulate.ahead import Question, answer
 from zenos.store.memory import MemoryStore
@@ -93,6 +94,8 @@ class Double:
         self.stopped: list[str] = []
         # What the engine says, and what it was asked.
         self.words = ["Hello", ",", " wörld"]
+        self.version = ""
+        self.begin_again = False  # after the first word of what nobody has seen, with another one
         self.failure: ZenosError | None = None
         self.disk_free = limits.TIB
         self.fail_after: int | None = None
@@ -194,8 +197,9 @@ class Double:
     async def deploy(
         self, spec: DeploymentSpec, principal: Principal, key: str | None
     ) -> Deployment:
-        self.registry.resolve(spec.model)
-        event = ev.Deploy(request=0, spec=spec, principal=principal, key=key)
+        version = self.registry.resolve(spec.model)
+        said = footprint.serving_warning(spec, version, None, self.view.nodes.values())
+        event = ev.Deploy(request=0, spec=spec, principal=principal, key=key, warning=said)
         return await self.control.deploy(event)
 
     async def undeploy(self, name: str, principal: Principal) -> Deployment:
@@ -285,6 +289,10 @@ class Double:
         self.deadlines.append(deadline_s)
         self.open += 1
         try:
+            if self.begin_again and request.whole:
+                old = f"{model}:0"
+                yield Chunk(request=request.id, text="old", token_count=1, version=old)
+                yield Chunk(request=request.id, again=True)
             for index in range(request.sampling.n):
                 async for chunk in self._choice(request, index):
                     yield chunk
@@ -308,6 +316,7 @@ class Double:
                 request=request.id,
                 index=index,
                 text=word,
+                version=self.version,
                 token_count=1,
                 logprobs=logprobs,
                 times=Times(queue_s=0.25, load_s=1.5, compute_s=0.125) if first else None,

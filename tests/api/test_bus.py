@@ -76,6 +76,18 @@ async def test_what_was_answered_is_in_the_store(http: httpx.AsyncClient, system
     assert (shown["body"], shown["headers"], shown["failures"]) == ("grüße", {"a": "b"}, 0)
 
 
+async def test_headers_that_no_receiver_could_be_given_are_refused(
+    http: httpx.AsyncClient, system: Double
+) -> None:
+    many = {f"name-{number}": "" for number in range(2000)}
+    for headers in ({"a": "x" * 16_300}, {"a": "日" * 6000}, many):
+        answer = await send(http, headers=headers)
+        assert answer.status_code == 400, answer.text
+        assert "put less into its headers" in answer.text
+    assert await system.store.load_messages() == []
+    assert (await send(http, headers={"a": "日" * 5000})).status_code == 201
+
+
 async def test_the_same_id_or_key_is_one_message(http: httpx.AsyncClient) -> None:
     for given in ({"id": "m1"}, {"key": "k1"}):
         first, again = await send(http, **given), await send(http, **given)

@@ -202,6 +202,21 @@ async def test_chat_stream(client: openai.AsyncOpenAI) -> None:
     assert events[-1].usage.completion_tokens == 6
 
 
+async def test_who_does_not_ask_for_usage_gets_no_event_without_a_choice(
+    client: openai.AsyncOpenAI,
+) -> None:
+    """Which many programs would stumble over: they look at the first choice of each."""
+    for options in (openai.omit, {"include_usage": False}):
+        asked: Any = {"model": "tiny", "stream": True, "stream_options": options}
+        for stream in (
+            await client.completions.create(prompt="x", **asked),
+            await client.chat.completions.create(messages=USER, **asked),
+        ):
+            events = [event async for event in stream]
+            assert [len(event.choices) for event in events] == [1] * len(events)
+            assert not any(event.usage for event in events)
+
+
 async def test_defaults(http: httpx.AsyncClient, system: Double) -> None:
     await http.post("/v1/chat/completions", json={"model": "tiny", "messages": USER})
     await http.post("/v1/completions", json={"model": "tiny", "prompt": "", "max_tokens": None})
@@ -234,6 +249,32 @@ async def test_an_answer_says_in_headers_where_its_time_went(
     for name, seconds in zip(names, (0.25, 1.5, 2.5), strict=True):
         series = f'zenos_request_{name}_seconds_sum{{model="tiny"}} {seconds}'
         assert series in text, name
+
+
+@pytest.mark.parametrize("path", ["completions", "chat/completions"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_says_its_version_and_that_it_was_begun_again(
+    http: httpx.AsyncClient, system: Double, path: str, stream: bool
+) -> None:
+    """Nothing of what the old version had begun is in it."""
+    system.version = "tiny:7"
+    asked = {"prompt": ["a", "b"], "n": 2} if path == "completions" else {"messages": USER}
+    body = {"model": "tiny", "stream": stream, **asked}
+    for again in (False, True):
+        system.begin_again = again
+        answer = await http.post(f"/v1/{path}", json=body)
+        assert answer.headers["X-Zenos-Model-Version"] == "tiny:7"
+        told = answer.headers.get("X-Zenos-Begun-Again")
+        assert told == ("true" if again and not stream else None)
+        assert "old" not in answer.text
+        assert "tiny:0" not in answer.text
+        if not stream:
+            assert answer.json()["system_fingerprint"] == "tiny:7"
+            texts = [
+                choice["text"] if path == "completions" else choice["message"]["content"]
+                for choice in answer.json()["choices"]
+            ]
+            assert texts == ["Hello, wörld"] * (4 if path == "completions" else 1)
 
 
 async def test_a_request_says_how_long_it_waits(http: httpx.AsyncClient, system: Double) -> None:

@@ -34,7 +34,7 @@ MESSAGE = "messages[0].content"
         ({"temperature": 3}, "temperature"),
         ({"temperature": -1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
         ({"top_p": 1.5}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 0, "echo": True, "logprobs": 1}, "max_tokens"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import httpx
@@ -21,6 +23,7 @@ from schemathesis.checks import CHECKS
 from tests.api.conftest import TOKEN, serving
 from tests.api.double import Double, publish, running
 from tests.kernel.harness import TRAIN
+from zenos import api
 from zenos.api.app import create_app
 from zenos.api.errors import STATUS
 from zenos.api.openai_bodies import _NEUTRAL
@@ -444,6 +447,18 @@ def test_every_route_stands_in_the_document(app: FastAPI, system: Double) -> Non
     assert "x-zenos-type" not in str(made)
     assert "HTTPValidationError" not in str(made)
     assert {path for _, path in OPERATIONS} | ENDLESS == ROUTES
+
+
+def test_nothing_is_answered_that_does_not_stand_in_the_document() -> None:
+    modules = [importlib.import_module(f"zenos.api.{m.name}") for m in iter_modules(api.__path__)]
+    served = {
+        (method, route.path)
+        for module in modules
+        for route in getattr(getattr(module, "router", None), "routes", ())
+        for method in route.methods
+    }
+    told = {(method.upper(), path) for path, item in document()["paths"].items() for method in item}
+    assert served == told | {("HEAD", "/health")}  # which is GET without its body
 
 
 def test_every_endpoint_has_a_heading_in_the_documentation() -> None:

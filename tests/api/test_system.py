@@ -140,6 +140,12 @@ async def test_errors_do_not_tell_where_the_home_is(
     assert answer.json()["error"]["code"] == "storage"
     assert str(system.root) not in answer.text
     assert "$ZENOS_HOME/models" in answer.text
+    listed = await http.get("/api/models")
+    assert [model["name"] for model in listed.json()["models"]] == ["other"]
+    assert "'zenos rm tiny:1' removes" in listed.json()["damaged"]["tiny:1"]
+    assert str(system.root) not in listed.text
+    assert (await http.delete("/api/models/tiny")).json()["removed"] == "tiny:1"
+    assert (await http.get("/api/models")).json()["damaged"] == {}
 
 
 async def test_a_model_request_sent_again_is_answered_with_the_same_thing(

@@ -375,6 +375,17 @@ async def test_a_task_is_found_under_the_name_that_it_is_listed_with(
             {"work": {"type": "train", "model": "m", "arch": "a", "data": {"paths": ["a.txt"]}}},
             "cannot use the data path 'a.txt': give a whole path",
         ),
+        (
+            {
+                "work": {
+                    "type": "train",
+                    "model": "m",
+                    "arch": "a",
+                    "data": {"paths": ["/a.txt"], "encoding": "klingon"},
+                }
+            },
+            "cannot use the encoding 'klingon': unknown; e.g. utf-8, gb18030",
+        ),
     ],
 )
 async def test_what_would_mislead_later_is_refused(

@@ -357,6 +357,14 @@ async def test_a_model_is_its_projects(
     assert (await operator.delete("/api/models/b:1")).status_code == 200
 
 
+async def test_a_damaged_model_is_the_operators(
+    people: dict[str, httpx.AsyncClient], system: Double
+) -> None:
+    (system.root / "models/manifests/tiny/1.json").write_bytes(b"{")
+    assert "the operator can" in refusal(await people["ann"].delete("/api/models/tiny:1"))
+    assert (await people[""].delete("/api/models/tiny:1")).status_code == 200
+
+
 async def test_an_alias_is_not_moved_from_anothers_version(
     people: dict[str, httpx.AsyncClient], system: Double
 ) -> None:

@@ -14,7 +14,8 @@ import msgspec
 import pytest
 
 from benchmarks import report
-from benchmarks.__main__ import PARTS, page
+from benchmarks.__main__ import PARTS, page, read
+from benchmarks.scheduler import decision_rows
 from tests.processes import mentioning
 
 ROOT = Path(__file__).parent.parent.parent
@@ -69,6 +70,57 @@ def test_every_part_has_rows(part: str) -> None:
     assert list(inspect.signature(rows).parameters) == ["quick"]
 
 
+def test_the_page_that_is_kept_shows_the_figures_that_are_kept() -> None:
+    kept = read(ROOT / "docs" / "benchmarks.json")
+    assert list(kept) == list(PARTS)
+    shown = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert shown.startswith(page(kept))
+    for part in kept.values():
+        assert {"processor", "cores", "memory", "system", "python", "torch"} <= set(part.machine)
+        for row in part.rows:
+            assert (row.reached is None) == (row.reach == ""), row.what
+            assert (row.peer is None) == (row.peer_name == ""), row.what
+
+
+# Part, row, peer, and what it is to reach.
+PROMISED = [
+    ("calls", "functions accepted durably", "Ray tasks", "≥ 5 x"),
+    ("calls", "one function, round trip, durable", "write and fsync", "≤ fsync + 300 µs"),
+    ("calls", "one function, round trip, not kept", "ProcessPoolExecutor", "≤ 300 µs"),
+    ("calls", "one function, round trip, not kept", "Ray task", ""),
+    ("calls", "the same, 99th percentile", "", "≤ 1000 µs"),
+    ("calls", "zenos.map of 100,000", "Ray", "≥ 5 x"),
+    ("calls", "zenos.map of 100,000", "multiprocessing.Pool.map", "≥ 0.9 x"),
+    ("messages", "call and reply between peers", "raw unix socket", "≤ 120 µs"),
+    ("messages", "call and reply between peers", "ZeroMQ", ""),
+    ("messages", "messages in a second", "ZeroMQ", "≥ 100,000/s"),
+    ("durable", "durable messages in a second", "Redis Streams, appendfsync always", "≥ 1 x"),
+    ("memory", "256 MiB to another process, written in place", "Ray put", "≤ 1 ms"),
+    ("memory", "256 MiB to another process, copied in", "one memcpy", "≤ 1.3 memcpy"),
+    ("memory", "all-reduce of 120 MB between 2 ranks", "gloo", "≥ 6 x"),
+    ("data_parallel", "data-parallel training", "torchrun", "≥ 1 x"),
+    ("data_parallel", "data-parallel training", "torchrun", "≥ 1.3 x"),
+    ("tokenizing", "tokenize 100 MB", "load_dataset and datasets.map", "≥ 1.5 x"),
+    ("tokenizing", "tokenize 100 MB", "datasets.map", "≤ 0.5 of the peer's"),
+    ("commands", "call and reply while", "ours, while nothing flows", "p99 ≤ 5 ms"),
+]
+
+
+@pytest.mark.parametrize("promised", PROMISED, ids=lambda p: f"{p[0]}-{p[3] or p[2]}")
+def test_what_is_promised_of_messages_and_threads_is_measured(
+    promised: tuple[str, str, str, str],
+) -> None:
+    part, what, peer, reach = promised
+    rows = read(ROOT / "docs" / "benchmarks.json")[part].rows
+    found = [
+        row
+        for row in rows
+        if row.what.startswith(what) or f" {what}" in row.what
+        if row.peer_name.startswith(peer) and row.reach == reach
+    ]
+    assert len(found) == 1, promised
+
+
 def test_an_unknown_part_is_refused() -> None:
     done = run("demon")
     assert done.returncode == 2
@@ -109,3 +161,13 @@ def test_both_sides_take_turns() -> None:
     ours, theirs = report.alternate(lambda: one("ours"), lambda: one("peer"), 3)
     assert turns == ["ours", "peer", "peer", "ours", "ours", "peer"]
     assert (ours, theirs) == ([1, 4, 5], [2, 3, 6])
+
+
+def test_a_decision_counts_once_however_many_steps_it_takes() -> None:
+    """An event waits for one step of it at most; all of them together are a row of their own."""
+    decisions = [[0.5]] * 97 + [[3.0, *[0.1] * 100]] * 3
+    median, slow, whole, whole_slow = decision_rows(decisions, "here")
+    assert (median.ours.count, median.ours.median, median.ours.high) == (100, 0.5, 3.0)
+    assert (slow.ours.median, slow.reached, median.reached) == (3.0, False, True)
+    assert (whole.ours.count, whole.ours.median, whole.reached) == (100, 0.5, None)
+    assert whole.ours.high == whole_slow.ours.median == pytest.approx(13.0)

@@ -1,7 +1,8 @@
 """One part of a durable exchange as a process: `daemon`, `sender` or `receiver`.
 
-`python -m tests.bus.exchange_part PART DIRECTORY COUNT`. What the sender was told to be kept stands
-in the file `sent`, what the receiver has done in `done`: each id once, for it looks before.
+`python -m tests.bus.exchange_part PART DIRECTORY COUNT [many]`. What the sender was told to be kept
+stands in the file `sent`, what the receiver has done in `done`: each id once, for it looks before.
+many: several with each call.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from zenos.core.errors import ConflictError, DeadlineError
 HELLO = Hello(task="", generation=0, token="x", program=True)
 TIMEOUT_S = 120.0
 LEASE_S = 3600.0
+MANY = 3
 
 
 def note(path: Path, id_: str) -> None:
@@ -58,6 +60,44 @@ def sender(directory: Path, count: int) -> None:
             note(directory / "sent", topic.send(number, id=f"m{number}", timeout_s=TIMEOUT_S))
 
 
+def many_sender(directory: Path, count: int) -> None:
+    """The same, several together."""
+    from zenos.bus.sync import Bus
+
+    with Bus(directory / "run" / "bus", HELLO, timeout_s=TIMEOUT_S) as bus:
+        topic = bus.topic("jobs", durable=True)
+        for first in range(len(lines(directory / "sent")), count, MANY):
+            numbers = range(first, min(first + MANY, count))
+            ids = [f"m{number}" for number in numbers]
+            for id_ in topic.send_many(numbers, ids=ids, timeout_s=TIMEOUT_S):
+                note(directory / "sent", id_)
+
+
+def many_receiver(directory: Path, count: int) -> None:
+    """The same, several together."""
+    from zenos.bus.sync import Bus
+
+    done = set(lines(directory / "done"))
+    with Bus(directory / "run" / "bus", HELLO, timeout_s=TIMEOUT_S) as bus:
+        topic = bus.topic("jobs", durable=True)
+        while True:
+            try:
+                left = len(done) == count
+                messages = topic.receive_many(
+                    MANY, timeout_s=0.2 if left else TIMEOUT_S, lease_s=LEASE_S
+                )
+            except DeadlineError:
+                return
+            for message in messages:
+                if message.id not in done:
+                    note(directory / "done", message.id)
+                    done.add(message.id)
+            try:
+                messages.ack()
+            except ConflictError:
+                continue
+
+
 def receiver(directory: Path, count: int) -> None:
     """Do everything once."""
     from zenos.bus.sync import Bus
@@ -83,9 +123,10 @@ def receiver(directory: Path, count: int) -> None:
 
 if __name__ == "__main__":
     part, where, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    many = sys.argv[4:] == ["many"]
     if part == "daemon":
         asyncio.run(daemon(where))
     elif part == "sender":
-        sender(where, number)
+        (many_sender if many else sender)(where, number)
     else:
-        receiver(where, number)
+        (many_receiver if many else receiver)(where, number)

@@ -15,6 +15,7 @@ import msgspec
 from zenos.bus.bodies import ARRAYS, SHARED, BytesDraft
 from zenos.bus.codec import MESSAGEPACK, decode_value
 from zenos.bus.envelope import CHUNK_BYTES, Decoder, Envelope, FrameError, Hello, body_of, encode
+from zenos.bus.several import body_of_envelopes, body_of_numbers, numbers_of, parts_of
 from zenos.bus.stream import Heartbeat, Welcome
 from zenos.bus.terms import Nacked, Taken, Terms, Want
 from zenos.core.errors import ZenosError
@@ -34,6 +35,8 @@ SEEDS: Final = tuple(
             msgspec.msgpack.encode(Nacked(reason="no")),
             msgspec.msgpack.encode({"k": [1, 2.5, None, "text", b"bytes"]}),
             bytes(BytesDraft(b"x" * 100).inline().body),
+            body_of_envelopes([Envelope(verb="send", durable=True, key="m1", body=b"x")] * 3),
+            body_of_numbers([1, 2, 70_000]),
         ]
     )
 )
@@ -63,6 +66,10 @@ def read(envelope: Envelope) -> None:
     for kind in BODIES:
         with suppress(FrameError):
             body_of(envelope, kind)
+    with suppress(FrameError):
+        parts_of(encode(envelope))
+    with suppress(FrameError):
+        numbers_of(encode(envelope))
     for content_type in ("", MESSAGEPACK, ARRAYS, SHARED):
         with suppress(ZenosError):
             decode_value(memoryview(envelope.body), content_type)

@@ -98,9 +98,9 @@ class Station:
         topics.close()
         await looping
 
-    def requests(self) -> list[int]:
-        """What peers have asked for and not been answered yet."""
-        return [number for peer in self.broker._peers for number in peer.requests]
+    def requests(self) -> int:
+        """How much peers have asked for and not been answered yet."""
+        return sum(len(peer.requests) + peer.parts for peer in self.broker._peers)
 
     def settings(self, topic: str) -> TopicSettings:
         return self._settings.get(topic, TopicSettings())

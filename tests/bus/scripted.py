@@ -9,20 +9,24 @@ from pathlib import Path
 
 import msgspec
 
-from zenos.bus.envelope import WELCOME, Envelope, Hello, Verb, encode
+from zenos.bus.envelope import WELCOME, Envelope, Hello, Verb, encode, with_body
+from zenos.bus.several import body_of_numbers
 from zenos.bus.stream import FrameReader, Welcome
+from zenos.core.errors import ZenosError
 
 HELLO = Hello(task="", generation=0, token="x", program=True)
 
 
 class ScriptedBroker:
-    """Serves one connection."""
+    """Serves one connection. several: it says that it takes frames of several."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, several: bool = False) -> None:
         self.path = path
+        self._several = several
         self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listening.bind(str(path))
         self._listening.listen(1)
+        self._listening.settimeout(60)
         self._heard: deque[Envelope] = deque()
 
     def accept(self) -> None:
@@ -31,13 +35,13 @@ class ScriptedBroker:
         self._connection.settimeout(60)
         self._reader = FrameReader(self._connection)
         self._next()
-        body = msgspec.msgpack.encode(Welcome(name="one"))
+        body = msgspec.msgpack.encode(Welcome(name="one", several=self._several))
         self._say(Envelope(kind="command", topic=WELCOME, sent=time.time(), body=body))
 
     def asked(self, verb: Verb) -> Envelope:
         """What it is asked next; nothing else may come before."""
         envelope = self._next()
-        assert envelope.verb == verb
+        assert envelope.verb == verb, envelope
         return envelope
 
     def give(self, request: int, body: bytes, together: int = 0) -> None:
@@ -55,6 +59,22 @@ class ScriptedBroker:
             )
         )
 
+    def answer(self, request: int, value: object) -> None:
+        """End a request."""
+        body = msgspec.msgpack.encode(value)
+        self._say(Envelope(kind="command", verb="answer", to=request, topic="jobs", body=body))
+
+    def answers(self, requests: list[int]) -> None:
+        """End several requests."""
+        self._say(Envelope(kind="command", verb="answers", body=body_of_numbers(requests)))
+
+    def refuse(self, request: int, error: ZenosError) -> None:
+        """End a request with an error."""
+        headers = {"code": error.code, "error": error.message}
+        self._say(
+            Envelope(kind="command", verb="answer", to=request, topic="jobs", headers=headers)
+        )
+
     def close(self) -> None:
         self._connection.close()
         self._reader.close()
@@ -64,7 +84,7 @@ class ScriptedBroker:
         while not self._heard:
             frames = self._reader.read()
             assert frames is not None
-            self._heard += [envelope for envelope, *_ in frames]
+            self._heard += [with_body(envelope, frame) for envelope, frame, _ in frames]
         return self._heard.popleft()
 
     def _say(self, envelope: Envelope) -> None:

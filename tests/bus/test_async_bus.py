@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.bus.harness import Station, station
 from tests.processes import until
+from zenos.bus import aio, aio_topics, reference, sync, sync_topics
 from zenos.bus.aio import AsyncBus, connect_async
 from zenos.bus.aio_topics import Message, Topic
 from zenos.bus.envelope import Hello
 from zenos.core import limits
-from zenos.core.errors import BusyError, DeadlineError, NotFoundError, UnavailableError
+from zenos.core.errors import (
+    BusyError,
+    ConflictError,
+    DeadlineError,
+    NotFoundError,
+    UnavailableError,
+)
 from zenos.core.messages import MessageChanges, TopicSettings
 
 LONG_S = 60.0
+# Of threads alone: a loop writes by itself, at the end of its turn.
+NO_PAIR = {*reference._INTERNAL, "flush"}
+SETTINGS = {"narrow": TopicSettings(messages=2), "once": TopicSettings(deliveries=1)}
 
 
 @pytest.fixture
 def bus(tmp_path: Path) -> Iterator[Station]:
-    with station(tmp_path / "run" / "bus", narrow=TopicSettings(messages=2)) as made:
+    with station(tmp_path / "run" / "bus", **SETTINGS) as made:
         yield made
 
 
@@ -67,6 +79,52 @@ async def test_send_and_receive(bus: Station, durable: bool) -> None:
         await last.ack()
         with pytest.raises(DeadlineError):
             await topic.receive(timeout_s=0.02)
+
+
+async def test_all_that_is_said_of_a_message_arrives(bus: Station) -> None:
+    """What a thread's bus says, a loop's says as well."""
+    said: dict[str, Any] = {"headers": {"k": "v"}, "priority": 7}
+    async with connected(bus) as one, connected(bus) as two:
+        for durable in (False, True):
+            topic = two.topic("orders", durable=durable)
+            sent = one.topic("orders", durable=durable)
+            assert await sent.send(1, id="a", deadline_s=LONG_S, **said) == "a"
+            await sent.send(2, priority=8)
+            async with topic.receive(timeout_s=LONG_S) as first, topic.receive() as message:
+                assert first.body == 2
+                assert (message.id, message.sender, message.body) == ("a", one.name, 1)
+                assert (message.headers["k"], message.priority) == ("v", 7)
+                assert message.received.envelope.deadline > 0 or durable
+        async with await two.topic("news").subscribe(timeout_s=LONG_S) as news:
+            await one.topic("news").publish(3, deadline_s=LONG_S, **said)
+            published = await anext(news)
+            assert (published.headers["k"], published.priority) == ("v", 7)
+            assert published.received.envelope.deadline > 0
+        calling = asyncio.create_task(one.topic("work").call(4, timeout_s=LONG_S, **said))
+        asked = await two.topic("work").receive(timeout_s=LONG_S)
+        assert (asked.headers["k"], asked.priority) == ("v", 7)
+        await asked.reply(b"done")
+        assert await calling == b"done"
+
+
+async def test_a_delay_a_reason_and_a_lease_are_kept(bus: Station) -> None:
+    async with connected(bus) as one:
+        jobs, once = (one.topic(name, durable=True) for name in ("jobs", "once"))
+        await jobs.send(b"later", delay_s=2.0)
+        await jobs.send(b"now")
+        slow = await jobs.receive(timeout_s=LONG_S, lease_s=0.05)
+        assert slow.body == b"now"
+        async with jobs.receive(timeout_s=LONG_S) as again:  # its lease has ended
+            assert (again.body, again.failures) == (b"now", 1)
+            with pytest.raises(ConflictError, match="lease has ended"):
+                await slow.ack()
+        async with jobs.receive(timeout_s=LONG_S) as message:
+            assert message.body == b"later"
+        await once.send(b"poison")
+        await (await once.receive(timeout_s=LONG_S)).nack(reason="it is poison")
+        await one.topic("settled", durable=True).send(b"", timeout_s=LONG_S)
+        dead = bus.do(lambda: list(bus.topics.topics.topics["once"].dead.values()))
+        assert [message.dead for message in dead] == ["it is poison"]
 
 
 async def test_a_block_that_fails_gives_its_message_back(bus: Station) -> None:
@@ -203,7 +261,28 @@ async def test_more_answers_at_once_than_a_queue_holds_reach_who_asked(
         monkeypatch.setattr(bus.store, "commit_messages", slowly)
         topic = sender.topic("flood", durable=True)
         sending = [asyncio.create_task(topic.send(b"", timeout_s=2 * LONG_S)) for _ in range(count)]
-        await asyncio.to_thread(until, lambda: bus.do(lambda: len(bus.requests())) == count)
+        await asyncio.to_thread(until, lambda: bus.do(bus.requests) == count)
         slow.set()
         await asyncio.gather(*sending)
         await topic.send(b"the topics' loop goes on", timeout_s=LONG_S)
+
+
+@pytest.mark.parametrize(
+    ("threads", "loops"),
+    [
+        (sync.Bus, aio.AsyncBus),
+        (sync_topics.Topic, aio_topics.Topic),
+        (sync_topics.Message, aio_topics.Message),
+        (sync_topics.Subscription, aio_topics.Subscription),
+    ],
+)
+def test_a_loop_s_bus_has_the_methods_of_a_thread_s(threads: type, loops: type) -> None:
+    """With the same parameters and defaults."""
+    for name, method in vars(threads).items():
+        if name.startswith("_") or not inspect.isfunction(method) or name in NO_PAIR:
+            continue
+        other = vars(loops)[name]
+        ours, theirs = (inspect.signature(one).parameters for one in (method, other))
+        assert [(p.name, p.kind, p.default) for p in ours.values()] == [
+            (p.name, p.kind, p.default) for p in theirs.values()
+        ], name

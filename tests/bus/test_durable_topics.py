@@ -180,6 +180,28 @@ async def test_too_much_at_once_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         assert [type(result) for result in results] == [Accepted, Accepted, BusyError]
 
 
+@pytest.mark.parametrize("kind", [ev.SendSeveral, ev.AckSeveral])
+async def test_each_of_several_counts(
+    monkeypatch: pytest.MonkeyPatch, kind: type[ev.SendSeveral | ev.AckSeveral]
+) -> None:
+    monkeypatch.setattr("zenos.bus.durable_topics.EVENTS_WAITING_MAX", 5)
+    async with running(MemoryStore()) as topics:
+        await send(topics, "first")
+        request, event = topics.next_request(5), ev.Event(request=0)
+        if kind is ev.SendSeveral:
+            made = [Message(number=0, topic="t", id=f"m{n}") for n in range(5)]
+            event = ev.SendSeveral(request=request, topic="t", messages=made)
+        else:
+            settled = [(number, "m") for number in range(5)]
+            event = ev.AckSeveral(request=request, topic="t", settled=settled)
+        several = asyncio.create_task(topics.ask(event))
+        await asyncio.sleep(0)
+        with pytest.raises(BusyError):
+            await send(topics, "beyond")
+        await several
+        await send(topics, "later")
+
+
 async def test_a_daemon_that_goes_down_takes_nothing() -> None:
     async with running(MemoryStore()) as topics:
         pass

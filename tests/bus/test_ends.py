@@ -93,7 +93,7 @@ def test_who_is_waken_while_there_is_no_daemon_does_not_spin(bus: Station) -> No
     bus.stop()
     until(lambda: not one.session.is_connected)
     news.close()
-    until(lambda: not one._woken)
+    until(lambda: not one._polling.is_woken)
     bus.start()
     bus.connect().topic("work").send(b"", timeout_s=LONG_S)
     assert waiting.result(LONG_S).body == b""

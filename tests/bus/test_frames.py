@@ -140,7 +140,7 @@ def write(connection: socket.socket, items: list[Item]) -> None:
     queue = SendQueue(Policy(), Link())
     for item in items:
         queue.put(item, 0.0)
-    assert FrameWriter(connection, queue).write(0.0)
+    assert FrameWriter(connection, queue).write()
 
 
 def frame(count: int, body: bytes = b"") -> bytes:
@@ -220,6 +220,23 @@ def test_half_a_frame_leaves_no_descriptor(pair: tuple[socket.socket, socket.soc
     os.close(fd)
     reader = FrameReader(theirs)
     assert reader.read() == []
+    reader.close()
+
+
+def test_a_frame_that_never_ends_gathers_no_descriptors(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    """They would be all that the reader's process may open."""
+    ours, theirs = pair
+    fds = [os.open("/dev/null", os.O_RDONLY) for _ in range(limits.FRAME_DESCRIPTORS_MAX)]
+    reader, whole = FrameReader(theirs), frame(len(fds), b"never ends")
+    send(ours, whole[:1], fds)
+    assert reader.read() == []
+    send(ours, whole[1:2], fds)
+    for fd in fds:
+        os.close(fd)
+    with pytest.raises(FrameError, match="no frame"):
+        reader.read()
     reader.close()
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.bus.exchange_part import lines
+from tests.crash import labels
 from tests.processes import until
 from zenos.core import failpoints
 
@@ -35,11 +36,13 @@ WAIT_S = 120.0
 class Part:
     """A process that is started again when it was killed; then the next failpoint is armed."""
 
-    def __init__(self, name: str, directory: Path, count: int, plans: list[str]) -> None:
+    def __init__(
+        self, name: str, directory: Path, count: int, plans: list[str], *, many: bool
+    ) -> None:
         self.name = name
         self.kills = 0
         self._argv = [sys.executable, "-m", "tests.bus.exchange_part", name, str(directory)]
-        self._argv.append(str(count))
+        self._argv += [str(count), "many"] if many else [str(count)]
         self._plans: Iterator[str] = iter(plans)
         self.process = self._start()
 
@@ -72,11 +75,13 @@ class Part:
 class Exchange:
     """All three."""
 
-    def __init__(self, directory: Path, count: int, plans: dict[str, list[str]]) -> None:
+    def __init__(
+        self, directory: Path, count: int, plans: dict[str, list[str]], *, many: bool
+    ) -> None:
         self.directory = directory
         self.count = count
         self.parts = {
-            name: Part(name, directory, count, plans.get(name, []))
+            name: Part(name, directory, count, plans.get(name, []), many=many)
             for name in ("daemon", "sender", "receiver")
         }
 
@@ -100,8 +105,16 @@ class Exchange:
                 part.kill()
 
 
-def test_killed_at_every_point_nothing_is_lost_and_nothing_done_twice(tmp_path: Path) -> None:
-    exchange = Exchange(tmp_path, 40, PLANS)
+def test_every_labelled_point_of_an_exchange_is_among_them() -> None:
+    planned = [label for plan in PLANS.values() for label in plan]
+    assert sorted(planned) == sorted([*labels.BUS, *labels.TOPICS])
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_killed_at_every_point_nothing_is_lost_and_nothing_done_twice(
+    tmp_path: Path, many: bool
+) -> None:
+    exchange = Exchange(tmp_path, 120 if many else 40, PLANS, many=many)
     try:
         until(exchange.is_over, WAIT_S)
     finally:
@@ -111,10 +124,10 @@ def test_killed_at_every_point_nothing_is_lost_and_nothing_done_twice(tmp_path: 
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", [1, 2])
-def test_a_storm_of_kills(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "many"), [(1, False), (2, False), (3, True)])
+def test_a_storm_of_kills(tmp_path: Path, seed: int, many: bool) -> None:
     chance = random.Random(seed)  # noqa: S311
-    exchange, kills = Exchange(tmp_path, 10_000, {}), 200
+    exchange, kills = Exchange(tmp_path, 10_000, {}, many=many), 200
 
     def done(count: int) -> bool:
         return exchange.is_over() or len(lines(tmp_path / "done")) >= count

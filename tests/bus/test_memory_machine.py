@@ -4,15 +4,15 @@ and cut off, nobody's bytes change under them, and all that was let go can be us
 from __future__ import annotations
 
 import socket
+from collections.abc import Collection
+from typing import TypeVar
 
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    Bundle,
     RuleBasedStateMachine,
-    consumes,
     invariant,
-    multiple,
+    precondition,
     rule,
 )
 
@@ -26,7 +26,14 @@ from zenos.core.errors import BusyError, TooLargeError
 
 BYTES_MAX = 1 * limits.MIB
 SIZES = st.sampled_from([0, 8, 4096, 65536, 65537, 90_000, 200_000, 400_000, BYTES_MAX])
+PICK = st.integers(0, 99)
 Stamped = tuple[memoryview, int]  # and the number that must be at its end
+T = TypeVar("T")
+
+
+def chosen(of: Collection[T], pick: int) -> T:
+    """One of those there are."""
+    return list(of)[pick % len(of)]
 
 
 def is_intact(memory: memoryview, number: int) -> bool:
@@ -43,10 +50,6 @@ class Reader:
 
 
 class PoolMachine(RuleBasedStateMachine):
-    buffers = Bundle("buffers")
-    parcels = Bundle("parcels")
-    readers = Bundle("readers")
-
     def __init__(self) -> None:
         super().__init__()
         self.before = held()
@@ -54,17 +57,17 @@ class PoolMachine(RuleBasedStateMachine):
         self.count = 0
         self.written: dict[Buffer, Stamped] = {}
         self.given: dict[Parcel, int] = {}
-        self.alive: list[Reader] = []
+        self.readers = [Reader(), Reader()]
 
     def lent(self) -> int:
         """Buffers that somebody can still read, or get to read."""
         stamps = set(self.given.values())
-        for reader in self.alive:
+        for reader in self.readers:
             stamps |= {*reader.stamps, *(stamp for _, stamp in reader.views)}
         return len(stamps)
 
-    @rule(target=buffers, size=SIZES)
-    def allocate(self, size: int) -> object:
+    @rule(size=SIZES)
+    def allocate(self, size: int) -> None:
         cost = segment.HEADER_BYTES + size_class(size)
         state = self.pool.state
         in_use = state.bytes - state.idle_bytes
@@ -72,61 +75,79 @@ class PoolMachine(RuleBasedStateMachine):
             buffer = self.pool.allocate(size)
         except TooLargeError:
             assert cost > BYTES_MAX
-            return multiple()
+            return
         except BusyError:
             assert in_use + cost > BYTES_MAX, "refused, though there was room"
-            return multiple()
+            return
         self.count += 1
         memory = buffer.memory
         if size:
             memory[-8:] = self.count.to_bytes(8, "little")
         self.written[buffer] = (memory, self.count)
-        return buffer
 
-    @rule(buffer=consumes(buffers))
-    def release(self, buffer: Buffer) -> None:
+    @precondition(lambda self: self.written)
+    @rule(pick=PICK)
+    def release(self, pick: int) -> None:
+        buffer = chosen(self.written, pick)
         buffer.release()
         del self.written[buffer]
 
-    @rule(target=parcels, buffer=consumes(buffers))
-    def lend(self, buffer: Buffer) -> Parcel:
+    @precondition(lambda self: self.written)
+    @rule(pick=PICK)
+    def lend(self, pick: int) -> None:
+        buffer = chosen(self.written, pick)
         given = buffer.lend()
         _, stamp = self.written.pop(buffer)
         self.given[given] = stamp
-        return given
 
-    @rule(target=readers)
-    def begin(self) -> Reader:
-        self.alive.append(reader := Reader())
-        return reader
-
-    @rule(given=parcels, reader=readers)
-    def send(self, given: Parcel, reader: Reader) -> None:
+    @precondition(lambda self: self.given)
+    @rule(pick=PICK, to=PICK)
+    def send(self, pick: int, to: int) -> None:
+        given, reader = chosen(self.given, pick), chosen(self.readers, to)
         parcel.send(reader.sending, given)
         reader.stamps.append(self.given[given])
 
-    @rule(given=consumes(parcels))
-    def close(self, given: Parcel) -> None:
+    @rule(size=SIZES, to=PICK)
+    def give(self, size: int, to: int) -> None:
+        """Write, lend, send and forget, as most do; then the reader reads."""
+        before = set(self.written)
+        self.allocate(size)
+        for buffer in set(self.written) - before:
+            self.lend(list(self.written).index(buffer))
+            self.send(len(self.given) - 1, to)
+            self.close(len(self.given) - 1)
+
+    @precondition(lambda self: self.given)
+    @rule(pick=PICK)
+    def close(self, pick: int) -> None:
+        given = chosen(self.given, pick)
         given.close()
         del self.given[given]
 
-    @rule(reader=readers)
-    def receive(self, reader: Reader) -> None:
-        if reader.stamps:
-            got = parcel.receive(reader.receiving)
-            assert got is not None
-            with got, View(got) as view:
-                reader.views.append((view.memory(), reader.stamps.pop(0)))
+    @precondition(lambda self: any(reader.stamps for reader in self.readers))
+    @rule(pick=PICK)
+    def receive(self, pick: int) -> None:
+        reader = chosen([reader for reader in self.readers if reader.stamps], pick)
+        got = parcel.receive(reader.receiving)
+        assert got is not None
+        with got, View(got) as view:
+            memory, stamp = view.memory(), reader.stamps.pop(0)
+        assert is_intact(memory, stamp)
+        reader.views.append((memory, stamp))
 
-    @rule(reader=readers, newest=st.booleans())
-    def let_go(self, reader: Reader, newest: bool) -> None:
-        if reader.views:
-            reader.views.pop(-1 if newest else 0)
+    @precondition(lambda self: any(reader.views for reader in self.readers))
+    @rule(pick=PICK, newest=st.booleans())
+    def let_go(self, pick: int, newest: bool) -> None:
+        chosen([reader for reader in self.readers if reader.views], pick).views.pop(
+            -1 if newest else 0
+        )
 
-    @rule(reader=consumes(readers))
-    def end(self, reader: Reader) -> None:
-        self.alive.remove(reader)
+    @rule(pick=PICK)
+    def end(self, pick: int) -> None:
+        reader = chosen(self.readers, pick)
+        self.readers.remove(reader)
         self.cut(reader)
+        self.readers.append(Reader())
 
     def cut(self, reader: Reader) -> None:
         """All that the kernel does for a process that ends."""
@@ -150,12 +171,12 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def nobodys_bytes_change(self) -> None:
-        views = [view for reader in self.alive for view in reader.views]
+        views = [view for reader in self.readers for view in reader.views]
         stamped = [*self.written.values(), *views]
         assert all(is_intact(memory, number) for memory, number in stamped)
 
     def teardown(self) -> None:
-        for reader in self.alive:
+        for reader in self.readers:
             self.cut(reader)
         for given in self.given:
             given.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -11,12 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.bus.harness import Station, in_thread, station
 from tests.processes import until
+from zenos.bus import broker
 from zenos.bus.envelope import Envelope, Hello, encode
 from zenos.bus.stream import greet
 from zenos.bus.sync import Bus
@@ -41,6 +44,7 @@ SETTINGS = {
     "newest": TopicSettings(messages=2, when_full="drop_oldest"),
     "once": TopicSettings(deliveries=1),
 }
+HELLO = Hello(task="", generation=0, token="x", program=True)
 LONG_S = 60.0  # what is waited for comes; this is for the day on which it doesn't
 
 
@@ -407,6 +411,17 @@ def test_a_wrong_token_is_refused(bus: Station) -> None:
         _connect_wrong(bus)
 
 
+def test_another_users_process_is_refused_whatever_it_knows(
+    bus: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is at the other end is what the system says, here of a broker that is somebody else's."""
+    bus.connect().topic("t").send(b"")
+    others = SimpleNamespace(**{**vars(os), "getuid": lambda: os.getuid() + 1})
+    monkeypatch.setattr(broker, "os", others)
+    with pytest.raises((UnavailableError, UnauthorizedError)):
+        Bus(bus.path, Hello(task="", generation=0, token="right", program=True), timeout_s=0.2)
+
+
 def _connect_wrong(bus: Station) -> None:
     Bus(bus.path, Hello(task="", generation=0, token="wrong", program=True), timeout_s=0.2)
 
@@ -451,6 +466,29 @@ def test_many_connections(bus: Station) -> None:
     assert found == list(range(196))
 
 
+def cut_for(bus: Station, hello: Hello, said: bytes) -> None:
+    """Whoever has got in and says that is cut: it comes to the end of what it reads."""
+    with greet(str(bus.path), hello, LONG_S) as peer:
+        assert peer.recv(1)  # of its welcome
+        peer.sendall(said)
+        while peer.recv(4096):
+            pass
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [(100, limits.FRAME_BYTES_MAX + 1), (limits.FRAME_HEADER_BYTES_MAX + 1, 0), (100, 2**32 - 1)],
+)
+def test_a_frame_that_is_too_long_cuts_its_peer_before_it_has_come(
+    bus: Station, lengths: tuple[int, int]
+) -> None:
+    """Also of one that is known: it has said its lengths alone, and nothing is kept for it."""
+    other = bus.connect()
+    cut_for(bus, HELLO, struct.pack(">II", *lengths))
+    other.topic("orders").send(b"")
+    assert bodies(other.topic("orders"), 1) == [b""]
+
+
 def test_what_a_peer_may_not_say_cuts_it_alone(bus: Station) -> None:
     other = bus.connect()
     program = Hello(task="t1", generation=1, token="x", program=True)
@@ -462,9 +500,6 @@ def test_what_a_peer_may_not_say_cuts_it_alone(bus: Station) -> None:
         Envelope(generation=1, verb="want", topic="t1", body=b"\xc1"),
     ):
         hello = worker if wrong.generation == 2 else program
-        with greet(str(bus.path), hello, LONG_S) as peer:
-            peer.sendall(encode(wrong))
-            while peer.recv(4096):
-                pass
+        cut_for(bus, hello, encode(wrong))
     other.topic("orders").send(b"")
     assert bodies(other.topic("orders"), 1) == [b""]

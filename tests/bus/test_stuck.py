@@ -14,13 +14,16 @@ from pathlib import Path
 import pytest
 
 from tests.bus.harness import Station, in_thread, station
-from zenos.bus.envelope import Decoder, Envelope
+from zenos.bus.aio import AsyncBus
+from zenos.bus.envelope import Decoder, Envelope, Hello
 from zenos.bus.order import Policy
 from zenos.bus.session import Session
+from zenos.bus.stream import Heartbeat
 from zenos.core import limits
 from zenos.core.errors import BusyError, DeadlineError, InvalidError
 
 LONG_S = 60.0
+HELLO = Hello(task="", generation=0, token="x", program=True)
 LARGE = bytes(limits.MIB)  # more than a socket holds
 
 
@@ -88,13 +91,14 @@ def test_a_bus_is_of_no_use_after_a_fork_and_its_parent_keeps_it(bus: Station) -
     with held:  # as another thread may have it at that moment
         pid = os.fork()
         if pid == 0:
-            failed = 1
-            try:
-                topic.send(b"of the child", timeout_s=LONG_S)
-            except InvalidError as error:
-                failed = 0 if "before a fork: connect again" in str(error) else 2
+            said = 0
+            for do in (lambda: topic.send(b"of the child", timeout_s=LONG_S), one.flush):
+                try:
+                    do()
+                except InvalidError as error:
+                    said += "before a fork: connect again" in str(error)
             one.close()
-            os._exit(failed)
+            os._exit(2 - said)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     topic.send(b"after")
     for body in (b"before", b"after"):
@@ -151,3 +155,58 @@ def test_it_listens_at_its_new_place_before_it_leaves_the_old_one(
     for body in (b"at the old place", b"at the new one"):
         with one.topic("t", durable=True).receive(timeout_s=LONG_S) as message:
             assert message.body == body
+
+
+@pytest.fixture
+def patient(tmp_path: Path) -> Iterator[Station]:
+    """One that nobody takes to be gone for its silence."""
+    with station(tmp_path / "run" / "patient", Heartbeat(every_s=3600, silent_s=7200)) as made:
+        yield made
+
+
+@pytest.mark.parametrize("durable", [False, True])
+@pytest.mark.parametrize("prefetch", [1, 8])
+def test_who_receives_from_a_broker_that_has_stopped_is_told_in_time(
+    patient: Station, durable: bool, prefetch: int
+) -> None:
+    one = patient.connect()
+    topic = one.topic("jobs", durable=durable, prefetch=prefetch)
+    topic.send(b"before")
+    topic.receive(timeout_s=LONG_S).ack()
+    with stopped(patient):
+        for _ in range(2):
+            receiving = in_thread(lambda: topic.receive(timeout_s=0.1))
+            with pytest.raises(DeadlineError):
+                receiving.result(LONG_S)
+    # What was asked for then is given to nobody, or to who receives next.
+    other = patient.connect().topic("jobs", durable=durable)
+    for number in range(10):
+        other.send(number)
+    found = []
+    for _ in range(10):
+        with topic.receive(timeout_s=LONG_S) as message:
+            found.append(message.body)
+    assert found == [*range(10)]
+    with pytest.raises(DeadlineError):
+        topic.receive(timeout_s=0)
+    other.send("last")
+    assert other.receive(timeout_s=LONG_S).body == "last"
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_so_is_an_event_loop(patient: Station, durable: bool) -> None:
+    async def main() -> None:
+        async with AsyncBus(patient.path, HELLO) as one:
+            topic = one.topic("jobs", durable=durable)
+            await topic.send(b"before")
+            async with topic.receive(timeout_s=LONG_S):
+                pass
+            with stopped(patient):
+                async with asyncio.timeout(LONG_S):
+                    with pytest.raises(DeadlineError):
+                        await topic.receive(timeout_s=0.1)
+            await topic.send(b"after")
+            async with topic.receive(timeout_s=LONG_S) as message:
+                assert message.body == b"after"
+
+    asyncio.run(main())

@@ -429,6 +429,36 @@ class Machine(RuleBasedStateMachine):
         self.receiving.add(self.bench.receive(receiver, count=count))
         self.hear()
 
+    @rule(ids=st.lists(IDS, max_size=4), priority=st.sampled_from([10, 50]))
+    def send_several(self, ids: list[str], priority: int) -> None:
+        request = self.bench.requests + 1
+        self.bench.requests += 1 + len(ids)
+        messages = [message(id_, priority=priority) for id_ in ids]
+        self.bench.step(ev.SendSeveral(request=request, topic=TOPIC, messages=messages))
+        result = self.bench.answers.pop(request)
+        assert isinstance(result, ev.Several)
+        assert not result.errors
+        for place, id_ in enumerate(ids):
+            if place in result.later:
+                self.asked[request + place] = id_
+            else:
+                self.accepted.add(id_)
+        self.hear()
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), count=st.integers(1, 4))
+    def acknowledge_several(self, data: st.DataObject, count: int) -> None:
+        some = data.draw(st.lists(st.sampled_from(self.held), max_size=count, unique_by=id))
+        self.held = [delivery for delivery in self.held if delivery not in some]
+        settled = [(delivery.number, delivery.message.id) for delivery in some]
+        result = self.bench.result(self.bench.ask(ev.AckSeveral, topic=TOPIC, settled=settled))
+        if isinstance(result, NotFoundError):
+            return  # nobody knows the topic any more
+        assert isinstance(result, ev.Several)
+        ids = enumerate(delivery.message.id for delivery in some)
+        self.finished |= {id_ for place, id_ in ids if place not in result.errors}
+        self.hear()
+
     @precondition(lambda self: self.held)
     @rule(data=st.data(), acks=st.booleans())
     def finish(self, data: st.DataObject, acks: bool) -> None:

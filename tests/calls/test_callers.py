@@ -54,6 +54,20 @@ def test_others_hear_it_before_the_result_that_comes_next(
     ]
 
 
+def test_what_is_told_in_one_turn_comes_at_once() -> None:
+    """A program that waits for a call alone is woken once."""
+    link, program = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # keeps sends apart
+    caller = Caller(link)
+    caller.accept(7)
+    caller.tell(wire.Result(7, wire.DONE))
+    with program:
+        assert said(caller, program) == [
+            wire.Accepted([7]),
+            wire.Results([wire.Result(7, wire.DONE)]),
+        ]
+        caller.close()
+
+
 def test_who_reads_nothing_does_not_keep_the_host_awake(
     pair: tuple[Caller, socket.socket],
 ) -> None:
@@ -90,3 +104,14 @@ def test_results_are_kept_until_they_are_heard(pair: tuple[Caller, socket.socket
     caller.hear(3)
     with pytest.raises(wire.FrameError, match="more results than were told"):
         caller.hear(5)
+
+
+def test_a_result_is_on_its_way_until_the_program_has_taken_it(
+    pair: tuple[Caller, socket.socket],
+) -> None:
+    caller, _ = pair
+    caller.tell(wire.Result(7, wire.DONE), keep=True)
+    caller.tell(wire.Result(8, wire.DONE))
+    assert (caller.is_told(7), caller.is_told(8)) == (True, False)  # of 8 nothing is kept
+    caller.hear(1)
+    assert not caller.is_told(7)

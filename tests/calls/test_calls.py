@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ from zenos.core.errors import (
     TooLargeError,
     WorkerError,
 )
+from zenos.core.thread_views import PoolView
 
 pytestmark = pytest.mark.usefixtures("shared")
 both = pytest.mark.parametrize("durable", [True, False])
@@ -223,6 +225,24 @@ def test_a_fork_of_the_program_calls_anew(tmp_path: Path) -> None:
     assert future.result(60) == "x"
 
 
+def test_calls_run_on_lanes_that_stay(shared: System) -> None:
+    """None of them costs a process of its own, and the program's is none of them."""
+    pids = {zenos.call(os.getpid, lanes=1, durable=False).result(60) for _ in range(50)}
+    assert len(pids) == 1
+    pids |= set(zenos.map(work.pid_of, range(200), lanes=1, chunk=5))
+    assert len(pids) == 1
+    assert os.getpid() not in pids
+
+
+@pytest.mark.parametrize(("lanes", "each"), [(1, "2"), (2, "1")])
+def test_lanes_share_the_cores_of_their_host(lanes: int, each: str) -> None:
+    """Two lanes with two cores don't start two compute threads each."""
+    names = ["OMP_NUM_THREADS", "RAYON_NUM_THREADS", "ZENOS_CPU"]
+    assert list(zenos.map(os.getenv, names, cpu=2, lanes=lanes, chunk=1)) == [each] * 3
+    parallel = zenos.call(os.getenv, "TOKENIZERS_PARALLELISM", cpu=2, lanes=lanes).result(60)
+    assert parallel == ("true" if each == "2" else "false")
+
+
 def test_nothing_waits_behind_a_long_call_while_a_lane_is_free(tmp_path: Path) -> None:
     ran, gate = tmp_path / "ran", tmp_path / "gate"
     call = functools.partial(zenos.call, cpu=0.5, lanes=2)
@@ -254,19 +274,30 @@ def test_a_module_that_was_edited_runs_as_it_is_now(
 
 
 def test_the_host_is_a_task_whose_calls_are_shown(shared: System, tmp_path: Path) -> None:
-    ran, gate = tmp_path / "ran", tmp_path / "gate"
-    future = zenos.call(work.note_and_wait, str(ran), str(gate), "x")
+    gate, other = tmp_path / "gate", tmp_path / "other"
+    other.touch()
+    zenos.call(work.burn_half_way, str(other)).result(60)  # which the lane has used, too
+    future = zenos.call(work.burn_half_way, str(gate))
+    behind = zenos.call(work.increment, 1)
 
-    def names() -> list[str]:
-        found = []
+    def shown() -> Iterator[PoolView]:
         for view in shared.ask(lambda client: client.tasks(kind="call", state="running")):
             told = shared.ask(lambda client, id_=view.task.id: client.threads(id_))
-            found += [t.name for p in told.processes for pool in p.pools for t in pool.threads]
-        return found
+            yield from (pool for process in told.processes for pool in process.pools)
 
-    until(lambda: "note_and_wait" in names())
+    def half_way() -> list[PoolView]:
+        return [pool for pool in shown() if [t.progress for t in pool.threads] == [0.5, 0.0]]
+
+    until(half_way)
+    (pool,) = half_way()
+    runs, waits = pool.threads
+    assert (runs.name, runs.state, waits.name) == ("burn_half_way", "running", "increment")
+    assert (waits.state, waits.lane, waits.cpu_s) == ("queued", None, 0.0)
+    (lane,) = [lane for lane in pool.lanes if lane.id == runs.lane]
+    assert work.BURN_S <= runs.cpu_s <= lane.cpu_s - work.BURN_S
     gate.touch()
     future.result(60)
+    assert behind.result(60) == 2
 
 
 def test_without_a_daemon_it_says_how_to_start_one(

@@ -79,6 +79,9 @@ class Obeys:
     def cpu_s(self) -> float:
         return 0.0
 
+    def used_s(self, serial: int) -> float:
+        return 0.0
+
     def progress(self) -> tuple[int, float]:
         self.looks += 1
         if self.looks == 1:  # it has just been closed
@@ -265,6 +268,7 @@ def test_nothing_more_is_run_for_who_does_not_read(
     monkeypatch.setattr(dispatch, "Lane", Obeys)
     monkeypatch.setattr(host, "Door", Shut)
     monkeypatch.setattr(callers, "UNREAD_BYTES_MAX", 1_000_000)
+    monkeypatch.setattr(limits, "CALL_SOCKET_BYTES", 100_000)
     made = host.Host(1, 60, Journal(tmp_path / "key"), tmp_path / "wanted")
     made._dispatch.start()
     (lane,) = made._dispatch._lanes.values()

@@ -18,7 +18,7 @@ from tests.calls import work
 from tests.processes import until
 from tests.system.harness import System
 from zenos.calls import finding, link
-from zenos.calls.finding import Wanted
+from zenos.calls.finding import Place, Wanted
 from zenos.core.errors import UnavailableError
 from zenos.core.home import Home
 
@@ -53,14 +53,14 @@ def test_a_program_that_keeps_the_lock_is_told_of(
     home = Home(tmp_path)
     monkeypatch.setattr(finding, "LOCK_S", 0.02)
     with stopped_program(home), pytest.raises(UnavailableError) as caught:
-        finding.come_in(home, WANTED.spec(), b"me", lambda: False)
+        finding.come_in(Place(home), WANTED.spec(), b"me", lambda: False)
     assert f"another program has had {home.calls / 'finding.lock'} locked" in caught.value.message
 
 
 def test_who_gives_up_waits_no_longer_for_the_lock(tmp_path: Path) -> None:
     home, looks = Home(tmp_path), iter([False, True])
     with stopped_program(home), pytest.raises(UnavailableError, match="the program ends"):
-        finding._host(home, WANTED.spec(), lambda: next(looks))
+        finding._host(Place(home), WANTED.spec(), lambda: next(looks))
 
 
 def test_who_waits_behind_many_is_not_told_of_one_that_keeps_the_lock(

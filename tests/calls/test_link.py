@@ -15,7 +15,7 @@ import pytest
 
 from tests.processes import until
 from zenos.calls import calling, finding, values, wire
-from zenos.calls.finding import Wanted
+from zenos.calls.finding import Place, Wanted
 from zenos.calls.future import CallFuture
 from zenos.calls.link import Link
 from zenos.calls.mapping import MapResults
@@ -80,7 +80,7 @@ class Hosts:
 @pytest.fixture
 def hosts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosts]:
     made = Hosts()
-    monkeypatch.setattr(finding, "home_of", Home.default)
+    monkeypatch.setattr(Place, "here", lambda: Place(Home.default()))
     monkeypatch.setattr(finding, "come_in", made.come_in)
     try:
         yield made

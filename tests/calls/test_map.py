@@ -82,6 +82,17 @@ def test_closing_cancels_the_rest(tmp_path: Path) -> None:
     assert len(work.lines(ran)) == 1
 
 
+def test_closing_hands_on_nothing_more() -> None:
+    results = zenos.map(work.increment, range(20), chunk=10)
+    found = []
+    for result in results:
+        found.append(result)
+        if result == 3:
+            results.close()
+    assert found == [1, 2, 3]
+    assert list(results) == []
+
+
 def test_a_lane_that_dies_fails_its_chunk_unless_it_may_run_again(tmp_path: Path) -> None:
     with pytest.raises(LaneError, match="cannot tell whether die_once"):
         list(zenos.map(work.die_once, [str(tmp_path / "once")]))

@@ -9,6 +9,7 @@ import pytest
 
 import zenos
 from tests.calls import work
+from zenos.calls.finding import paths
 from zenos.core.errors import InvalidError, NoDaemonError
 from zenos.threads.mapping import Mapped
 
@@ -20,11 +21,12 @@ ODD: Final[dict[str, tuple[Any, ...]]] = {
     "lanes": (NAN, 0, -1, HUGE, "2", 1.5, [], object()),
     "priority": (NAN, -1, HUGE, "x", 1.5, [], object()),
     "keep_alive_s": (NAN, INF, -1, HUGE, "x", None, [], object()),
-    "retries": (NAN, -1, HUGE, "x", 1.5, [], object()),
+    "retries": (NAN, -1, HUGE, "x", 1.5, True, [], object()),
 }
 OF_CALL: Final[dict[str, tuple[Any, ...]]] = {
     "timeout_s": (NAN, INF, 0, -1, HUGE, "x", True, [], object()),
     "kwargs": (5, "x", [1]),
+    "durable": ("no", "", 0, 1, None, []),
 }
 OF_MAP: Final[dict[str, tuple[Any, ...]]] = {
     "chunk": (NAN, 0, -1, "x", 1.5, [], object()),
@@ -52,12 +54,34 @@ def test_a_map_refuses_what_no_map_can_be(name: str) -> None:
             zenos.map(work.increment, [1], idempotent=name == "retries", **{name: value})
 
 
+def test_whether_it_may_run_twice_is_yes_or_no() -> None:
+    for value in ("no", "", 0, 1, None, []):
+        odd: Any = value
+        with pytest.raises(InvalidError, match=r"^cannot use idempotent=.*: give True or False"):
+            zenos.call(work.increment, 1, idempotent=odd)
+        with pytest.raises(InvalidError, match=r"^cannot use idempotent=.*: give True or False"):
+            zenos.map(work.increment, [1], idempotent=odd)
+
+
 def test_what_is_no_function_and_what_are_no_items() -> None:
     not_callable: Any = 5
     with pytest.raises(InvalidError, match="cannot call int: give a function"):
         zenos.call(not_callable)
     with pytest.raises(InvalidError, match="cannot call int: give a function"):
         zenos.map(not_callable, [1])
+
+
+def test_a_folder_that_was_removed_is_no_place_to_call_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    monkeypatch.syspath_prepend("")
+    gone.rmdir()
+    with pytest.raises(InvalidError, match="cannot call from a folder that was removed"):
+        zenos.call(work.increment, 1)
+    assert paths()[0] == ""  # who called before goes on, and says this to its next host
 
 
 @pytest.mark.parametrize("cpu", [1, 0.5, "2", "0.5"])

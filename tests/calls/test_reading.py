@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.processes import until
-from zenos.calls import wire
+from zenos.calls import reading, wire
 from zenos.calls.reading import Connection, Turns
 from zenos.core.errors import ConflictError
 
@@ -94,6 +94,22 @@ def test_what_nobody_waits_for_is_read_by_the_thread(program: Program) -> None:
 
 def test_who_waits_again_and_again_reads_itself(program: Program) -> None:
     assert lead(program) > 1
+
+
+def test_the_thread_stays_aside_after_a_long_wait(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next call, made right after it, would be read by the thread and wait for that."""
+    first = lead(program)
+    with waiting(program, first):
+        until(lambda: program.turns._sleeps)
+        monkeypatch.setattr(reading, "ASIDE_S", 60)
+        program.say(first)
+    until(lambda: not program.turns._sleeps)
+    program.say(first + 1)
+    program.wait(first + 1)
+    assert program.came[first + 1] is threading.current_thread()
+    program.turns.attend()
 
 
 def test_all_who_wait_hear_whoever_reads(program: Program) -> None:

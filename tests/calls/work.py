@@ -9,11 +9,18 @@ import signal
 import time
 from pathlib import Path
 
-from zenos.threads import cancelled
+import zenos
+from zenos.threads import cancelled, report
+
+BURN_S = 0.3
 
 
 def increment(number: int) -> int:
     return number + 1
+
+
+def pid_of(_: object) -> int:
+    return os.getpid()
 
 
 def note(path: str, line: str = "") -> None:
@@ -33,6 +40,16 @@ def note_and_wait(path: str, gate: str, line: str = "") -> str:
     while not Path(gate).exists() and not cancelled():
         time.sleep(0.005)
     return line
+
+
+def burn_half_way(gate: str) -> None:
+    """Use some CPU time, say that half is done, and go on once the gate is there."""
+    end = time.process_time() + BURN_S
+    while time.process_time() < end:
+        pass
+    report(0.5)
+    while not Path(gate).exists() and not cancelled():
+        time.sleep(0.005)
 
 
 def note_and_die(path: str) -> None:
@@ -84,3 +101,19 @@ def use_up_descriptors(size: int = 0) -> bytes:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # it has those below
     return bytes(size)
+
+
+def call_on(path: str) -> None:
+    """Start a call, from within one."""
+    zenos.call(note, path, "called", cpu=0.1, lanes=2, memory="64MiB").wait_accepted(60)
+
+
+class OddError(Exception):
+    """Pickles, but can't be made again from what was pickled."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def odd() -> None:
+    raise OddError("this", "that")

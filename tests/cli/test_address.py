@@ -9,9 +9,14 @@ import pytest
 
 from tests.api.conftest import TOKEN
 from tests.cli.conftest import Daemon, zenos
+from zenos.cli import daemon_process
 from zenos.cli.daemon_process import running
-from zenos.cli.errors import REFUSED, USAGE
+from zenos.cli.errors import NO_DAEMON, REFUSED, USAGE
+from zenos.client import connect
+from zenos.core.errors import ConflictError, InvalidError
+from zenos.core.holding import holder, write_holder
 from zenos.core.home import Home
+from zenos.core.wording import FieldError
 from zenos.daemon import claim
 
 DAMAGED = (b"", b"\0" * 64, b"\xff{}", b'{"pid": 1')
@@ -27,12 +32,24 @@ def test_with_a_damaged_file_and_no_daemon_none_runs(home: Home, content: bytes)
     assert zenos("down").code == 0
 
 
-def test_with_a_damaged_file_and_a_daemon_its_process_is_named(home: Home) -> None:
-    home.daemon.write_bytes(b"")
-    with claim(home):
-        ran = zenos("status")
-    assert ran.code == 1
-    assert f"kill {os.getpid()}" in ran.err
+@pytest.mark.parametrize("content", [None, *DAMAGED])
+def test_with_no_file_or_a_damaged_one_and_a_daemon_its_process_is_named(
+    home: Home, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    if content is not None:
+        home.daemon.write_bytes(content)
+    monkeypatch.setattr(daemon_process, "OTHER_S", 0.0)
+    with claim(home) as lock:
+        write_holder(lock.fileno())
+        for command in ("status", "down"):
+            ran = zenos(command)
+            assert ran.code == NO_DAEMON
+            assert f"kill {os.getpid()}" in ran.err
+            assert "zenos up" not in ran.err
+        with pytest.raises(ConflictError, match=rf"a daemon \(process {os.getpid()}\) runs on"):
+            claim(home)
+    assert holder(home) is None
+    assert "none runs on" in zenos("status").err
 
 
 def test_without_a_directory_for_the_home_nothing_is_made(
@@ -66,3 +83,64 @@ def test_who_has_neither_a_home_nor_a_token_is_told_what_to_set(
     ran = zenos("ps")
     assert ran.code == REFUSED
     assert ran.err.startswith("zenos: cannot find the token: set ZENOS_TOKEN")
+
+
+@pytest.mark.parametrize("variable", ["ZENOS_TOKEN", "ZENOS_HOST", "ZENOS_HOME"])
+@pytest.mark.parametrize("value", ["", " "])
+def test_what_a_script_failed_to_find_out_never_means_the_home_and_its_operator(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    ran = zenos("down")
+    assert ran.code == USAGE
+    assert ran.err.startswith(f"zenos: cannot use {variable}: it is set and empty; ")
+    with pytest.raises(InvalidError, match=f"cannot use {variable}"):
+        connect()
+
+
+@pytest.mark.parametrize("what", ["host", "token"])
+def test_an_empty_argument_never_means_another(daemon: Daemon, what: str) -> None:
+    with pytest.raises(FieldError, match=f"cannot use an empty {what}") as caught:
+        connect(**{what: ""})
+    assert caught.value.param == what
+
+
+TRAIN = ("train", "--model", "m", "--arch", "a", "--data")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("pull", "~nobody.here/x"), "cannot find ~nobody.here/x"),
+        ((*TRAIN, "~nobody.here/x"), "'~nobody.here/x': nobody here is called so; write ./ before"),
+        (("submit", "--cwd", "~nobody.here", "--", "x"), "'~nobody.here': nobody here is called"),
+        (("export", "m", "~nobody.here/x"), "'~nobody.here/x': nobody here is called so"),
+    ],
+)
+def test_whose_home_a_path_begins_with_is_there(
+    daemon: Daemon, words: tuple[str, ...], says: str
+) -> None:
+    ran = zenos(*words)
+    assert ran.code in (2, 3), ran.err
+    assert says in ran.err
+
+
+@pytest.mark.parametrize("words", [("pull", "."), (*TRAIN, "x"), ("submit", "--", "x")])
+def test_who_types_in_a_directory_that_was_removed_is_told(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    ran = zenos(*words)
+    assert ran.code == 2
+    assert ran.err.endswith(": No such file or directory\n")
+    assert "cannot use the path" in ran.err
+
+
+def test_the_home_of_nobody_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZENOS_HOME", "~nobody.here/zenos")
+    ran = zenos("status")
+    assert ran.code == USAGE
+    assert "cannot use the home ~nobody.here/zenos: nobody here is called so" in ran.err

@@ -102,6 +102,7 @@ OF_CLIENT: Final[dict[str, Ask]] = {
     "generate": lambda c: c.generate("m", "x", logprobs=1),
     "look": lambda c: c.look("t1"),
     "models": lambda c: c.models(),
+    "damaged_models": lambda c: c.damaged_models(),
     "model": lambda c: c.model("m"),
     "remove": lambda c: c.remove("m"),
     "alias": lambda c: c.alias("m", "prod", 1),

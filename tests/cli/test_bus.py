@@ -7,15 +7,22 @@ import io
 import threading
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 
 from tests.cli.conftest import LIMIT_S, Daemon, zenos
 from tests.cli.proxy import CuttingProxy
+from zenos.bus import operations
 from zenos.bus import topics as ev
+from zenos.bus.bodies import Encoded, stored
+from zenos.bus.codec import encode_value
 from zenos.bus.topic import Delivery
+from zenos.cli.rows import body_text
 from zenos.client import Client, MessageInfo, connect, connect_async
 from zenos.core import limits
-from zenos.core.errors import InvalidError, NotFoundError
+from zenos.core.contents import ARRAYS, CONTENT_TYPE, MESSAGEPACK
+from zenos.core.errors import InvalidError, NotFoundError, UnavailableError
 
 TOPIC = "jobs/resize"
 
@@ -146,6 +153,18 @@ def test_a_tail_shows_what_happens(daemon: Daemon, client: Client) -> None:
     assert (found[0].body, found[1].receiver) == ("hello", "worker")
 
 
+def test_a_tail_that_is_cut_says_so_in_plain_words(daemon: Daemon) -> None:
+    with (
+        CuttingProxy(daemon.url) as proxy,
+        connect(proxy.url) as far,
+        far.bus.tail(TOPIC) as happening,
+    ):
+        proxy.cut_all()
+        with pytest.raises(UnavailableError) as caught:
+            next(happening)
+    assert caught.value.message == "cannot go on: the connection to the daemon was lost"
+
+
 def test_the_async_client_does_the_same(daemon: Daemon) -> None:
     async def drive() -> None:
         async with connect_async() as client:
@@ -178,3 +197,49 @@ def test_purging_asks_in_a_terminal(daemon: Daemon, monkeypatch: pytest.MonkeyPa
         assert zenos("bus", "purge", TOPIC, stdin="").code == 130
         assert zenos("bus", "purge", TOPIC, stdin="y\n").code == 0
         assert client.bus.messages(TOPIC) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (1, "1"),
+        ("work", '"work"'),
+        ({"k": [1, 2]}, '{"k":[1,2]}'),
+        (np.ones((2, 3)), "<float64[2, 3]>"),
+        ({"step": 7, "gradient": np.ones(3, "int8")}, '{"step":7,"gradient":"<int8[3]>"}'),
+        (b"text", "text"),
+        (b"\xff", "1 byte"),
+        ([0] * 100_000, "100,005 bytes"),
+        ({1.5: None}, '{"1.5":null}'),
+        (msgspec.msgpack.Ext(9, b"x"), '"<extension 9>"'),
+    ],
+)
+def test_what_programs_send_is_shown_as_its_value(
+    daemon: Daemon, client: Client, value: Any, shown: str
+) -> None:
+    made = encode_value(value)
+    encoded = made if isinstance(made, Encoded) else stored(made)
+    headers = operations.with_type({}, encoded)
+    with client.bus.tail(TOPIC) as happening:
+        client.bus.send(TOPIC, bytes(encoded.body), headers=headers)
+        assert body_text(next(happening)) == shown
+    assert shown in zenos("bus", "peek", TOPIC).out
+    kill(daemon, "")
+    assert shown in zenos("bus", "dead", TOPIC).out
+
+
+@pytest.mark.parametrize("kind", [MESSAGEPACK, ARRAYS, "other/type"])
+def test_a_body_that_is_not_what_it_says_is_counted(
+    daemon: Daemon, client: Client, kind: str
+) -> None:
+    for body in (b"\xc1\xff", b"\x91" * 10_000, b"", b"\x00\x00\x00\x01\x90"):
+        client.bus.send(TOPIC, body, headers={CONTENT_TYPE: kind})
+    out = zenos("bus", "peek", TOPIC).out
+    assert all(said in out for said in ("2 bytes", "10,000 bytes", "0 bytes", "5 bytes"))
+
+
+def test_how_a_body_is_encoded_is_not_said_by_hand(daemon: Daemon) -> None:
+    ran = zenos("bus", "send", TOPIC, "x", "--header", "content-type=evil")
+    assert ran.code != 0
+    assert "cannot set the header 'content-type'" in ran.err
+    assert zenos("bus", "peek", TOPIC).out == ""

@@ -10,6 +10,7 @@ import ssl
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -36,6 +37,7 @@ from zenos.core.home import Home
 from zenos.core.specs import ProgramSpec, TrainSpec
 from zenos.core.task import Outcome, State, TaskEvent
 from zenos.core.wire import Progress
+from zenos.core.wording import FieldError
 
 HALF = Progress(
     stage="training",
@@ -95,6 +97,29 @@ def test_a_typo_names_the_nearest_field(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({}, "model"),
+        ({"model": "m", "arch": "a", "data": __file__, "steps": 0}, "steps"),
+        ({"model": "a/b", "arch": "a", "data": __file__}, "model"),
+        ({"model": "m", "arch": "a", "data": {"paths": []}}, "data.paths"),
+        ({"model": "m", "arch": "a", "data": __file__, "cpu": float("nan")}, "cpu"),
+        ({"model": "m", "arch": "a", "data": __file__, "memory": "lots"}, "memory"),
+        ({"model": "m", "arch": "a", "data": __file__, "memory": 1}, "memory"),
+        ({"model": "m", "arch": "a", "data": __file__, "time_limit": "soon"}, "time_limit"),
+        ({"model": "m", "arch": "a", "data": __file__, "by": "soon"}, "by"),
+        ({"model": "m", "arch": "a", "data": __file__, "priority": "urgent"}, "priority"),
+    ],
+)
+def test_a_field_that_cannot_be_used_is_named(
+    client: Client, options: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(FieldError) as caught:
+        client.train(**options)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
     ("options", "error"),
     [
         ({"cpu": float("nan")}, InvalidError),
@@ -112,6 +137,14 @@ def test_bad_options_are_told(
     with pytest.raises(error, match=r"^cannot "):
         client.submit(["ls"], **options)
     assert client.tasks() == []
+
+
+def test_data_of_no_use_is_refused_with_what_may_be_given(client: Client) -> None:
+    for given, word in ((5, "a whole number"), (None, "nothing"), (True, "true or false")):
+        with pytest.raises(InvalidError) as caught:
+            client.train(model="m", arch="llama-nano", data=given)
+        says = "give a path, a list of paths, or a mapping"
+        assert caught.value.message == f"cannot use data: {says}, not {word}"
 
 
 def test_a_setting_that_json_has_no_number_for_is_refused(daemon: Daemon, client: Client) -> None:
@@ -327,6 +360,9 @@ def test_the_log_is_followed_to_its_end_and_no_character_is_cut(
     driver.join()
     assert "".join(pieces) == text + "\ufffd"
     assert "".join(handle.log(offset=len(raw))) == "\ufffd"
+    assert "" not in pieces
+    log.write_bytes(raw)
+    assert list(handle.log()) == [text]
 
 
 def test_generation_streams_and_counts(daemon: Daemon, client: Client) -> None:
@@ -603,6 +639,19 @@ def test_progress_is_drawn_live_in_a_terminal(daemon: Daemon, client: Client) ->
     drawn = console.file.getvalue()  # type: ignore[attr-defined]
     for part in ("training-run", "50/100", "2.5000", "2.50e-04", "1,234", "1:05"):
         assert part in drawn
+
+
+@pytest.mark.parametrize(("done", "filled"), [(0, 0), (50, 15), (100, 30)])
+def test_the_bar_is_as_full_as_the_stage_is_done(
+    daemon: Daemon, client: Client, done: int, filled: int
+) -> None:
+    handle = client.submit(["work"])
+    until(lambda: daemon.state(handle.id) == "running")
+    daemon.report(handle.id, Progress(stage="training", done=done, total=100))
+    # Without colours what is still to be done is left blank.
+    console = Console(file=io.StringIO(), width=160, color_system=None)
+    console.print(display.render(client.look(handle.id)))
+    assert console.file.getvalue().count("━") == filled  # type: ignore[attr-defined]
 
 
 def test_progress_is_lines_where_there_is_no_terminal(

@@ -20,7 +20,7 @@ from zenos.client import ModelVersion, connect
 from zenos.core import errors as core_errors
 from zenos.core import events, limits
 from zenos.core.home import Home
-from zenos.core.specs import ProgramSpec, TrainSpec
+from zenos.core.specs import CreateSpec, ProgramSpec, TrainSpec
 from zenos.core.task import Outcome, Task
 from zenos.core.wire import Progress
 
@@ -240,8 +240,16 @@ def test_flags_win_over_the_file_and_paths_are_meant_from_where_they_stand(
 def test_data_that_is_not_there_yet_is_noted(daemon: Daemon, tmp_path: Path) -> None:
     (tmp_path / "there.txt").write_text("text")
     argv = ["train", "--model", "m", "--arch", "llama-nano"]
-    there = ["--data", str(tmp_path / "there.txt"), "--data", str(tmp_path / "*.md")]
+    there = ["--data", str(tmp_path / "there.txt"), "--data", str(tmp_path / "**" / "*.txt")]
     assert "note" not in zenos(*argv, *there).err
+    (tmp_path / "directory.md").mkdir()
+    ran = zenos(*argv, *there, "--data", str(tmp_path / "*.md"))
+    assert ran.code == 0
+    assert f"note: no file matches {tmp_path / '*.md'} yet" in ran.err
+    # What can't be looked at from here, or is too much, is the run's to see.
+    for odd in ("x" * 300 + "*", "*/*/*/*.zzz"):
+        ran = zenos(*argv, "--data", str(tmp_path / odd))
+        assert (ran.code, "note: no file" in ran.err) == (0, False), ran.err
     ran = zenos(*argv, *there, "--data", str(tmp_path / "ther.txt"))
     assert ran.code == 0
     assert f"note: there is no {tmp_path / 'ther.txt'} yet" in ran.err
@@ -353,7 +361,7 @@ def test_status(daemon: Daemon) -> None:
 def test_status_says_when_the_disk_is_nearly_full_and_only_then(daemon: Daemon) -> None:
     assert "nearly full" not in zenos("status").out
     daemon.double.disk_free = 3 * limits.MIB
-    assert "nearly full: 3 MiB free; 'zenos rm' frees models" in zenos("status").out
+    assert "nearly full: 3 MiB free; free some space there" in zenos("status").out
     assert zenos("status", "--json").json["disk_free"] == 3 * limits.MIB
 
 
@@ -407,6 +415,19 @@ def test_models(daemon: Daemon, tmp_path: Path) -> None:
     assert "cannot import" in pulled.err
 
 
+def test_create_makes_what_was_asked_for(daemon: Daemon) -> None:
+    driver = finishing(daemon, Outcome(exit_code=0, result={"model": "fresh:1"}))
+    more = ("--set", "hidden_size=256", "--set", "tie_word_embeddings=true", "--seed", "7")
+    ran = zenos("create", "fresh", "--arch", "llama-nano", *more, "--tokenizer", "tiny")
+    driver.join()
+    assert (ran.code, ran.out) == (0, "fresh:1\n")
+    (task,) = daemon.double.view.tasks.values()
+    work = task.spec.work
+    assert isinstance(work, CreateSpec)
+    assert (work.name, work.arch, work.seed, work.tokenizer) == ("fresh", "llama-nano", 7, "tiny")
+    assert work.settings == {"hidden_size": 256, "tie_word_embeddings": True}
+
+
 CURVE = ModelVersion(name="m", version=3, curve=[(1, 5.0, None), (50, 3.0, 3.2), (100, 2.0, 2.4)])
 
 
@@ -429,6 +450,16 @@ def test_the_curve_is_written_as_a_picture(tmp_path: Path) -> None:
     path = tmp_path / "loss.png"
     plot.write_picture(CURVE, path)
     assert path.read_bytes().startswith(b"\x89PNG")
+    saved: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plot.pictures, "save", lambda figure, _: saved.append(figure))
+        plot.write_picture(CURVE, path)
+    (axes,) = saved[0].axes
+    drawn = {str(line.get_label()): list(map(tuple, line.get_xydata())) for line in axes.lines}
+    assert drawn == {
+        "training": [(1, 5.0), (50, 3.0), (100, 2.0)],
+        "held out": [(50, 3.2), (100, 2.4)],
+    }
     with pytest.raises(core_errors.StorageError):
         plot.write_picture(CURVE, tmp_path / "nowhere" / "loss.png")
     with pytest.raises(core_errors.NotFoundError, match="not trained here"):

@@ -11,11 +11,11 @@ from rich.console import Console
 from zenos.cli import rows
 from zenos.cli.rows import prediction_facts
 from zenos.client.display import render, summary, took_s
-from zenos.client.types import TaskView
+from zenos.client.types import ModelVersion, TaskView
 from zenos.core.predictions import Prediction
 from zenos.core.resources import Resources
 from zenos.core.specs import DataSpec, ProgramSpec, TrainSpec
-from zenos.core.task import Allocation, Kind, Principal, State, Task, TaskEvent, TaskSpec
+from zenos.core.task import Allocation, Kind, Outcome, Principal, State, Task, TaskEvent, TaskSpec
 from zenos.core.wire import Progress
 
 TASK = Task(
@@ -66,6 +66,14 @@ def test_a_long_history_shows_its_end_in_a_line_each() -> None:
     assert rows.history_lines([]) == ""
 
 
+def test_of_a_lost_task_it_is_told_what_to_do() -> None:
+    lost = replace(TASK, state=State.LOST, outcome=Outcome(error="cannot say how it ended: killed"))
+    assert summary(lost) == (
+        f"cannot say how it ended: killed; 'zenos logs {TASK.id}' shows how far it came: submit it "
+        "again if that does no harm"
+    )
+
+
 def test_a_cancelled_task_is_cancelled_and_no_more() -> None:
     assert summary(replace(TASK, state=State.CANCELLED, stopping="cancel")) == "cancelled"
     assert summary(replace(TASK, state=State.CANCELLED, stopping="limit")) == "cancelled: limit"
@@ -92,3 +100,9 @@ def test_in_a_narrow_terminal_the_bar_has_a_row_of_its_own() -> None:
     bar, known = console.export_text().rstrip().splitlines()
     assert bar.rstrip().endswith("204/252")
     assert known.split("  ")[-1] == progress.note
+
+
+@pytest.mark.parametrize(("step", "shown"), [(100, "4.3257"), (160, "4.3257 at step 100")])
+def test_a_held_out_loss_of_older_weights_says_of_which(step: int, shown: str) -> None:
+    metrics = {"eval_loss": 4.3257, "eval_loss_at_step": 100, "published_at_step": step}
+    assert shown in rows.model_row(ModelVersion(name="live", version=8, metrics=metrics))

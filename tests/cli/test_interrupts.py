@@ -50,14 +50,37 @@ time.sleep(600)
 """
 
 
-def python(code: str) -> subprocess.CompletedProcess[str]:
+def python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *args],
         env=environment(),
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=LIMIT_S,
     )
+
+
+# Libraries have threads of their own, by which a signal comes that the main one blocks.
+AS_IT_BEGINS = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from zenos.cli import daemon_process, interrupts
+from zenos.core.home import Home
+interrupts.watch()
+threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+made = []
+def spawn(argv, log):
+    made.append(os.posix_spawn(sys.executable, ["python", "-c", "pass"], {}))
+    signal.raise_signal(signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+    return made[0]
+daemon_process._spawn = spawn
+try:
+    daemon_process.start(Home(Path(sys.argv[1])), [])
+except KeyboardInterrupt:
+    os.kill(made[0], 0)
+"""
 
 
 @pytest.mark.parametrize("code", [BESIDE_THE_CALL, IN_A_DESTRUCTOR], ids=["call", "destructor"])
@@ -75,6 +98,12 @@ def test_so_is_the_exit_that_a_handler_asks_for() -> None:
         f"from zenos.cli import interrupts\ninterrupts.watch()\n{IN_A_DESTRUCTOR_THAT_EXITS}"
     )
     assert (ran.returncode, ran.stderr) == (128 + signal.SIGTERM, "")
+
+
+def test_an_interrupt_just_as_the_daemon_begins_ends_that(tmp_path: Path) -> None:
+    ran = python(AS_IT_BEGINS, str(tmp_path))
+    assert "the daemon that was starting was ended" in ran.stderr
+    assert "ProcessLookupError" in ran.stderr  # its process is there no more
 
 
 def test_other_errors_in_destructors_are_shown() -> None:

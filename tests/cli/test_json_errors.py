@@ -29,7 +29,12 @@ def told(ran: Ran) -> ErrorDetail:
     [
         ("show nosuch", "not_found", None),
         ("logs t99", "not_found", None),
-        ("ps --kind create", "invalid", None),
+        ("ps --kind create", "invalid", "kind"),
+        (f"train --data {__file__} --arch llama-nano --model m --steps 0", "invalid", "steps"),
+        ("submit --cpu nan -- ls", "invalid", "cpu"),
+        ("submit --memory lots -- ls", "invalid", "memory"),
+        ("submit --time soon -- ls", "invalid", "time"),
+        ("serve tiny --slots 0", "invalid", "slots"),
         ("ps --state wrong", "invalid", "state"),  # as the daemon calls it
         ("submit --gpu 64 -- ls", "unfittable", None),
         ("ps --limit 0", "invalid", "--limit"),

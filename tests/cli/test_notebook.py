@@ -212,3 +212,31 @@ async def test_a_cell_that_is_interrupted_says_that_the_task_goes_on(
     assert drawn_last(kept).row("state") == "succeeded"
     assert "not followed" not in drawn_last(kept).html
     until(lambda: system.tasks()["long"].state is State.SUCCEEDED)
+
+
+async def test_functions_of_a_notebook_run_as_tasks_of_their_own(
+    system: System, notebook: Notebook
+) -> None:
+    """Those of its cells, which no module has; they are awaited, or waited for."""
+    outputs = await notebook.run(
+        "import os, traceback",
+        "factor = 3",
+        "def scaled(number):",
+        "    return number * factor, os.getpid()",
+        "value, pid = await zenos.call(scaled, 14)",
+        "print(value, pid == os.getpid())",
+        "with zenos.map(lambda number: scaled(number)[0], range(4)) as results:",
+        "    print(list(results))",
+        "def failing():",
+        "    raise KeyError('of the cell')",
+        "try:",
+        "    await zenos.call(failing, durable=False)",
+        "except KeyError as error:",
+        "    print('in failing' in ''.join(traceback.format_exception(error)))",
+    )
+    assert [(output.output_type, output.get("text")) for output in outputs] == [
+        ("stream", "42 False\n[0, 3, 6, 9]\nTrue\n")
+    ]
+    # A cell that is changed and run again changes what is called.
+    (again,) = await notebook.run("factor = 4", "print((await zenos.call(scaled, 14))[0])")
+    assert again.text == "56\n"

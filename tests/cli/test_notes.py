@@ -56,6 +56,13 @@ def test_what_is_missing_is_said_and_the_task_accepted(
     assert zenos("submit", "--json", *given).err == ""
 
 
+def test_of_a_name_as_long_as_a_book_the_beginning_is_shown(daemon: Daemon) -> None:
+    said = zenos("submit", "x" * 50_000).err
+    assert "note: there is no program 'xxx" in said
+    assert FAILS in said
+    assert len(said) < 1000
+
+
 def test_of_a_file_of_tasks_each_is_told_once(daemon: Daemon, tmp_path: Path) -> None:
     file = tmp_path / "night.yaml"
     argvs = ["none-1", "none-1", *(f"none-{n}" for n in range(2, 9)), "sh"]

@@ -12,7 +12,9 @@ import pytest
 from tests.cli.test_broken_answers import OF_CLIENT, Ask
 from zenos.client import AsyncClient, Client
 from zenos.client.address import Address
+from zenos.client.build import TaskOptions
 from zenos.core.errors import InvalidError, ZenosError
+from zenos.core.specs import ProgramSpec
 
 ADDRESS: Final = Address(url="http://127.0.0.1:9", token="x")
 ODD: Final[tuple[Any, ...]] = (
@@ -119,12 +121,15 @@ async def test_and_so_they_are_where_they_are_awaited(name: str) -> None:
 
 def test_the_words_say_what_to_give() -> None:
     http = httpx.Client(base_url=ADDRESS.url, transport=httpx.MockTransport(refuses))
+    task = TaskOptions(cpu=1).task(ProgramSpec(argv=["x"]))
     with Client(ADDRESS, http=http) as client:
         for said, ask in (
             ("cannot use NoneType as model name: give a text", lambda: client.model(None)),  # type: ignore[arg-type]
             ("cannot use int as task: give a text", lambda: client.task(5)),  # type: ignore[arg-type]
             ("cannot train int: give a TrainSpec", lambda: client.train(5)),  # type: ignore[arg-type]
             ("cannot generate from int: give a text", lambda: client.generate("tiny", 5)),  # type: ignore[arg-type]
+            ("cannot generate from bytes: give a text", lambda: client.generate("tiny", b"x")),
+            ("cannot submit task 1: give it a name", lambda: client.submit_batch([task])),
             ("not UTF-8", lambda: client.submit(["\ud800"])),
             ("argv", lambda: client.submit(None)),  # type: ignore[arg-type]
         ):

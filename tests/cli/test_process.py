@@ -22,6 +22,7 @@ import pytest
 
 from tests.cli.conftest import LIMIT_S, Daemon, until
 from tests.processes import mentioning
+from zenos import __version__
 from zenos.cli.daemon_process import running
 from zenos.client import Client, connect
 from zenos.client.address import start_time
@@ -97,8 +98,13 @@ def test_up_work_down(up: Home) -> None:
     found = running(up)
     assert found is not None
     assert status["pid"] == found.pid
-    assert status["tasks"] == {"failed": 1}
-    assert zenos("down").returncode == 0
+    assert (status["version"], status["tasks"]) == (__version__, {"failed": 1})
+    assert 0 < status["uptime_s"] < LIMIT_S * 10
+    (node,) = status["nodes"]
+    assert node["node"]["capacity"]["cpu"] > 0
+    assert node["used"] == {"cpu": 0, "gpu": 0, "memory": 0, "gpu_memory": 0}
+    down = zenos("down", "--json")
+    assert (down.returncode, json.loads(down.stdout)["stopped"]) == (0, True)
     assert start_time(found.pid) is None
     assert not up.daemon.exists()
     assert zenos("ps").returncode == 5
@@ -137,7 +143,7 @@ def test_two_ups_at_once_are_one_daemon(home: Home) -> None:
         assert zenos("down").returncode == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("command", [("up", *LAZY), ("demo", "--quick")])
 def test_who_interrupts_a_start_leaves_no_daemon(
     home: Home, tmp_path: Path, number: signal.Signals, command: tuple[str, ...]
@@ -172,9 +178,12 @@ def test_up_says_why_it_could_not(home: Home, tmp_path: Path) -> None:
     assert ran.returncode in (1, 4)
     assert "cannot listen on 127.0.0.1" in ran.stderr
     assert zenos("up", "--host", "0.0.0.0", "--port", "0").returncode == 4  # noqa: S104
+    nobodys = zenos("up", "--host", "192.0.2.1", "--port", "0", "--i-know-this-is-public")
+    assert nobodys.returncode == 2
+    assert nobodys.stderr.endswith("this machine has no such address; choose another with --host\n")
     unknown = zenos("up", "--set", "prot=1")
     assert "did you mean 'port'?" in unknown.stderr
-    for one in (ran, unknown):
+    for one in (ran, unknown, nobodys):
         assert "Traceback" not in one.stderr
         assert len(one.stderr.strip().splitlines()) == 1
     file = tmp_path / "file"
@@ -183,6 +192,29 @@ def test_up_says_why_it_could_not(home: Home, tmp_path: Path) -> None:
     ran = zenos("up")
     assert ran.returncode == 1
     assert "ZENOS_HOME" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "code"),
+    [
+        (["--port", "{taken}"], 1, "storage"),
+        (["--set", "prot=1"], 2, "invalid"),
+        (["--host", "0.0.0.0", "--port", "0"], 4, "refused"),  # noqa: S104
+    ],
+)
+def test_the_foreground_tells_errors_as_the_background_does(
+    home: Home, flags: list[str], status: int, code: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        given = [flag.format(taken=taken.getsockname()[1]) for flag in flags]
+        behind, before = zenos("up", *given), zenos("up", "--foreground", *given)
+        as_json = zenos("up", "--foreground", "--json", *given)
+        behind_json = zenos("up", "--json", *given)
+    assert before.stderr == behind.stderr
+    assert before.stderr.startswith("zenos: cannot ")
+    assert json.loads(as_json.stderr) == json.loads(behind_json.stderr)
+    assert json.loads(as_json.stderr)["error"]["code"] == code
+    assert {one.returncode for one in (behind, before, as_json, behind_json)} == {status}
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,14 @@ def test_a_file_of_tasks(daemon: Daemon, tmp_path: Path) -> None:
         ("tasks: {a: {cpu: 1, tran: {}}}", "'tran': it is unknown; did you mean 'train'?"),
         ("tasks: {a: {run: [x], evn: {}}}", "'evn': it is unknown; did you mean 'env'?"),
         ("tasks: {a: {run: [x], name: b}}", "cannot name it twice"),
+        ("tasks: {a: {run: [x], cwd: }}", "cannot use the path None"),
+        ("tasks: {a: {run: [x], cwd: ~nobody.here}}", "'~nobody.here': nobody here is called so"),
+        ("tasks: {a: {train: {data: ~nobody.here/x}}}", "nobody here is called so"),
+        (
+            "tasks: {a: {train: {}, cwd: x}}",
+            "the field 'cwd' beside 'train': leave it out (task a)",
+        ),
+        ("tasks: {a: {train: {}, env: {}}}", "the field 'env' beside 'train': leave it out"),
         ("task: {}", "the file has 'tasks:'"),
         ("tasks: {a: {run: [x]}, b: {run: [x], cpu: 900}}", "cannot ever fit"),
     ):
@@ -75,6 +83,39 @@ def test_a_file_of_tasks(daemon: Daemon, tmp_path: Path) -> None:
     assert "write it into the file" in submitted("tasks: {a: {run: [x]}}", "--cpu", "2").err
     assert "cannot find" in zenos("submit", str(tmp_path / "none.yaml")).err
     assert daemon.do(lambda: len(daemon.double.view.tasks)) == 2
+
+
+def test_arguments_in_a_file_of_tasks_are_given_as_they_stand_there(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    file = tmp_path / "night.yaml"
+    file.write_text(
+        "tasks: {a: {run: [work, &n 3, 1.10, yes, 1e3, 010, '5'], cpu: 0.1, retries: *n}}"
+    )
+    ran = zenos("submit", str(file))
+    assert ran.code == 0, ran.err
+    spec = daemon.do(lambda: dict(daemon.double.view.tasks))[ran.out.strip()].spec
+    assert spec.work.argv == ["work", "3", "1.10", "yes", "1e3", "010", "5"]  # type: ignore[union-attr]
+    assert spec.retries == 3
+
+
+def test_a_file_of_tasks_may_be_json_as_programs_write_it(daemon: Daemon, tmp_path: Path) -> None:
+    file = tmp_path / "night.json"
+    argv = ["work", "\U0001f600", 1.10, True]
+    tasks = {"tasks": {"a": {"run": argv, "cpu": 0.1, "time": None, "env": {}}}}
+    file.write_text(json.dumps(tasks, indent="\t"))
+    ran = zenos("submit", str(file))
+    assert ran.code == 0, ran.err
+    spec = daemon.do(lambda: dict(daemon.double.view.tasks))[ran.out.strip()].spec
+    assert spec.work.argv == ["work", "\U0001f600", "1.1", "true"]  # type: ignore[union-attr]
+    assert spec.resources.cpu == 100
+    for text, says in (
+        ('{"tasks": {"a": {"run": ["x"]}, "a": {"run": ["y"]}}}', "'a' is there twice"),
+        ('{"tasks": {"a": {"run": ["x"], "cpu": NaN}}}', "cannot use cpu nan"),
+        ('{"tasks": ' + "[" * 100_000, "it is nested too deeply"),
+    ):
+        file.write_text(text)
+        assert says in zenos("submit", str(file)).err, text
 
 
 def test_flags_may_follow_a_file_of_tasks(daemon: Daemon, tmp_path: Path) -> None:
@@ -87,6 +128,9 @@ def test_flags_may_follow_a_file_of_tasks(daemon: Daemon, tmp_path: Path) -> Non
         (["--follow"], "cannot follow a file of tasks"),
         (["--wiat"], "cannot use the option --wiat: there is none; did you mean '--wait'?"),
         (["--wait", "other.yaml"], "cannot use 'other.yaml' after the file of tasks"),
+        ([str(file)], "give one file, and flags"),
+        (["--cpu"], "option '--cpu' requires an argument"),
+        (["--cpu", "2", "--name"], "option '--name' requires an argument"),
         (["epochs=3"], "to run"),
     ):
         for before in ([], ["--name", "x.yaml"]):
@@ -97,9 +141,11 @@ def test_flags_may_follow_a_file_of_tasks(daemon: Daemon, tmp_path: Path) -> Non
     assert json.loads(ran.err)["error"]["code"] == "invalid"
     assert daemon.do(lambda: len(daemon.double.view.tasks)) == 1
     # After -- it is a program, with arguments of its own.
-    ran = zenos("submit", "--", str(file), "--wait")
-    argv = daemon.do(lambda: daemon.double.view.tasks[ran.out.strip()].spec.work.argv)  # type: ignore[union-attr]
-    assert argv == [str(file), "--wait"]
+    for arguments in ([], ["--wait"]):
+        ran = zenos("submit", "--", str(file), *arguments)
+        there = daemon.do(lambda: dict(daemon.double.view.tasks))
+        work = there[ran.out.strip()].spec.work
+        assert work.argv == [str(file), *arguments]  # type: ignore[union-attr]
 
 
 async def test_both_clients_take_them(daemon: Daemon) -> None:

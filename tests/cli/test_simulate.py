@@ -66,6 +66,10 @@ def test_what_cannot_be_simulated_is_refused_in_one_line(tmp_path: Path) -> None
         assert why in refused.stderr
         assert len(refused.stderr.splitlines()) == 1
     assert zenos(str(tmp_path / "none.csv"), "--load", "1").returncode == 3
+    for args, field in ((("\udcff",), "trace"), ((str(trace), "--requests", "\udcff"), "requests")):
+        refused = zenos(*args, "--load", "1")
+        assert refused.returncode == 2
+        assert f"cannot use {field} '\\udcff': it has bytes that are not UTF-8" in refused.stderr
 
 
 def test_nodes_fail_and_what_is_lost_is_told(tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 import time
 
 from textual.widgets import DataTable
 
 from tests.cli.conftest import Daemon, until, zenos
-from tests.cli.test_top import becomes
+from tests.cli.test_top import becomes, drawn
 from zenos.cli.top import THREADS_SHOWN, Top, threads_table
 from zenos.client import connect_async
 from zenos.core.thread_views import PoolView, ProcessThreads, ThreadView
@@ -108,8 +109,11 @@ async def test_the_live_screen_shows_those_of_the_selected_task(daemon: Daemon) 
         await asyncio.to_thread(hear, daemon, task, THREADS_SHOWN + 1)
         await becomes(lambda: str(table.get_cell(task, "THREADS")) == str(THREADS_SHOWN + 5), pilot)
         await becomes(lambda: app.query_one("#threads").display, pilot)
-        drawn = threads_table(await app._client.threads(task))
-        assert drawn.row_count == THREADS_SHOWN + 1
+        # What is on the screen: with state, lane, progress and CPU time.
+        first = r"0 shard tokenizing 0 running 60 [\d.]+ s 1\.5 s 25% of 7 items \(try 2\) 1 shard"
+        await becomes(lambda: re.search(first, drawn(app, "threads")), pilot)
+        whole = threads_table(await app._client.threads(task))
+        assert whole.row_count == THREADS_SHOWN + 1
         await asyncio.to_thread(daemon.end, task)
         await becomes(lambda: not app.query_one("#threads").display, pilot)
         await pilot.press("q")

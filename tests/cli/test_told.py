@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -135,6 +136,21 @@ def test_rm_all_removes_every_version(daemon: Daemon) -> None:
     assert "third" not in zenos("list").out
 
 
+@pytest.mark.parametrize("more", [(), ("--all",)])
+def test_a_damaged_model_is_listed_on_stderr_and_can_be_removed(
+    daemon: Daemon, more: tuple[str, ...]
+) -> None:
+    (daemon.home.models / "manifests/tiny/1.json").write_bytes(b"{")
+    listed = zenos("list")
+    assert (listed.code, "other:1" in listed.out) == (1, True)
+    assert "tiny/1.json: Input data was truncated; 'zenos rm tiny:1' removes" in listed.err
+    machine = zenos("list", "--json")
+    assert [model["name"] for model in machine.json] == ["other"]
+    assert json.loads(machine.err)["error"]["code"] == "storage"
+    assert "tiny:1 is removed" in zenos("rm", "tiny", *more).err
+    assert zenos("list").code == 0
+
+
 @pytest.mark.parametrize("name", ["", " ", "\t"])
 def test_a_name_that_is_given_may_not_be_blank(daemon: Daemon, name: str) -> None:
     ran = zenos("submit", "--name", name, "--", "work")
@@ -223,7 +239,7 @@ def test_a_key_that_is_typed_again_gives_the_same_task(daemon: Daemon) -> None:
 def test_a_demo_to_be_kept_says_where_it_is_when_it_is_told_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def told_to_end(*_: object) -> str:
+    def told_to_end(*_: object, **__: object) -> str:
         raise SystemExit(128 + signal.SIGTERM)
 
     monkeypatch.setattr(signal, "signal", lambda *_: None)

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from rich.console import Console
 from textual.widgets import DataTable, Static
 
-from tests.cli.conftest import Daemon
+from tests.cli.conftest import Daemon, until
 from zenos.cli.top import Confirm, Top, bar, nodes_table
 from zenos.client import NodeView, connect, connect_async
 from zenos.core.node import Node
@@ -78,6 +78,27 @@ async def test_it_shows_nodes_tasks_and_progress_and_cancels(daemon: Daemon) -> 
         await becomes(lambda: table.row_count == 1, pilot)
         await pilot.press("q")
     assert app.return_code == 0
+
+
+async def test_what_waits_stands_below_what_runs_in_the_order_of_its_start(daemon: Daemon) -> None:
+    def submit() -> list[str]:
+        with connect() as client:
+            asked = (("low", "low"), ("normal", "normal"), ("high", "high"))
+            runs = client.submit(["work"], name="runs", cpu=4, priority="low").id
+            until(lambda: daemon.state(runs) == "running")
+            waits = {name: client.submit(["work"], cpu=4, priority=p).id for name, p in asked}
+            return [runs, waits["high"], waits["normal"], waits["low"]]
+
+    order = await asyncio.to_thread(submit)
+    app = Top(connect_async(), interval_s=0.1)
+    async with app.run_test(size=(140, 40)) as pilot:
+        table = app.query_one(DataTable)
+        await becomes(lambda: table.row_count == 4, pilot)
+        assert [str(key.value) for key in table.rows] == order
+        states = [str(table.get_cell(task, "STATE")) for task in order]
+        assert states == ["running", "queued", "queued", "queued"]
+        assert "3 queued" in shown(app, "head")
+        await pilot.press("q")
 
 
 async def test_an_array_is_one_line_and_of_several_people_it_says_whose_each_is(

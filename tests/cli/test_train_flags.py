@@ -126,11 +126,42 @@ def test_how_long_it_trains_is_said_once(daemon: Daemon, tmp_path: Path) -> None
     ran = zenos("train", *given, "--steps", "5", "--epochs", "2")
     assert ran.code == 2
     assert "cannot use --epochs 2 beside steps 5" in ran.err
+    ran = zenos("train", *given, "--steps", "5", "--epochs", "1")  # which is the default
+    assert ran.code == 2
+    assert "cannot use --epochs 1 beside steps 5" in ran.err
     path = tmp_path / "run.yaml"
     path.write_text("model: m\narch: a\ndata: x\nsteps: 5\n")
     work = trained(str(path), "--epochs", "2").work
     assert isinstance(work, TrainSpec)
     assert (work.steps, work.epochs) == (None, 2.0)
+    path.write_text("model: m\narch: a\ndata: x\nsteps: 5\nepochs: 1\n")
+    ran = zenos("train", str(path))
+    assert ran.code == 2
+    assert "cannot use epochs 1 beside steps 5" in ran.err
+    # What was submitted is written out with all its fields, and may be submitted again.
+    work = trained(*given, "--steps", "5").work
+    path.write_bytes(msgspec.json.encode(work))
+    assert trained(str(path)).work == work
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--publish-every", "5"), ("--publish-every", "200"), ("--publish-keep", "7")],
+)
+def test_how_to_publish_is_refused_where_nothing_is_published(
+    daemon: Daemon, flag: str, value: str
+) -> None:
+    given = ("--model", "m", "--arch", "a", "--data", "x", flag, value)
+    ran = zenos("train", *given)
+    assert ran.code == 2
+    assert f"cannot use {flag} without 'publish': give that a model's name" in ran.err
+    trained(*given, "--publish", "live")
+
+
+# Each line names the one before ten times: a thousand million values in some hundred characters.
+LAUGHS = "settings:\n  a0: &a0 [1]\n" + "".join(
+    f"  a{at}: &a{at} [{', '.join([f'*a{at - 1}'] * 10)}]\n" for at in range(1, 10)
+)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +171,8 @@ def test_how_long_it_trains_is_said_once(daemon: Daemon, tmp_path: Path) -> None
         ("learning_rate: .inf", "cannot use learning_rate inf: it must be a finite number"),
         ("steps: 2.5", "cannot use steps: give a whole number or nothing, not one with a fraction"),
         ("settings: " + "[" * 5000, "it is nested too deeply"),
+        ("settings: &all {x: *all}", "an alias (*NAME) stands in what it names"),
+        (LAUGHS, "its aliases (*NAME) stand for more than 1,048,576 values"),
     ],
 )
 def test_what_no_file_can_say_is_told_plainly(

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import shlex
+
 import pytest
+from typer.main import get_command
 
 from tests.cli.conftest import zenos
+from tests.cli.test_commands import COMMANDS
 from zenos.cli import errors
+from zenos.cli.main import app
 
 
 @pytest.mark.parametrize(
@@ -33,6 +39,16 @@ def test_a_wrong_command_line_is_told_in_a_line(line: str, says: str) -> None:
     assert says in ran.err
     assert ran.err.count("\n") == 1
     assert not ran.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_example_of_a_command_can_be_typed(command: str) -> None:
+    found = get_command(app)
+    for name in command.split():
+        found = found.commands[name]  # type: ignore[attr-defined]
+    example = inspect.getdoc(found.callback or app).partition("Example: ")[2].partition("\n\n")[0]
+    typed, _, _ = " ".join(example.split()).removeprefix(f"zenos {command}").partition(" > ")
+    found.make_context(command, shlex.split(typed))  # raises what would be said of it
 
 
 def test_no_command_shows_the_help() -> None:

@@ -6,9 +6,12 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+
+from zenos.core import forking
 
 
 def said(spec: Path, plan: str = "") -> tuple[str, str]:
@@ -51,3 +54,18 @@ def test_a_shim_that_fails_says_why(tmp_path: Path, text: str, plan: str, reason
     assert reason in heard
     assert f"cannot go on with the shim for {spec}: " in log
     assert "Traceback" in log
+
+
+def test_who_has_a_second_thread_forks_nothing(tmp_path: Path) -> None:
+    """A fork would have the locks that the other thread holds, and nobody to release them."""
+    over = threading.Event()
+    second = threading.Thread(target=over.wait)
+    second.start()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        try:
+            with pytest.raises(RuntimeError, match=r"the zygote has \d+ threads; forking would be"):
+                forking.fork("zygote", tmp_path / "1.json", ours.fileno(), theirs, None)
+        finally:
+            over.set()
+            second.join()

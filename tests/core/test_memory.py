@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from zenos.core import cgroups
+from zenos.core import cgroups, memory
 from zenos.core.memory import Limits
 
 MIB = 1024 * 1024
@@ -27,6 +29,75 @@ def test_without_a_group_a_peak_between_two_looks_counts_too() -> None:
     limits = Limits({"memory_limit": 0})
     limits.sample()
     assert limits.most(10**12) == 10**12
+
+
+# Says whether three forks of it are over a limit, of which none writes to what it has, or each.
+FORKS = """
+import os, signal, sys
+from zenos.core.memory import Limits
+common = bytearray(b"x" * 60_000_000)
+there, told = os.pipe()
+for _ in range(3):
+    if os.fork() == 0:
+        if sys.argv[1] == "write":
+            common[::1024] = b"y" * len(common[::1024])
+        os.write(told, b"1")
+        signal.pause()
+for _ in range(3):
+    os.read(there, 1)
+limits = Limits({"memory_limit": 120_000_000})
+for _ in range(3):
+    print(limits.sample(), limits.peak > 120_000_000)
+os.killpg(0, 9)
+"""
+
+
+@pytest.mark.parametrize(("does", "over"), [("read", False), ("write", True)])
+def test_without_a_group_what_forks_share_counts_once(does: str, over: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, "-u", "-c", FORKS, does],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        timeout=60,
+    )
+    assert done.stdout.split() == [str(over)] * 6
+
+
+@pytest.mark.parametrize(
+    ("every", "samples"),
+    [
+        (
+            1e12,  # no other look for its own sake
+            [
+                (100, 100, False, []),
+                (140, 90, False, [90]),
+                (150, 95, False, [90]),  # 150 less the 50 that were shared
+                (160, 85, False, [90, 85]),  # 110 by that: looked at, and it is less
+                (176, 101, True, [90, 85, 101]),
+            ],
+        ),
+        # What was shared is written to: no more is resident, and less of it is shared.
+        (0, [(140, 90, False, [90]), (140, 110, True, [90, 110])]),
+    ],
+)
+def test_nobody_is_over_a_limit_by_what_was_shared_before(
+    monkeypatch: pytest.MonkeyPatch, every: float, samples: list[tuple[int, int, bool, list[int]]]
+) -> None:
+    looks: list[int] = []
+    resident = own = 0
+
+    def look(_: list[int]) -> int:
+        looks.append(own)
+        return own
+
+    monkeypatch.setattr(memory, "descendants", lambda _: [])
+    monkeypatch.setattr(memory, "resident_bytes", lambda _: resident)
+    monkeypatch.setattr(memory, "own_bytes", look)
+    monkeypatch.setattr(memory, "LOOK_EVERY", every)
+    limits = Limits({"memory_limit": 100})
+    for resident, own, exceeded, looked in samples:  # noqa: B007 - what is read above
+        assert (limits.sample(), looks) == (exceeded, looked)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +120,8 @@ def test_what_was_killed_in_ones_own_group_for_want_of_memory_is_seen(
     (group / counter).write_text("oom 9\noom_kill 4\n")
     (group / limit).write_text("268435456\n")
     assert (kills.any(), kills.limit()) == (True, 268435456)
-    (group / limit).write_text("max\n")
+    for without in ("max", "9223372036854771712"):
+        (group / limit).write_text(f"{without}\n")
+        assert kills.limit() is None
     (group / counter).unlink()
     assert (kills.any(), kills.limit()) == (False, None)

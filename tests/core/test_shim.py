@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.disks import Disk, small_disk
 from tests.processes import until
 from zenos.core import shim
 from zenos.core.output import Output
@@ -98,6 +100,24 @@ def test_a_worker_over_its_memory_limit_ends_while_it_floods_its_log(tmp_path: P
     assert (record["oom"], record["signal"]) == (True, 9)
 
 
+# None of these processes has as much as they have together.
+FAMILY = """
+import os, time
+for _ in range(4):
+    if os.fork() == 0:
+        held = b"x" * 40_000_000
+        time.sleep(600)
+os.wait()
+"""
+
+
+def test_what_its_children_hold_counts_against_a_workers_limit(tmp_path: Path) -> None:
+    with running(tmp_path / "1", sys.executable, "-c", FAMILY, memory_limit=100_000_000):
+        record = ended(tmp_path / "1")
+    assert (record["oom"], record["signal"], record["limit"]) == (True, 9, 100_000_000)
+    assert record["memory_peak"] > 100_000_000
+
+
 def test_a_program_may_close_its_output_and_go_on(tmp_path: Path) -> None:
     script = f"echo last; exec >&- 2>&-; sleep 0.1; echo done > {tmp_path}/done; exit 4"
     with running(tmp_path / "1", "/bin/sh", "-c", script):
@@ -117,6 +137,57 @@ def test_output_that_finds_no_room_is_counted_in_the_log(tmp_path: Path) -> None
     os.close(output.end)
     log = (tmp_path / "log").read_text()
     assert "[cannot show 5 bytes of output: No space left on device]\na line that" in log
+
+
+@pytest.fixture
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
+    with small_disk(request.node, tmp_path / "disk") as made:
+        yield made
+
+
+# Says 50,000 bytes once the file `full` is there, and ends when `go` is.
+LOUD = """
+echo start
+until [ -e {0}/full ]; do sleep 0.01; done
+head -c 50000 /dev/zero | tr '\\0' x
+touch {0}/said
+until [ -e {0}/go ]; do sleep 0.01; done
+"""
+
+
+@pytest.mark.parametrize("ends_first", [False, True])
+def test_output_that_found_no_room_is_told_once_there_is_some(
+    disk: Disk, tmp_path: Path, ends_first: bool
+) -> None:
+    run, log = disk.path / "1", disk.path / "1" / "log"
+    with running(run, "/bin/sh", "-c", LOUD.format(tmp_path)):
+        until(lambda: log.exists() and log.read_text() == "start\n")
+        disk.fill()
+        (tmp_path / "full").touch()
+        until((tmp_path / "said").exists)
+        if ends_first:
+            (tmp_path / "go").touch()
+            until((run / "exit.tmp").exists)  # it has ended, and this waits for room
+        disk.clear()
+        until(lambda: "cannot show" in log.read_text())
+        (tmp_path / "go").touch()
+        assert ended(run) == ended(run) | {"exit_code": 0, "lost_bytes": 0}
+    before, lost, after = re.split(
+        r"\n\[cannot show (\d+) bytes of output: .*\]\n", log.read_text()
+    )
+    assert before.startswith("start\n")
+    assert int(lost) + (before + after).count("x") == 50_000
+
+
+def test_where_the_log_never_has_room_the_record_tells_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "log").symlink_to("/dev/full")
+    output = Output(str(tmp_path), 0)
+    os.write(output.writer, b"lost\n")
+    output.take()
+    output.leave()
+    shim._write_exit(str(tmp_path), {"exit_code": 0}, output)
+    os.close(output.end)
+    assert shim.read_record(str(tmp_path), "exit") == {"exit_code": 0, "lost_bytes": 5}
 
 
 # A worker whose leader ends on SIGTERM at once while its child takes its time, as a shell does
@@ -232,6 +303,15 @@ def test_a_power_cut_never_makes_a_program_that_has_begun_look_as_if_it_had_not(
     calls = seen.read_text().splitlines()  # those before the program's first instruction
     assert calls.index(f"rename {run / 'started'}") < calls.index(f"fsync {run}")
     assert calls.index(f"rename {run}") < calls.index(f"fsync {tmp_path}")
+
+
+def test_how_it_ended_is_on_the_disk_before_the_shim_has_gone(tmp_path: Path) -> None:
+    run = tmp_path / "1"
+    with running(run, "/bin/true") as process:
+        assert process.wait(30) == 0
+    calls = (tmp_path / "calls").read_text().splitlines()
+    at = calls.index(f"rename {run / 'exit'}")
+    assert calls[at - 1 : at + 2 : 2] == [f"fsync {run / 'exit.tmp'}", f"fsync {run}"]
 
 
 def test_a_program_does_not_begin_when_the_disk_does_not_take_its_start(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -76,6 +77,24 @@ def test_no_memory_is_no_limit() -> None:
 def test_absurd_shares_are_refused(value: float | str) -> None:
     with pytest.raises(InvalidError, match="cannot"):
         parse_share(value, "cpu", 4096_000)
+
+
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [
+        (lambda: parse_size(math.inf), "memory inf: a size is a number of 0 or more bytes"),
+        (lambda: parse_size(-(10**5000)), "memory that small: a size is a number of 0 or more"),
+        (lambda: parse_share(math.inf, "cpu", 4096_000), "cpu inf: at most 4096 are allowed"),
+        (lambda: parse_share(10**5000, "cpu", 4096_000), "cpu inf: at most 4096 are allowed"),
+        (lambda: parse_share("0" * 9000 + "5000", "cpu", 4096_000), "cpu 5000: at most 4096"),
+        (lambda: parse_share("-inf", "cpu", 4096_000), "cpu -inf: give a number of 0 or more"),
+    ],
+)
+def test_what_is_wrong_with_a_number_is_said_shortly(ask: Callable[[], int], says: str) -> None:
+    with pytest.raises(InvalidError) as caught:
+        ask()
+    assert caught.value.message.startswith(f"cannot use {says}")
+    assert len(caught.value.message) < 100
 
 
 @given(a=amounts, b=amounts)

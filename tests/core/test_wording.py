@@ -9,9 +9,11 @@ import pytest
 
 from zenos.api.errors import decode
 from zenos.api.openai_bodies import ChatBody, CompletionBody
+from zenos.client import build
 from zenos.core.errors import InvalidError
+from zenos.core.specs import ProgramSpec, TrainSpec
 from zenos.core.task import TaskSpec
-from zenos.core.wording import FieldError, counted, field_error, followed, plain_reason
+from zenos.core.wording import FieldError, counted, field_error, followed, plain_reason, shown
 
 CHAT = b'{"model":"m","messages":[],%b}'
 
@@ -36,6 +38,18 @@ CHAT = b'{"model":"m","messages":[],%b}'
             TaskSpec,
             "cannot use the field 'work.data.pathz': it is unknown; did you mean 'paths'?",
             "work.data.pathz",
+        ),
+        (
+            b'{"work":{"type":"program","argv":["x"]},"cpu":1000}',
+            TaskSpec,
+            "cannot use the field 'cpu': it is unknown; did you mean 'resources.cpu'?",
+            "cpu",
+        ),
+        (
+            b'{"type":"train","model":"m","arch":"a","data":{"paths":["/x"]},"text_colum":"t"}',
+            TrainSpec,
+            "cannot use the field 'text_colum': it is unknown; did you mean 'data.text_column'?",
+            "text_colum",
         ),
         (
             b'{"work":{"type":"program"}}',
@@ -118,3 +132,34 @@ def test_one_of_a_thing_is_no_plural() -> None:
         "2 jobs",
         "1,249 jobs",
     ]
+
+
+@pytest.mark.parametrize(
+    ("values", "says", "param"),
+    [
+        ({3: 4}, "cannot use a name of a field: give text in quotes", None),
+        ({"env": {5: "a"}}, "below env: give text in quotes, not a whole number", "env"),
+        ({"env": {True: "a"}}, "below env: give text in quotes, not true or false", "env"),
+    ],
+)
+def test_of_a_name_that_is_no_text_it_is_said_where_it_stands(
+    values: dict[Any, Any], says: str, param: str | None
+) -> None:
+    """YAML reads `5: x` and `yes: x` as other names than texts."""
+    with pytest.raises(msgspec.ValidationError) as caught:
+        msgspec.convert({"type": "program", "argv": ["x"], **values}, ProgramSpec)
+    error = field_error(caught.value, ProgramSpec)
+    assert error.message.endswith(says)
+    assert error.param == param
+
+
+@pytest.mark.parametrize("value", [10**5000, [10**5000]], ids=["alone", "within"])
+def test_what_python_cannot_write_is_told_of_all_the_same(value: object) -> None:
+    # It refuses to write whole numbers of more than 4,300 digits.
+    assert shown(value) == "so long a number"
+    with pytest.raises(InvalidError, match="cannot use steps so long a number: it must be from 1"):
+        build.train({"model": "m", "arch": "a", "data": "/a", "steps": 10**5000}).check()
+
+
+def test_a_long_value_is_shown_as_far_as_it_goes() -> None:
+    assert shown("a" * 100, 5) == "'aaaa"

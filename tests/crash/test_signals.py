@@ -72,7 +72,7 @@ def test_a_second_daemon_on_a_home_is_refused_and_the_first_is_unharmed(machine:
     machine.start()
     second = start(machine.home.root)
     assert second.returncode == 1
-    assert "cannot start: a daemon runs on" in second.stderr
+    assert "cannot start: a daemon (process" in second.stderr
     assert machine.answers()
     machine.submit(1)
     assert machine.finish()["n1"].state is State.SUCCEEDED

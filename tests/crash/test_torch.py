@@ -77,7 +77,8 @@ def kill_those_that_make_models(client: Client, plans: Path, text: Path) -> None
         # That it has ended is known once it is written; before that it begins again, as another
         # generation if this one was claimed.
         generation = 1 if label in ("shim.exit.after", "shim.claim.before") else 2
-        assert (ended.state, ended.generation) == (State.SUCCEEDED, generation), (label, ended)
+        events = [(event.type, event.detail) for event in client.history(id_).events]
+        assert (ended.state, ended.generation) == (State.SUCCEEDED, generation), (label, events)
     assert not list(plans.iterdir()), "somebody was spared"
     numbers = range(len(labels.SHIM))
     made_once = [f"c{number}:1" for number in numbers] + [f"m:{number + 1}" for number in numbers]

@@ -76,6 +76,26 @@ def as_run(step: Step, home: Path, cancelled: set[str]) -> Step:
     return step._replace(text=text)
 
 
+def test_chapters_have_examples_that_are_run() -> None:
+    """Of those on messages and on threads each call of Python, and each program of a file."""
+    for name in ("messages.md", "threads.md", "how-to/call-functions.md"):
+        page = DOCS / name
+        assert page in PAGES
+        shown = re.findall(r"^```python\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S)
+        run = [step.text for step in steps(page) if step.kind != "command"]
+        assert shown
+        assert [text.strip() for text in shown] == [text.strip() for text in run], name
+
+
+def test_what_the_tutorial_has_in_python_works_with_any_port_and_any_model() -> None:
+    page = DOCS / "tutorial" / "README.md"
+    texts = [step.text for step in steps(page) if step.kind != "command"]
+    assert texts
+    for text in texts:
+        assert "8642" not in text  # the page offers `--port 0`
+        assert "metrics[" not in text  # one that was imported or created has none
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 def test_what_a_page_tells_to_type_works(
     page: Path, tmp_path: Path, request: pytest.FixtureRequest

@@ -35,6 +35,7 @@ FENCED_S: Final = 800.0  # a node that can't reach the daemon ends its workers b
 BEAT_S: Final = 300.0
 ACTIONS: Final = 45
 ROUNDS_MAX: Final = 300
+AT_ONCE_MAX: Final = 200  # steps that follow one at once
 POINTS: Final = ("decided", "committed", "performing", "performed")
 CONFIG: Final = Config(
     slice_s=300.0,
@@ -89,6 +90,7 @@ class World:
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)  # noqa: S311 - to be repeated
         self.config = QUOTAS if seed % 2 else CONFIG
+        self.decides_little = seed % 3 == 0  # a step: then the next one follows at once
         self.now = 1000.0
         self.store = MemoryStore()
         self.nodes: dict[str, Node] = {
@@ -116,6 +118,8 @@ class World:
         """A daemon begins from what is remembered; its machine's workers are looked up."""
         self.kernel = Kernel(self.config, done(self.store.load()))
         self.die_at = None
+        if self.decides_little:
+            self.kernel.preemption.at_once = 1
         recovering = self.kernel.recovering()
         for task in recovering:  # what was said and not committed is said again
             worker = self.workers.get((task.id, task.generation))
@@ -151,13 +155,20 @@ class World:
     def turn(self, *events: ev.Event) -> None:
         """One turn of the loop; the daemon may die in it, and another is there then."""
         try:
-            self._turn(list(events))
+            wake = self._turn(list(events))
+            for _ in range(AT_ONCE_MAX):
+                if wake > self.now:
+                    break
+                wake = self._turn([])
+            else:
+                raise AssertionError("steps follow at once for ever")
         except Died:
             self.deaths += 1
             self.now += self.rng.choice([0.0, 1.0, 30.0])
             self.boot()
 
-    def _turn(self, events: list[ev.Event]) -> None:
+    def _turn(self, events: list[ev.Event]) -> float:
+        """When the kernel is to be called again."""
         step = self.kernel.step(events, self.now)
         self.kernel.state.check()
         self.note(step)
@@ -172,6 +183,7 @@ class World:
             self.perform(action)
         self.passing("performing")
         self.passing("performed")
+        return step.wake
 
     def passing(self, point: str) -> None:
         if self.die_at == point:

@@ -73,7 +73,7 @@ def test_an_end_before_others_in_the_file_cancels_them() -> None:
         ([named("a", "c"), named("b", "a"), named("c", "b")], InvalidError, "→"),
         ([named("a", "a")], InvalidError, "a → a"),
         ([named("a"), named("a")], InvalidError, "two tasks called 'a'"),
-        ([named("a"), spec()], InvalidError, "task 2 of the file"),
+        ([named("a"), spec()], InvalidError, "task 2: give it a name"),
         ([], InvalidError, "cannot submit nothing"),
         ([named("a"), named("b", retries=-1)], InvalidError, "task b"),
         ([named("a"), named("b", cpu=900)], UnfittableError, "cannot ever fit"),

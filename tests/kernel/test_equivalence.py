@@ -45,7 +45,12 @@ QUOTAS: list[dict[str, dict[str, Quota]]] = [
 
 
 class Twin(Harness):
-    """Two kernels, side by side."""
+    """Two kernels, side by side.
+
+    at_once: for how many tasks others give way in one step.
+    """
+
+    at_once: int | None = None
 
     def __init__(
         self, *nodes: Node, config: Config | None = None, snapshot: Snapshot | None = None
@@ -55,6 +60,8 @@ class Twin(Harness):
         super().__init__(*nodes, config=config, snapshot=snapshot)
 
     def step(self, *events: ev.Event) -> Step:
+        for kernel in (self.kernel, self.other) if self.at_once is not None else ():
+            kernel.preemption.at_once = self.at_once
         step = super().step(*events)
         expected = self.other.step(list(events), self.clock.now())
         assert [repr(action) for action in step.actions] == [
@@ -67,6 +74,8 @@ class Twin(Harness):
         assert ours.queue.overdue == theirs.queue.overdue
         assert sorted(ours.queue.heads()) == sorted(theirs.queue.heads())
         assert self.given_way(self.kernel) == self.given_way(self.other)
+        now = self.clock.now()
+        assert (step.wake <= now) is (expected.wake <= now)
         if not events and (expected.actions or expected.changes):
             assert self.wake <= self.clock.now()
         self.wake = step.wake
@@ -204,6 +213,21 @@ class TwinMachine(KernelMachine):
             self.h.step(ev.NodeUp(node=changed))
 
 
+class CutTwin(Twin):
+    """Each step decides as little as it may."""
+
+    at_once = 1
+
+
+class CutTwinMachine(TwinMachine):
+    """The same, where the next step has to follow at once all the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.h = CutTwin(*NODES, config=CONFIG)
+        self.configured(300.0, 900.0, 0.25, QUOTAS[1])
+
+
 class Wanted(NamedTuple):
     """A task that is submitted, once or several times at once."""
 
@@ -291,3 +315,7 @@ TwinMachine.TestCase.settings = settings(
     max_examples=60, stateful_step_count=50, deadline=None, derandomize=True
 )
 TestTwinMachine = TwinMachine.TestCase
+CutTwinMachine.TestCase.settings = settings(
+    max_examples=30, stateful_step_count=50, deadline=None, derandomize=True
+)
+TestCutTwinMachine = CutTwinMachine.TestCase

@@ -52,6 +52,19 @@ def test_place_score_and_expected_start_of_a_task_that_waits() -> None:
     assert [r.tasks for r in why(h, urgent).remedies if r.kind == "end"] == [[running.id]]
 
 
+def test_however_many_are_overdue_each_is_told_so_and_its_place() -> None:
+    """In the order in which they were queued, and not in that in which they became overdue."""
+    h = Harness(node(cpu=1))
+    h.run(h.submit(spec()))
+    low = [h.submit(spec(priority=25, expected_s=2.0**n)) for n in range(10)]
+    h.clock.advance(4000)
+    high = [h.submit(spec(priority=75, expected_s=2.0**n)) for n in range(10)]
+    h.wait(4000)
+    for place, task in [*enumerate([*low, *high])][::3]:
+        made = why(h, task)
+        assert (made.overdue, made.ahead) == (True, place)
+
+
 def test_a_higher_priority_that_would_preempt() -> None:
     h = Harness(node(cpu=2))
     training = h.submit(spec(TRAIN, cpu=2, priority=50))

@@ -85,6 +85,27 @@ async def test_a_caller_hears_accepted_after_the_commit() -> None:
             await system.control.submit(spec(cpu=99), ME, None)
 
 
+async def test_what_comes_at_once_is_one_transaction() -> None:
+    system = System()
+    waiting = [
+        asyncio.create_task(system.control.submit(spec(cpu=0.01), ME, None)) for _ in range(20)
+    ]
+    await asyncio.sleep(0)  # all are in the inbox
+    async with system:
+        tasks = await asyncio.gather(*waiting)
+    (changes,) = [changes for changes in system.disk.committed if changes.tasks]
+    assert changes.tasks.keys() == {task.id for task in tasks}
+    assert len(tasks) == 20
+
+
+async def test_others_have_their_turn_where_the_loop_comes_again_at_once() -> None:
+    inbox, turns = Inbox(), list[int]()
+    for number in range(3):
+        asyncio.get_running_loop().call_soon(turns.append, number)
+        assert await inbox.drain(0.0) == []
+        assert turns == [*range(number + 1)]
+
+
 async def test_a_failing_commit_is_tried_again_with_the_same_batch_and_callers_get_503(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -113,6 +113,27 @@ def test_after_a_restart_only_what_was_loaded_is() -> None:
     assert [stop.task for stop in again.stopped] == [task.id]
 
 
+def test_being_rolled_back_is_no_use_of_what_was_never_loaded() -> None:
+    h = Harness()
+    deploy(h)
+    h.ask(ev.Rollback(request=1, name="m", version="m:1"))
+    h.wait(1)
+    assert not replicas(h)
+
+
+def test_an_idle_replica_that_ends_after_a_restart_is_not_loaded_again() -> None:
+    h = Harness()
+    use(h)
+    task = make_ready(h)
+    h.wait(60)
+    assert [stop.task for stop in h.stopped] == [task.id]
+    again = h.restarted()
+    again.exit(task)
+    again.wait(1)
+    assert not replicas(again)
+    assert not again.started
+
+
 def test_a_request_for_a_model_that_no_node_can_hold_is_refused_and_leaves_nothing() -> None:
     h = Harness(node(cpu=2, memory="4GB"))
     big = ev.Demand(name="m", spec=DeploymentSpec(model="m"), memory=5_000_000_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from msgspec.structs import replace
 
 from tests.kernel.harness import PROGRAM, TRAIN, Harness, node, spec
@@ -318,3 +319,30 @@ def test_who_has_room_since_others_give_way_starts_at_once() -> None:
     h.wait(h.steps[-1].wake - h.clock.now())
     assert h.clock.now() < 1061.0
     assert h.now(small).state is State.STARTING
+
+
+@pytest.mark.parametrize("suspend", [False, True])
+def test_the_quota_of_the_first_overdue_may_be_used_up_while_the_daemon_goes_down(
+    *, suspend: bool
+) -> None:
+    h = harness(Quota(gpu_hours=1), node(cpu=4, gpu=2), overdue_wait_s=10.0)
+    running(h, gpu=1)
+    h.run(h.submit(spec(gpu=1), principal=BOB))
+    waiting = h.submit(spec(gpu=2), principal=ANN)
+    h.wait(600)
+    reservation = h.kernel.state.scheduler.reservation
+    assert reservation is not None
+    assert reservation.task == waiting.id
+    h.step(ev.Shutdown(suspend=suspend))
+    h.wait(3000)  # its owner has had her hour: this step ends as any other
+    assert h.now(waiting).state is State.QUEUED
+
+
+def test_the_kernel_asks_to_be_called_at_once_but_once_when_others_may_have_what_is_given() -> None:
+    h = harness(Quota(cpu=2))
+    running(h, cpu=2, priority=25)
+    h.wait(60)
+    h.submit(spec(cpu=1, priority=75), principal=ANN)
+    assert h.steps[-1].wake - h.clock.now() < 1
+    h.wait(h.steps[-1].wake - h.clock.now())
+    assert h.steps[-1].wake - h.clock.now() > 1

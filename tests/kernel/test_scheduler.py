@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.kernel.harness import Harness, node, spec
+from zenos.core import events as ev
 from zenos.core.config import Config
-from zenos.core.priority import p_of, remaining_s, score, wait_s_max
+from zenos.core.priority import execution_s, p_of, remaining_s, score, wait_s_max
 from zenos.core.task import State
+from zenos.kernel.queue import LEFT_OVER_MIN
 
 seconds = st.floats(0.001, 1e7)
 
@@ -19,6 +22,10 @@ def test_p_is_t_over_one_plus_t(waited: float, expected: float) -> None:
     t = waited / expected
     assert abs(p_of(waited, expected) - t / (1 + t)) < 1e-9
     assert 0 <= p_of(waited, expected) < 1 or waited / expected > 1e15
+
+
+def test_a_task_is_expected_to_take_longer_on_a_busy_machine() -> None:
+    assert [execution_s(10.0, contention) for contention in (0.0, 0.5, 1.0)] == [10.0, 15.0, 20.0]
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e6), seconds), min_size=2, max_size=2))
@@ -58,6 +65,23 @@ def test_a_shorter_task_overtakes_as_its_response_ratio_grows_faster() -> None:
     h.clock.advance(20)
     h.exit(blocker)
     assert h.started[-1].id == short.id
+
+
+@pytest.mark.parametrize("shorter_wants", [1.0, 0.9])
+def test_of_those_submitted_at_once_the_shorter_starts_first_then_the_earlier(
+    shorter_wants: float,
+) -> None:
+    """Every P is 0 then, whether they want the same or not."""
+    h = Harness(node(cpu=1))
+    wanted = [spec(expected_s=3600.0), spec(expected_s=3600.0)]
+    wanted += [spec(cpu=shorter_wants, expected_s=10.0), spec(expected_s=60.0)]
+    h.step(*(ev.Submit(request=number, spec=one) for number, one in enumerate(wanted)))
+    order = []
+    while h.started:
+        task = h.started.pop()
+        order.append(task.id)
+        h.exit(task)
+    assert order == ["t3", "t4", "t1", "t2"]
 
 
 def test_ageing_lets_a_lower_priority_overtake_a_fresh_higher_one() -> None:
@@ -200,3 +224,20 @@ def test_run_times_are_learned_from_finished_tasks_of_the_same_name() -> None:
     task = h.submit(spec(name="short"))
     assert abs(h.kernel.state.estimates.expected_s(h.now(task)) - 8.0) < 1e-6
     assert h.restarted().kernel.state.estimates.expected_s(h.now(task)) > 7.9
+
+
+def test_what_is_remembered_of_when_tasks_become_overdue_does_not_grow_with_who_has_left() -> None:
+    h = Harness(node(cpu=1))
+    h.run(h.submit(spec()))
+    stays, first = h.submit(spec(priority=50, cpu=0.5, memory="4GB")), h.submit(spec())
+    for _ in range(300):  # none comes to the top of the heap before who stays
+        h.clock.advance(1)
+        following = h.submit(spec())
+        h.cancel(first)
+        first = following
+    queue = h.kernel.state.scheduler.queue
+    assert len(queue._due) <= 2 * 2 + LEFT_OVER_MIN
+    h.wait(3599)
+    assert [entry.task for entry in queue.overdue] == [stays.id]
+    h.wait(1)
+    assert [entry.task for entry in queue.overdue] == [stays.id, first.id]

@@ -340,6 +340,25 @@ def test_ended_tasks_keys_and_events_have_a_retention() -> None:
     assert not h.kernel.state.tasks
 
 
+def test_a_key_is_known_for_a_day() -> None:
+    h = Harness()
+    first = h.submit(spec(), key="k")
+    h.clock.advance(limits.IDEMPOTENCY_KEPT_S)
+    assert h.submit(spec(), key="k").id == first.id
+    h.clock.advance(1)
+    assert h.submit(spec(name="other"), key="k").id != first.id
+
+
+def test_of_the_history_the_newest_events_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "EVENTS_KEPT", 100)
+    h = Harness()
+    for _ in range(60):
+        h.exit(h.submit(spec()))
+    pruned = [s.changes.prune_events_before for s in h.steps if s.changes.prune_events_before]
+    assert pruned == sorted(set(pruned))
+    assert 100 <= h.kernel.state.next_seq - pruned[-1] <= 101
+
+
 def discarded(h: Harness) -> list[str]:
     return [
         task

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -15,8 +16,10 @@ from typing import Any
 import pytest
 
 from zenos.core import failpoints
+from zenos.core import free as core_free
 from zenos.core.errors import StorageError
 from zenos.models.registry import Registry
+from zenos.runtime.space import is_lacking
 
 from .child import act
 from .files import litter, state, write_model
@@ -137,7 +140,9 @@ def test_a_failure_leaves_nothing_behind(
     assert times > PASSES[action][LABELS.index(label)]
 
 
-def test_a_full_disk_leaves_the_old_state_and_room(small_disk: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_old_state_and_room(
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     registry = Registry(small_disk / "models")
     registry.publish("m", write_model(tmp_path / "first", b"x" * 100_000))
     registry.alias("m", "prod", 1)
@@ -156,15 +161,25 @@ def test_a_full_disk_leaves_the_old_state_and_room(small_disk: Path, tmp_path: P
         # The first file fits, the second does not.
         lambda: registry.publish("m", {**large, "a.txt": half}),
     ]
-    for attempt in attempts:
-        with pytest.raises(StorageError, match=r"cannot change the registry in .*: No space left"):
-            attempt()
+    # It is seen before, or, where others fill the disk meanwhile, found on the way.
+    told = r"cannot store \w+: it takes [12]\.. MiB, and .*KiB are free on the disk of .*make room"
+    found = r"cannot change the registry in .*: No space left"
+    for attempt, seen in itertools.product(attempts, (True, False)):
+        with pytest.MonkeyPatch.context() as patch:
+            if not seen:
+                patch.setattr(core_free, "free_bytes", lambda path: None)
+            with pytest.raises(StorageError, match=told if seen else found) as raised:
+                attempt()
+        assert is_lacking(raised.value)  # as a training that waits for space asks
         assert state(registry) == before
         assert litter(small_disk / "models") == []
         assert room - free() < 3 * 4096  # what a name remembers
     registry.publish("m", write_model(tmp_path / "fits", b"z" * 100_000))
     # Exporting onto it fails as clearly, and leaves nothing there.
     registry.publish("m", write_model(tmp_path / "second", b"w" * 500_000))
+    with pytest.raises(StorageError, match=r"cannot export to .*: it takes .* are free .*; make"):
+        registry.export("m", small_disk / "out")
+    monkeypatch.setattr(core_free, "free_bytes", lambda path: None)
     with pytest.raises(StorageError, match=r"cannot export to .*: No space left"):
         registry.export("m", small_disk / "out")
     assert {path.name for path in small_disk.iterdir()} == {"models"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ import torch
 import transformers
 
 from zenos.core import limits
-from zenos.core.errors import ConflictError, InvalidError, NotFoundError
+from zenos.core.errors import ConflictError, InvalidError, NotFoundError, StorageError
 from zenos.models import copying, intake
 from zenos.models.registry import Registry
 from zenos.runtime import architectures
@@ -130,10 +131,15 @@ def test_what_is_left_out_of_a_config_is_in_no_export(registry: Registry, tmp_pa
     assert "auto_map" in files["config.json"].read_text()  # theirs stays as it is
 
 
-def test_a_config_that_cannot_be_read_names_no_code(registry: Registry, tmp_path: Path) -> None:
-    write_model(tmp_path / "theirs")
-    (tmp_path / "theirs/tokenizer_config.json").write_text("{")
-    assert registry.import_directory(tmp_path / "theirs", "m").lineage.left_out == {}
+def test_an_import_without_a_place_for_temporary_files_is_told_so(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = write_model(tmp_path / "theirs")
+    config = json.loads(files["config.json"].read_bytes())
+    files["config.json"].write_text(json.dumps({**config, "auto_map": {"AutoModel": "a.B"}}))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(StorageError, match=r"cannot make a directory for temporary files.*TMPDIR"):
+        registry.import_directory(tmp_path / "theirs", "m")
 
 
 def test_the_hub_s_cache_is_a_hugging_face_directory(registry: Registry, tmp_path: Path) -> None:
@@ -169,14 +175,36 @@ def test_what_the_config_does_not_say_is_not_asked_for(registry: Registry, tmp_p
         {"head_dim": None, "num_key_value_heads": None, "hidden_act": None},  # the usual ones
         {"num_attention_heads": 3, "head_dim": 4},  # which need not be a part of the whole
         {"model_type": "albert", "hidden_size": 8},  # whose embedding is narrower
+        {"pad_token_id": -1, "eos_token_id": [1, 2], "bos_token_id": None},
+        {"bos_token_id": 50256, "eos_token_id": 50256},  # gpt2's, which never come in a small one
+        {"model_type": "gpt2", "pad_token_id": 50256},
         {"hidden_size": 8, "quantization_config": {"bits": 4}},  # whose shapes are its own
     ]
     changed = [*(says(**changes) for changes in unsaid), layers(), layers(head_dim=None)]
+    # What transformers knows beside jinja2's own; and one that is looked at when it is used.
+    changed.append(file("chat_template.jinja", "{% generation %}{% break %}{% endgeneration %}"))
+    changed.append(file("chat_template.jinja", "{% if" + " " * 100_000))
     for number, change in enumerate(changed):
         directory = tmp_path / str(number)
         write_model(directory)
         change(directory)
         registry.import_directory(directory, "m")
+
+
+def test_integers_are_taken_where_they_are_no_weights_or_quantized_ones(
+    registry: Registry, tmp_path: Path
+) -> None:
+    def taken(name: str, **config: Any) -> None:
+        write_model(tmp_path / name, config={"model_type": "gpt2", **config})
+        (tmp_path / name / "model.safetensors").write_bytes(pack({name: tensor(0, 1)}, b"x"))
+        registry.import_directory(tmp_path / name, "m")
+
+    taken("h.0.attn.bias")  # gpt2's mask
+    taken("position_ids")
+    taken("h.0.mlp.weight", quantization_config={"bits": 4})
+    taken("h.1.mlp.weight", text_config={"quantization_config": {"bits": 4}})
+    with pytest.raises(InvalidError, match="has the dtype U8"):
+        taken("h.0.mlp.bias")
 
 
 def test_what_is_written_down_is_of_the_copies_and_not_of_what_is_there_now(
@@ -331,8 +359,8 @@ def says(**changes: Any) -> Callable[[Path], None]:
         usual = {"model_type": "llama", "vocab_size": 3, "hidden_size": 2, "num_hidden_layers": 1}
         (directory / "config.json").write_text(json.dumps({**usual, **changes}))
         tensors = {
-            "model.embed_tokens.weight": tensor(0, 6, [3, 2]),
-            "model.layers.0.mlp.up_proj.weight": tensor(6, 12, [3, 2]),
+            "model.embed_tokens.weight": tensor(0, 6, [3, 2], "F8_E4M3"),
+            "model.layers.0.mlp.up_proj.weight": tensor(6, 12, [3, 2], "F8_E4M3"),
         }
         (directory / "model.safetensors").write_bytes(pack(tensors, b"twelve bytes"))
 
@@ -353,8 +381,29 @@ def layers(*names: str, **changes: Any) -> Callable[[Path], None]:
         shapes = {names[1] if names[:1] == (n,) else n: shape for n, shape in shapes.items()}
         tensors, at = {}, 0
         for name, (rows, columns) in shapes.items():
-            tensors[name] = tensor(at, at := at + rows * columns, [rows, columns])
+            tensors[name] = tensor(at, at := at + rows * columns, [rows, columns], "F8_E4M3")
         (directory / "model.safetensors").write_bytes(pack(tensors, b"x" * at))
+
+    return apply
+
+
+def typed(dtype: str, name: str) -> Callable[[Path], None]:
+    """The header says another dtype of one tensor of `layers()`, as wide as its own."""
+
+    def apply(directory: Path) -> None:
+        layers()(directory)
+        content = (directory / "model.safetensors").read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+        header[name]["dtype"] = dtype
+        (directory / "model.safetensors").write_bytes(pack(header, content[8 + length :]))
+
+    return apply
+
+
+def file(name: str, content: str, encoding: str = "utf-8") -> Callable[[Path], None]:
+    def apply(directory: Path) -> None:
+        (directory / name).write_bytes(content.encode(encoding))
 
     return apply
 
@@ -397,6 +446,8 @@ REFUSED = [
         layers("model.layers.1.self_attn.k_proj.weight", "model.layers.1.w"),
         r"layer 0 lacks 'w', which|layer 1 lacks 'self_attn\.k_proj\.weight'",
     ),
+    (typed("I8", "model.embed_tokens.weight"), r"embed_tokens\.weight has the dtype I8, and its"),
+    (typed("BOOL", "model.layers.1.self_attn.q_proj.weight"), r"q_proj\.weight has the dtype BOOL"),
     (says(rms_norm_eps="x"), "sets rms_norm_eps to 'x', and it has to be a number"),
     (
         says(hidden_act="sillu"),
@@ -408,6 +459,38 @@ REFUSED = [
     (tokenizer(b"<html>404</html>"), r"its tokenizer\.json is none \(JSON is malformed"),
     (tokenizer(b"{}"), r"its tokenizer\.json is none .*`model`"),
     (tokenizer(b'{"model": ' + b"[" * 100_000), r"its tokenizer\.json is none"),
+    (file("tokenizer_config.json", "{"), r"cannot read tokenizer_config\.json: .*fetch it again"),
+    (file("tokenizer_config.json", "[]"), r"cannot read tokenizer_config\.json: it is no object"),
+    (file("generation_config.json", "{,}"), r"cannot read generation_config\.json: Expecting"),
+    (file("config.json", "{}", "utf-16"), r"cannot read config\.json: it is no UTF-8, which JSON"),
+    (file("config.json", "{}", "utf-8-sig"), r"cannot read config\.json: Unexpected UTF-8 BOM"),
+    (says(pad_token_id=3), "sets pad_token_id to 3, and its vocab_size is 3"),
+    (says(pad_token_id=-4), "sets pad_token_id to -4, and its vocab_size is 3"),
+    (says(eos_token_id="</s>"), "sets eos_token_id to '</s>', and it has to be a token's number"),
+    (says(eos_token_id=[1, True]), "sets eos_token_id to .*, and it has to be a token's number"),
+    (
+        file("generation_config.json", '{"bos_token_id": 1.5}'),
+        r"its generation_config\.json sets bos_token_id to 1\.5",
+    ),
+    (
+        file("chat_template.jinja", "a\n{% if"),
+        r"its chat_template\.jinja is no template \(line 2: ",
+    ),
+    (file("chat_template.jinja", "é", "latin-1"), r"is no template \(it is no UTF-8\)"),
+    (
+        file("chat_template.jinja", "{{ " + "1" * 5000 + " }}"),
+        r"is no template \(Exceeds the limit",
+    ),
+    (file("chat_template.jinja", "{{ 1\u0663.5 }}"), r"is no template \(invalid"),
+    (file("chat_template.jinja", "{{" + "(" * 10_000), r"is no template \(it is nested too deeply"),
+    (
+        file("tokenizer_config.json", '{"chat_template": "{% nosuch %}"}'),
+        r"its chat_template in tokenizer_config\.json is no template \(line 1: .*'nosuch'",
+    ),
+    (
+        file("tokenizer_config.json", '{"chat_template": [{"name": "default", "template": "{{"}]}'),
+        r"its chat_template in tokenizer_config\.json is no template",
+    ),
     (large, r"register tokenizer\.json: it has 256\.0 ?MiB.*at most 256 ?MiB.*fetch it again"),
     (truncated, r"model\.safetensors: its tensors take 12 bytes, the file has 11"),
     (lying, r"model\.safetensors: .*its tensors take 1099511627776 bytes, the file has 1"),
@@ -524,7 +607,7 @@ def test_export_refuses_to_write_over_anything(registry: Registry, tmp_path: Pat
     registry.publish("m", write_model(tmp_path / "m"))
     (tmp_path / "there").mkdir()
     (tmp_path / "there/mine.txt").write_text("mine")
-    with pytest.raises(ConflictError, match="it exists already"):
+    with pytest.raises(ConflictError, match=r"it exists already.*; give a directory that does not"):
         registry.export("m", tmp_path / "there")
     assert [path.name for path in (tmp_path / "there").iterdir()] == ["mine.txt"]
     (tmp_path / "dangling").symlink_to("nowhere")
@@ -532,6 +615,11 @@ def test_export_refuses_to_write_over_anything(registry: Registry, tmp_path: Pat
         registry.export("m", tmp_path / "dangling")
     with pytest.raises(InvalidError, match="is no directory"):
         registry.export("m", tmp_path / "no/such/place")
+    (tmp_path / "dangling").unlink()
+    (tmp_path / "dangling").symlink_to("models")
+    for inside in ("models/out", "models/blobs/sha256/xx", "dangling/out"):
+        with pytest.raises(InvalidError, match=r"inside the registry's own .* elsewhere"):
+            registry.export("m", tmp_path / inside)
     with pytest.raises(NotFoundError, match="cannot find the model 'n'"):
         registry.export("n", tmp_path / "out")
     with pytest.raises(InvalidError, match="cannot export to"):

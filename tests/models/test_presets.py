@@ -43,6 +43,8 @@ def test_other_words_for_a_setting_and_other_model_types_pass() -> None:
 @pytest.mark.parametrize(
     ("arch", "settings", "says"),
     [
+        ("llama-nano", {"model_type": "gpt2"}, "is that; give another one as --arch (in a spec"),
+        ("mistral", {"model_type": "gpt2"}, "the architecture is that; give another one as"),
         ("llama-nnao", {}, "did you mean 'llama-nano'"),
         ("llama-huge", {}, "izes are llama-nano, llama-micro, llama-mini, llama-small"),
         ("lamma", {}, "did you mean 'llama'"),
@@ -172,3 +174,10 @@ def test_sequences_longer_than_the_architecture_has_room_for_are_refused(
     training(arch, length=length - 1, **settings)
     with pytest.raises(InvalidError, match=f"the model has room for {length - 1}"):
         training(arch, length=length, **settings)
+
+
+def test_a_model_may_not_have_fewer_tokens_than_its_tokenizer_may_get() -> None:
+    for arch in ("llama-nano", "llama", "mistral"):
+        with pytest.raises(InvalidError, match="cannot set vocab_size to 4095: the tokenizer"):
+            training(arch, vocab_size=4095)
+        training(arch, vocab_size=4096)

@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from zenos.core import limits
 from zenos.core.errors import ConflictError, InvalidError, NotFoundError, StorageError, ZenosError
 from zenos.core.names import ModelRef
+from zenos.models import copying
 from zenos.models import registry as registry_module
 from zenos.models.registry import Asked, Lineage, Registry
 
@@ -326,7 +327,10 @@ def test_a_request_sent_again_makes_nothing_twice(
         ({"chat_template.jinja": "{{ messages }}"}, True),
         ({"tokenizer_config.json": '{"chat_template": "{{ messages }}"}'}, True),
         ({"tokenizer_config.json": '{"chat_template": null}'}, False),
-        ({"tokenizer_config.json": "{"}, False),
+        (
+            {"tokenizer_config.json": '{"chat_template": "{% if"}', "chat_template.jinja": "x"},
+            True,
+        ),
     ],
 )
 def test_a_model_that_was_taught_to_chat_says_so(
@@ -363,6 +367,8 @@ def test_removing_frees_what_no_other_version_has(three: Registry, root: Path) -
     for gone in ("m:2", "m:prod"):
         with pytest.raises(NotFoundError, match="the versions are 1, 3"):
             three.resolve(gone)
+    with pytest.raises(NotFoundError, match="the versions are 1, 3, and it has no aliases"):
+        three.resolve("m:prod")
     with pytest.raises(NotFoundError, match="it was removed"):
         three.path(version)
     assert litter(root) == []
@@ -440,15 +446,54 @@ def test_a_flipped_bit_is_found_and_said(
     three.verify(version)
 
 
+def test_a_file_that_was_written_to_is_not_opened(
+    three: Registry, root: Path, tmp_path: Path
+) -> None:
+    version = three.resolve("m:1")
+    three.path(version)
+    flip_bit(blob(root, version, "model.safetensors"))
+    with pytest.raises(
+        StorageError, match=r"open m:1: model\.safetensors has changed on the disk; remove"
+    ):
+        three.path(version)
+    blob(root, version, "model.safetensors").write_bytes(b"")
+    with pytest.raises(StorageError, match="has changed on the disk"):
+        three.path(version)
+    three.publish("m", write_model(tmp_path / "again", b"weights 1"))
+    three.path(version)
+
+
+def test_files_are_hashed_when_they_are_opened_only_if_something_touched_them(
+    three: Registry, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A home of before, or out of a backup that keeps no times: hashed once."""
+    version, hashed = three.resolve("m:1"), list[str]()
+    digest = copying.digest
+
+    def counted(path: Path) -> str:
+        hashed.append(path.name)
+        return digest(path)
+
+    monkeypatch.setattr(copying, "digest", counted)
+    three.path(version)
+    assert hashed == []
+    weights = blob(root, version, "model.safetensors")
+    os.utime(weights)
+    for _ in range(2):
+        three.path(version)
+    assert hashed == [weights.name]
+
+
 def test_a_file_that_is_gone_is_said(three: Registry, root: Path, tmp_path: Path) -> None:
     version = three.resolve("m:1")
     three.path(version)
     blob(root, version, "model.safetensors").unlink()
     with pytest.raises(StorageError, match=r"cannot open m:1: model\.safetensors is gone"):
         three.path(version)
-    with pytest.raises(StorageError, match=r"cannot read model\.safetensors of m:1"):
+    says = r"cannot read m:1: model\.safetensors is gone from the disk; remove this version and"
+    with pytest.raises(StorageError, match=says):
         three.verify(version)
-    with pytest.raises(StorageError, match=r"cannot read model\.safetensors of m:1"):
+    with pytest.raises(StorageError, match=says):
         three.export("m:1", tmp_path / "out")
 
 
@@ -493,7 +538,7 @@ def test_an_export_says_whether_the_path_or_the_disk_is_wrong(
         ({"files": {"x": {"digest": "a" * 64 + "\n", "size": 1}}}, "it names 'x'"),
     ],
 )
-def test_a_damaged_manifest_is_said_and_deletes_nothing(
+def test_a_damaged_manifest_is_said_and_nothing_of_it_deleted(
     three: Registry, root: Path, content: Any, reason: str
 ) -> None:
     path = root / "manifests/m/2.json"
@@ -502,22 +547,77 @@ def test_a_damaged_manifest_is_said_and_deletes_nothing(
     path.write_bytes(content)
     with pytest.raises(StorageError, match=reason):
         three.resolve("m:2")
-    assert [version.version for version in three.list()] == [1, 3]
-    blobs = sorted((root / "blobs").rglob("*"))
-    with pytest.raises(StorageError, match=reason):
-        three.collect_garbage()
-    # Others can still be removed, though their files wait; the damaged one can be removed too.
-    assert three.remove("m:1") == 0
-    assert sorted((root / "blobs").rglob("*")) == blobs
+    survey = three.survey()
+    assert [version.version for version in survey.models] == [1, 3]
+    assert list(survey.damaged) == ["m:2"]
+    assert reason.replace("\\", "") in survey.damaged["m:2"]
+    # What may be its own stays, whatever else goes; the damaged one can be removed too.
+    first = blob(root, three.resolve("m:1"), "model.safetensors")
+    blobs = {path for path in (root / "blobs").rglob("*") if path.is_file()}
+    half = root / "blobs/sha256/.tmp-1-abc-1"
+    half.write_bytes(b"half")
+    assert three.collect_garbage() == len(b"half")
+    assert three.remove("m:1") > 0
+    assert {path for path in (root / "blobs").rglob("*") if path.is_file()} == blobs - {first}
     assert three.remove("m:2") > 0
     assert [version.version for version in three.list()] == [3]
     assert litter(root) == []
 
 
+def test_what_a_damaged_manifest_still_names_is_not_removed_with_others(
+    three: Registry, root: Path
+) -> None:
+    three.copy("m:1", "other")
+    path = root / "manifests/m/1.json"
+    path.write_bytes(path.read_bytes()[:-1])
+    shared = blob(root, three.resolve("other"), "model.safetensors")
+    assert three.remove("other") == 0
+    assert shared.exists()
+    with pytest.raises(StorageError, match=r"'zenos rm m:1' removes this version; import or train"):
+        three.resolve("m:1")
+
+
+def test_what_a_manifest_that_cannot_be_read_may_name_is_not_removed_with_others(
+    three: Registry, root: Path
+) -> None:
+    three.copy("m:1", "other")
+    path = root / "manifests/m/1.json"
+    content = path.read_bytes()
+    path.unlink()
+    path.mkdir()  # which no one can read, not even root
+    shared = blob(root, three.resolve("other"), "model.safetensors")
+    assert three.remove("other") == 0
+    assert shared.exists()
+    path.rmdir()
+    path.write_bytes(content)
+    assert three.resolve("m:1").version == 1
+
+
+def test_a_name_that_cannot_be_listed_is_not_taken_for_none(
+    three: Registry, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs = {path for path in (root / "blobs").rglob("*") if path.is_file()}
+    listed = Path.iterdir
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        if path == root / "manifests/m":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(StorageError, match="Permission denied"):
+        three.collect_garbage()
+    assert {path for path in (root / "blobs").rglob("*") if path.is_file()} == blobs
+
+
 def test_damaged_aliases_are_said(three: Registry, root: Path) -> None:
     (root / "names/m.json").write_bytes(b"\x00")
-    with pytest.raises(StorageError, match=r"cannot read .*names/m\.json"):
+    with pytest.raises(StorageError, match=r"cannot read .*names/m\.json.* remove it"):
         three.resolve("m:prod")
+    assert list(three.survey().damaged) == ["m:1", "m:2", "m:3"]
+    three.remove("m:1")  # though nobody knows of its aliases
+    (root / "names/m.json").unlink()  # as the message says
+    assert [version.ref for version in three.list()] == ["m:2", "m:3"]
 
 
 def test_while_a_model_is_added_others_work_and_nothing_is_collected(

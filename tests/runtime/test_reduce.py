@@ -4,10 +4,12 @@ names who is missing."""
 from __future__ import annotations
 
 import os
+import select
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -34,12 +36,14 @@ BYTES = 1 << 21
 
 
 @contextmanager
-def gang(ranks: int, bytes_max: int = BYTES, slots: int | None = None) -> Iterator[list[Group]]:
+def gang(
+    ranks: int, bytes_max: int = BYTES, slots: int | None = None, common: int = 0
+) -> Iterator[list[Group]]:
     """All ranks in this process; each is used from a thread of its own."""
     with ExitStack() as stack:
         left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with left, right:
-            for seat in seats(ranks, bytes_max, slots):
+            for seat in seats(ranks, bytes_max, slots, common):
                 seat.send(left)
             yield [stack.enter_context(Group(Seat.receive(right))) for _ in range(ranks)]
 
@@ -111,6 +115,48 @@ def test_however_many_ranks_share_the_slots_the_sum_is_the_same(
             for results in on_all(groups, work):
                 for result in results:  # type: ignore[attr-defined]
                     assert torch.equal(result, expected(parts)), ranks
+
+
+@pytest.mark.parametrize("dtype", reduce.DTYPES, ids=str)
+@pytest.mark.parametrize("slots", [1, 2, 3, 5])
+@pytest.mark.parametrize("count", [0, 33, 300_001])
+def test_a_sum_for_one_rank_is_the_same_and_leaves_the_terms_of_others(
+    slots: int, count: int, dtype: torch.dtype
+) -> None:
+    parts = terms(slots, count, dtype)
+    ranks = -(-slots // 2)
+    for wanted in range(ranks):
+        with gang(ranks, slots=slots) as groups:
+
+            def work(group: Group, wanted: int = wanted) -> list[torch.Tensor]:
+                buckets = [group.bucket(count, dtype, slot) for slot in group.own]
+                for bucket, slot in zip(buckets, group.own, strict=True):
+                    bucket.copy_(parts[slot])
+                group.barrier(timeout_s=WAIT_S)
+                if group.rank == wanted:
+                    group.reduce_here(buckets[0])
+                group.barrier(timeout_s=WAIT_S)
+                return [bucket.clone() for bucket in buckets]
+
+            found = [t for result in on_all(groups, work) for t in result]  # type: ignore[attr-defined]
+            place = groups[wanted].own[0]
+            assert torch.equal(found[place], expected(parts))
+            for slot in set(range(slots)) - {place}:
+                assert torch.equal(found[slot], parts[slot]), slot
+
+
+def test_what_one_rank_writes_to_the_common_memory_all_have() -> None:
+    with gang(3, common=1000) as groups:
+        assert [group.common.tolist() for group in groups] == [[0] * 1000] * 3
+
+        def work(group: Group) -> list[int]:
+            group.common[group.rank :: 3] = group.rank + 1
+            group.bucket(BYTES // 4, torch.float32).fill_(7.0)  # all of its slot: nothing of it
+            group.barrier(timeout_s=WAIT_S)
+            found: list[int] = group.common[:6].tolist()
+            return found
+
+        assert on_all(groups, work) == [[1, 2, 3, 1, 2, 3]] * 3
 
 
 @given(st.integers(2, 4), st.lists(st.integers(0, 3000), min_size=1, max_size=4))
@@ -210,6 +256,36 @@ def test_a_rank_that_waits_long_blocks_and_is_woken() -> None:
         done.result(WAIT_S)
 
 
+def test_what_a_rank_says_waits_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    peer = reduce._Peer(1, left.detach())
+    heard = []
+
+    class Emptied:
+        """It is waited for room: then the other end takes in all that was said."""
+
+        def __init__(self) -> None:
+            self.real = poll()
+
+        def register(self, link: socket.socket, what: int) -> None:
+            self.real.register(link, what)
+
+        def poll(self, timeout_ms: float) -> list[tuple[int, int]]:
+            while not heard or heard[-1] != said:
+                heard.append(int.from_bytes(right.recv(8)))
+            return self.real.poll(timeout_ms)
+
+    poll = select.poll
+    monkeypatch.setattr(reduce.select, "poll", Emptied)
+    said = -1
+    with right, peer.link:
+        while peer.say((said + 1).to_bytes(8), end=0.0):
+            said += 1
+        assert peer.say((said + 1).to_bytes(8), end=time.monotonic() + WAIT_S)
+        assert heard == list(range(said + 1))
+        assert int.from_bytes(right.recv(8)) == said + 1
+
+
 def test_a_rank_that_has_left_or_does_something_else_is_named() -> None:
     with gang(3) as groups:
 
@@ -296,7 +372,7 @@ def test_only_buckets_of_known_types_are_reduced() -> None:
 
 def test_seats_that_lie_are_refused_and_leave_nothing() -> None:
     before = held()
-    for change in ({"rank": 2}, {"ranks": 3}, {"bytes": 8192}, {"segment": 1}):
+    for change in ({"rank": 2}, {"ranks": 3}, {"bytes": 8192}, {"segment": 1}, {"common": 1}):
         made = seats(2, 4096)
         for name, value in change.items():
             setattr(made[0], name, value)

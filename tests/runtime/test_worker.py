@@ -24,6 +24,7 @@ from zenos.core.wire import Abort, Progress, Stop
 from zenos.runtime import context as context_module
 from zenos.runtime import worker
 from zenos.runtime.context import WorkerContext
+from zenos.threads import cpus
 
 
 @pytest.fixture
@@ -34,6 +35,12 @@ def task() -> Task:
 @pytest.mark.parametrize(("milli", "threads"), [(1, 1), (1000, 1), (1001, 2), (2500, 3)])
 def test_threads_are_the_cores_rounded_up(milli: int, threads: int) -> None:
     assert worker.thread_count(make_task(spec(Path("/x")), cpu=milli)) == threads
+
+
+@pytest.mark.parametrize(("milli", "each"), [(1000, 1), (2000, 1), (5000, 2)])
+def test_processes_of_a_gang_share_the_cores(milli: int, each: int) -> None:
+    gang = make_task(spec(Path("/x"), workers=2), cpu=milli)
+    assert worker.thread_count(gang) == each
 
 
 def test_use_threads_reaches_torch_and_what_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +228,9 @@ async def test_main_over_a_real_bus(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(WorkerContext, "install_signal_handlers", lambda self: None)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "r"))
     home = Home(tmp_path / "h")
-    task = make_task(spec(Path("/nowhere")))
+    task = make_task(spec(Path("/nowhere")), cpu=3000)
+    for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "TOKENIZERS_PARALLELISM", "ZENOS_CPU"):
+        monkeypatch.setenv(name, "9")
     run_dir = home.run(task.id, task.generation)
     run_dir.mkdir(parents=True)
     (run_dir.parent / "1.json").write_text('{"token": "secret", "argv": []}')
@@ -240,7 +249,8 @@ async def test_main_over_a_real_bus(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         while context.receive(None) is not None:
             pass
         stop = context.stop_requested()
-        context.write_result({"save": stop is not None and stop.save})
+        lanes = (torch.get_num_threads(), os.environ["RAYON_NUM_THREADS"], cpus())
+        context.write_result({"save": stop is not None and stop.save, "lanes": lanes})
         return 75
 
     monkeypatch.setattr(worker, "entry", lambda _: work)
@@ -256,4 +266,4 @@ async def test_main_over_a_real_bus(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         torch.set_num_threads(threads)
         await broker.close()
     context = make_context(tmp_path / "h", task)
-    assert result(context) == {"save": True}
+    assert result(context) == {"save": True, "lanes": [3, "3", 3.0]}  # as the task has cores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -44,6 +45,10 @@ def test_it_runs_every_part(clone: Path) -> None:
     done = run(clone, "nothing")
     assert done.returncode == 0, done.stderr
     assert sorted((clone / "asked").read_text().split()) == sorted(PARTS)
+    # Each says after how long it begins, and the last line how long the whole has taken.
+    for part in PARTS:
+        assert re.search(rf"^== {part} \(\d+ s\)$", done.stdout, re.MULTILINE)
+    assert re.search(r"\n== done in \d+ s\n$", done.stdout)
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -87,6 +88,21 @@ def test_both_commands_install_first_and_once(clone: Path, target: str, does: st
     assert does in again
     assert "pip install" not in again
     assert "install-torch" not in again
+
+
+def test_the_long_storms_are_run_by_soak_and_not_by_test(clone: Path) -> None:
+    assert "-m pytest -m soak " in make(clone, "--dry-run", target="soak").stdout
+    assert "soak" not in make(clone, "--dry-run", target="test").stdout
+    listed = ["-m", "pytest", "--collect-only", "-p", "no:xdist", "tests/crash/test_crash.py"]
+
+    def storms(*more: str) -> set[str]:
+        done = subprocess.run(
+            [sys.executable, *listed, *more], cwd=ROOT, capture_output=True, text=True, timeout=120
+        )
+        return set(re.findall(r"test_a_\w*storm", done.stdout))
+
+    assert storms() == {"test_a_storm"}
+    assert storms("-m", "soak") == {"test_a_long_storm"}
 
 
 def test_an_installation_that_failed_is_no_installation(clone: Path) -> None:

@@ -140,8 +140,8 @@ asyncio.run(main())
 
 
 async def test_what_was_committed_survives_a_kill_at_any_moment(tmp_path: Path) -> None:
-    path = tmp_path / "db"
     for until in (1, 7, 23):
+        path = tmp_path / f"db{until}"  # a writer counts anew, and may have come far before
         with subprocess.Popen(
             [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True
         ) as process:

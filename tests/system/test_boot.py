@@ -10,11 +10,13 @@ import pytest
 
 from tests.crash import labels
 from tests.crash.test_training import train
+from tests.models.files import litter, state, write_model
 from tests.processes import until
 from tests.system.harness import AT_REST, System, family
 from zenos.core import durable
 from zenos.core.specs import ProgramSpec
 from zenos.core.task import State, TaskSpec
+from zenos.models.registry import Registry
 
 
 def fewer(label: str, most: int, wanted: int) -> list[int]:
@@ -155,12 +157,27 @@ def test_what_was_forgotten_just_before_a_crash_is_removed(system: System) -> No
     system.finish()
     system.kill()
     left = [system.home.runs / "t0", system.home.checkpoints / "t0"]
-    stays = [system.home.runs / "t1", system.home.runs / "notes", system.home.runs / "t77"]
+    stays = [system.home.runs / "t1", system.home.runs / "notes"]
     for path in (*left, *stays):
         path.mkdir(exist_ok=True)
     system.start()
     until(lambda: not any(path.exists() for path in left))
     assert all(path.exists() for path in stays)
+
+
+def test_what_a_crash_has_left_of_a_model_is_removed(system: System, tmp_path: Path) -> None:
+    registry = Registry(system.home.models)
+    registry.publish("m", write_model(tmp_path / "m"))
+    before = state(registry)
+    orphan = system.home.models / "blobs" / "sha256" / "ab" / ("ab" * 32)
+    half = orphan.parent.parent / f"{durable.TEMPORARY_PREFIX}1-abc"
+    orphan.parent.mkdir(exist_ok=True)
+    for path in (orphan, half):
+        path.write_bytes(b"of a model that was never registered")
+    assert len(litter(system.home.models)) == 2
+    system.start()
+    until(lambda: not litter(system.home.models))
+    assert state(registry) == before
 
 
 def test_what_a_training_saved_goes_with_its_end(system: System, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,11 @@ from tests.system.harness import System
 from tests.system.test_disk import Disk, disk, full
 from zenos import bus
 from zenos.client import connect
-from zenos.core.errors import StorageError, UnavailableError
+from zenos.core import limits
+from zenos.core.errors import InvalidError, StorageError, UnavailableError
+from zenos.core.home import Home
+from zenos.core.messages import Message, MessageChanges
+from zenos.store.sqlite import SqliteStore
 
 TOPIC = "jobs/resize"
 __all__ = ["disk", "full"]  # fixtures
@@ -140,3 +145,48 @@ def test_a_database_that_another_process_locks_is_waited_for(system: System) -> 
         other.execute("ROLLBACK")
     system.ask(lambda client: client.bus.send(TOPIC, "y", id="m2"))
     assert ids(system) == Counter(["m1", "m2"])
+
+
+async def keep(home: Home, message: Message) -> None:
+    """Have a message in the database, whatever a daemon would say of it."""
+    store = await SqliteStore.open(home.database)
+    await store.commit_messages(MessageChanges(put={message.number: message}))
+    await store.close()
+
+
+def test_a_message_that_no_frame_holds_is_dead_and_the_daemon_lives(system: System) -> None:
+    """An older version kept it. Nobody can be given it, and others get theirs."""
+    system.start()
+    assert system.shut_down("suspend") == 0
+    headers = {"a": "x" * limits.MIB}
+    asyncio.run(keep(system.home, Message(number=1, topic=TOPIC, id="large", headers=headers)))
+    system.start()
+    daemon = system.process
+    with bus.connect(home=system.home.root, timeout_s=60) as ours:
+        jobs = ours.topic(TOPIC, durable=True)
+        with ThreadPoolExecutor(1) as lane:
+            receiving = lane.submit(jobs.receive, timeout_s=60)
+            until(lambda: system.ask(lambda client: client.bus.messages(TOPIC, "dead")))
+            jobs.send("small", id="small")
+            with receiving.result(60) as message:
+                assert message.id == "small"
+    assert system.process is daemon, "it went down"
+    for _ in range(2):
+        (dead,) = system.ask(lambda client: client.bus.messages(TOPIC, "dead"))
+        assert (dead.id, dead.failures) == ("large", 0)
+        assert "headers" in (dead.reason or "")
+        system.restart()
+
+
+def test_headers_that_no_frame_holds_are_refused_by_each_way_in(system: System) -> None:
+    system.start()
+    with bus.connect(home=system.home.root, timeout_s=60) as ours:
+        jobs = ours.topic(TOPIC, durable=True)
+        for large in ("日" * 6000, "x" * 16_250):
+            with pytest.raises(InvalidError, match="header"):
+                jobs.send_many([b"x"], headers={"a": large})
+            with pytest.raises(InvalidError, match="header"):
+                jobs.send(b"", headers={"a": large})
+        jobs.send(b"", id="whole", headers={"a": "日" * 5000})
+        with jobs.receive(timeout_s=60) as message:
+            assert (message.id, message.headers["a"]) == ("whole", "日" * 5000)

@@ -9,6 +9,7 @@ import sys
 from tests.processes import until
 from tests.system.harness import System
 from zenos.client import TaskThreads
+from zenos.core.processes import stat_fields
 from zenos.core.task import State
 from zenos.core.thread_views import PoolView
 
@@ -92,6 +93,19 @@ def test_processes_are_lanes_too_and_a_cancelled_task_shows_no_threads(system: S
     until(lambda: system.ask(lambda client: client.task(task).task.is_ended))
     assert threads(system, task).processes == []
     assert system.ask(lambda client: client.task(task).view.threads) == 0
+
+
+def test_a_pause_takes_the_cores_from_all_lanes_and_gives_them_back(system: System) -> None:
+    system.start()
+    task = submit(system, "process")
+    lanes = [lane.pid for lane in at_work(system, task).lanes]
+    assert len(lanes) == 2
+    system.ask(lambda client: client.pause(task))
+    until(lambda: system.ask(lambda client: client.task(task).task.state) == State.PAUSED)
+    assert [(stat_fields(pid) or "X")[0] for pid in lanes] == ["T", "T"]
+    system.ask(lambda client: client.resume(task))
+    end(system, task)
+    assert system.ask(lambda client: client.task(task).task.state) == State.SUCCEEDED
 
 
 def test_without_a_daemon_a_program_goes_on_and_the_next_one_is_told_again(system: System) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,7 +79,13 @@ def test_a_generator_is_read_only_as_far_as_its_pieces_are(by: str, held: int) -
 
 
 def test_text_counts_by_its_bytes_in_utf_8() -> None:
-    assert list(decompose(["é", "ab", "c"], by="bytes", size=2)) == [["é"], ["ab"], ["c"]]
+    assert list(decompose(["é", "a", "b", "c"], by="bytes", size=2)) == [["é"], ["a", "b"], ["c"]]
+
+
+def test_arrays_count_by_their_bytes() -> None:
+    arrays = [np.zeros((2, n), dtype) for n, dtype in ((4, "f8"), (8, "i2"), (16, "u1"))]
+    parts = list(decompose(arrays, by="bytes", parts=2))  # 64, 32 and 32 bytes
+    assert [[array.nbytes for array in part] for part in parts] == [[64], [32, 32]]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
@@ -14,6 +14,8 @@ from zenos.core import limits
 from zenos.core.priority import score
 from zenos.threads.machine import Cancel, Close, Died, Done, Failed, Machine, Ready, Resize, Submit
 from zenos.threads.policy import POLICIES, Policy
+
+TIMES = st.sampled_from([0.5, 1.0, 2.0, 12.0, 60.0, 600.0])
 
 
 class Storm(RuleBasedStateMachine):
@@ -112,10 +114,71 @@ def test_aged_lets_a_short_one_that_has_waited_pass_a_long_one_of_higher_priorit
     assert started("aged", [long, short], wait_s=0) == [1, 2]
 
 
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([25, 50, 60, 75]), TIMES, st.floats(0.0, 20.0)),
+        min_size=2,
+        max_size=8,
+    )
+)
+@example([(60, 600.0, 0.0), (50, 12.0, 9.0)])  # the other way round without contention
+@example([(60, 600.0, 0.0), (50, 8.0, 9.0)])  # and with all lanes taken
+def test_aged_goes_by_the_score_of_tasks_and_the_share_of_lanes_that_are_taken(
+    waiting: list[tuple[int, float, float]],
+) -> None:
+    world = World(Machine(2, policy="aged"))
+    world.tell(Ready(1), Ready(2))
+    world.tell(Submit(thread=1), Submit(thread=2))  # both are taken, one for good
+    came = {}
+    for number, (level, expected_s, gap_s) in enumerate(waiting, 3):
+        came[number] = world.now
+        world.tell(Submit(thread=number, priority=level, expected_s=expected_s))
+        world.now += gap_s
+
+    def rank(number: int) -> tuple[float, float, int]:
+        level, expected_s, _ = waiting[number - 3]
+        t = (world.now - came[number]) / (expected_s * (1 + 0.5))  # one of two lanes is taken
+        return level + 25.0 * t / (1 + t), -expected_s, -number
+
+    while came:
+        world.now += 1.0
+        following = max(came, key=rank)
+        world.tell(Done(2))
+        assert world.on_lane[2] == following
+        del came[following]
+
+
+def test_what_is_not_said_of_a_thread_is_expected_of_others_of_its_map() -> None:
+    world = World(Machine(2, policy="aged"))
+    world.tell(Ready(1), Ready(2))
+    world.tell(Submit(thread=1, group=1), Submit(thread=2, group=2))
+    world.now += 1.0
+    world.tell(Submit(thread=3, group=2), Done(2))  # took one second
+    world.now += 99.0
+    world.tell(Submit(thread=4, group=1), Done(1))  # a hundred
+    world.tell(Submit(thread=5, group=1), Submit(thread=6, group=2))
+    world.now += 5.0
+    world.tell(Done(1))
+    assert world.on_lane[1] == 6
+
+
 def test_least_attained_gives_groups_turns_however_many_threads_one_has() -> None:
     many = [Submit(thread=n, group=1) for n in range(1, 7)]
     few = [Submit(thread=n, group=2) for n in (7, 8)]
     assert started("least_attained", [*many, *few])[:5] == [1, 7, 2, 8, 3]
+
+
+def test_what_runs_counts_as_attained_as_it_runs() -> None:
+    world = World(Machine(2, policy="least_attained"))
+    world.tell(Ready(1), Ready(2))
+    world.tell(Submit(thread=1, group=1), Submit(thread=2, group=2))
+    world.tell(*[Submit(thread=n, group=group) for n, group in ((3, 3), (4, 1), (5, 2))])
+    world.now += 2.0
+    world.tell(Done(2))
+    assert world.on_lane == {1: 1, 2: 3}
+    world.now += 8.0
+    world.tell(Done(2))  # group 1 has had ten seconds, of one that runs still; group 2 has had two
+    assert world.on_lane == {1: 1, 2: 5}
 
 
 def test_a_failed_thread_is_tried_again_after_a_backoff_that_doubles() -> None:

@@ -235,17 +235,22 @@ def test_progress_is_told_and_ends_with_all(pool: Pool) -> None:
 def test_a_snapshot_shows_who_runs_where_and_how_far(pool: Pool, tmp_path: Path) -> None:
     begun, gate = tmp_path / "begun", tmp_path / "gate"
     options = Options(name="shown", priority=75)
+    for one in [pool.submit(work.half_way, str(begun), str(tmp_path)) for _ in range(2)]:
+        one.result(60)  # each lane has used some time before
+    begun.unlink()
     future = pool.submit(work.half_way, str(begun), str(gate), options=options)
     more = [pool.submit(work.wait_for, str(gate)) for _ in range(2)]
     until(begun.exists)
     view = pool.snapshot()
+    gate.touch()
+    wait_all([future, *more])
     (shown,) = [thread for thread in view.threads if thread.name == "shown"]
     assert (shown.state, shown.priority, shown.attempt, shown.progress) == ("running", 75, 1, 0.5)
     assert shown.lane in {lane.id for lane in view.lanes}
     assert (view.running, view.queued) == (2, 1)
-    assert sum(lane.cpu_s for lane in view.lanes) > 0
-    gate.touch()
-    wait_all([future, *more])
+    (lane,) = [lane for lane in view.lanes if lane.id == shown.lane]
+    assert work.BURN_S <= shown.cpu_s <= lane.cpu_s - work.BURN_S
+    assert [t.cpu_s for t in view.threads if t.lane is None] == [0.0]
 
 
 def test_what_a_pool_cannot_do_is_said(pool: Pool) -> None:

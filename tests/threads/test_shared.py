@@ -41,6 +41,20 @@ def test_updates_from_many_threads_are_all_counted() -> None:
     assert shared.get() == (1001, 1000)
 
 
+def test_nobody_else_publishes_while_an_update_is_made() -> None:
+    shared = Shared(0)
+    other = threading.Thread(target=lambda: shared.update(lambda value: value + 1))
+
+    def slowly(value: int) -> int:
+        other.start()
+        other.join(0.2)  # it would have been done by now
+        return value + 1
+
+    assert shared.update(slowly) == (2, 1)
+    other.join(60)
+    assert shared.get() == (3, 2)
+
+
 def test_a_change_that_fails_publishes_nothing() -> None:
     shared = Shared(1)
     with pytest.raises(ZeroDivisionError):

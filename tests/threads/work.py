@@ -10,6 +10,8 @@ from pathlib import Path
 
 from zenos.threads import cancelled, report
 
+BURN_S = 0.05
+
 
 def square(x: int) -> int:
     return x * x
@@ -43,6 +45,9 @@ def wait_for(path: str) -> str:
 
 
 def half_way(begun: str, go_on: str) -> None:
+    end = time.thread_time() + BURN_S
+    while time.thread_time() < end:
+        pass
     report(0.5)
     Path(begun).touch()
     wait_for(go_on)

@@ -74,7 +74,7 @@ class Rig:
         await self.launcher.close()
         fresh = Rig(self.home, self.config)
         self.later.append(fresh)
-        await fresh.executor.recover(tasks)
+        await fresh.executor.recover(tasks, next_task=10**9)
         return fresh
 
     async def close(self) -> None:

@@ -137,6 +137,16 @@ def test_fewer_by_the_settings_are_the_first_ones(driver: Driver) -> None:
     assert seen(0, 1) == "2,1"
 
 
+def test_declared_ones_are_there_where_none_is_real(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "real_gpus", lambda: nodes.Devices(0, 0))
+    settings = Config(cpus=1.5, memory="3GiB", gpus=2, gpu_memory="5GiB")
+    node = nodes.detect(settings, Cgroups(None, None, 0))
+    assert (node.gpus, node.virtual_gpus, node.gpu_memory_each) == (2, True, 5 * GIB)
+    assert node.capacity == Resources(cpu=1500, gpu=2000, memory=3 * GIB, gpu_memory=10 * GIB)
+    none = nodes.detect(Config(), Cgroups(None, None, 0))
+    assert (none.gpus, none.virtual_gpus, none.capacity.gpu) == (0, False, 0)
+
+
 @pytest.mark.parametrize("broken", ["init", "count"])
 def test_a_driver_that_fails_is_none(broken: str, driver: Driver) -> None:
     nvml = driver(broken=broken)

@@ -18,6 +18,7 @@ from tests.workers.conftest import Rig, program
 from zenos.core import failpoints, shim
 from zenos.core.events import StartFailed, WorkerExited, WorkerLost, WorkerStarted
 from zenos.core.home import Home
+from zenos.core.processes import identity
 from zenos.workers import fork_server, runs
 
 
@@ -44,6 +45,21 @@ async def test_whatever_a_worker_leaves_its_end_is_told(rig: Rig, left: str) -> 
     assert event.outcome.exit_code == 3
     assert event.outcome.result is None
     assert event.outcome.error is None
+
+
+@pytest.mark.parametrize(("lost_bytes", "told"), [(7, True), (0, False), ("x", False)])
+async def test_output_of_which_the_log_has_no_room_to_tell_is_told_with_the_end(
+    rig: Rig, lost_bytes: object, told: bool
+) -> None:
+    directory = rig.home.run("t1", 1)
+    directory.mkdir(parents=True)
+    (directory / "log").write_text("start\n")
+    (directory / "exit").write_text(json.dumps({"exit_code": 0, "lost_bytes": lost_bytes}))
+    await rig.executor.recover([program("/bin/true")], next_task=2)
+    (event,) = await rig.until(WorkerExited)
+    assert isinstance(event, WorkerExited)
+    notice = "\n[cannot show 7 bytes of output: the disk was full]\n"
+    assert event.outcome.log_tail == "start\n" + (notice if told else "")
 
 
 async def test_what_a_result_may_be(rig: Rig) -> None:
@@ -178,6 +194,28 @@ async def test_strangers_in_a_session_of_the_same_number_are_left_alone(rig: Rig
             assert stranger.poll() is None
         finally:
             stranger.kill()
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({}, True),
+        ({"boot_id": "another"}, False),
+        ({"start_time": 1}, False),
+        ({"pid": "7"}, False),
+    ],
+)
+def test_a_process_is_known_by_its_number_its_start_and_its_boot(
+    tmp_path: Path, changes: dict[str, object], same: bool
+) -> None:
+    """Numbers are given anew: by the next boot, and after enough other processes."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        try:
+            record = {**identity(process.pid), **changes}
+            (tmp_path / "shim").write_text(json.dumps(record))
+            assert runs.process(tmp_path, "shim") == (process.pid if same else None)
+        finally:
+            process.kill()
 
 
 def test_a_spec_is_written_anew_and_keeps_its_token(tmp_path: Path) -> None:

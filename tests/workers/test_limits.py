@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.workers.conftest import Rig, program
-from zenos.core.events import WorkerExited
+from zenos.core.events import WorkerExited, WorkerLost, WorkerStarted
 from zenos.core.resources import Resources
+from zenos.workers import runs
 from zenos.workers.limits import Cgroups
 
 WANTS = Resources.of(cpu=0.25, memory="64MiB")
@@ -107,3 +111,41 @@ async def test_the_kernel_has_taken_the_limit_for_swap(rig: Rig) -> None:
     assert isinstance(ended, WorkerExited)
     v1, v2 = f"memory.memsw.limit_in_bytes {192 * 2**20}\n", "memory.swap.max 0\n"
     assert ended.outcome.log_tail in {v1, v2, ""}  # "": a kernel that doesn't count swap
+
+
+async def test_the_groups_of_a_killed_shim_go_once_they_are_empty(
+    rig: Rig, bases: tuple[Path, Path]
+) -> None:
+    rig.executor.cgroups = Cgroups(*bases, 1)
+    await rig.executor.start(program("/bin/sleep", "600"))
+    await rig.until(WorkerStarted)
+    shim = runs.process(rig.home.run("t1", 1), "shim")
+    assert shim is not None
+    os.kill(shim, signal.SIGKILL)
+    await rig.until(WorkerLost)
+    groups = [base / "t1-1" for base in bases]
+    assert all(group.exists() for group in groups)
+    for file in [file for group in groups for file in group.iterdir()]:
+        file.unlink()  # as the kernel lets its own go with the last process
+    async with asyncio.timeout(60):
+        while any(group.exists() for group in groups):  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
+
+
+async def test_a_daemon_removes_the_empty_groups_that_others_have_left(
+    rig: Rig, bases: tuple[Path, Path]
+) -> None:
+    rig.executor.cgroups = Cgroups(*bases, 1)
+    for base in bases:
+        for name in ("t7-2", "t8-1", "t9-1"):
+            (base / name).mkdir()
+        (base / "t8-1" / "cgroup.procs").touch()
+    rig.executor._tidy_groups([("t9", 1)])
+    assert [sorted(path.name for path in base.iterdir()) for base in bases] == 2 * [
+        ["t8-1", "t9-1"]
+    ]
+    await rig.executor.recover([], next_task=10)
+    assert [[path.name for path in base.iterdir()] for base in bases] == 2 * [["t8-1"]]
+    (bases[0] / "t7-3").mkdir()
+    await rig.executor.close()
+    assert [path.name for path in bases[0].iterdir()] == ["t8-1"]

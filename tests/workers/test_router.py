@@ -9,12 +9,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from tests.api.conftest import until
 from zenos.core import events as ev
+from zenos.core import limits
 from zenos.core.actions import Changes, Snapshot
 from zenos.core.config import Config
-from zenos.core.errors import DeadlineError
+from zenos.core.errors import DeadlineError, UnavailableError, WorkerError
 from zenos.core.specs import DeploymentSpec, ServeSpec
 from zenos.core.task import Deployment, Kind, Principal, State, Task, TaskSpec
 from zenos.core.wire import Abort, Chunk, GenerateRequest, Times, Usage
@@ -156,6 +158,25 @@ async def test_a_model_that_is_not_loaded_in_time_is_an_error_that_says_so(world
     assert world.used()[-1] == ev.Used(name="m", in_flight=0, waiting=0)
 
 
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        ("out of memory", "cannot serve m: out of memory"),
+        ("cannot open m:1: a file is gone", "cannot open m:1: a file is gone"),
+        ("cannot serve m:1: it is no decoder", "cannot serve m:1: it is no decoder"),
+    ],
+)
+async def test_why_a_model_cannot_be_loaded_is_said_once(
+    world: World, error: str, says: str
+) -> None:
+    first = asyncio.ensure_future(soon(world.generate()))
+    await world.asked.wait()
+    world.view.apply(Changes(deployments={"m": replace(world.deployment, error=error)}))
+    with pytest.raises(WorkerError) as caught:
+        await first
+    assert caught.value.message == says
+
+
 async def test_who_finds_a_replica_does_not_wait_for_one(world: World) -> None:
     await world._demand(ev.Demand(name="m"))
     world.ready()
@@ -186,3 +207,35 @@ async def test_what_a_replica_that_is_going_down_refuses_another_answers(world: 
     world.answer("t2", finish="length", usage=USAGE)
     assert (await answer).finish == "length"
     assert not any(topic == "abort" for _, topic, _ in world.sent)
+
+
+async def begun(world: World) -> AsyncIterator[Chunk]:
+    """An answer of which the client has read the first word."""
+    await world._demand(ev.Demand(name="m"))
+    world.ready()
+    chunks = world.generate()
+    first = asyncio.ensure_future(soon(chunks))
+    await world.arrived.wait()
+    world.answer(text="a")
+    assert (await first).text == "a"
+    return chunks
+
+
+async def test_the_replica_hears_of_a_client_that_goes_away(world: World) -> None:
+    chunks = await begun(world)
+    await chunks.aclose()  # type: ignore[attr-defined]
+    assert world.sent[-1] == ("t1", "abort", Abort(request="r"))
+    assert world.used()[-1].in_flight == 0
+
+
+async def test_a_client_that_reads_too_slowly_is_cut_and_frees_its_slot(world: World) -> None:
+    chunks = await begun(world)
+    for _ in range(limits.STREAM_CHUNKS_WAITING_MAX):
+        world.answer(text="b")
+    assert world.sent[-1][1] == "request"
+    for _ in range(3):
+        world.answer(text="c")
+    assert [topic for _, topic, _ in world.sent] == ["request", "abort"]
+    with pytest.raises(UnavailableError, match="the client reads too slowly"):
+        _ = [chunk async for chunk in chunks]
+    assert world.used()[-1].in_flight == 0

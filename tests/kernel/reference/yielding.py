@@ -79,6 +79,7 @@ class ReferencePreemption(Preemption):
     def make_room(self, now: float) -> None:
         state = self._kernel.state
         self._wake = math.inf
+        self._left, self._waits = self.at_once, True
         waiting = preemption.waiting(self._kernel)
         if self._kernel.draining or not (waiting or len(state.scheduler.queue)):
             return
@@ -102,6 +103,8 @@ class ReferencePreemption(Preemption):
         self._make_room_in_quotas(closed, candidates, held, now)  # 5
 
     def next_wake(self, now: float) -> float:
+        if self.is_cut:
+            return now
         return max(self._wake, now + ROUNDING_S)
 
     # -- who may have to
@@ -243,6 +246,8 @@ class ReferencePreemption(Preemption):
         for entry in entries:
             replica = self._kernel.state.tasks[entry.task].kind is Kind.SERVE
             kind = (entry.key.priority, entry.key.demoted, replica)
+            if self._left <= 0:
+                break
             if (*kind, entry.key.request) in vain or not self._may_have(entry):
                 continue
             if kind not in able:
@@ -280,6 +285,8 @@ class ReferencePreemption(Preemption):
         vain: set[object] = set()
         for entry in entries:
             kind = (entry.key.user, entry.key.project, entry.key.want)
+            if self._left <= 0:
+                break
             if kind in vain or entry.task in self._kernel.state.scheduler.claims:
                 continue
             replica = self._kernel.state.tasks[entry.task].kind is Kind.SERVE
@@ -362,7 +369,7 @@ class ReferencePreemption(Preemption):
     ) -> tuple[str, list[Candidate]]:
         if not any(able.values()):
             return "", []
-        best: tuple[float, str, list[Candidate]] | None = None
+        best: tuple[int, str, list[Candidate]] | None = None
         for name in sorted(self._rooms):
             kept = held.get(name, Resources())
             chosen = self._enough(name, entry.key.request, able.get(name, []), kept)
@@ -370,7 +377,7 @@ class ReferencePreemption(Preemption):
                 continue
             if not chosen:
                 return name, []
-            cost = sum(priority.service_s(1.0, c.task.granted) for c in chosen)
+            cost = sum(c.task.granted.gpu or c.task.granted.cpu for c in chosen)
             if best is None or cost < best[0]:
                 best = (cost, name, chosen)
         return best[1:] if best is not None else ("", [])
@@ -382,6 +389,7 @@ class ReferencePreemption(Preemption):
         gives = _gives(sorted((c.task for c in chosen), key=lambda task: task.id))
         claim = Claim((Place(node, entry.key.request.plain, coming),), victims, gives)
         self._kernel.state.scheduler.claims[entry.task] = claim
+        self._left -= 1
 
     def _come(self) -> dict[str, Pool]:
         state = self._kernel.state

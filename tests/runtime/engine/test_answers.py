@@ -162,6 +162,18 @@ def test_choices_differ_and_a_seed_gives_them_again_whoever_is_beside(model: Mad
     assert draw(2, 0) != first
 
 
+def test_a_request_s_own_temperature_and_nucleus_hold_beside_others(model: Made) -> None:
+    """Hot enough that any token may come; with the smallest nucleus it is the likeliest."""
+    greedy = answer(model.engine(), [5, 6, 7], max_tokens=12).text("r")
+    engine = model.engine()
+    answers = Answers(engine)
+    for name, top_p in (("narrow", 1e-6), ("wide", 1.0)):
+        ask(engine, name, [5, 6, 7], temperature=2.0, top_p=top_p, seed=1, max_tokens=12)
+    answers.drain()
+    assert answers.text("narrow") == greedy
+    assert answers.text("wide") != greedy
+
+
 def test_log_probabilities_are_those_of_the_model(model: Made) -> None:
     prompt = [5, 6, 7, 8]
     answers = answer(model.engine(), prompt, max_tokens=6, logprobs=3)
@@ -214,7 +226,7 @@ def test_draws_follow_the_distribution(temperature: float) -> None:
 
 @pytest.mark.parametrize(
     ("top_p", "kept"),
-    [(0.01, {2}), (0.6, {2}), (0.7, {1, 2}), (0.95, {0, 1, 2}), (1.0, {0, 1, 2, 3})],
+    [(0.0, {2}), (0.01, {2}), (0.6, {2}), (0.7, {1, 2}), (0.95, {0, 1, 2}), (1.0, {0, 1, 2, 3})],
 )
 def test_nothing_outside_the_nucleus_is_drawn(top_p: float, kept: set[int]) -> None:
     # Probabilities 0.09, 0.24, 0.66 and 0.004.

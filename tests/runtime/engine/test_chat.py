@@ -221,6 +221,52 @@ def test_each_filter_of_a_chain_looks_at_the_time() -> None:
     assert clock.looks < 1000 * limits.CHAT_TEMPLATE_S + 10
 
 
+def test_a_sum_of_lists_looks_at_the_time() -> None:
+    source = "{{ range(3000) | batch(1) | sum(start=[]) | length }}"
+    with pytest.raises(InvalidError, match="it takes longer than 2 s"):
+        ChatTemplate(source, {}, now=Ticking()).render(TALK)
+    assert ChatTemplate("{{ [[1], [2]] | sum(start=[]) }}", {}).render(TALK) == "[1, 2]"
+
+
+@pytest.mark.parametrize(
+    "compared",
+    [
+        "a == b",
+        "a in [b]",
+        "a is eq(b)",
+        "[a, b] | max",
+        "[a] | unique | list | length",
+        "[[a, 1]] | groupby(0) | length",
+        "{'x': a, 'y': b} | dictsort(by='value') | length",
+        "{a: 1} | length",
+        "{}[a]",
+        "{}.get(a)",
+        "dict([[a, 1]]) | length",
+        "[a].index(b)",
+    ],
+)
+def test_what_is_compared_is_bounded_as_often_as_it_is_there(compared: str) -> None:
+    """Each of the two takes some hundred bytes, and has millions of numbers in it."""
+    source = (
+        "{% set all = namespace(a=1, b=1) %}{% for _ in range(21) %}"
+        "{% set all.a = (all.a, all.a) %}{% set all.b = (all.b, all.b) %}{% endfor %}"
+        f"{{% set a, b = all.a, all.b %}}{{% set found = {compared} %}}"
+    )
+    with pytest.raises(InvalidError, match="it puts together more than is allowed"):
+        ChatTemplate(source, {}).render(TALK)
+    assert ChatTemplate(source.replace("range(21)", "range(2)"), {}).render(TALK) == ""
+
+
+def test_a_value_that_changes_in_a_loop_is_bounded() -> None:
+    source = (
+        "{% set all = namespace(a=1) %}{% for _ in range(N) %}{% set all.a = (all.a, all.a) %}"
+        "{% endfor %}{% for _ in 'xy' %}{% set found = loop.changed(all.a) %}{% endfor %}"
+    )
+    assert ChatTemplate(source.replace("N", "2"), {}).render(TALK) == ""
+    with pytest.raises(InvalidError, match="it puts together more than is allowed"):
+        ChatTemplate(source.replace("N", "21"), {}).render(TALK)
+
+
 def test_each_prompt_has_all_of_its_time() -> None:
     """As long as two together would not have: the time is of a rendering, not of the template."""
     template = ChatTemplate("{% for _ in range(1500) %}{% endfor %}x", {}, now=Ticking())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import queue
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import pytest
 from tests.processes import signalled_until
 from tests.runtime.engine.conftest import Made, byte_level
 from tests.runtime.train.helpers import Bus, make_context, make_task
+from zenos.core import limits
 from zenos.core.errors import InvalidError
 from zenos.core.specs import ServeSpec
 from zenos.core.wire import Abort, Chunk, GenerateRequest, Stop
@@ -26,8 +28,8 @@ from zenos.runtime.engine.serve import Loaded
 from zenos.runtime.engine.vocabulary import Vocabulary
 
 
-def request(name: str, prompt: str = "the river") -> bytes:
-    return msgspec.msgpack.encode(GenerateRequest(id=name, prompt=prompt))
+def request(name: str, prompt: str = "the river", priority: int = limits.PRIORITY_NORMAL) -> bytes:
+    return msgspec.msgpack.encode(GenerateRequest(id=name, prompt=prompt, priority=priority))
 
 
 def abort(name: str) -> bytes:
@@ -113,6 +115,20 @@ def test_a_model_whose_template_took_too_long_has_its_chats_beside_the_others(
     assert not loaded.is_slow(GenerateRequest(id="prompt", prompt="x"))
 
 
+def test_a_chat_is_asked_through_the_template_of_the_model(llama: Made, tmp_path: Path) -> None:
+    chat = GenerateRequest(id="chat", messages=[{"role": "user", "content": "the river"}])
+    plain = llama.loaded()
+    assert not plain.template.own
+    said = plain.vocabulary.encode("user: the river\nassistant:", special=False)
+    assert plain.tokenize(chat) == said
+    taught = shutil.copytree(llama.path, tmp_path / "taught")
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<answer>"
+    (taught / "chat_template.jinja").write_text(template)
+    own = llama._replace(path=taught).loaded()
+    assert own.template.own
+    assert own.tokenize(chat) == own.vocabulary.encode("<user>the river<answer>", special=False)
+
+
 def test_the_least_number_of_tokens_is_never_too_large(loaded: Loaded) -> None:
     for text in ("", "a", "naïve café 日本語 😀" * 50, "the river ran over old stones " * 20):
         assert loaded.vocabulary.least_tokens(text) <= len(
@@ -185,8 +201,8 @@ class Gated:
             assert self.gate.wait(60)
         return [1, 2, 3]
 
-    def ask(self, name: str, chars: int) -> None:
-        self.bus.put("request", request(name, "x" * chars))
+    def ask(self, name: str, chars: int, priority: int = limits.PRIORITY_NORMAL) -> None:
+        self.bus.put("request", request(name, "x" * chars, priority=priority))
 
     def next(self) -> Any:
         return self.intake.handed.get(timeout=60)
@@ -218,6 +234,18 @@ def test_a_long_prompt_holds_up_nobody_and_keeps_its_place(
     gated.gate.set()
     handed = gated.next()
     assert (handed.request.id, handed.arrival) == (name, 0)
+
+
+def test_of_long_prompts_those_of_a_higher_priority_are_tokenized_first(gated: Gated) -> None:
+    gated.ask("first", LONG_CHARS)
+    assert gated.begun.get(timeout=60) == "first"
+    for name, priority in (("low", 25), ("normal", 50), ("high", 75)):
+        gated.ask(name, LONG_CHARS, priority)
+    gated.ask("marker", 3)  # what came before it has been looked at
+    assert gated.next().request.id == "marker"
+    gated.gate.set()
+    order = [gated.begun.get(timeout=60) for _ in range(3)]
+    assert order == ["high", "normal", "low"]
 
 
 def test_a_client_that_goes_away_while_its_prompt_is_tokenized(gated: Gated) -> None:

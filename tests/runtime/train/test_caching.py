@@ -14,6 +14,7 @@ import pytest
 from tests.processes import until
 from tests.runtime.train.helpers import make_context, make_task, spec, write_corpus
 from zenos.core import durable, limits
+from zenos.core.errors import StorageError
 from zenos.runtime.train import caching
 from zenos.runtime.train import main as training
 from zenos.runtime.train.checkpoint import Checkpoints, Plan
@@ -80,9 +81,77 @@ def test_what_is_found_again_is_made_again_when_it_was_removed(tmp_path: Path) -
     path = entry(tmp_path, "a", 0)
     caching.make_room(tmp_path, 0, [])
     assert caching.find(path) is None
-    assert caching.directory(path, lambda fresh: (fresh / "x").touch() or None) == path
+    assert caching.directory(path, lambda fresh: (fresh / "x").touch()) == path
     caching.make_room(tmp_path, 0, [])
     assert path.exists()  # we use it
+
+
+def test_what_another_puts_there_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, really, firsts = tmp_path / "packs" / "a", caching.find, list[int]()
+
+    def found_late(where: Path) -> Path | None:
+        """Right after nothing was found, another process has made it."""
+        found = really(where)
+        monkeypatch.undo()
+        firsts.append(entry(tmp_path, "a", 0).stat().st_ino)
+        return found
+
+    monkeypatch.setattr(caching, "find", found_late)
+    caching.directory(path, lambda fresh: (fresh / "train.bin").touch())
+    assert [path.stat().st_ino] == firsts
+    assert (path / "train.bin").stat().st_size == SIZE
+    assert left(tmp_path) == {"a"}
+
+
+def test_what_is_removed_before_it_is_held_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really, removed, built = caching._hold, list[int](), list[Path]()
+
+    def hold(path: Path) -> None:
+        if path.exists() and not removed:
+            removed.append(caching.make_room(tmp_path, 0, []))
+        really(path)
+
+    monkeypatch.setattr(caching, "_hold", hold)
+    path = caching.directory(tmp_path / "packs" / "a", lambda fresh: built.append(fresh))
+    assert (len(removed), len(built)) == (1, 2)
+    assert caching.find(path) == path
+
+
+def test_what_others_always_remove_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    really = caching._hold
+
+    def hold(path: Path) -> None:
+        caching.make_room(tmp_path, 0, [])
+        really(path)
+
+    monkeypatch.setattr(caching, "_hold", hold)
+    with pytest.raises(StorageError, match=r"cannot keep the cache .*: others remove"):
+        caching.directory(tmp_path / "packs" / "a", lambda fresh: (fresh / "x").touch())
+
+
+def test_what_is_damaged_is_made_again(tmp_path: Path) -> None:
+    path = entry(tmp_path, "a", 0)
+    (path / "train.bin").write_bytes(b"other")
+    caching.directory(path, lambda fresh: (fresh / "train.bin").touch())
+    assert (path / "train.bin").read_bytes() == b""
+    assert left(tmp_path) == {"a"}
+
+
+def test_what_cannot_be_built_is_tried_once(tmp_path: Path) -> None:
+    tried = []
+
+    def build(fresh: Path) -> None:
+        tried.append(fresh)
+        (fresh / "gone" / "x").touch()
+
+    with pytest.raises(StorageError, match="cannot write the cache"):
+        caching.directory(tmp_path / "packs" / "a", build)
+    assert len(tried) == 1
+    assert left(tmp_path) == set()
 
 
 def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,8 +19,11 @@ from tests.processes import until
 from zenos.core import durable, failpoints
 from zenos.core.errors import RefusedError
 from zenos.core.home import Home
+from zenos.core.wire import Progress
 from zenos.runtime.train import checkpoint as module
 from zenos.runtime.train.checkpoint import Checkpoint, Checkpoints, DamagedError, Plan, State
+
+from .helpers import Bus, spec
 
 MODEL = {
     "weight": torch.arange(12, dtype=torch.float32).reshape(3, 4) / 7,
@@ -93,6 +98,29 @@ def test_the_copy_is_made_before_begin_returns(tmp_path: Path) -> None:
     assert not tensors["weight"].any()
 
 
+def test_a_training_goes_on_while_a_checkpoint_is_written(
+    run: Any, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later, by = threading.Event(), []
+    write = Checkpoints._write
+
+    def held(self: Checkpoints, saved: State, *rest: Any, sync: bool) -> None:
+        if saved.step == 4:  # the disk takes as long as four more steps
+            by.append(threading.current_thread().name)
+            assert later.wait(30)
+        write(self, saved, *rest, sync=sync)
+
+    def look(progress: Progress) -> None:
+        if progress.stage == "training" and progress.done >= 8:
+            later.set()
+
+    monkeypatch.setattr(Checkpoints, "_write", held)
+    bus = Bus()
+    bus.on_progress = look
+    code, _ = run(spec(corpus), bus=bus)
+    assert (code, by) == (0, ["checkpoint-lane-1"])
+
+
 def test_the_last_two_are_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2, 3, 4):
@@ -148,6 +176,14 @@ def test_a_missing_file_is_damage(tmp_path: Path) -> None:
     with pytest.raises(DamagedError):
         Checkpoint(tmp_path / "step-000000001")
     assert latest_step(tmp_path) is None
+
+
+def test_only_the_parts_that_are_asked_for_are_read(tmp_path: Path) -> None:
+    save(Checkpoints(tmp_path), 1)
+    (tmp_path / "step-000000001" / "optimizer.safetensors").unlink()
+    found = Checkpoint(tmp_path / "step-000000001", parts=("model", "best"))
+    assert found.tensors("model")
+    assert found.tensors("optimizer") is None
 
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:

@@ -101,6 +101,14 @@ def test_invalid_utf8_names_file_and_place(tmp_path: Path) -> None:
     assert str(path) in refused(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.csv"])
+def test_utf16_without_its_mark_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes("text\nsome\n".encode("utf-16-le"))
+    assert f"cannot read {path}: it is not valid utf-16" in refused(path, encoding="utf-16")
+    assert "".join(read(path, encoding="utf-16-le")).removeprefix("text\n").strip() == "some"
+
+
 def test_empty_binary_missing_and_odd_files_are_named(tmp_path: Path) -> None:
     empty, binary = tmp_path / "empty.txt", tmp_path / "data.bin"
     empty.touch()
@@ -120,6 +128,50 @@ def test_empty_binary_missing_and_odd_files_are_named(tmp_path: Path) -> None:
     blank.write_text(" \n\n ")
     with pytest.raises(InvalidError, match="no text in it"):
         Corpus(DataSpec(paths=[str(blank)])).survey()
+
+
+def test_what_to_do_is_said_in_flags_and_fields(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,body\n1,x\n")
+    assert "name one with --text-column (data.text_column)" in refused(tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_bytes(b"text\n\xff\n")
+    (tmp_path / "c.txt").write_bytes(b"\xff")
+    for path in (tmp_path / "b.csv", tmp_path / "c.txt"):
+        assert "give its --encoding, or leave it out with --exclude (data.excl" in refused(path)
+    assert "--exclude (data.exclude) leaves out" in refused(tmp_path / "c.txt", exclude=["*.txt"])
+
+
+def test_a_glob_of_directories_says_what_to_write_instead(tmp_path: Path) -> None:
+    (tmp_path / "one" / "two").mkdir(parents=True)
+    for path in (tmp_path / "one" / "a.txt", tmp_path / "one" / "two" / "b.txt"):
+        path.write_text(path.stem)
+    for pattern in (f"{tmp_path}/*", f"{tmp_path}/*/"):
+        assert f": it matches directories alone; {tmp_path}/*/** matches the" in refused(pattern)
+    assert read(f"{tmp_path}/*/**") == ["a", "b"]
+
+
+@pytest.mark.parametrize("pattern", ["", "/**", "/**/*.md", "/**/**/*.md", "/*/**/*", "/*/*.md"])
+def test_each_file_is_read_once_whatever_links_lead_to_it(tmp_path: Path, pattern: str) -> None:
+    sub = tmp_path / "docs" / "sub"
+    sub.mkdir(parents=True)
+    (sub / "a.md").write_text("once")
+    (sub / "same.md").symlink_to("a.md")
+    (sub / "nowhere.md").symlink_to("nowhere.md")
+    (sub / "up").symlink_to("..")
+    (sub / "around").symlink_to("../..")
+    (tmp_path / "link").symlink_to("docs")
+    for root in ("docs", "link"):
+        corpus = Corpus(DataSpec(paths=[f"{tmp_path / root}{pattern}"]))
+        assert [file.path for file in corpus.files] == [tmp_path / root / "sub" / "a.md"]
+
+
+def test_a_link_to_a_directory_is_followed_where_a_glob_names_it(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "a.md").write_text("far away")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "far")
+    for pattern in ("here/link/*.md", "here/**/link/*.md", "here/*/*.md", "h*/link/**"):
+        assert read(tmp_path / pattern) == ["far away"]
+    assert "no file matches" in refused(tmp_path / "here" / "**" / "*.md")
 
 
 def test_unreadable_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,6 +267,22 @@ def test_rows_of_csv_are_never_read_into_another_column(
     assert told in refused(tabs)
 
 
+def test_a_csv_with_a_mark_nuls_or_an_open_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,id\none,1\n", encoding="utf-8-sig")
+    assert read(path) == ["one"]
+    path.write_text('id,"text\n1,one\n')
+    assert "its header has a quote that isn't closed" in refused(path)
+    path.write_text("id,text\n" + "1,one\n" * 20_000 + "2,t\0wo\n")
+    assert "row 20001 is no row of fields (it has NUL characters)" in refused(path)
+
+
+def test_a_csv_of_blank_lines_has_no_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("\n  \n")
+    assert refused(path) == f"cannot train on {path}: it has only blank lines, and no header"
+
+
 def test_a_column_that_a_header_names_twice_is_not_chosen_from(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text,text\nAAA,BBB\n")
@@ -264,6 +332,26 @@ def test_one_document_is_trained_on(tmp_path: Path) -> None:
     corpus = Corpus(DataSpec(paths=[str(tmp_path)], eval_fraction=0.5))
     survey = corpus.survey()
     assert not any(survey.holds_out(d) for d in corpus.documents())
+
+
+def test_a_survey_reads_files_on_a_lane_for_each_core(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZENOS_CPU", "2")
+    together, by = threading.Barrier(2), set()
+    read = Corpus._read_text
+
+    def met(self: Corpus, path: Path) -> Iterator[str]:
+        by.add(threading.current_thread().name.partition("-")[0])
+        if path.name in ("00.txt", "01.txt"):
+            together.wait(60)  # passed by two at once, or by none
+        yield from read(self, path)
+
+    monkeypatch.setattr(Corpus, "_read_text", met)
+    for number in range(8):
+        (tmp_path / f"{number:02}.txt").write_text(f"text {number} ")
+    survey = Corpus(DataSpec(paths=[str(tmp_path)])).survey()
+    assert (survey.documents, by) == (8, {"reading"})
 
 
 def test_files_are_read_ahead_on_lanes_to_the_same_documents(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from zenos.core.wire import Progress
 from zenos.runtime import context as context_module
 from zenos.runtime import space, worker
 from zenos.runtime.context import EXIT_SUSPENDED, WorkerContext
+from zenos.runtime.train import publish
 from zenos.runtime.train.checkpoint import Checkpoints
 from zenos.runtime.train.main import main
 
@@ -63,6 +66,33 @@ def test_training_goes_on_and_writes_again_when_there_is_room(disk: Disk, tmp_pa
     # Not each one after it: the next ones were written.
     assert len(told) < 24 // 4, told
     assert context.registry.resolve("tiny").metrics["steps"] == 24
+
+
+def test_the_checkpoint_before_stays_and_can_be_read_while_there_is_no_room(
+    disk: Disk, tmp_path: Path
+) -> None:
+    bus, found, filled = Bus(), list[tuple[int, str]](), list[int]()
+    work = spec(write_corpus(tmp_path / "corpus"), steps=40, checkpoint_every=4)
+    context = make_context(disk.path / "home", make_task(work), bus)
+    saved = context.home.checkpoint("t1")
+
+    def meet(progress: Progress) -> None:
+        if not filled and progress.stage == "training" and [*saved.glob("step-*")]:
+            disk.fill()
+            filled.append(int(progress.done))
+        elif not found and "cannot write a checkpoint" in progress.note:
+            checkpoint, _ = Checkpoints(saved).latest()
+            assert checkpoint is not None
+            assert checkpoint.tensors("model")
+            found.append((checkpoint.state.step, progress.note))
+            disk.clear()
+
+    bus.on_progress = meet
+    assert worker.run(context, main) == 0, error(context)
+    [(step, note)] = found
+    assert step % 4 == 0
+    assert f"the one of step {step} is intact; training goes on; free some space" in note
+    assert context.registry.resolve("tiny").metrics["steps"] == 40
 
 
 def fill_at(bus: Bus, disk: Disk, step: int, room: Callable[[Progress], bool]) -> None:
@@ -150,6 +180,49 @@ def test_a_training_that_waits_for_space_can_be_cancelled(disk: Disk, tmp_path: 
     disk.clear()
     assert context.registry.list() == []
     assert bus.progress[-1].stage == "waits for space"
+
+
+def test_however_often_it_tries_it_says_seldom_that_it_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries: list[int] = []
+    write = publish._write
+
+    def full(*given: Any) -> Any:
+        tries.append(len(tries))
+        if len(tries) < 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(*given)
+
+    monkeypatch.setattr(publish, "_write", full)
+    monkeypatch.setattr(space, "LOOK_S", 0.001)
+    monkeypatch.setattr(space, "wait_for", partial(space.wait_for, try_s=0.01))
+    context = make_context(tmp_path / "home", make_task(spec(write_corpus(tmp_path / "corpus"))))
+    with caplog.at_level("INFO"):
+        assert worker.run(context, main) == 0, error(context)
+    assert len(tries) == 6
+    told = [r.getMessage() for r in caplog.records if r.name == context_module.__name__]
+    assert [text.partition(":")[0] for text in told][-2:] == ["publishing", "waits for space"]
+
+    now, said = 0.0, list[float]()
+    waits = publish._Waits(
+        "tiny",
+        Progress(stage="waits for space"),
+        lambda progress: said.append(now) if progress.note else None,
+        clock=lambda: now,
+    )
+    for second in range(1000):
+        now = float(second)
+        waits.tell(OSError(errno.ENOSPC, "No space left on device"))
+    assert said == [0.0, 60.0, 180.0, 420.0, 900.0]
+    waits.tell(OSError(errno.EDQUOT, "Disk quota exceeded"))
+    assert said[5:] == [999.0], "another reason is told at once"
+    lacking = OSError(errno.EDQUOT, "Disk quota exceeded")
+    for size in range(10):  # how much is free is told with each error, and is no other reason
+        error_ = StorageError(f"cannot store it: it takes 2 GiB, and {size} MiB are free")
+        error_.__cause__ = lacking
+        waits.tell(error_)
+    assert said[6:] == []
 
 
 def test_only_a_lack_of_space_is_waited_for(tmp_path: Path) -> None:

@@ -203,6 +203,23 @@ def test_with_gloo_a_killed_rank_ends_the_others_too(
     assert error(tmp_path, 1)["code"] == "rank"
 
 
+def test_a_rank_that_hangs_ends_with_the_first(
+    nursery: Nursery, tmp_path: Path, text: Path
+) -> None:
+    child = nursery.start(tmp_path, 1, spec(text, workers=2, steps=10**6))
+    pids = others(child)
+    child.until("training", 2)
+    os.kill(pids[0], signal.SIGSTOP)
+    try:
+        child.send(signal.SIGKILL)
+        assert child.end()[0] == -signal.SIGKILL
+        until(lambda: gone(pids))
+    finally:
+        for pid in pids:
+            if start_time(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_signal_to_all_of_them_suspends_the_gang_at_one_step(
     nursery: Nursery, tmp_path: Path, text: Path, accumulate: int
@@ -220,6 +237,41 @@ def test_a_signal_to_all_of_them_suspends_the_gang_at_one_step(
     assert code == 75, said
     assert gone(pids)
     assert weights(train(nursery, tmp_path, work)) == expected
+
+
+def test_ranks_that_share_no_memory_go_on_with_the_moments_that_each_has_read(
+    nursery: Nursery, tmp_path: Path, text: Path
+) -> None:
+    work = spec(text, workers=2, backend="gloo", steps=STEPS, checkpoint_every=10**6, eval_every=7)
+    expected = weights(train(nursery, tmp_path / "whole", work))
+    child = nursery.start(tmp_path, 1, work)
+    child.until("training", 8)
+    child.send(signal.SIGTERM)
+    assert child.end()[0] == 75
+    assert weights(train(nursery, tmp_path, work)) == expected
+
+
+def test_a_rank_that_goes_on_holds_no_more_than_one_that_begins(
+    nursery: Nursery, tmp_path: Path, text: Path
+) -> None:
+    """Moments and best weights, 12 bytes for each parameter, are read by rank 0 alone."""
+    large = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 4}
+    work = spec(
+        text, workers=2, settings=large, batch_size=2, sequence_length=16, steps=10**6, eval_every=2
+    )
+    peaks = []
+    for generation in (1, 2):
+        child = nursery.start(tmp_path, generation, work)
+        (follower,) = others(child)
+        child.until("training", 5 * generation)
+        lines = Path(f"/proc/{follower}/status").read_text().splitlines()
+        peaks.append(1024 * next(int(x.split()[1]) for x in lines if x.startswith("VmHWM:")))
+        child.send(signal.SIGTERM)
+        assert child.end()[0] == 75
+    (saved,) = sorted(Home(tmp_path).checkpoint("t1").glob("step-*"))[-1:]
+    weights_bytes = (saved / "model.safetensors").stat().st_size
+    assert weights_bytes > 25 * 10**6
+    assert peaks[1] < peaks[0] + weights_bytes, peaks
 
 
 def test_another_number_of_ranks_would_change_the_sums(

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
-from zenos.runtime.train import gradients as gradients_module
-from zenos.runtime.train.gradients import Gradients, bytes_needed
+from zenos.runtime.reduce import seats
+from zenos.runtime.train import common
+from zenos.runtime.train.common import Common
+from zenos.runtime.train.gradients import Gradients, SharedSums, bytes_needed
 
 
 class Alone:
@@ -17,6 +23,11 @@ class Alone:
         self.begun: list[int] = []
 
     slots = 1
+    bucket_bytes = 64
+    shares = False
+
+    def own(self, sizes: Sequence[int]) -> list[bool]:
+        return [True] * len(sizes)
 
     def bucket(self, count: int, slot: int) -> torch.Tensor:
         self.memories.append(torch.full((count,), float("nan")))
@@ -25,7 +36,10 @@ class Alone:
     def begin(self, bucket: torch.Tensor) -> None:
         self.begun.append(next(n for n, m in enumerate(self.memories) if m is bucket))
 
-    def wait(self) -> None:
+    def wait(self, tail: torch.Tensor) -> None:
+        self.begin(tail)
+
+    def meet(self) -> None:
         pass
 
     def close(self) -> None:
@@ -45,11 +59,6 @@ class Model(torch.nn.Module):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.last(self.fixed(torch.tanh(self.first(inputs))))
         return out.mean()
-
-
-@pytest.fixture(autouse=True)
-def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradients_module, "BUCKET_BYTES", 64)
 
 
 def expected(model: Model, batches: list[torch.Tensor]) -> dict[str, torch.Tensor | None]:
@@ -96,13 +105,13 @@ def test_a_rank_without_anything_to_learn_from_adds_zeros_and_gets_what_the_othe
     class Silent(Alone):
         """The other rank has ones for all that the first layer has."""
 
-        def wait(self) -> None:
-            for memory in self.memories[:-1]:
-                assert not memory.any()
-                memory.fill_(1.0)
-            loss, *_ = self.memories[-1].tolist()
+        def wait(self, tail: torch.Tensor) -> None:
+            for number in self.begun:
+                assert not self.memories[number].any()
+                self.memories[number].fill_(1.0)
+            loss, *_ = tail.tolist()
             assert loss == 0.0
-            self.memories[-1].copy_(torch.tensor([2.5, 1, 1, 0, 0, 0, 0]))
+            tail.copy_(torch.tensor([2.5, 1, 1, 0, 0, 0, 0]))
 
     model = Model()
     ours = Gradients(model, Silent())
@@ -120,7 +129,8 @@ class Both(Alone):
     def bucket(self, count: int, slot: int) -> torch.Tensor:
         return super().bucket(count, slot)
 
-    def wait(self) -> None:
+    def wait(self, tail: torch.Tensor) -> None:
+        self.begin(tail)
         for first, second in zip(self.memories[::2], self.memories[1::2], strict=True):
             first.add_(second)
             second.copy_(first)
@@ -161,6 +171,116 @@ def test_what_was_put_of_a_step_that_is_dropped_is_in_no_other() -> None:
     ours.put(1)
     ours.sum_up([0.0, 1.0])
     check(model, want)
+
+
+def adamw(model: torch.nn.Module) -> torch.optim.AdamW:
+    return torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1, fused=True)
+
+
+def state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Copies of all weights and moments."""
+    found = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            found[f"{key}.{name}"] = value.clone()
+    return found
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_ranks_that_share_a_step_end_where_one_does_that_does_it_alone(ranks: int) -> None:
+    """Bit for bit, weights and moments, on each of them, also when gone on from another state."""
+    torch.manual_seed(0)
+    fresh = Model()
+    alone = copy.deepcopy(fresh)
+    optimizer = adamw(alone)
+    # The norm is above the bound in some steps, and below it in others.
+    batches = [[torch.randn(4, 3) * scale for _ in range(3)] for scale in (9, 9, 0.1, 0.1)]
+    seen, norms = [], []
+    for number, step in enumerate(batches):
+        if number == 2:
+            later, moments = copy.deepcopy(alone), copy.deepcopy(optimizer.state_dict())
+        # A shard's own first, as each rank has it; a sum of three isn't the same in another order.
+        parts = [expected(alone, [batch]) for batch in step]
+        for name, parameter in alone.named_parameters():
+            first, second, third = (part[name] for part in parts)
+            if first is not None and second is not None and third is not None:
+                parameter.grad = (first + second) + third
+        norms.append(float(torch.nn.utils.clip_grad_norm_(alone.parameters(), 3.6)))
+        optimizer.step()
+        optimizer.zero_grad()
+        seen.append(state(alone, optimizer))
+    assert min(norms) < 3.6 < max(norms)
+    assert not any("idle" in name and "exp" in name for name in seen[-1])
+
+    def rank(sums: SharedSums, shards: range, begin: int) -> None:
+        model = copy.deepcopy(later if begin else fresh)
+        mine = adamw(model)
+        if begin and shards.start == 0:  # the others find them in the memory of all
+            mine.load_state_dict(copy.deepcopy(moments))
+        together = Common(sums.common, model, mine, first=shards.start == 0)
+        ours = Gradients(model, sums)
+        sums.meet()
+        for step, want, norm in zip(batches[begin:], seen[begin:], norms[begin:], strict=True):
+            for number, shard in enumerate(shards):
+                if number == len(shards) - 1:
+                    ours.arm()
+                model(step[shard]).backward()
+                ours.put(number)
+            assert ours.sum_up([1.0] * len(shards)) == 3.0
+            together.admit(ours.used)
+            assert ours.clip(3.6) == norm
+            mine.step()
+            mine.zero_grad()
+            ours.meet()
+            found = state(model, mine)
+            assert found.keys() == want.keys()
+            for name, value in want.items():
+                assert torch.equal(found[name], value), name
+            sums.meet()
+        ours.close()
+
+    for begin in (0, 2):
+        places = seats(ranks, bytes_needed(alone), 3, common.bytes_needed(alone))
+        shards = [range(3 * r // ranks, 3 * (r + 1) // ranks) for r in range(ranks)]
+        with ThreadPoolExecutor(ranks) as pool:
+            list(pool.map(rank, map(SharedSums, places), shards, [begin] * ranks))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ranks_whose_share_is_all_or_nothing_take_part_in_the_norm(ranks: int) -> None:
+    """Of one parameter, which is one rank's whole."""
+    fresh = torch.nn.Linear(3, 4, bias=False)
+    batches = [torch.ones(2, 3), torch.full((2, 3), 2.0)]
+
+    def rank(sums: SharedSums, shards: range) -> float:
+        model = copy.deepcopy(fresh)
+        ours = Gradients(model, sums)
+        for number, shard in enumerate(shards):
+            model(batches[shard]).sum().backward()
+            ours.put(number)
+        ours.sum_up([1.0] * len(shards))
+        norm = ours.clip(1.0)
+        ours.meet()
+        sums.meet()
+        ours.close()
+        return norm
+
+    places = seats(ranks, bytes_needed(fresh), 2)
+    shards = [range(2 * r // ranks, 2 * (r + 1) // ranks) for r in range(ranks)]
+    with ThreadPoolExecutor(ranks) as pool:
+        norms = list(pool.map(rank, map(SharedSums, places), shards))
+    assert norms == [pytest.approx(6 * 12**0.5)] * ranks
+
+
+def test_each_bucket_is_one_ranks_own_and_all_have_about_as_much() -> None:
+    sizes = [100, 1, 90, 60, 50, 7, 7, 1000]
+    found = []
+    for sums in map(SharedSums, seats(3, 4096)):
+        found.append(sums.own(sizes))
+        sums.close()
+    assert [sum(own) for own in zip(*found, strict=True)] == [1] * len(sizes)
+    loads = [sum(s for s, own in zip(sizes, row, strict=True) if own) for row in found]
+    assert sorted(loads) == [157, 158, 1000]
 
 
 def test_the_memory_that_is_asked_for_is_enough() -> None:

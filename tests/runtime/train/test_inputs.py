@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,9 @@ from hypothesis import strategies as st
 
 from tests.processes import until
 from zenos.runtime.train.inputs import Inputs
+from zenos.runtime.train.trainer import Trainer
+
+from .helpers import spec
 
 
 class Making:
@@ -59,6 +64,23 @@ def test_what_fails_ahead_fails_the_step_that_needs_it(making: Making) -> None:
     assert making.inputs.take(12) == "batches of step 12"
     with pytest.raises(ValueError, match="step 13"):
         making.inputs.take(13)
+
+
+def test_a_training_has_its_batches_made_there(
+    run: Any, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_by: list[str] = []
+    make = Trainer._micro_batches
+
+    def noted(self: Trainer, step: int) -> Any:
+        made_by.append(threading.current_thread().name)
+        return make(self, step)
+
+    monkeypatch.setattr(Trainer, "_micro_batches", noted)
+    code, _ = run(spec(corpus))
+    assert code == 0
+    assert len(made_by) >= 12
+    assert set(made_by) == {"input-lane-1"}
 
 
 def test_closing_before_the_first_and_twice(making: Making) -> None:

@@ -83,6 +83,19 @@ def test_a_machine_that_was_slow_for_a_while_gets_steps_back() -> None:
     assert used_s == pytest.approx(BUDGET_S, rel=0.12)
 
 
+def test_the_end_does_not_jump_to_and_fro_on_a_machine_with_other_work() -> None:
+    pace, made, done, used_s, ends = schedule.Pace(WORK), plan(900), 10, 10.0, list[int]()
+    pace.fit_again(made, done, used_s)
+    for look in range(18):  # at full speed, and at a third of it, by turns
+        done, used_s = done + (45 if look % 2 else 15), used_s + 45.0
+        made.fit = pace.fit_again(made, done, used_s) or made.fit
+        assert made.last is not None
+        ends.append(made.last)
+    moves = sum(abs(a - b) for a, b in pairwise([900, *ends]))
+    assert ends[-1] == pytest.approx(650, abs=20)  # at the mean of both
+    assert moves < 1.5 * (900 - ends[-1])
+
+
 def test_the_least_steps_are_done_at_any_speed() -> None:
     work = spec(Path("/x"), warmup=0, time_budget_s=100.0, steps_min=80)
     pace, made = schedule.Pace(work), plan(100)

@@ -103,6 +103,26 @@ def test_the_vocabulary_has_the_bytes_and_the_special_tokens(tmp_path: Path) -> 
     assert vocabulary.end_id not in vocabulary.encode(["<|endoftext|>"])[0]
 
 
+def test_the_tokenizer_learns_nothing_of_what_is_held_out(tmp_path: Path) -> None:
+    """Else the loss on it would be better than on text that is really new."""
+    root = tmp_path / "c"
+    root.mkdir()
+    letters = np.random.default_rng(0).integers(ord("a"), ord("z") + 1, (40, 12))
+    for number, row in enumerate(letters):
+        word = "".join(map(chr, row))
+        (root / f"{number:02}.txt").write_text(" ".join([word] * 30))
+    corpus = Corpus(DataSpec(paths=[str(root)], eval_fraction=0.3))
+    survey = corpus.survey()
+    vocabulary = tokenizer.train(corpus, survey, 1000, tmp_path / "cache")
+    by_side: dict[bool, set[int]] = {False: set(), True: set()}
+    for document in corpus.documents():
+        word = document.text.partition(" ")[0]
+        pieces = vocabulary.encode([f" {word}"])[0]
+        by_side[survey.holds_out(document)].add(len(pieces))
+    assert by_side[False] == {1}
+    assert min(by_side[True]) > 1
+
+
 def test_transformers_reads_the_tokenizer(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 

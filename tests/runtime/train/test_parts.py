@@ -115,6 +115,10 @@ def test_learning_rate_rises_then_falls() -> None:
     assert max(rates) == 1.0
     assert all(a >= b for a, b in pairwise(rates[10:]))
     assert rates[200] == pytest.approx(0.1)
+    # Half a cosine: half of the way in the middle, and slow at both ends.
+    assert [rates[10 + n * 190 // 10] for n in (1, 5, 9)] == pytest.approx(
+        [0.1 + 0.9 * (1 + math.cos(math.pi * n / 10)) / 2 for n in (1, 5, 9)]
+    )
     short = spec(Path("/x"), warmup=None, learning_rate=1.0)
     assert schedule.learning_rate(short, 1, 20, 0) == 1.0
     assert schedule.learning_rate(short, 98, 5000, 0) == pytest.approx(0.99)
@@ -190,6 +194,14 @@ def test_fingerprint_names_what_changed(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("MKL_CBWR", "AVX2")
     with pytest.raises(RefusedError, match="variables was 'unset'"):
         numerics.check_same(one, numerics.fingerprint(cpu, torch.float32, False), inexact=False)
+
+
+def test_sums_go_through_nccl_between_gpus_and_through_memory_between_cpus() -> None:
+    import torch
+
+    for device, found in (("cuda", "nccl"), ("cpu", "shared")):
+        assert numerics.resolve_backend("auto", torch.device(device)) == found
+        assert numerics.resolve_backend("gloo", torch.device(device)) == "gloo"
 
 
 def test_no_gpu_without_an_allocation() -> None:

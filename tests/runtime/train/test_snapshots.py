@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from zenos import __version__
 from zenos.core.errors import InvalidError, StorageError
 from zenos.core.wire import Held, Progress, Published
 from zenos.models import publishing
@@ -69,6 +70,7 @@ def test_versions_are_published_and_the_training_stays_the_same_bit_for_bit(
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert (last.lineage.task, last.lineage.project) == ("t2", "default")
+    assert last.lineage.code_version == __version__
     assert last.lineage.data_hash == end.lineage.data_hash
 
 
@@ -212,6 +214,18 @@ def test_a_training_says_that_its_model_was_rolled_back(run: Any, corpus: Path) 
     assert notes == [
         "live was rolled back to live:1 and stays there; 'zenos serve live' follows again"
     ]
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_version_says_after_which_steps_its_losses_were_measured(run: Any, corpus: Path) -> None:
+    code, context = run(spec(corpus, **PUBLISHING, eval_every=3, eval_batches=1))
+    assert code == 0, error(context)
+    curve = {step: held_out for step, _, held_out in context.registry.resolve("tiny").curve}
+    said = [v.metrics for v in context.registry.list() if v.name == "live"]
+    measured = {m["published_at_step"]: m["eval_loss_at_step"] for m in said}
+    assert {step: measured[step] for step in (4, 8)} == {4: 3, 8: 6}
+    assert [m["eval_loss"] for m in said] == [curve[m["eval_loss_at_step"]] for m in said]
+    assert all(m["train_loss_at_step"] == m["published_at_step"] for m in said)
 
 
 def test_what_cannot_be_served_cannot_be_published(corpus: Path) -> None:

@@ -34,9 +34,13 @@ def test_stop_saves_and_the_next_generation_goes_on_to_the_same_weights(
     assert Checkpoints(context.home.checkpoint("t1")).latest()[0] is not None
     assert len(context.registry.list()) == 1
 
-    code, context = run(work, generation=2)
+    bus = Bus()
+    code, context = run(work, bus=bus, generation=2)
     assert code == 0, error(context)
     assert result(context)["model"] == "tiny:2"
+    resumed_at, next_step = [p for p in bus.progress if p.stage == "training"][:2]
+    assert resumed_at.note == "resumed at step 7"
+    assert resumed_at.learning_rate == next_step.learning_rate
     assert weights(context) == expected
     whole, resumed = context.registry.list()
     assert whole.curve == resumed.curve

@@ -13,11 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from zenos.core.specs import VOCAB_SIZE
+from zenos import __version__
+from zenos.core.specs import VOCAB_SIZE, DataSpec
 from zenos.runtime import architectures
 from zenos.runtime.context import EXIT_SUSPENDED
 from zenos.runtime.train import numerics, schedule
 from zenos.runtime.train.checkpoint import Checkpoints
+from zenos.runtime.train.corpus import Corpus
+from zenos.runtime.train.schedule import Pace
 from zenos.runtime.train.trainer import Trainer
 
 from .helpers import Bus, error, result, spec, weights, write_corpus
@@ -36,7 +39,8 @@ def test_a_causal_model_from_files_to_the_registry(run: Any, corpus: Path) -> No
     assert found["model"] == version.ref == "tiny:1"
     assert version.arch == "llama"
     assert version.lineage.task == "t1"
-    assert version.lineage.data_hash
+    assert version.lineage.data_hash == Corpus(DataSpec(paths=[str(corpus)])).survey().digest
+    assert (version.lineage.code_version, version.lineage.parent) == (__version__, None)
     assert version.lineage.project == "default"
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= version.files.keys()
     # It has learned something: more than how often which token comes.
@@ -301,6 +305,20 @@ def test_accumulation_and_a_budget_of_time(run: Any, corpus: Path) -> None:
     assert any("fit the time budget" in p.note for p in bus.progress)
 
 
+def test_of_steps_that_do_not_fit_the_budget_it_is_told(
+    run: Any, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As where the machine is so slow that no more than those fit.
+    monkeypatch.setattr(Pace, "plan", lambda self, *_: self._spec.steps_min)
+    work = spec(corpus, steps=None, epochs=500.0, time_budget_s=600.0, steps_min=6)
+    code, context = run(work, bus=(bus := Bus()))
+    assert code == 0, error(context)
+    assert result(context)["steps"] == 6
+    notes = [p.note for p in bus.progress]
+    assert "6 steps, the fewest that are wanted, however long they take" in notes
+    assert not any("to fit the time budget" in note for note in notes)
+
+
 def test_a_run_that_is_cut_is_measured_and_says_so(
     run: Any, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -395,6 +413,23 @@ def test_a_training_that_is_compiled_says_so(
     stages = [p.stage for p in bus.progress]
     assert stages[stages.index("building") + 1] == "compiling"
     assert stages[stages.index("compiling") + 1] == "training"
+
+
+def test_where_nothing_compiles_it_trains_eagerly_and_says_so(
+    run: Any, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(function: Any) -> Any:
+        raise RuntimeError("no g++ anywhere")
+
+    code, context = run(spec(corpus, steps=3), task="eager")
+    assert code == 0, error(context)
+    monkeypatch.setattr(torch, "compile", broken)
+    code, context = run(spec(corpus, steps=3, compile=True), bus=(bus := Bus()))
+    assert code == 0, error(context)
+    notes = [p.note for p in bus.progress]
+    assert "training without compilation: no working C++ compiler (no g++ anywhere)" in notes
+    eager, fallen_back = context.registry.list()
+    assert eager.files["model.safetensors"] == fallen_back.files["model.safetensors"]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

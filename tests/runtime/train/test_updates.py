@@ -17,7 +17,7 @@ from zenos.core.wire import Progress
 from zenos.runtime import architectures
 from zenos.runtime.train import optimizer
 from zenos.runtime.train.checkpoint import Checkpoints, Plan
-from zenos.runtime.train.objectives import CausalLM
+from zenos.runtime.train.objectives import IGNORED, CausalLM, MaskedLM
 from zenos.runtime.train.trainer import Trainer
 
 from .helpers import spec
@@ -135,6 +135,29 @@ def test_a_step_and_an_evaluation_are_computed_in_what_was_asked_for(
     moments = optimizer.moments(trainer.model, trainer.optimizer)
     assert moments
     assert {t.dtype for t in (*trainer.weights().values(), *moments.values())} == {torch.float32}
+
+
+def test_an_evaluation_is_the_mean_over_what_is_to_be_told_alone(tmp_path: Path) -> None:
+    """Masked batches have different numbers of targets, and each target counts as much."""
+    trainer = trainer_in(tmp_path, dtype="float32", batch_size=2, mask_probability=0.4)
+    ids = {"mask_id": 4, "cls_id": None, "sep_id": None, "special_ids": lambda: [0, 1, 2, 3, 4]}
+    vocabulary: Any = SimpleNamespace(size=320, **ids)
+    trainer.objective = MaskedLM(trainer.spec, vocabulary)
+    losses, targets, counts = [], [], set()
+    with torch.no_grad():
+        for number in range(0, 6, 2):
+            windows = trainer.packed.eval[: 6 * 8].reshape(6, 8)[number : number + 2]
+            batch = trainer.objective.batch(windows.astype(np.int64), number)
+            logits = trainer.model.eval()(input_ids=torch.from_numpy(batch.inputs)).logits
+            chosen = torch.from_numpy(batch.targets != IGNORED)
+            told = torch.from_numpy(batch.targets)[chosen]
+            losses.append(torch.nn.functional.cross_entropy(logits[chosen], told, reduction="none"))
+            targets.append(told)
+            counts.add(len(told))
+    assert len(counts) > 1, "all batches have as many targets: this tests nothing"
+    found = trainer.evaluate(6)
+    assert found.targets.tolist() == torch.cat(targets).tolist()
+    assert found.loss == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)
 
 
 def test_steps_go_on_while_a_checkpoint_is_written(
