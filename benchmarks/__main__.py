@@ -97,9 +97,10 @@ def page(kept: dict[str, Part]) -> str:
     text = table([row for part in kept.values() for row in part.rows])
     return (
         "# Benchmarks\n\n"
-        "Ours beside the peer's: the same work, in the same run, in turns. Medians, with the\n"
-        "lowest and the highest in brackets. `make bench` writes this page; Ray, ZeroMQ\n"
-        "and Redis are measured where they are installed (`make bench-peers`).\n\n"
+        "Ours beside the peer's: the same work, in the same run. What Python runs here takes\n"
+        "turns with ours; Ray, ZeroMQ, Redis and the raw socket are measured right before or\n"
+        "after, and where they are installed (`make bench-peers`). Medians, with the lowest and\n"
+        "the highest in brackets. `make bench` writes this page.\n\n"
         f"{measured}\n\n{text}\n"
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from benchmarks import homes
-from benchmarks.messages import part, percentiles, round_trips_us
+from benchmarks.messages import part, percentiles, round_trips_us, through_daemon
 from benchmarks.report import Row, compare, say, target
 from zenos import bus
 from zenos.core import limits
@@ -25,10 +25,11 @@ def rows(*, quick: bool) -> list[Row]:
     with (
         homes.temporary() as root,
         homes.daemon(root),
-        part("echo", str(root)),
+        part("echo", str(root), "echo"),
         bus.connect(home=root) as ours,
+        through_daemon(root) as calling,
     ):
-        topic = ours.topic("echo")
+        topic = calling.topic("echo")
 
         def once() -> None:
             topic.call(b"", priority=limits.PRIORITY_MAX)

@@ -1,6 +1,6 @@
 """The other end of a measurement of messages, as a process of its own.
 
-`echo HOME` serves the topic `echo`; `sink HOME COUNT ROUNDS` receives so many messages from `sink`,
+`echo HOME TOPIC` answers calls; `sink HOME COUNT ROUNDS` receives so many messages from `sink`,
 so often, and says `ready` before and `done` after each round; `pour HOME BYTES_PER_S` sends much to
 `flow`, and `drain HOME` takes it; `socket FD` echoes on a raw socket.
 """
@@ -19,10 +19,10 @@ PREFETCH = 2000
 FLOW_BYTES = 16 * limits.MIB
 
 
-def echo(home: str) -> None:
+def echo(home: str, topic: str) -> None:
     """Answer until told to end."""
     with bus.connect(home=home) as ours:
-        ours.topic("echo").serve(lambda body: body)
+        ours.topic(topic).serve(lambda body: body)
 
 
 def sink(home: str, count: int, rounds: int) -> None:
@@ -67,8 +67,8 @@ def raw(fd: int) -> None:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["echo", where]:
-            echo(where)
+        case ["echo", where, topic]:
+            echo(where, topic)
         case ["sink", where, messages, times]:
             sink(where, int(messages), int(times))
         case ["pour", where, speed]:

@@ -1,4 +1,5 @@
-"""Messages of 64 bytes between two programs through the daemon: there and back, and in a second."""
+"""Messages of 64 bytes between two programs: there and back, through the daemon and over the direct
+socket of peers that talk much; and how many in a second."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from pathlib import Path
 from benchmarks import homes
 from benchmarks.report import Figure, Row, compare, target
 from zenos import bus
+from zenos.bus import address
 
 BODY = b"x" * 64
 ROUND_TRIP_US_MAX = 120.0
@@ -25,17 +27,19 @@ def rows(*, quick: bool) -> list[Row]:
     """A call's round trip in µs, and messages in a second."""
     trips, count, rounds = (500, 10_000, 2) if quick else (20_000, 200_000, 5)
     with homes.temporary() as root, homes.daemon(root):
-        with part("echo", str(root)), bus.connect(home=root) as ours:
-            topic = ours.topic("echo")
-            calls = round_trips_us(lambda: topic.call(BODY), trips)
+        near, calls = calls_us(root, trips, rounds)
         rates = rates_per_s(root, count, rounds)
         durable = durable_us(root, 20 if quick else 500)
     bare = raw_us(trips)
     said = homes.ray("zmq_messages.py")
     zmq = json.loads(" ".join(said)) if said else {"round_trips_us": [], "rates": []}
+    said = homes.ray("ray_actor.py", str(trips // 10))
+    actor = json.loads(" ".join(said)) if said else []
     reach = f"≤ {ROUND_TRIP_US_MAX:g} µs"
+    what = "call and reply between peers that talk much, 64 B"
+    talk = compare(what, "µs", near, "raw unix socket", bare)
+    talk = target(talk, reach, talk.ours.median <= ROUND_TRIP_US_MAX)
     call = compare("call and reply through the daemon, 64 B", "µs", calls, "raw unix socket", bare)
-    call = target(call, reach, call.ours.median <= ROUND_TRIP_US_MAX)
     rate = compare(
         "messages in a second, one sender, one receiver, through the daemon",
         "/s",
@@ -46,17 +50,20 @@ def rows(*, quick: bool) -> list[Row]:
         same_work=False,
     )
     made = [
+        percentiles(talk, near),
         percentiles(call, calls),
         target(rate, f"≥ {RATE_MIN:,}/s", rate.ours.median >= RATE_MIN),
         compare("durable send, answered after the commit, one at a time", "µs", durable),
     ]
+    if actor:
+        made.insert(1, compare(what, "µs", near, "a method of a Ray actor", actor))
     if zmq["round_trips_us"]:
         made.insert(
             1,
             compare(
-                "call and reply through the daemon, 64 B",
+                what,
                 "µs",
-                calls,
+                near,
                 "ZeroMQ request and reply over ipc, nothing in between",
                 zmq["round_trips_us"],
                 same_work=False,
@@ -84,6 +91,28 @@ def part(*arguments: str, fds: tuple[int, ...] = ()) -> Iterator[subprocess.Pope
             yield process
         finally:
             process.terminate()
+
+
+def through_daemon(root: Path) -> bus.Bus:
+    """A bus whose calls never go over a direct socket."""
+    where, hello = address.find(root)
+    return bus.Bus(where, hello, direct=False)
+
+
+def calls_us(root: Path, count: int, rounds: int) -> tuple[list[float], list[float]]:
+    """How long calls take between peers that talk much, and through the daemon: in turns."""
+    with (
+        part("echo", str(root), "near"),
+        part("echo", str(root), "far"),
+        bus.connect(home=root) as ours,
+        through_daemon(root) as other,
+    ):
+        near, far = ours.topic("near"), other.topic("far")
+        found: tuple[list[float], list[float]] = ([], [])
+        for _ in range(rounds):
+            found[0].extend(round_trips_us(lambda: near.call(BODY), count // rounds))
+            found[1].extend(round_trips_us(lambda: far.call(BODY), count // rounds))
+        return found
 
 
 def round_trips_us(once: Callable[[], object], count: int) -> list[float]:

@@ -1,16 +1,20 @@
 """One decision of the kernel, with many tasks queued on many nodes, all of them busy.
 
 No daemon and no store: `Kernel.step` with one event, under a virtual clock. A decision is a
-submission, or the end of one running task, in whose place another starts.
+submission, or the end of one running task, in whose place another starts. The kernel may leave a
+part of it for steps that follow at once. The longest of its steps is what an event would wait for,
+and what has a target; how long all of them take together is measured beside it.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 import random
 import statistics
 import time
 import tracemalloc
+from collections.abc import Sequence
 from typing import Final
 
 from benchmarks.report import Row, compare, say, target
@@ -44,7 +48,7 @@ class Cluster:
     def __init__(self, queued: int, nodes: int, seed: int = 1) -> None:
         self.random = random.Random(seed)  # noqa: S311 - the same world each time
         self.kernel = Kernel(Config(ended_tasks_kept=1000))
-        self.now = 0.0
+        self.now, self.wake = 0.0, math.inf
         self.running: list[tuple[str, int]] = []
         self.starting: list[tuple[str, int]] = []
         capacity = Resources(cpu=64_000, gpu=GPUS * 1000, memory=512 * GIB)
@@ -87,7 +91,7 @@ class Cluster:
 
     def follow(self, actions: list[Action]) -> None:
         """What workers do that were told to start, or to save and end."""
-        while actions:
+        while actions or self.wake <= self.now:
             events: list[ev.Event] = []
             for action in actions:
                 if isinstance(action, StartWorker):
@@ -96,23 +100,30 @@ class Cluster:
                     events.append(ev.WorkerStarted(task=task, generation=generation, pid=1))
                 elif isinstance(action, StopWorker):
                     events.append(_exited(action.task, action.generation, EXIT_SUSPENDED))
-            actions = self.step(events) if events else []
+            actions = self.step(events) if events or self.wake <= self.now else []
 
     def step(self, events: list[ev.Event]) -> list[Action]:
         """The actions of one step."""
-        return self.kernel.step(events, self.now).actions
+        _, actions, self.wake = self.kernel.step(events, self.now)
+        return actions
 
-    def timed_ms(self, events: list[ev.Event]) -> float:
-        """One decision, a second later; what follows from it is done, and not counted."""
+    def timed_ms(self, events: list[ev.Event]) -> list[float]:
+        """One decision, a second later: its first step, and those that follow at once.
+
+        What workers do then is done, and not counted.
+        """
         self.now += 1.0
-        begun = time.perf_counter()
-        actions = self.step(events)
-        took = time.perf_counter() - begun
+        actions: list[Action] = []
+        took: list[float] = []
+        while not took or self.wake <= self.now:
+            begun = time.perf_counter()
+            actions += self.step(events if not took else [])
+            took.append(1000 * (time.perf_counter() - begun))
         self.follow(actions)
-        return 1000 * took
+        return took
 
-    def decision_ms(self) -> float:
-        """A submission, or the end of a running task."""
+    def decision_ms(self) -> list[float]:
+        """A submission, or the end of a running task: its steps."""
         if self.random.random() < 0.5:
             return self.timed_ms([self.submission()])
         while True:
@@ -128,6 +139,21 @@ def _exited(task: str, generation: int, code: int) -> ev.Event:
     return ev.WorkerExited(task=task, generation=generation, outcome=Outcome(exit_code=code))
 
 
+def decision_rows(decisions: Sequence[Sequence[float]], where: str) -> list[Row]:
+    """Of decisions, each with the milliseconds of its steps: the longest step, and all of them."""
+    longest, whole = [max(steps) for steps in decisions], [sum(steps) for steps in decisions]
+    p99, whole_p99 = (statistics.quantiles(times, n=100)[98] for times in (longest, whole))
+    reach = f"≤ {DECISION_MS_MAX:g} ms"
+    row = compare(f"one decision, {where}", "ms", longest)
+    slow = compare(f"one decision, 99 of 100, {where}", "ms", [p99])
+    return [
+        target(row, reach, row.ours.median <= DECISION_MS_MAX),
+        target(slow, reach, p99 <= DECISION_MS_MAX),
+        compare(f"one decision in all its steps, {where}", "ms", whole),
+        compare(f"one decision in all its steps, 99 of 100, {where}", "ms", [whole_p99]),
+    ]
+
+
 def rows(*, quick: bool) -> list[Row]:
     """Milliseconds of a decision, median and 99 % quantile; bytes of a queued task."""
     made: list[Row] = []
@@ -137,13 +163,9 @@ def rows(*, quick: bool) -> list[Row]:
         say(f"   {queued:,} queued on {nodes:,} nodes: {time.perf_counter() - begun:.0f} s to make")
         for _ in range(20 if quick else 500):
             cluster.decision_ms()
-        times = [cluster.decision_ms() for _ in range(100 if quick else 2000)]
+        decisions = [cluster.decision_ms() for _ in range(100 if quick else 2000)]
         where = f"{queued:,} queued, {nodes:,} nodes of {GPUS} GPUs"
-        p99 = statistics.quantiles(times, n=100)[98]
-        row = compare(f"one decision, {where}", "ms", times)
-        made.append(target(row, f"≤ {DECISION_MS_MAX:g} ms", row.ours.median <= DECISION_MS_MAX))
-        row = compare(f"one decision, 99 of 100, {where}", "ms", [p99])
-        made.append(target(row, f"≤ {DECISION_MS_MAX:g} ms", p99 <= DECISION_MS_MAX))
+        made += decision_rows(decisions, where)
         row = compare(f"memory of a queued task, {where}", "bytes", [cluster.bytes_each])
         made.append(target(row, f"≤ {TASK_BYTES_MAX} bytes", cluster.bytes_each <= TASK_BYTES_MAX))
     return made
