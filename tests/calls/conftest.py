@@ -26,9 +26,9 @@ def end_hosts(system: System) -> None:
 
 
 @contextmanager
-def running_system(root: Path) -> Iterator[System]:
+def running_system(root: Path, *settings: str) -> Iterator[System]:
     """A home with a daemon, which calls of this process use; in the end nothing is left of it."""
-    system = System(root, "zygote=lazy", "cpus=8", "memory=16GiB")
+    system = System(root, "zygote=lazy", "cpus=8", "memory=16GiB", *settings)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZENOS_HOME", str(system.home.root))
         try:

@@ -59,6 +59,10 @@ def test_arguments_and_results_of_any_size_come_through(size: int) -> None:
     assert zenos.call(lambda b: b + b"x", body, durable=False).result(60) == body + b"x"
 
 
+def test_a_lane_is_killed_before_its_host_for_want_of_memory() -> None:
+    assert int(zenos.call(Path.read_text, Path("/proc/self/oom_score_adj")).result(60)) >= 500
+
+
 def test_what_is_too_large_is_refused_by_name() -> None:
     with pytest.raises(TooLargeError, match="name of a file"):
         zenos.call(len, bytes(limits.CALL_BYTES_MAX + 1))

@@ -17,6 +17,7 @@ import pytest
 
 import zenos
 from tests.calls import work
+from tests.calls.conftest import running_system
 from tests.crash.labels import CALLS
 from tests.processes import until
 from tests.system.harness import System
@@ -64,14 +65,62 @@ def test_a_killed_host_loses_nothing_and_runs_nothing_twice(system: System, tmp_
 
 def test_a_call_that_uses_up_its_hosts_memory_says_so(system: System) -> None:
     system.start()
-    if system.ask(lambda client: client.nodes())[0].node.enforcement["memory"] != "cgroup v1":
-        pytest.skip("the whole host ends at once, and nobody is left to say it")
-    # By the host; or by what is left of it, where its shim has seen it first.
-    says = (
-        r"as the memory of 256 MiB that its host has was used up|used 2\d\d.* MiB of 256 MiB; ask"
-    )
+    if not system.ask(lambda client: client.nodes())[0].node.enforcement["memory"].startswith("cg"):
+        pytest.skip("the whole host ends")
+    says = "its lane was ended by SIGKILL, as the memory of 256 MiB that its host has was used up;"
     with pytest.raises(WorkerError, match=says):
         zenos.call(bytearray, 3 * 10**9, memory="256MiB").result(60)
+
+
+def shim_turns(system: System, host: Task) -> int:
+    """How often a host's shim has waited: each time it has looked before."""
+    record = shim.read_record(str(system.home.run(host.id, host.generation)), "shim")
+    assert record is not None
+    (line,) = [
+        line
+        for line in Path(f"/proc/{record['pid']}/status").read_text().splitlines()
+        if line.startswith("voluntary_ctxt_switches")
+    ]
+    return int(line.split()[1])
+
+
+def test_a_call_that_uses_up_the_memory_leaves_those_beside_it_alone(
+    system: System, tmp_path: Path
+) -> None:
+    system.start()
+    if not system.ask(lambda client: client.nodes())[0].node.enforcement["memory"].startswith("cg"):
+        pytest.skip("the whole host ends")
+    ran, gate = tmp_path / "ran", tmp_path / "gate"
+    of = {"memory": "300MiB", "lanes": 2, "keep_alive_s": 600}
+    beside = zenos.call(work.note_and_wait, str(ran), str(gate), "beside", **of)
+    until(lambda: work.lines(ran) == ["beside"])
+    (host,) = hosts(system)
+    with pytest.raises(WorkerError, match="was used up"):
+        zenos.call(bytearray, 3 * 10**9, **of).result(60)
+    turns = shim_turns(system, host)
+    until(lambda: shim_turns(system, host) > turns + 2)  # it has seen it
+    gate.touch()
+    assert beside.result(60) == "beside"
+    again = zenos.call(work.note_and_tell, str(ran), "after", **of)
+    assert again.result(60) == "after"
+    assert [(one.id, one.generation) for one in hosts(system)] == [(host.id, host.generation)]
+    assert work.lines(ran) == ["beside", "after"]
+
+
+def test_the_host_after_one_that_used_up_its_memory_says_so(tmp_path: Path) -> None:
+    """Without a group its shim ends the whole host."""
+    ran, gate = tmp_path / "ran", tmp_path / "gate"
+    says = "its host died while it ran, as the memory of 256 MiB that its host has was used up; ask"
+    with running_system(tmp_path, "enforcement=watchdog") as system:
+        system.start()
+        future = zenos.call(work.note_wait_and_grow, str(ran), str(gate), 10**9, memory="256MiB")
+        until(lambda: work.lines(ran) == ["begun"])
+        assert future.wait_accepted(60)
+        with kept_away(system):
+            gate.touch()
+            until(lambda: not hosts(system))
+        with pytest.raises(WorkerError, match=says):
+            future.result(60)
 
 
 @contextmanager

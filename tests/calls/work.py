@@ -42,6 +42,17 @@ def note_and_wait(path: str, gate: str, line: str = "") -> str:
     return line
 
 
+def note_wait_and_grow(path: str, gate: str, size: int) -> int:
+    """Once the gate is there, want so many bytes, and have them until this is ended."""
+    note(path, "begun")
+    while not Path(gate).exists():
+        time.sleep(0.005)
+    kept = bytearray(size)
+    while not cancelled():
+        time.sleep(0.005)
+    return len(kept)
+
+
 def burn_half_way(gate: str) -> None:
     """Use some CPU time, say that half is done, and go on once the gate is there."""
     end = time.process_time() + BURN_S

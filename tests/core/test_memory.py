@@ -125,3 +125,32 @@ def test_what_was_killed_in_ones_own_group_for_want_of_memory_is_seen(
         assert kills.limit() is None
     (group / counter).unlink()
     assert (kills.any(), kills.limit()) == (False, None)
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_who_outlives_kills_is_over_the_limit_only_by_its_own_end(
+    tmp_path: Path, killed: bool
+) -> None:
+    (tmp_path / "memory.limit_in_bytes").write_text(str(300 * MIB))
+    counter = tmp_path / "memory.oom_control"
+    counter.write_text("oom_kill 0\n")
+    group = {"memory_limit": 300 * MIB, "cgroups": [str(tmp_path)]}
+    limits = Limits(group | {"outlives_kills": True})
+    for kills in (0, 1, 1, 3, 3):  # of its parts
+        counter.write_text(f"oom_kill {kills}\n")
+        assert not limits.sample()
+    counter.write_text("oom_kill 4\n")
+    assert not limits.sample()  # it isn't known to have ended yet
+    limits.sample_end(killed=killed)
+    assert limits.exceeded == killed
+
+
+def test_the_end_of_a_part_long_before_is_not_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "memory.limit_in_bytes").write_text(str(300 * MIB))
+    (tmp_path / "memory.oom_control").write_text("oom_kill 0\n")
+    limits = Limits({"cgroups": [str(tmp_path)], "outlives_kills": True})
+    (tmp_path / "memory.oom_control").write_text("oom_kill 1\n")
+    assert not limits.sample()
+    assert not limits.sample()
+    limits.sample_end(killed=True)
+    assert not limits.exceeded

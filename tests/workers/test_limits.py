@@ -55,6 +55,11 @@ def test_version_2_has_all_in_one_group_and_no_swap(tmp_path: Path) -> None:
     }
 
 
+def test_one_process_of_a_group_may_be_killed_alone_in_version_2(tmp_path: Path) -> None:
+    (group,) = Cgroups(tmp_path, tmp_path, 2).make("t1", 2, WANTS, together=False)
+    assert content(group)["memory.oom.group"] == "0"
+
+
 def test_who_asks_for_no_cpu_gets_no_quota(bases: tuple[Path, Path]) -> None:
     (memory,) = Cgroups(*bases, 1).make("t1", 1, Resources.of(memory="64MiB"))
     assert Path(memory).parent == bases[0]

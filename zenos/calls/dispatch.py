@@ -457,7 +457,7 @@ class Dispatch:
             if rebooted and not work.is_idempotent:
                 why = "the machine was started anew since it was accepted"
             elif work.attempts and not work.is_idempotent:
-                why = "its host died while it ran"
+                why = f"its host died while it ran{left.died}"
             elif work.attempts > work.call.retries:
                 why = f"its host died under it {work.attempts} times"
             else:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from zenos.calls import wire
+from zenos.calls import ends, wire
 from zenos.calls.callers import READ_BYTES, Caller
 from zenos.calls.dispatch import Dispatch
 from zenos.calls.door import Door
@@ -42,12 +42,15 @@ EXIT_TOLD: Final = 1  # it was told to end
 class Host:
     """The loop, and what it does with each thing that happens."""
 
-    def __init__(self, lanes: int, keep_alive_s: float, journal: Journal, wanted: Path) -> None:
+    def __init__(
+        self, lanes: int, keep_alive_s: float, journal: Journal, wanted: Path, died: str = ""
+    ) -> None:
+        """died: why the host before did, if anybody knows; see ends.py."""
         self._poll = select.epoll()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._keep_alive_s = keep_alive_s
         self._wanted = wanted
-        self._journal = journal
+        self._journal, self._before_died = journal, died
         self._syncer = Syncer(self._wake)
         self._unsynced: list[Work] = []
         self._memory = bytearray(READ_BYTES)  # for what programs say, of all the same
@@ -350,6 +353,7 @@ class Host:
     def _take_over(self) -> None:
         """What an earlier host has accepted and not finished."""
         left = self._journal.read()
+        left.died = self._before_died
         error = sync(self._journal.to_sync())  # it may have died before that
         for work in left.unfinished:
             work.is_kept = error is None
@@ -416,10 +420,12 @@ def main() -> int:
     """Serve calls; the exit code."""
     lanes, keep_alive_s, key = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
     home = Home(Path(os.environ["ZENOS_TASK_HOME"]))
-    run = home.run(os.environ["ZENOS_TASK"], int(os.environ["ZENOS_GENERATION"]))
+    task, generation = os.environ["ZENOS_TASK"], int(os.environ["ZENOS_GENERATION"])
+    run = home.run(task, generation)
     try:
-        journal = Journal(home.calls / key)
-        return Host(lanes, keep_alive_s, journal, run / WANTED).run()
+        journal = Journal(home.calls / key, ends.owner(task, generation))
+        died = ends.why_died(home, journal.before)
+        return Host(lanes, keep_alive_s, journal, run / WANTED, died).run()
     except ZenosError as error:
         print(error, file=sys.stderr)  # noqa: T201 - the task's log
         return 1

@@ -15,6 +15,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ from zenos.calls.wire import Call, Function, Said, encoder
 from zenos.core import durable, limits, processes
 from zenos.core.errors import ConflictError
 
+OWNER_BYTES_MAX: Final = 256
 VERSION: Final = 2  # of 1 the beginnings of calls have no check
 HEAD: Final = struct.Struct(">II")
 _SEGMENT: Final = re.compile(r"^([0-9]{8})\.calls$")
@@ -64,19 +66,24 @@ class Left(msgspec.Struct):
     """What earlier hosts have left. unfinished: with `attempts` as often as each has begun.
 
     ended: (caller, id) of calls that have ended, as far as is still known. other_boot: serials that
-    another boot of the machine has accepted.
+    another boot of the machine has accepted. died: why the last host did, if anybody knows.
     """
 
     paths: list[str] = []
     unfinished: list[Any] = []
     ended: set[tuple[bytes, int]] = set()
     other_boot: set[int] = set()
+    died: str = ""
 
 
 class Journal:
-    """The open journal. Belongs to one thread, but for the descriptors of `to_sync`."""
+    """The open journal. Belongs to one thread, but for the descriptors of `to_sync`.
 
-    def __init__(self, directory: Path) -> None:
+    before: what the host that had it last said of itself, as `owner`; nothing where it left in
+    good order, or nobody knows.
+    """
+
+    def __init__(self, directory: Path, owner: str = "") -> None:
         self.directory = directory
         self.next_serial = 1
         self.fd = -1
@@ -89,6 +96,10 @@ class Journal:
         self._ended: list[int] = []
         self._paths: list[str] = []
         self._lock = _locked(directory)
+        self.before = os.pread(self._lock, OWNER_BYTES_MAX, 0).decode("ascii", "replace")
+        with suppress(OSError):  # the disk is full: then the next one has less to say
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, owner.encode("ascii"), 0)
 
     # -- what was left
 

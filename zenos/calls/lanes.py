@@ -13,9 +13,9 @@ from contextlib import suppress
 from typing import Any, Final
 
 from zenos.calls import wire
+from zenos.calls.ends import used_up
 from zenos.core import cgroups, limits
 from zenos.core.errors import LaneError
-from zenos.core.resources import show_size
 from zenos.threads import starting
 
 FUNCTIONS_MAX: Final = 256  # that a lane keeps
@@ -212,7 +212,7 @@ class Lane:
         try:
             how = starting.how_ended(self._process.wait(max(0.0, wait_s)))
             if how == starting.KILLED and self._memory_kills.any():
-                how += _used_up(self._memory_kills.limit())
+                how += used_up(self._memory_kills.limit())
         except subprocess.TimeoutExpired:
             how = "does not end"  # the system has it in a call that can't be interrupted
         self.link.close()
@@ -234,11 +234,6 @@ class Lane:
     def progress(self) -> tuple[int, float]:
         """What `report` said last."""
         return self._board.progress()
-
-
-def _used_up(limit: int | None) -> str:
-    size = f" of {show_size(limit)}" if limit is not None else ""
-    return f", as the memory{size} that its host has was used up; ask for more with memory="
 
 
 _READY: Final = wire.encoder.encode(wire.Ready())

@@ -14,7 +14,11 @@ LOOK_EVERY = 20
 
 
 class Limits:
-    """The worker's memory limit, by cgroup where the spec names one, else by watching."""
+    """The worker's memory limit, by cgroup where the spec names one, else by watching.
+
+    A worker that `outlives_kills` has parts that the kernel may kill for want of memory in the
+    group, and says itself what that means: only its own end is one.
+    """
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.limit = int(spec.get("memory_limit") or 0)
@@ -23,7 +27,8 @@ class Limits:
         self.exceeded = False
         self._shared = 0  # of what is resident, what was counted for more than one process
         self._look_at = 0.0
-        self._kills = self._oom_kills()
+        self._outlives = bool(spec.get("outlives_kills"))
+        self._kills = self._looked = self._oom_kills()
 
     def enter(self) -> None:
         """Put this process (and all its children to come) under the limits."""
@@ -34,13 +39,24 @@ class Limits:
     def sample(self) -> bool:
         """Look; whether the limit has been exceeded, so that the worker must end."""
         if self.groups and self._memory_group():
-            self.exceeded = self.exceeded or self._oom_kills() > self._kills
+            kills = self._oom_kills()
+            if self._outlives:
+                # Not all that was seen: this worker's own end may be in it, and be seen later.
+                self._kills, self._looked = self._looked, kills
+            else:
+                self.exceeded = self.exceeded or kills > self._kills
             self.peak = max(self.peak, self._group_peak())
         else:
             used = self._used()
             self.peak = max(self.peak, used)
             self.exceeded = self.exceeded or bool(self.limit and used > self.limit)
         return self.exceeded
+
+    def sample_end(self, *, killed: bool) -> None:
+        """The last look, once the worker has ended. killed: by SIGKILL."""
+        if self._outlives and killed and self._oom_kills() > self._kills:
+            self.exceeded = True
+        self.sample()
 
     def _used(self) -> int:
         """What the worker and all below it have; what they share counts once.

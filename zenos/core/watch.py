@@ -79,7 +79,7 @@ class Watch:
 
     def end_rest(self) -> tuple[int, Any]:
         """End all that is left and reap it; the worker's status and its use of resources."""
-        self._limits.sample()
+        self._limits.sample_end(killed=_was_stopped(self._worker) is None)
         kill(-self._worker, signal.SIGKILL)
         _, code, usage = os.wait4(self._worker, 0)
         while True:

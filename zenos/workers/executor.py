@@ -28,7 +28,7 @@ from zenos.core.events import (
 )
 from zenos.core.home import Home
 from zenos.core.resources import parse_size
-from zenos.core.specs import ProgramSpec, program_of
+from zenos.core.specs import CallSpec, ProgramSpec, program_of
 from zenos.core.task import Outcome, Task
 from zenos.core.watch import STOPPING
 from zenos.kernel.supervision import EXIT_SUSPENDED
@@ -138,7 +138,13 @@ class LocalExecutor:
                 f"cannot run {task.id} on {len(task.allocation.parts)} nodes: the workers of one "
                 "training must lie on one machine; ask for fewer of them"
             )
-        groups = await asyncio.to_thread(self.cgroups.make, task.id, task.generation, task.granted)
+        groups = await asyncio.to_thread(
+            self.cgroups.make,
+            task.id,
+            task.generation,
+            task.granted,
+            together=not isinstance(task.spec.work, CallSpec),
+        )
         spec = runs.make_spec(self._home, task, groups, self._cache_bytes_max)
         path = await asyncio.to_thread(runs.write_spec, self._home, task, spec)
         failpoints.passing("worker.start.spec")

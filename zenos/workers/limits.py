@@ -82,12 +82,17 @@ class Cgroups:
         """How CPU limits hold."""
         return f"cgroup v{self._version} quota" if self._cpu is not None else "thread counts"
 
-    def make(self, task: str, generation: int, wants: Resources) -> list[str]:
-        """Groups with the limits of one generation; the worker enters all of them."""
+    def make(
+        self, task: str, generation: int, wants: Resources, *, together: bool = True
+    ) -> list[str]:
+        """Groups with the limits of one generation; the worker enters all of them.
+
+        together: where one of its processes is killed for want of memory, all are (version 2).
+        """
         name = f"{task}-{generation}"
         made: list[str] = []
         if self._memory is not None:
-            made.append(str(self._make_memory(self._memory / name, wants.memory)))
+            made.append(str(self._make_memory(self._memory / name, wants.memory, together)))
         if self._cpu is not None and wants.cpu:
             group = self._cpu / name
             group.mkdir(exist_ok=True)
@@ -101,14 +106,14 @@ class Cgroups:
                 made.append(str(group))
         return made
 
-    def _make_memory(self, group: Path, limit: int) -> Path:
+    def _make_memory(self, group: Path, limit: int, together: bool) -> Path:
         group.mkdir(exist_ok=True)
         if self._version == 2:
             (group / "memory.max").write_text(str(limit) if limit else "max")
             with suppress(OSError):
                 (group / "memory.swap.max").write_text("0")
             with suppress(OSError):
-                (group / "memory.oom.group").write_text("1")
+                (group / "memory.oom.group").write_text("1" if together else "0")
         elif limit:
             (group / "memory.limit_in_bytes").write_text(str(limit))
             with suppress(OSError):  # only where swap is counted

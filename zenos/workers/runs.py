@@ -21,7 +21,7 @@ from zenos.core import durable, failpoints, limits, processes, shim
 from zenos.core.home import Home
 from zenos.core.names import WANTED
 from zenos.core.resources import parse_size, show_size
-from zenos.core.specs import program_of
+from zenos.core.specs import CallSpec, program_of
 from zenos.core.task import Kind, Outcome, Task
 from zenos.workers import nodes
 from zenos.workers.limits import OPEN_FILES
@@ -46,8 +46,9 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a shim is told, as JSON in `runs/TASK/GENERATION.json`.
 
     directory: the run directory to claim; record: the task, for torch work; memory_limit: bytes, 0
-    for none; cgroups: groups that the worker enters; open_files: its soft limit; token: with which
-    it may use the bus; cache_bytes_max: of what torch work leaves in the cache.
+    for none; cgroups: groups that the worker enters; outlives_kills: see core/memory.py;
+    open_files: its soft limit; token: with which it may use the bus; cache_bytes_max: of what torch
+    work leaves in the cache.
     """
 
     version: str = __version__
@@ -60,6 +61,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     record: Task | None = None
     memory_limit: int = 0
     cgroups: list[str] = []
+    outlives_kills: bool = False
     cache_bytes_max: int
     log_bytes_max: int = limits.LOG_BYTES_MAX
     open_files: int = OPEN_FILES
@@ -147,6 +149,7 @@ def make_spec(
         record=None if program is not None else task,
         memory_limit=task.granted.memory,
         cgroups=cgroups,
+        outlives_kills=isinstance(task.spec.work, CallSpec),
         cache_bytes_max=cache_bytes_max,
     )
 
