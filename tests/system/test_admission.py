@@ -67,7 +67,7 @@ def hog(size: int) -> subprocess.Popen[str]:
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert made.stdout is not None
-    made.stdout.readline()
+    assert made.stdout.readline() == "there\n", made.wait(60)
     return made
 
 
@@ -89,7 +89,10 @@ def test_nothing_is_oversold_while_a_foreign_process_takes_memory(tmp_path: Path
                 other = hog(350 * MIB)
             with other:
                 assert other.stdin is not None
-                until(lambda: withheld(system) > 100 * MIB)
+                try:
+                    until(lambda: withheld(system) > 100 * MIB)
+                except AssertionError:
+                    pytest.fail(seen(system, group, other.pid))
                 large = system.submit(2, memory="400MiB")  # together with the first all there is
                 system.submit(3, memory="64MiB")
                 until(lambda: system.task(3).state is State.SUCCEEDED)
@@ -108,6 +111,18 @@ def withheld(system: System) -> int:
     node = system.ask(lambda client: client.status()).nodes[0].node
     assert node.measured is not None
     return node.capacity.memory - min(node.capacity.memory, node.measured.memory_left)
+
+
+def seen(system: System, group: Path, pid: int) -> str:
+    """What there is to know where the daemon doesn't see that memory is used."""
+    (usage,) = (*group.glob("memory.usage_in_bytes"), *group.glob("memory.current"))
+    node = system.ask(lambda client: client.status()).nodes[0].node
+    smaps = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    members = (group / "cgroup.procs").read_text().split()
+    return (
+        f"used: {usage.read_text()}; its members: {members}; of the process {pid}: {smaps}; "
+        f"measured: {node.measured}; the log: {system.log}"
+    )
 
 
 def why(system: System, task: str) -> Why:
