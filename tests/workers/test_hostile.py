@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from tests.processes import until
 from tests.workers.conftest import Rig, program
 from zenos.core import failpoints, shim
 from zenos.core.events import StartFailed, WorkerExited, WorkerLost, WorkerStarted
@@ -235,3 +236,39 @@ async def test_one_task_that_cannot_be_looked_at_keeps_no_other_down(rig: Rig) -
     await fresh.until(WorkerExited)
     started = [event for event in fresh.events if isinstance(event, WorkerStarted)]
     assert [event.task for event in started] == ["t2"]
+
+
+@pytest.mark.parametrize("while_down", [False, True])
+async def test_without_groups_what_has_left_the_session_ends_with_a_killed_shim(
+    rigs: Callable[..., Rig], tmp_path: Path, while_down: bool
+) -> None:
+    """It would run on beside its own restart, and outside the task's limits."""
+    rig = rigs(enforcement="watchdog")
+    left = f"setsid sh -c 'sleep 600 & echo $! $$ > {tmp_path}/pids; wait' & wait"
+    task = program("/bin/sh", "-c", left)
+    await rig.executor.start(task)
+    await rig.until(WorkerStarted)
+    await asyncio.to_thread(
+        until, lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text()
+    )
+    pids = [int(word) for word in (tmp_path / "pids").read_text().split()]
+    pid = runs.process(rig.home.run("t1", 1), "shim")
+    assert pid is not None
+    stranger = subprocess.Popen(  # of another generation
+        ["sleep", "600"],
+        env={**os.environ, "ZENOS_TASK": "t1", "ZENOS_TASK_HOME": str(rig.home.root)}
+        | {"ZENOS_GENERATION": "2"},
+    )
+    try:
+        if while_down:
+            await rig.executor.close()
+        os.kill(pid, signal.SIGKILL)
+        await asyncio.to_thread(until, lambda: not shim.start_time(pid))
+        if while_down:
+            rig = await rig.again(task)
+        await rig.until(WorkerLost)
+        await asyncio.to_thread(until, lambda: not any(map(shim.start_time, pids)))
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()

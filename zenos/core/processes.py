@@ -45,6 +45,25 @@ def session_members(session: int) -> list[int]:
     return found
 
 
+def with_variables(variables: dict[str, str]) -> list[int]:
+    """The processes that were started with all these in their environment, as far as we may see.
+
+    A fork is as what it was forked from: what a process itself has set since then isn't seen.
+    """
+    wanted = {os.fsencode(f"{name}={value}") for name, value in variables.items()}
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    has = wanted.issubset(file.read().split(b"\0"))
+            except OSError:  # it has ended, or is another user's
+                continue
+            if has:
+                found.append(int(name))
+    return found
+
+
 def children(pid: int) -> list[int]:
     """The children of a process, also those that have ended and aren't reaped."""
     if not HAS_CHILDREN:

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -22,6 +22,7 @@ from zenos.workers import runs
 log = logging.getLogger(__name__)
 _TASK: Final = re.compile(r"t([0-9]{1,18})")
 SUFFIX: Final = ".unknown"
+LOOKS_MAX: Final = 20
 
 
 def set_aside(home: Home, first: int, end_group: Callable[[str, int], None]) -> list[Path]:
@@ -74,7 +75,8 @@ def _free(path: Path) -> Path:
 
 
 def end_session(directory: Path) -> None:
-    """End what is left of the session of a run directory's shim, itself included."""
+    """End what is left of a run whose shim can't: its session, the shim included, and what has left
+    that. Of these, without a control group, the environment tells whose they are."""
     record = runs.read_record(directory, "shim")
     if record is None or record.get("boot_id") != shim.boot_id():
         return
@@ -89,7 +91,24 @@ def end_session(directory: Path) -> None:
     first = int(record["pid"])
     # While the shim lives, what has left its session is still below it.
     below = processes.descendants(first) if shim.start_time(first) else []
-    for pid in {*shim.session_members(first), *below}:
-        if shim.start_time(pid) >= int(record["start_time"]):
+    began = int(record["start_time"])
+    _kill({*shim.session_members(first), *below}, began)
+    variables = {
+        "ZENOS_TASK": directory.parent.name,
+        "ZENOS_GENERATION": directory.name,
+        "ZENOS_TASK_HOME": str(directory.parent.parent.parent),
+    }
+    for _ in range(LOOKS_MAX):  # one that was killed may have forked before
+        if not _kill(processes.with_variables(variables), began):
+            break
+
+
+def _kill(pids: Iterable[int], began: int) -> bool:
+    """Kill those that have started since; whether there were any."""
+    found = False
+    for pid in pids:
+        if shim.start_time(pid) >= began and pid != os.getpid():
+            found = True
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+    return found
