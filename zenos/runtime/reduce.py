@@ -7,6 +7,9 @@ added in the order of the slots, whoever does it: the result is the same on all 
 in every run, and with however many ranks the slots are shared. After the slots comes memory that
 all ranks have in common, for what only one of them writes at a time.
 
+Or only one rank needs the sum of a bucket, and makes it alone (`reduce_here`), as soon as all the
+others have told it (`tell`, `heard`) that theirs is written: that may be long before they meet.
+
 The ranks tell each other where they are by messages of a few bytes, over a socket for each pair.
 That is counter, doorbell and lifeline in one: a message orders the memory around it on every
 processor, waiting for one after a short spin costs nothing, and the end of a rank, however it
@@ -17,6 +20,7 @@ nothing of the dead.)
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import socket
@@ -24,7 +28,7 @@ import struct
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NoReturn, Self
 
 import msgspec
@@ -38,8 +42,8 @@ from zenos.core.errors import ConflictError, HandleError, InvalidError, RankErro
 DTYPES: Final = (torch.float32, torch.bfloat16)
 BLOCK_BYTES: Final = 512 * limits.KIB  # summed at once: what was read is still in the cache
 _SLICE_ITEMS: Final = 32  # no two ranks write to one cache line
-_MESSAGE: Final = struct.Struct("<BIQQQ")  # kind, step or rank, offset, bytes, dtype
-_MEET, _LOST, _LEFT = range(3)
+_MESSAGE: Final = struct.Struct("<BIQQQ")  # kind, step or rank, offset or count, bytes, dtype
+_MEET, _LOST, _LEFT, _DONE = range(4)
 
 
 class Seat(msgspec.Struct):
@@ -122,17 +126,22 @@ def seats(ranks: int, bytes_max: int, slots: int | None = None, common: int = 0)
     return made
 
 
+_DONE_BYTE: Final = bytes([_DONE])
 _groups: weakref.WeakSet[Group] = weakref.WeakSet()
 
 
 class _Peer:
-    """The socket to another rank, and what it has said. gone: it has closed the socket."""
+    """The socket to another rank, and what it has said. gone: it has closed the socket.
+
+    done: how much it has told that it has done, since which meeting: what it said last.
+    """
 
     def __init__(self, rank: int, descriptor: int) -> None:
         self.rank = rank
         self.link = socket.socket(fileno=descriptor)
         self.link.setblocking(False)
         self.said: deque[bytes] = deque()
+        self.done = (0, 0)
         self.gone = False
 
     def say(self, message: bytes, end: float) -> bool:
@@ -152,6 +161,20 @@ class _Peer:
             else:
                 return True
 
+    def mention(self, message: bytes) -> None:
+        """Say it if there is room."""
+        try:
+            self.link.send(message)
+        except OSError:
+            return  # there is none, or it has ended, which reading tells
+
+    def done_since(self, step: int) -> float:
+        """How much it has done since that meeting; all, where it is at the next one."""
+        if self.said and self.said[0][0] == _MEET:
+            return math.inf
+        since, count = self.done
+        return count if since == step else 0
+
     def listen(self) -> bool:
         """Take in what has come; whether more can."""
         while not self.gone:
@@ -161,7 +184,10 @@ class _Peer:
                 return True
             except ConnectionResetError:
                 continue  # it has ended without reading all; what it said is still there
-            if message:
+            if message[:1] == _DONE_BYTE:
+                _, since, count, *_ = _MESSAGE.unpack(message)
+                self.done = (since, count)
+            elif message:
                 self.said.append(message)
             self.gone = not message
         return False
@@ -207,6 +233,7 @@ class Group:
         self._taken = dict.fromkeys(self.own, 0)
         _groups.add(self)
         self._step = 0
+        self._met = 0  # the last meeting that is over
         self._open = True
 
     def __enter__(self) -> Self:
@@ -237,18 +264,39 @@ class Group:
         self._taken[slot] = -(-end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         return found
 
+    def tell(self, count: int) -> None:
+        """Tell the others how many things this rank has done since the last meeting, of what all
+        do in the same order. Never waits; who has no room for it hears it with the next."""
+        message = _MESSAGE.pack(_DONE, self._met, count, 0, 0)
+        for peer in self._peers:
+            peer.mention(message)
+
+    def heard(self) -> float:
+        """How many of these all others have done, as far as they have told; inf: all.
+
+        What they wrote for that is seen here from now on, and stays until the next meeting. Who has
+        ended is told there.
+        """
+        self._listen()
+        return min((peer.done_since(self._met) for peer in self._peers), default=math.inf)
+
     def all_reduce(
-        self, bucket: torch.Tensor, *, timeout_s: float = limits.REDUCE_TIMEOUT_S
+        self,
+        bucket: torch.Tensor,
+        *,
+        timeout_s: float = limits.REDUCE_TIMEOUT_S,
+        meanwhile: Callable[[], bool] | None = None,
     ) -> None:
         """Put the sum over all slots into `bucket`, or that part of one, in each of them.
 
         bucket: that of the first of this rank's slots.
         bfloat16 is summed in float32 and rounded once. timeout_s: for each of the two meetings.
+        meanwhile: what this rank can do while it waits for the others; whether it did something.
         InvalidError when the tensor is no contiguous part of a bucket, on this rank alone: the
         others then wait for it.
         """
         offset = self._offset(bucket)
-        self._meet(bucket, offset, timeout_s=timeout_s)
+        self._meet(bucket, offset, timeout_s=timeout_s, meanwhile=meanwhile)
         terms = self._terms(bucket, offset)
         part = -(-bucket.numel() // (self.ranks * _SLICE_ITEMS)) * _SLICE_ITEMS
         begin = min(self.rank * part, bucket.numel())
@@ -259,7 +307,7 @@ class Group:
         """Put the sum over all slots into `bucket`, on this rank alone; the others' terms stay.
 
         The same bits as from `all_reduce`, without a meeting: all terms must be there by one
-        before, and be left alone until one after. InvalidError as there.
+        before, or by what was `heard`, and be left alone until one after. InvalidError as there.
         """
         offset = self._offset(bucket)
         sum_in_order(self._terms(bucket, offset), into=self.own[0])
@@ -278,7 +326,14 @@ class Group:
 
     # -- meeting
 
-    def _meet(self, bucket: torch.Tensor | None, offset: int, *, timeout_s: float) -> None:
+    def _meet(
+        self,
+        bucket: torch.Tensor | None,
+        offset: int,
+        *,
+        timeout_s: float,
+        meanwhile: Callable[[], bool] | None = None,
+    ) -> None:
         """Wait until all ranks are at this step, with the same bucket. RankError."""
         if not self._open:
             raise ConflictError("cannot use a group that was closed, or in which a rank was lost")
@@ -292,18 +347,24 @@ class Group:
             if not peer.say(message, end):
                 self._lose(peer.rank, f"has not come within {timeout_s:g} s")
         while missing := self._missing(message):
+            if meanwhile is not None and meanwhile():
+                continue
             now = time.monotonic()
             if now < spin_end:
                 continue
             if now >= end:
                 self._lose(missing[0], f"has not come within {timeout_s:g} s")
             self._poll.poll(1000 * (end - now))
+        self._met = self._step
 
-    def _missing(self, expected: bytes) -> list[int]:
-        """The ranks that have not said `expected`; forgets it where all have. RankError."""
+    def _listen(self) -> None:
         for peer in self._peers:
             if not peer.gone and not peer.listen():
                 self._poll.unregister(peer.link)
+
+    def _missing(self, expected: bytes) -> list[int]:
+        """The ranks that have not said `expected`; forgets it where all have. RankError."""
+        self._listen()
         for peer in self._peers:
             self._check(peer, expected)
         missing = [peer.rank for peer in self._peers if not peer.said]

@@ -33,7 +33,7 @@ class Alone:
         self.memories.append(torch.full((count,), float("nan")))
         return self.memories[-1]
 
-    def begin(self, bucket: torch.Tensor) -> None:
+    def begin(self, bucket: torch.Tensor, *, own: bool = True) -> None:
         self.begun.append(next(n for n, m in enumerate(self.memories) if m is bucket))
 
     def wait(self, tail: torch.Tensor) -> None:

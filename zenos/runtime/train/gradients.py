@@ -5,16 +5,19 @@ ready first (Li et al., "PyTorch Distributed", 2020). When a parameter's gradien
 hook moves it into its place in a bucket. Buckets are begun in their order, each as soon as it is
 full, so that all ranks do the same in the same order whichever gradient comes first.
 
-Through torch.distributed each is summed while the backward pass goes on, for all ranks. In shared
-memory each rank sums only the gradients that are its own, and updates only their parameters, which
-lie in memory that all have (`common.py`): so a step of the optimiser is shared, too (Rajbhandari et
-al., "ZeRO", 2019). It does so itself after the backward pass: a thread beside that would have no
-core of its own.
+They are summed while the backward pass goes on: through torch.distributed each for all ranks, by
+the backend. In shared memory each rank sums only the gradients that are its own, and updates only
+their parameters, which lie in memory that all have (`common.py`): so a step of the optimiser is
+shared, too (Rajbhandari et al., "ZeRO", 2019). It does so itself, between two parts of its backward
+pass, since a thread beside that would have no core of its own; and only with what the others have
+told it that they have completed, so that it never waits for them. What is left when it meets them,
+because they were behind, is summed while it waits, and after.
 """
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +31,8 @@ from zenos.core.errors import RankError
 from zenos.runtime.reduce import Group, Seat
 
 BUCKET_BYTES: Final = 16 * limits.MIB
+# How often in a step a rank tells the others how far it is, and sums what they all have.
+TURNS: Final = 16
 _ALIGNED_ITEMS: Final = 16  # 64 bytes: no two gradients in one cache line
 _ITEM_BYTES: Final = 4
 
@@ -54,12 +59,15 @@ class Sums(Protocol):
     def own(self, sizes: Sequence[int]) -> list[bool]:
         """Of buckets of these sizes, which this process gets the sums of: of each a process does.
 
-        Only those may be begun.
+        All are begun in that order, also those that others get.
         """
         ...
 
-    def begin(self, bucket: torch.Tensor) -> None:
-        """Begin to sum; it may be done only after `wait`. RankError."""
+    def begin(self, bucket: torch.Tensor, *, own: bool) -> None:
+        """The next bucket is complete here: it may be summed from now on, and is after `wait`.
+
+        own: whether this process gets the sum. RankError.
+        """
         ...
 
     def wait(self, tail: torch.Tensor) -> None:
@@ -86,7 +94,9 @@ class SharedSums:
 
     def __init__(self, seat: Seat) -> None:
         self._group = Group(seat)
-        self._begun: list[torch.Tensor] = []
+        self._waiting: deque[tuple[int, torch.Tensor]] = deque()  # its own; the how manieth
+        self._begun = 0  # in this step
+        self._items = self._untold = 0  # elements of all buckets; of those begun, not told
 
     @property
     def common(self) -> torch.Tensor:
@@ -104,6 +114,7 @@ class SharedSums:
 
     def own(self, sizes: Sequence[int]) -> list[bool]:
         """Its share: the largest first, each to whoever has least."""
+        self._items = sum(sizes)
         found, loads = [False] * len(sizes), [0] * self._group.ranks
         for number in sorted(range(len(sizes)), key=lambda n: (-sizes[n], n)):
             rank = loads.index(min(loads))
@@ -111,16 +122,38 @@ class SharedSums:
             found[number] = rank == self._group.rank
         return found
 
-    def begin(self, bucket: torch.Tensor) -> None:
-        """Remember it: the others' terms may not be there before the meeting."""
-        self._begun.append(bucket)
+    def begin(self, bucket: torch.Tensor, *, own: bool) -> None:
+        """Remember it; and now and then tell the others, and sum what they all have."""
+        self._begun += 1
+        if own:
+            self._waiting.append((self._begun, bucket))
+        self._untold += bucket.numel()
+        if TURNS * self._untold >= self._items:
+            self._untold = 0
+            self._group.tell(self._begun)
+            self._sum_complete()
 
     def wait(self, tail: torch.Tensor) -> None:
-        """Meet, which has a deadline, then sum."""
-        begun, self._begun = self._begun, []
-        self._group.all_reduce(tail)
-        for bucket in begun:
+        """Meet, which has a deadline, and sum what is left.
+
+        Nobody writes to what was begun before the next step, and that begins with meetings that are
+        after all sums: of the norm, or of the optimiser's step.
+        """
+        self._group.all_reduce(tail, meanwhile=self._sum_complete)
+        for _, bucket in self._waiting:
             self._group.reduce_here(bucket)
+        self._waiting.clear()
+        self._begun = self._untold = 0
+
+    def _sum_complete(self) -> bool:
+        """Sum what all ranks have completed; whether there was something."""
+        if not self._waiting:
+            return False
+        everywhere, found = self._group.heard(), False
+        while self._waiting and self._waiting[0][0] <= everywhere:
+            self._group.reduce_here(self._waiting.popleft()[1])
+            found = True
+        return found
 
     def meet(self) -> None:
         """Wait for all, with a deadline."""
@@ -172,7 +205,7 @@ class DistributedSums:
         """All: each process updates its own copy of the model."""
         return [True] * len(sizes)
 
-    def begin(self, bucket: torch.Tensor) -> None:
+    def begin(self, bucket: torch.Tensor, *, own: bool = True) -> None:
         """By a thread of the backend's, or a stream of the GPU."""
         try:
             self._works.append(dist.all_reduce(bucket, async_op=True))
@@ -355,8 +388,7 @@ class Gradients:
             for parameter in bucket.parameters:
                 if not self._has[slot][parameter]:
                     self._places[parameter].views[slot].zero_()
-        if bucket.own:
-            self._sums.begin(bucket.memory[0])
+        self._sums.begin(bucket.memory[0], own=bucket.own)
 
     def _move(self, parameter: torch.nn.Parameter, slot: int) -> None:
         """Into its place, or to what stands there; and give back the memory where it was."""
