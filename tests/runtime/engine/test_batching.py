@@ -10,6 +10,7 @@ import torch
 from tests.runtime.engine.conftest import Answers, Made, answer, ask
 from zenos.core.errors import BusyError, InvalidError
 from zenos.core.limits import CHOICES_MAX
+from zenos.runtime.engine import engine as engine_module
 from zenos.runtime.engine.engine import SEQUENCES_WAITING_MAX
 from zenos.runtime.engine.linear import Linear
 from zenos.runtime.engine.llama import LlamaBackend, split_lengths
@@ -71,6 +72,21 @@ def test_a_long_prompt_in_parts_beside_others(model: Made) -> None:
     vocabulary = model.loaded().vocabulary
     assert answers.text("short") == vocabulary.decode(model.greedy_through(short, 30))
     assert answers.text("long") == vocabulary.decode(model.greedy_through(long, 5))
+
+
+@pytest.mark.parametrize("length", [39, 40, 41, 80, 81, 82, 200])
+def test_a_long_prompt_in_parts_alone(
+    model: Made, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """Then there are steps in which nobody chooses a token."""
+    monkeypatch.setattr(engine_module, "PART_TOKENS_ALONE", 40)
+    prompt = [1 + n * 7 % 300 for n in range(length)]
+    engine = model.engine()
+    found = Answers(engine)
+    ask(engine, "long", prompt, max_tokens=5)
+    found.drain()
+    vocabulary = model.loaded().vocabulary
+    assert found.text("long") == vocabulary.decode(model.greedy_through(prompt, 5))
 
 
 def test_what_prompts_share_is_computed_once(llama: Made) -> None:

@@ -160,7 +160,9 @@ class LlamaBackend:
             longer=longer,
             parts=parts,
         )
-        chosen = None if len(kept) == len(tokens) else torch.tensor(kept, device=self.device)
+        chosen = None
+        if len(kept) != len(tokens):  # perhaps none: of none torch would not make whole numbers
+            chosen = torch.tensor(kept, dtype=torch.long, device=self.device)
         return step, torch.tensor(tokens, device=self.device), chosen
 
     def _project(self, layer: _Layer, x: Tensor, cache: RowCache, step: _Step) -> Tensor:
