@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import tempfile
@@ -387,6 +388,22 @@ def layers(*names: str, **changes: Any) -> Callable[[Path], None]:
     return apply
 
 
+def shaped(name: str, *shape: int) -> Callable[[Path], None]:
+    """One more tensor, of that shape, beside those of a llama of one layer, 2 wide and 3 inside."""
+
+    def apply(directory: Path) -> None:
+        heads = {"num_attention_heads": 1, "head_dim": 4, "num_key_value_heads": 1}
+        says(intermediate_size=3, **heads)(directory)
+        tensors = {
+            "model.embed_tokens.weight": tensor(0, 6, [3, 2], "F8_E4M3"),
+            name: tensor(6, 6 + math.prod(shape), [*shape], "F8_E4M3"),
+        }
+        content = b"x" * (6 + math.prod(shape))
+        (directory / "model.safetensors").write_bytes(pack(tensors, content))
+
+    return apply
+
+
 def typed(dtype: str, name: str) -> Callable[[Path], None]:
     """The header says another dtype of one tensor of `layers()`, as wide as its own."""
 
@@ -430,6 +447,20 @@ REFUSED = [
     (says(num_attention_heads=0), "sets num_attention_heads to 0, and it has to be a whole number"),
     (says(num_attention_heads=3), "hidden states of 2 among 3 attention heads"),
     (says(intermediate_size=7), r"up_proj\.weight has the shape \[3, 2\].* it would be \[7, 2\]"),
+    (
+        shaped("model.layers.0.mlp.down_proj.weight", 3, 2),
+        r"down_proj\.weight has the shape \[3, 2\].* would be \[2, 3\]",
+    ),
+    (
+        shaped("model.layers.0.self_attn.o_proj.weight", 4, 2),
+        r"o_proj\.weight has the shape \[4, 2\].* would be \[2, 4\]",
+    ),
+    (
+        shaped("model.layers.0.input_layernorm.weight", 3),
+        r"input_layernorm\.weight has the shape \[3\].* would be \[2\]",
+    ),
+    (shaped("model.norm.weight", 4), r"model\.norm\.weight has the shape \[4\].* would be \[2\]"),
+    (shaped("lm_head.weight", 2, 3), r"lm_head\.weight has the shape \[2, 3\].* would be \[3, 2\]"),
     (says(hidden_size=10**9), r"has the shape \[3, 2\].* it would be \[3, 1000000000\]"),
     (says(model_type=""), r"its config\.json has no model_type, which says what it is"),
     (says(attention_dropout=2), "sets attention_dropout to 2, and it has to be a number from 0"),

@@ -29,7 +29,12 @@ _EMBEDDING: Final = re.compile(
     r"(embed_tokens|wte|word_embeddings)\.weight$"
 )
 _INNER: Final = re.compile(r"\.\d+\.(mlp\.(gate|up)_proj|intermediate\.dense)\.weight$")
-_HEADS: Final = re.compile(r"\.\d+\.self_attn\.(q|k|v)_proj\.weight$")
+_OUTER: Final = re.compile(r"\.\d+\.(mlp\.down_proj|output\.dense)\.weight$")
+_NORMS: Final = re.compile(
+    r"(\.\d+\.(input|post_attention)_layernorm|^(model\.)?norm)\.weight$"  # as wide as the states
+)
+_OUTPUT: Final = re.compile(r"^lm_head\.weight$")
+_HEADS: Final = re.compile(r"\.\d+\.self_attn\.(q|k|v|o)_proj\.weight$")
 # Those whose heads divide the width where the config doesn't say how wide one is.
 _EVEN_HEADS: Final = frozenset({"llama", "mistral", "qwen2"})
 # Weights are real numbers unless a quantization packs them into integers. Buffers are called
@@ -162,12 +167,15 @@ def _check_embedding(config: Mapping[str, Any], shapes: Shapes) -> None:
             f"{config['model_type']} has; take them and config.json from the same model"
         )
     _check_shapes(_EMBEDDING, shapes, wanted)
+    _check_shapes(_OUTPUT, shapes, wanted)
+    _check_shapes(_NORMS, shapes, wanted[1:])
 
 
 def _check_inner(config: Mapping[str, Any], shapes: Shapes) -> None:
     wanted = (_said(config, "intermediate_size"), _said(config, "hidden_size"))
     if None not in wanted:
         _check_shapes(_INNER, shapes, wanted)
+        _check_shapes(_OUTER, shapes, wanted[::-1])
 
 
 def _check_attention(config: Mapping[str, Any], shapes: Shapes) -> None:
@@ -181,9 +189,10 @@ def _check_attention(config: Mapping[str, Any], shapes: Shapes) -> None:
     shared = _said(config, "num_key_value_heads")
     for name, shape in shapes.items():
         which = _HEADS.search(name)
-        count = None if which is None else heads if which[1] == "q" else shared
-        if count is not None:
-            _check_shape(name, shape, (count * each, width))
+        count = None if which is None else heads if which[1] in "qo" else shared
+        if which is not None and count is not None:
+            wanted = (count * each, width)
+            _check_shape(name, shape, wanted[::-1] if which[1] == "o" else wanted)
 
 
 def _check_shapes(which: re.Pattern[str], shapes: Shapes, wanted: tuple[int | None, ...]) -> None:
