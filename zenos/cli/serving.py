@@ -66,7 +66,10 @@ def serve(
     cpu: Annotated[float, typer.Option(help="Cores for each replica.")] = 1.0,
     gpu: Annotated[float, typer.Option(help="GPUs, or a share, for each replica.")] = 0.0,
     memory: Annotated[
-        str | None, typer.Option(help="Memory of each replica; by default enough for the model.")
+        str | None,
+        typer.Option(
+            help="Memory of each replica; by default enough for the model and one request."
+        ),
     ] = None,
     dtype: Precision = None,
     slots: Annotated[int | None, typer.Option(help="Sequences decoded together.")] = None,

@@ -417,7 +417,10 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     cpu: Annotated[float, about("Cores for each replica.")] = 1.0
     gpu: Annotated[float, about("GPUs for each replica.")] = 0.0
     memory: Annotated[
-        str | None, about("Memory for each replica, such as 4GiB; by default enough for the model.")
+        str | None,
+        about(
+            "Memory for each replica, such as 4GiB; by default enough for the model and one request."
+        ),
     ] = None
     dtype: Annotated[
         DType, about("Arithmetic; auto: bfloat16 where the device has units for it.")

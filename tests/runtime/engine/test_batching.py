@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 
 import pytest
@@ -10,11 +11,13 @@ import torch
 from tests.runtime.engine.conftest import Answers, Made, answer, ask
 from zenos.core.errors import BusyError, InvalidError
 from zenos.core.limits import CHOICES_MAX
+from zenos.core.specs import ServeSpec
 from zenos.runtime.engine import engine as engine_module
 from zenos.runtime.engine.engine import SEQUENCES_WAITING_MAX
 from zenos.runtime.engine.linear import Linear
 from zenos.runtime.engine.llama import LlamaBackend, split_lengths
 from zenos.runtime.engine.rows import common_length
+from zenos.runtime.engine.serve import Loaded
 
 
 def prompts(seed: int, count: int, longest: int) -> list[list[int]]:
@@ -189,6 +192,19 @@ def test_the_memory_bounds_how_many_run_at_once(llama: Made) -> None:
     assert engine.rows_used == 2
     answers.drain()
     assert {answers.finish(str(n)) for n in range(4)} == {"length"}
+
+
+def test_what_the_memory_holds_at_once_is_in_the_log(
+    llama: Made, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    spec = ServeSpec(model="m", deployment="m", dtype="float32", slots=4)
+    Loaded(llama.path, spec)  # without a limit there is nothing to say
+    assert "tokens" not in caplog.text
+    Loaded(llama.path, spec, memory=1)
+    assert (
+        "holds 64 tokens of all sequences together: 0 of at most 512 tokens at once" in caplog.text
+    )
 
 
 def test_a_sequence_that_is_not_a_number_fails_alone(llama: Made) -> None:

@@ -94,6 +94,15 @@ class Loaded:
             backend, self.vocabulary, self.context, self.positions(backend), version
         )
         self._room = self.engine.positions
+        if self._room is not None and self._room < self.slots * self.context:
+            log.info(
+                "its memory holds %d tokens of all sequences together: %d of at most %d tokens at "
+                "once, where it has %d slots; others wait, fewer with more --memory",
+                self._room,
+                self._room // self.context,
+                self.context,
+                self.slots,
+            )
 
     def _backend(self, model: Any) -> Backend:
         if llama.fits(model.config, self.context):
