@@ -67,9 +67,7 @@ def serve(
     gpu: Annotated[float, typer.Option(help="GPUs, or a share, for each replica.")] = 0.0,
     memory: Annotated[
         str | None,
-        typer.Option(
-            help="Memory of each replica; by default enough for the model and one request."
-        ),
+        typer.Option(help="Memory of each replica; by default enough for one request at a time."),
     ] = None,
     dtype: Precision = None,
     slots: Annotated[int | None, typer.Option(help="Sequences decoded together.")] = None,

@@ -419,7 +419,7 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     memory: Annotated[
         str | None,
         about(
-            "Memory for each replica, such as 4GiB; by default enough for the model and one request."
+            "Memory for each replica, such as 4GiB; by default enough for one request at a time."
         ),
     ] = None
     dtype: Annotated[
