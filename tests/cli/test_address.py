@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,12 @@ from zenos.cli import daemon_process
 from zenos.cli.daemon_process import running
 from zenos.cli.errors import NO_DAEMON, REFUSED, USAGE
 from zenos.client import connect
+from zenos.client.address import Address, DaemonFile
+from zenos.client.transport import no_daemon
 from zenos.core.errors import ConflictError, InvalidError
 from zenos.core.holding import holder, write_holder
 from zenos.core.home import Home
+from zenos.core.processes import start_time
 from zenos.core.wording import FieldError
 from zenos.daemon import claim
 
@@ -144,3 +148,18 @@ def test_the_home_of_nobody_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = zenos("status")
     assert ran.code == USAGE
     assert "cannot use the home ~nobody.here/zenos: nobody here is called so" in ran.err
+
+
+def test_of_a_daemon_that_is_just_dying_it_is_said_that_none_runs() -> None:
+    """Its sockets are closed before it is gone."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        daemon = DaemonFile(
+            pid=process.pid, start_time=start_time(process.pid), url="http://127.0.0.1:1"
+        )
+        address = Address(url=daemon.url, token="t", daemon=daemon, home="/home/you/.zenos")
+        refused = OSError(111, "Connection refused")
+        assert "at http://127.0.0.1:1 (" in no_daemon(address, refused).message
+        process.kill()
+        process.wait()
+        says = "cannot reach a daemon: none runs on /home/you/.zenos; start it with 'zenos up'"
+        assert no_daemon(address, refused).message == says

@@ -65,7 +65,7 @@ try:
         Path(gate).touch()
         assert future.result(60) == 7
         assert list(results) == [gate] * 3
-        assert {lane.pid for lane in pool.snapshot().lanes} == pids, "none was replaced"
+        assert {lane.pid for lane in pool.snapshot().lanes} >= pids, "none was replaced"
 except KeyError:
     assert not child
     sys.exit(0)

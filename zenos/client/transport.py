@@ -35,6 +35,7 @@ T = TypeVar("T")
 RETRY_S = 15.0
 PAUSE_S_MIN = 0.05
 PAUSE_S_MAX = 2.0
+GONE_S = 0.2  # for a process that was killed
 CONNECT_TIMEOUT_S = 5.0
 LASTING_S = 1.0  # a stream that was there for so long was no part of an outage
 STREAM_SILENCE_S = 60.0  # events and logs: the daemon's heartbeat is far below this
@@ -247,7 +248,18 @@ def _not_understood(error: Exception) -> UnavailableError:
 
 
 def no_daemon(address: Address, error: Exception | None) -> NoDaemonError:
-    """That nobody answers there."""
+    """That nobody answers there.
+
+    A process that was killed closes its sockets a moment before it is gone: so it is looked at for
+    that long whether the daemon of a home is.
+    """
+    end = time.monotonic() + GONE_S
+    while address.daemon is not None and address.daemon.is_alive and time.monotonic() < end:
+        time.sleep(0.005)
+    if address.daemon is not None and not address.daemon.is_alive:
+        return NoDaemonError(
+            f"cannot reach a daemon: none runs on {address.home}; start it with 'zenos up'"
+        )
     reason = str(error).strip() if error is not None else ""
     shown = f" ({reason})" if reason else ""
     if address.daemon is None and not address.is_loopback:
